@@ -1,0 +1,26 @@
+"""natix_hf: from images and a pretrained ViT to a deployable, calibrated yes/no image classifier.
+
+Importing this package imports neither torch nor transformers; what needs them is loaded at first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from natix_hf import metrics
+    from natix_hf.bundle.load import Bundle, Prediction, load_bundle
+
+__version__ = "0.1.0"
+__all__ = ["Bundle", "Prediction", "__version__", "load_bundle", "metrics"]
+
+_LAZY = {"Bundle": "natix_hf.bundle.load", "Prediction": "natix_hf.bundle.load", "load_bundle": "natix_hf.bundle.load"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name == "metrics":
+        return importlib.import_module("natix_hf.metrics")
+    raise AttributeError(f"module 'natix_hf' has no attribute {name!r}")

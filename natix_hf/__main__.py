@@ -1,0 +1,3 @@
+from natix_hf.cli import main
+
+main()

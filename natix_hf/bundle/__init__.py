@@ -1,0 +1,1 @@
+"""The deployable model: inference, policy, building, loading and verifying."""

@@ -1,0 +1,93 @@
+"""Builds a bundle from an allow-list in an empty folder, reloads it from disk and compares before it is declared done."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from natix_hf.bundle.inference import ImageList, Inference
+from natix_hf.bundle.policy import POLICY, Policy, fold_into, write_policy
+from natix_hf.bundle.verify import BUNDLE_MANIFEST, SCHEMA, is_allowed, require_intact
+from natix_hf.errors import RunError
+from natix_hf.models.classifier import head_of, load_classifier
+from natix_hf.models.preprocess import load_processor
+from natix_hf.provenance.files import atomic_folder, describe_files, file_sha256, list_files, write_json, write_text
+
+WEIGHTS = "model.safetensors"
+# float32 folding moves a logit by rounding only; a wrong weight moves it by far more.
+RELOAD_TOLERANCE = 1e-4
+
+
+def build_bundle(
+    target: Path,
+    candidate: Path,
+    policy: Policy,
+    *,
+    evaluation: dict[str, Any],
+    card: str,
+    model_card: dict[str, Any] | None,
+    plots: Sequence[Path],
+    lineage: dict[str, Any],
+    images: Sequence[Any],
+    expected_logits: np.ndarray,
+) -> Policy:
+    """Writes the bundle of a candidate to `target`, all of it or nothing.
+
+    Args:
+        policy: with `model_sha256` still empty.
+        card: text of README.md. model_card: the subnet's five fields; None: no such file.
+        images: original images to compare on after reloading, with the candidate's stored logits (float64 [n]).
+
+    Returns:
+        The policy with the hash of the folded weights.
+
+    Raises:
+        RunError: the reloaded bundle answers otherwise than the candidate did.
+    """
+    with atomic_folder(target) as folder:
+        model = load_classifier(candidate)
+        fold_into(head_of(model), policy)
+        model.save_pretrained(folder)
+        load_processor(candidate).save_pretrained(folder)
+        policy = replace(policy, model_sha256=file_sha256(folder / WEIGHTS))
+        write_policy(folder / POLICY, policy)
+        write_json(folder / "evaluation.json", evaluation)
+        for plot in plots:
+            (folder / "plots").mkdir(exist_ok=True)
+            shutil.copyfile(plot, folder / "plots" / plot.name)
+        write_text(folder / "README.md", card)
+        if model_card is not None:
+            write_json(folder / "model_card.json", model_card)
+        write_bundle_manifest(folder, lineage)
+        require_intact(folder)
+        _compare_reloaded(folder, policy, images, expected_logits)
+    return policy
+
+
+def write_bundle_manifest(bundle: Path, lineage: dict[str, Any]) -> None:
+    names = [name for name in list_files(bundle) if name != BUNDLE_MANIFEST]
+    strangers = [name for name in names if not is_allowed(name)]
+    if strangers:
+        raise RunError(f"{strangers[0]} is not a file that a bundle may hold")
+    write_json(
+        bundle / BUNDLE_MANIFEST, {"schema": SCHEMA, "files": describe_files(bundle, names), "lineage": lineage}
+    )
+
+
+def _compare_reloaded(bundle: Path, policy: Policy, images: Sequence[Any], expected: np.ndarray) -> None:
+    inference = Inference(bundle)
+    folded = inference.logits(ImageList(images, inference.preprocess))
+    z = policy.unfold(folded)
+    worst = float(np.abs(z - expected).max(initial=0.0))
+    if not worst <= RELOAD_TOLERANCE:
+        raise RunError(
+            f"the reloaded bundle differs from the candidate by {worst:.2e} in the logit: it is not written"
+        )
+    flipped = int(((folded > policy.folded_threshold) != policy.decide(expected)).sum())
+    if flipped:
+        raise RunError(f"the reloaded bundle decides {flipped} of {len(images)} images otherwise: it is not written")

@@ -1,0 +1,100 @@
+"""The model card: a Jinja template filled with the figures of the run, and the subnet's five fields."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from natix_hf.bundle.policy import Policy
+from natix_hf.models.classifier import ID2LABEL
+from natix_hf.resources import resource_folder
+
+_TEMPLATE = "bundle.md.jinja"
+_TOLD_METRICS = (
+    "mcc",
+    "balanced_accuracy",
+    "recall",
+    "specificity",
+    "precision",
+    "auroc",
+    "auprc",
+    "ece",
+    "brier",
+    "nll",
+)
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Everything that the card says; plain values, so that the template decides nothing but wording."""
+
+    # given by the user
+    model_name: str
+    description: str
+    version: str
+    # from the recipe and the splits
+    architecture: str
+    backbone: str
+    adapter: str
+    image_size: int
+    dataset: str
+    counts: dict[str, dict[str, int]]
+    dropped: int
+    # measured
+    evaluation: dict[str, Any]
+    decision: dict[str, Any]
+    policy: Policy
+    training: dict[str, Any]
+    lineage: dict[str, Any]
+
+
+def render_card(facts: CardFacts) -> str:
+    """The text of README.md, with a metadata block that the Hub reads."""
+    metrics = facts.evaluation["as_found"]["metrics"]
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Roadwork or none",
+            dataset_type=facts.dataset.lower().replace(" ", "-"),
+            dataset_name=facts.dataset,
+            dataset_split="test",
+            metric_type=name,
+            metric_name=name.replace("_", " "),
+            metric_value=round(metrics[name], 4),
+        )
+        for name in ("mcc", "balanced_accuracy", "auroc")
+        if metrics[name] is not None
+    ]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["natix_hf", "streetvision", "roadwork", facts.architecture],
+        model_name=facts.model_name,
+        eval_results=results,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(resource_folder("model_cards") / _TEMPLATE),
+        facts=facts,
+        told=_TOLD_METRICS,
+        labels=ID2LABEL,
+    )
+    return str(card)
+
+
+def subnet_model_card(
+    model_name: str, description: str, version: str, submitted_by: str | None
+) -> dict[str, Any] | None:
+    """The five fields of the subnet's `model_card.json`; None without a hotkey, which nobody else can fill in."""
+    if submitted_by is None:
+        return None
+    return {
+        "model_name": model_name,
+        "description": description,
+        "version": version,
+        "submitted_by": submitted_by,
+        "submission_time": int(time.time()),
+    }

@@ -1,0 +1,59 @@
+"""One way to a logit: stored logits of val and test rows and the answers of `predict` come from here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from natix_hf.data.images import open_image
+from natix_hf.models.classifier import load_classifier, logit_difference
+from natix_hf.models.preprocess import Preprocess, load_processor
+
+
+def default_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator if accelerator is not None else torch.device("cpu")
+
+
+class ImageList(Dataset[dict[str, torch.Tensor]]):
+    """Any images (paths, PIL images, uint8 arrays, `datasets` cells) through the preprocessing."""
+
+    def __init__(self, images: Sequence[Any], preprocess: Preprocess) -> None:
+        self.images = images
+        self.preprocess = preprocess
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        image = self.images[index]
+        name = str(image) if isinstance(image, str | Path) else f"image {index}"
+        return {"pixel_values": self.preprocess(open_image(image, name))}
+
+
+class Inference:
+    """A merged model folder in float32, ready to answer. No randomness, no augmentation, no half precision."""
+
+    def __init__(self, folder: Path, device: torch.device | str | None = None) -> None:
+        self.device = torch.device(device) if device is not None else default_device()
+        self.model = load_classifier(folder).eval().to(self.device)
+        self.preprocess = Preprocess(load_processor(folder))
+
+    @torch.inference_mode()
+    def logits(
+        self, dataset: Dataset[Any], batch_size: int = 32, workers: int = 0, label: str | None = None
+    ) -> np.ndarray:
+        """float64 [n], label 1 over label 0, of a dataset that yields `pixel_values`. `label` names a progress bar."""
+        loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
+        parts = [
+            logit_difference(self.model(pixel_values=batch["pixel_values"].to(self.device)).logits.cpu().numpy())
+            for batch in tqdm(loader, desc=label, disable=None if label else True)
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0)

@@ -1,0 +1,115 @@
+"""`load_bundle`: from a folder or the Hub to a model that answers by its policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from natix_hf.bundle.inference import ImageList, Inference
+from natix_hf.bundle.policy import POLICY, read_policy
+from natix_hf.bundle.verify import require_intact
+from natix_hf.errors import UsageError, VerificationError
+from natix_hf.models.classifier import ID2LABEL
+from natix_hf.provenance.files import file_sha256
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer. `probability` is the calibrated P(roadwork); `label` follows the fitted threshold, not .5."""
+
+    probability: float
+    label: str
+    accepted: bool
+    decision: Literal["Roadwork", "None", "abstain"]
+
+
+class Bundle:
+    """A loaded bundle: `policy` says how it decides, `predict` answers."""
+
+    def __init__(self, folder: Path, device: str | None = None) -> None:
+        self.folder = folder
+        self.policy = read_policy(folder / POLICY)
+        if file_sha256(folder / "model.safetensors") != self.policy.model_sha256:
+            raise VerificationError(
+                f"{folder / POLICY} belongs to other weights than model.safetensors: download the bundle again"
+            )
+        self._inference = Inference(folder, device)
+
+    def logits(self, images: Iterable[Any], batch_size: int = 32) -> np.ndarray:
+        """The candidate's z (unfolded), float64 [n]."""
+        listed = _as_list(images)
+        return self.policy.unfold(self._inference.logits(ImageList(listed, self._inference.preprocess), batch_size))
+
+    def predict(self, images: Iterable[Any], batch_size: int = 32) -> list[Prediction]:
+        """Answers for paths, PIL images, uint8 arrays [H, W(, 3)], or a `datasets` image column; one image works too.
+
+        Raises:
+            DataError: an image cannot be read; the line names it.
+        """
+        z = self.logits(images, batch_size)
+        answers = zip(self.policy.probability(z), self.policy.decide(z), strict=True)
+        return [_prediction(float(probability), bool(positive)) for probability, positive in answers]
+
+
+def _prediction(probability: float, positive: bool) -> Prediction:
+    label = ID2LABEL[int(positive)]
+    return Prediction(probability=probability, label=label, accepted=True, decision="Roadwork" if positive else "None")
+
+
+def _as_list(images: Iterable[Any]) -> list[Any]:
+    single = isinstance(images, str | Path | Image.Image | dict) or (
+        isinstance(images, np.ndarray) and images.ndim < 4
+    )
+    return [images] if single else list(images)
+
+
+def load_bundle(
+    path_or_repo_id: str | Path,
+    revision: str | None = None,
+    verify: bool = True,
+    expected: str | None = None,
+    device: str | None = None,
+) -> Bundle:
+    """Loads a bundle from a folder or a Hub repository. Nothing is unpickled and no remote code runs.
+
+    Args:
+        path_or_repo_id: a bundle folder, a run folder (its newest bundle), or `org/name` on the Hub.
+        revision: branch, tag or commit on the Hub.
+        verify: check every file against `bundle_manifest.json` first.
+        expected: sha256 that the manifest itself must have.
+        device: as torch names it; None takes the accelerator if there is one.
+
+    Raises:
+        UsageError: there is no bundle there. VerificationError: a file is not what the manifest says.
+    """
+    folder = find_bundle(path_or_repo_id, revision)
+    if verify:
+        require_intact(folder, expected)
+    return Bundle(folder, device)
+
+
+def find_bundle(path_or_repo_id: str | Path, revision: str | None = None) -> Path:
+    """The folder of a bundle: itself, `phase6_export/bundle` of a run, or a snapshot from the Hub."""
+    path = Path(path_or_repo_id)
+    for folder in (path, path / "phase6_export" / "bundle"):
+        if (folder / POLICY).is_file():
+            return folder
+    if path.exists():
+        raise UsageError(f"{path} is not a bundle: it has no {POLICY}; run phase 6, or name the folder that has one")
+    if str(path_or_repo_id).count("/") != 1:
+        raise UsageError(f"there is no bundle {path_or_repo_id}: name a folder, or a Hub repository as org/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(path_or_repo_id), revision=revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"{path_or_repo_id} is neither a folder here nor to be had from the Hub ({first_line})"
+        ) from None

@@ -1,0 +1,140 @@
+"""The command line. Every heavy import is inside the command that needs it, so that --help answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from natix_hf.errors import NatixError, UsageError
+from natix_hf.reporting import fail, say
+
+app = typer.Typer(
+    help="From images and a pretrained ViT to a deployable, calibrated roadwork classifier.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # rich would double the time that --help takes
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _global_options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """From images and a pretrained ViT to a deployable, calibrated roadwork classifier."""
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A packaged recipe (natix-hf recipes) or a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Override the recipe.")] = None,
+    phases: Annotated[str | None, typer.Option(help="As in 1,2,6, or all; default: those of the recipe.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Continue the run in this folder, or begin one there.")] = None,
+    accelerate_config: Annotated[Path | None, typer.Option(help="Launch training phases with this file.")] = None,
+) -> None:
+    """Run the phases of a recipe; what is current is skipped."""
+    from natix_hf.phases.graph import parse_phases
+    from natix_hf.pipeline import run_recipe
+
+    wanted = parse_phases(phases) if phases is not None else None
+    summarise(run_recipe(recipe, wanted, run_dir, accelerate_config, overrides or []))
+
+
+def summarise(run_dir: Path) -> None:
+    """The closing lines of a run: where the bundle is, how good it is, how to ask it."""
+    bundle = run_dir / "phase6_export" / "bundle"
+    if not (bundle / "bundle_manifest.json").is_file():
+        say(f"done: {run_dir}")
+        return
+    evaluation = json.loads((bundle / "evaluation.json").read_text(encoding="utf-8"))
+    say(f"bundle   {bundle}")
+    for column, title in {"as_found": "as found", "at_target_prior": "at the target prior"}.items():
+        if column in evaluation:
+            low, high = evaluation[column]["intervals"]["mcc"]
+            say(f"test MCC {evaluation[column]['metrics']['mcc']:.3f} [{low:.3f}, {high:.3f}] {title}")
+    groups = evaluation["groups"]
+    few = ", few groups: a wide interval" if groups["few"] else ""
+    say(f"         {evaluation['rows']} test rows in {groups['groups']} groups{few}")
+    say(f"predict  natix-hf predict {bundle} image.jpg")
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with the package."""
+    from natix_hf.recipe import packaged_recipes
+
+    for path in packaged_recipes():
+        first_line = path.read_text(encoding="utf-8").splitlines()[0]
+        say(f"{path.stem:24s} {first_line.lstrip('# ')}")
+
+
+@app.command()
+def verify(
+    reference: Annotated[str, typer.Argument(help="A run folder, a bundle folder or a Hub repository.")],
+) -> None:
+    """Check manifests, checksums, lineage and leaks; exit code 1 if anything is off."""
+    from natix_hf.verify import find_problems
+
+    problems = find_problems(reference)
+    for problem in problems:
+        say(problem)
+    say(f"{reference}: {len(problems)} problems" if problems else f"{reference}: intact")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def predict(
+    bundle: Annotated[str, typer.Argument(help="A bundle folder, a run folder or a Hub repository.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 32,
+) -> None:
+    """Answer for image files."""
+    missing = [path for path in images if not path.is_file()]
+    if missing:
+        raise UsageError(f"{missing[0]}: there is no such file")
+    from dataclasses import asdict
+
+    from natix_hf.bundle.load import load_bundle
+
+    for path, answer in zip(images, load_bundle(bundle, revision=revision).predict(images, batch_size), strict=True):
+        if as_json:
+            say(json.dumps({"image": str(path)} | asdict(answer)))
+        else:
+            say(f"{path}  {answer.decision:8s}  P(Roadwork) {answer.probability:.3f}")
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, devices, memory, disk, the Hub, and what is missing."""
+    from natix_hf.doctor import check
+
+    facts, warnings = check()
+    for fact in facts:
+        say(fact)
+    for warning in warnings:
+        say(f"warning: {warning}")
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point: exit code 0 done, 1 a check or a run failed, 2 bad usage or input."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    try:
+        return app(args=[argument for argument in given if argument != "--debug"], prog_name="natix-hf")
+    except NatixError as error:
+        if debug:
+            raise
+        fail(error)
+    except OSError as error:
+        if debug:
+            raise
+        fail(NatixError(f"{error.strerror or error} {error.filename or ''}".strip() + " (--debug shows where)"))
+    except KeyboardInterrupt:
+        fail(NatixError("interrupted; complete checkpoints stay, the same --run-dir continues"))

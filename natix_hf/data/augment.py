@@ -1,0 +1,93 @@
+"""Augmentation of one training view with PIL and numpy, drawn from one generator: (seed, epoch, row) repeats it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from natix_hf.data.config import AugmentConfig
+
+# ITU-R 601 luma, as in PIL's own conversion to grey.
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+def augment(image: Image.Image, config: AugmentConfig, size: int, rng: np.random.Generator) -> np.ndarray:
+    """One view: rotation, random resized crop, flip, colour, blur, erasing.
+
+    Args:
+        image: RGB, any size.
+        size: px of the square view.
+
+    Returns:
+        float32 [size, size, 3] in 0 to 255.
+    """
+    if config.rotate:
+        image = _rotate(image, float(rng.uniform(-config.rotate, config.rotate)))
+    box = _crop_box(image.width, image.height, config, rng)
+    view = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+    if config.flip and rng.random() < 0.5:
+        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if config.blur and rng.random() < config.blur:
+        view = view.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.1, 2.0)) * size / 224))
+    pixels = np.asarray(view, dtype=np.float32)
+    if config.jitter:
+        pixels = _jitter(pixels, config.jitter, rng)
+    if config.grey and rng.random() < config.grey:
+        pixels = np.repeat((pixels @ _LUMA)[..., None], 3, axis=2)
+    if config.erase and rng.random() < config.erase:
+        pixels = _erase(pixels, rng)
+    return pixels
+
+
+def _rotate(image: Image.Image, degrees: float) -> Image.Image:
+    """Rotates about the centre and cuts to the largest box of the same shape without black corners."""
+    width, height = image.size
+    rotated = image.rotate(degrees, Image.Resampling.BILINEAR)
+    angle = math.radians(abs(degrees) % 180)
+    angle = min(angle, math.pi - angle)
+    long_side, short_side = max(image.size), min(image.size)
+    shrink = 1 / (math.cos(angle) + long_side / short_side * math.sin(angle))
+    inner = (max(1.0, width * shrink), max(1.0, height * shrink))
+    left, top = (width - inner[0]) / 2, (height - inner[1]) / 2
+    return rotated.crop(
+        (
+            math.ceil(left),
+            math.ceil(top),
+            max(math.ceil(left) + 1, int(left + inner[0])),
+            max(math.ceil(top) + 1, int(top + inner[1])),
+        )
+    )
+
+
+def _crop_box(
+    width: int, height: int, config: AugmentConfig, rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    area = width * height * float(rng.uniform(*config.crop_scale))
+    ratio = math.exp(float(rng.uniform(math.log(config.crop_ratio[0]), math.log(config.crop_ratio[1]))))
+    crop_width = min(float(width), math.sqrt(area * ratio))
+    crop_height = min(float(height), math.sqrt(area / ratio))
+    left = float(rng.uniform(0, width - crop_width)) if crop_width < width else 0.0
+    top = float(rng.uniform(0, height - crop_height)) if crop_height < height else 0.0
+    return left, top, left + crop_width, top + crop_height
+
+
+def _jitter(pixels: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    brightness, contrast, saturation = 1 + rng.uniform(-strength, strength, 3).astype(np.float32)
+    grey = (pixels @ _LUMA)[..., None]
+    pixels = grey + (pixels - grey) * saturation
+    mean = float(grey.mean())
+    pixels = (mean + (pixels - mean) * contrast) * brightness
+    return np.clip(pixels, 0, 255, out=pixels)
+
+
+def _erase(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    size = pixels.shape[0]
+    area = size * size * float(rng.uniform(0.02, 0.2))
+    ratio = math.exp(float(rng.uniform(math.log(0.3), math.log(3.3))))
+    width, height = min(size, round(math.sqrt(area * ratio))), min(size, round(math.sqrt(area / ratio)))
+    left, top = int(rng.integers(0, size - width + 1)), int(rng.integers(0, size - height + 1))
+    erased = pixels.copy()
+    erased[top : top + height, left : left + width] = pixels.mean(axis=(0, 1))
+    return erased

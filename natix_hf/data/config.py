@@ -1,0 +1,66 @@
+"""The recipe's `data:` section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from natix_hf.data.synthetic import SyntheticConfig
+from natix_hf.errors import require
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Augmentation of training views; each view is drawn from (seed, epoch, row)."""
+
+    crop_scale: list[float] = field(default_factory=lambda: [0.5, 1.0])  # share of the image's area, least and most
+    crop_ratio: list[float] = field(default_factory=lambda: [0.8, 1.25])  # width over height of the crop
+    flip: bool = True  # mirror half of the views
+    rotate: float = 10.0  # degrees, uniform in plus or minus this
+    jitter: float = 0.3  # brightness, contrast and saturation are each multiplied by 1 plus or minus this
+    grey: float = 0.0  # share of views without colour
+    blur: float = 0.0  # share of views with a Gaussian blur
+    erase: float = 0.0  # share of views with a rectangle (2 % to 20 % of the area) blanked
+
+    def __post_init__(self) -> None:
+        scale, ratio = self.crop_scale, self.crop_ratio
+        require(
+            len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1,
+            "data.augment.crop_scale",
+            scale,
+            "[low, high] in (0, 1]",
+        )
+        require(len(ratio) == 2 and 0 < ratio[0] <= ratio[1], "data.augment.crop_ratio", ratio, "[low, high] above 0")
+        require(0 <= self.rotate <= 180, "data.augment.rotate", self.rotate, "0 to 180 degrees")
+        require(0 <= self.jitter < 1, "data.augment.jitter", self.jitter, "0 <= jitter < 1")
+        for name in ("grey", "blur", "erase"):
+            share = getattr(self, name)
+            require(0 <= share <= 1, f"data.augment.{name}", share, "a share from 0 to 1")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from and how their rows are divided."""
+
+    source: str = "synthetic"  # `synthetic`, a folder (images, parquet, save_to_disk) or a Hub dataset id
+    revision: str | None = None  # of a Hub dataset
+    image_column: str = "image"
+    label_column: str = "label"
+    group_by: str | None = None  # rows with one value of this column never straddle two splits; null: each row alone
+    label_rule: Literal["none", "scene_description"] = "none"  # the validator's: 1 needs a description, 0 has none
+    slices: list[str] = field(default_factory=list)  # columns by whose values phase 6 breaks the test figures down
+    on_overlap: Literal["drop", "error"] = "drop"
+    target_prior: float | None = None  # share of label 1 that the model will meet; null: as found
+    label_noise: float = 0.0  # share of train labels flipped on purpose
+    cache_px: int = 256  # short side of the decode-once training cache; smaller images are kept as they are
+    seed: int = 0
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+    def __post_init__(self) -> None:
+        prior = self.target_prior
+        require(bool(self.source.strip()), "data.source", self.source, "synthetic, a folder or a Hub dataset id")
+        require(prior is None or 0 < prior < 1, "data.target_prior", prior, "a share between 0 and 1, or null")
+        require(0 <= self.label_noise < 0.5, "data.label_noise", self.label_noise, "a share from 0 to below 0.5")
+        require(self.cache_px >= 1, "data.cache_px", self.cache_px, "at least 1")
+        require(self.seed >= 0, "data.seed", self.seed, "at least 0")

@@ -1,0 +1,99 @@
+"""Rows by role: what a phase gets to read, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from natix_hf.data.config import DataConfig
+from natix_hf.data.decode import decode_once
+from natix_hf.data.sources import SourceRows, load_source
+from natix_hf.data.splits import Splits, make_splits
+from natix_hf.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one role, aligned: ids, labels int64 [n], groups, the source's columns and the decoded copies."""
+
+    role: str
+    ids: list[str]
+    labels: np.ndarray
+    groups: np.ndarray
+    source: Dataset
+    decoded: Dataset
+    image_column: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def images(self) -> Iterable[Image.Image]:
+        """The original images, decoded one at a time."""
+        from natix_hf.data.images import describe_cell, open_image
+
+        for row_id, cell in zip(self.ids, self.source[self.image_column], strict=True):
+            yield open_image(cell, describe_cell(cell, row_id))
+
+    def column(self, name: str) -> list[Any]:
+        return list(self.source[name])
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A loaded source with its splits."""
+
+    config: DataConfig
+    rows: SourceRows
+    decoded: Dataset
+    splits: Splits
+
+    def role(self, role: str) -> Rows:
+        at = self.splits.positions(role)
+        index_of = {row_id: i for i, row_id in enumerate(self.rows.ids)}
+        ids = [self.splits.ids[i] for i in at]
+        indices = [index_of[row_id] for row_id in ids]
+        return Rows(
+            role=role,
+            ids=ids,
+            labels=np.asarray([self.splits.labels[i] for i in at], dtype=np.int64),
+            groups=np.asarray([self.splits.groups[i] for i in at]),
+            source=self.rows.dataset.select(indices),
+            decoded=self.decoded.select(indices),
+            image_column=self.config.image_column,
+        )
+
+
+def load_image_data(config: DataConfig, splits: Splits | None = None) -> ImageData:
+    """Loads the source, decodes every image once, and divides the rows unless `splits` are given.
+
+    Raises:
+        DataError: as `load_source`, `decode_once` and `make_splits` say, or the source lacks a row of `splits`.
+    """
+    rows = load_source(config)
+    decoded = decode_once(rows.dataset, rows.ids, config.image_column, config.cache_px)
+    if splits is None:
+        splits = make_splits(
+            rows.ids,
+            rows.labels,
+            rows.groups,
+            list(decoded["sha256"]),
+            rows.official_test,
+            rows.left_out,
+            seed=config.seed,
+            on_overlap=config.on_overlap,
+            label_noise=config.label_noise,
+        )
+    else:
+        missing = set(splits.ids) - set(rows.ids)
+        if missing:
+            raise DataError(
+                f"{config.source} lacks row {min(missing)} of splits.json: the source changed, begin a new run"
+            )
+    return ImageData(config, rows, decoded, splits)

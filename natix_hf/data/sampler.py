@@ -1,0 +1,48 @@
+"""The order of training rows: a function of (seed, epoch) alone, equal on every rank and after a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Yields `(epoch, row)` pairs, so that a persistent worker knows the epoch that its augmentation is drawn from.
+
+    Args:
+        labels: int64 [n], 0 or 1.
+        seed: of the order.
+        target_prior: share of label 1 in an epoch; rows of the rarer side come back, none twice before all once.
+            None: every row once.
+    """
+
+    def __init__(self, labels: np.ndarray, seed: int, target_prior: float | None = None) -> None:
+        self.labels = labels
+        self.seed = seed
+        self.target_prior = target_prior
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        rows = np.arange(len(self.labels))
+        if self.target_prior is not None:
+            n_positive = round(self.target_prior * len(rows))
+            positive = _cycle(np.flatnonzero(self.labels == 1), n_positive, rng)
+            negative = _cycle(np.flatnonzero(self.labels == 0), len(rows) - n_positive, rng)
+            rows = np.concatenate([positive, negative])
+        for row in rng.permutation(rows):
+            yield self.epoch, int(row)
+
+
+def _cycle(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` rows, in random order, none twice before all once."""
+    passes = -(-count // len(rows))
+    return np.concatenate([rng.permutation(rows) for _ in range(passes)] or [rows[:0]])[:count]

@@ -1,0 +1,133 @@
+"""From `data.source` to rows: the synthetic scenes, a folder, or a dataset on the Hub, all through `datasets`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from natix_hf.data.config import DataConfig
+from natix_hf.data.synthetic import build_synthetic
+from natix_hf.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TEST_SPLIT = "test"
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """All rows of a source, in its own order.
+
+    `dataset` has an undecoded image column; `ids` are `<source split>/<index>`; `labels` int64 [n]; `groups` are
+    strings, None where the row is its own group; `official_test` bool [n]; `left_out` maps ids that the label rule
+    refuses to the reason.
+    """
+
+    dataset: Dataset
+    ids: list[str]
+    labels: np.ndarray
+    groups: list[str | None]
+    official_test: np.ndarray
+    left_out: dict[str, str]
+
+
+def load_source(config: DataConfig) -> SourceRows:
+    """Loads the source and checks its columns.
+
+    Raises:
+        DataError: no such source, no rows, a missing column, or labels other than 0 and 1.
+    """
+    from datasets import Image, concatenate_datasets
+
+    splits = _load_splits(config)
+    wanted = [
+        config.image_column,
+        config.label_column,
+        *([config.group_by] if config.group_by else []),
+        *config.slices,
+    ]
+    if config.label_rule == "scene_description":
+        wanted.append("scene_description")
+    for name, split in splits.items():
+        missing = [column for column in wanted if column not in split.column_names]
+        if missing:
+            has = ", ".join(split.column_names)
+            raise DataError(
+                f"{config.source} split {name!r} has no column {missing[0]!r}: it has {has}; set data.*_column, group_by or slices"
+            )
+    dataset = concatenate_datasets(list(splits.values())) if len(splits) > 1 else next(iter(splits.values()))
+    if len(dataset) == 0:
+        raise DataError(f"{config.source} has no rows")
+    if not isinstance(dataset.features[config.image_column], Image):
+        try:
+            dataset = dataset.cast_column(config.image_column, Image())
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"column {config.image_column!r} of {config.source} does not hold images ({error})"
+            ) from None
+    dataset = dataset.cast_column(config.image_column, Image(decode=False))
+    ids = [f"{name}/{index}" for name, split in splits.items() for index in range(len(split))]
+    official_test = np.repeat([name == TEST_SPLIT for name in splits], [len(split) for split in splits.values()])
+    if official_test.all():  # a source of nothing but a test split is simply a source
+        official_test[:] = False
+    return SourceRows(
+        dataset=dataset,
+        ids=ids,
+        labels=_labels(dataset, ids, config),
+        groups=[None if g is None else str(g) for g in dataset[config.group_by]]
+        if config.group_by
+        else [None] * len(ids),
+        official_test=official_test,
+        left_out=_apply_label_rule(dataset, ids, config) if config.label_rule == "scene_description" else {},
+    )
+
+
+def _load_splits(config: DataConfig) -> dict[str, Dataset]:
+    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+    from datasets.exceptions import DatasetNotFoundError
+
+    if config.source == "synthetic":
+        return {"train": build_synthetic(config.synthetic)}
+    folder = Path(config.source)
+    looks_like_path = (
+        config.source.startswith((".", "/", "~")) or "\\" in config.source or config.source.count("/") > 1
+    )
+    if not folder.is_dir() and (looks_like_path or "/" not in config.source):
+        raise DataError(
+            f"data.source: there is no folder {config.source} (seen from {Path.cwd()}): set data.source=FOLDER"
+        )
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            loaded: Any = load_from_disk(str(folder))
+        else:
+            loaded = load_dataset(config.source, revision=None if folder.is_dir() else config.revision)
+    except DatasetNotFoundError as error:
+        raise DataError(
+            f"data.source: no dataset {config.source!r} on the Hub, or no right to read it ({error})"
+        ) from None
+    except (OSError, ValueError, ConnectionError, RuntimeError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"data.source: {config.source} cannot be loaded by `datasets` ({first_line})") from None
+    return {"train": loaded} if isinstance(loaded, Dataset) else dict(DatasetDict(loaded))
+
+
+def _labels(dataset: Dataset, ids: list[str], config: DataConfig) -> np.ndarray:
+    values = dataset[config.label_column][:]
+    for row_id, value in zip(ids, values, strict=True):
+        if not isinstance(value, int) or value not in (0, 1):
+            raise DataError(f"row {row_id} of {config.source} has label {value!r}: labels must be 0 or 1")
+    return np.asarray(values, dtype=np.int64)
+
+
+def _apply_label_rule(dataset: Dataset, ids: list[str], config: DataConfig) -> dict[str, str]:
+    """The validator's rule: label 1 counts with a scene description only, label 0 without one only."""
+    refused = {}
+    columns = zip(ids, dataset[config.label_column][:], dataset["scene_description"][:], strict=True)
+    for row_id, label, description in columns:
+        if bool(label) != bool((description or "").strip()):
+            refused[row_id] = "label 1 without a scene description" if label else "label 0 with a scene description"
+    return refused

@@ -1,0 +1,228 @@
+"""Group-aware, stratified, seeded splits, and what overlaps between them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from natix_hf.errors import DataError, VerificationError
+from natix_hf.provenance.files import read_json, write_json
+
+# From the least protected to the most: an overlapping row leaves the less protected side.
+ROLES = ("train", "val_select", "val_calib", "test")
+_SHARES = {"train": 0.60, "val_select": 0.15, "val_calib": 0.15, "test": 0.10}
+_SHARES_WITH_OFFICIAL_TEST = {"train": 0.65, "val_select": 0.175, "val_calib": 0.175}
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Splits:
+    """One entry a kept row, in the source's order: id, role, group, label (as used) and digest of the pixels.
+
+    `dropped` lists what was left out: `{"id", "role", "reason"}`.
+    """
+
+    ids: list[str]
+    roles: list[str]
+    groups: list[str]
+    labels: list[int]
+    sha256: list[str]
+    dropped: list[dict[str, str]] = field(default_factory=list)
+
+    def positions(self, role: str) -> np.ndarray:
+        """int64 positions of a role's rows in these lists."""
+        return np.flatnonzero(np.asarray(self.roles) == role)
+
+    def ids_of(self, role: str) -> list[str]:
+        return [self.ids[i] for i in self.positions(role)]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Rows, label-1 rows and groups (all, and those with a label-1 row) of every role."""
+        result = {}
+        for role in ROLES:
+            at = self.positions(role)
+            positive = [i for i in at if self.labels[i] == 1]
+            result[role] = {
+                "rows": len(at),
+                "positive_rows": len(positive),
+                "groups": len({self.groups[i] for i in at}),
+                "positive_groups": len({self.groups[i] for i in positive}),
+            }
+        return result
+
+
+def make_splits(
+    ids: Sequence[str],
+    labels: np.ndarray,
+    groups: Sequence[str | None],
+    sha256: Sequence[str],
+    official_test: np.ndarray,
+    left_out: dict[str, str],
+    seed: int,
+    on_overlap: Literal["drop", "error"],
+    label_noise: float = 0.0,
+) -> Splits:
+    """Divides rows by group: 60/15/15/10 of the groups of each class, or 65/17.5/17.5 beside an official test split.
+
+    The order of the rows does not matter: groups are sorted before they are shuffled.
+
+    Args:
+        labels: int64 [n]. official_test: bool [n], rows of the source's own test split.
+        left_out: ids that the label rule refuses, with the reason.
+        on_overlap: what to do with a group or a picture that appears in two roles.
+        label_noise: share of train labels to flip.
+
+    Raises:
+        DataError: overlap with `on_overlap="error"`, or a role without rows of both classes.
+    """
+    # A row without a group is its own; the prefix keeps it apart from a group that happens to be called like an id.
+    own_groups = [f"group:{g}" if g is not None else f"row:{row_id}" for row_id, g in zip(ids, groups, strict=True)]
+    kept = np.array([row_id not in left_out for row_id in ids])
+    roles = np.where(official_test, "test", "").astype(object)
+    dividing = np.flatnonzero(kept & ~official_test)
+    shares = _SHARES_WITH_OFFICIAL_TEST if official_test.any() else _SHARES
+    role_of_group = _divide_groups([own_groups[i] for i in dividing], labels[dividing], shares, seed)
+    for i in dividing:
+        roles[i] = role_of_group[own_groups[i]]
+    dropped = [
+        {"id": row_id, "role": str(roles[i]), "reason": left_out[row_id]}
+        for i, row_id in enumerate(ids)
+        if not kept[i]
+    ]
+    overlaps = _overlaps(np.flatnonzero(kept), ids, roles, own_groups, sha256)
+    if overlaps and on_overlap == "error":
+        i, reason = next(iter(overlaps.items()))
+        raise DataError(
+            f"{len(overlaps)} rows overlap between splits, the first is {ids[i]} ({reason}): data.on_overlap=drop leaves them out"
+        )
+    for i, reason in overlaps.items():
+        kept[i] = False
+        dropped.append({"id": ids[i], "role": str(roles[i]), "reason": reason})
+    at = np.flatnonzero(kept)
+    used_labels = _flip_train_labels(
+        labels, np.array([i for i in at if roles[i] == "train"], dtype=np.int64), label_noise, seed
+    )
+    splits = Splits(
+        ids=[ids[i] for i in at],
+        roles=[str(roles[i]) for i in at],
+        groups=[own_groups[i] for i in at],
+        labels=[int(used_labels[i]) for i in at],
+        sha256=[sha256[i] for i in at],
+        dropped=dropped,
+    )
+    _require_both_classes(splits)
+    return splits
+
+
+def _divide_groups(groups: list[str], labels: np.ndarray, shares: dict[str, float], seed: int) -> dict[str, str]:
+    """Role of each group. A group's class is that of most of its rows; each class is divided by largest remainder."""
+    votes: dict[str, list[int]] = defaultdict(list)
+    for group, label in zip(groups, labels, strict=True):
+        votes[group].append(int(label))
+    role_of_group = {}
+    for label in (0, 1):
+        members = sorted(group for group, seen in votes.items() if (2 * sum(seen) >= len(seen)) == bool(label))
+        order = np.random.default_rng([seed, label]).permutation(len(members))
+        exact = {role: share * len(members) for role, share in shares.items()}
+        sizes = {role: int(size) for role, size in exact.items()}
+        by_remainder = sorted(shares, key=lambda role: sizes[role] - exact[role])
+        for role in by_remainder[: len(members) - sum(sizes.values())]:
+            sizes[role] += 1
+        start = 0
+        for role, size in sizes.items():
+            role_of_group.update({members[i]: role for i in order[start : start + size]})
+            start += size
+    return role_of_group
+
+
+def _overlaps(
+    at: np.ndarray, ids: Sequence[str], roles: np.ndarray, groups: Sequence[str], sha256: Sequence[str]
+) -> dict[int, str]:
+    """Rows that must leave because their group or their picture is in a more protected role, with the reason."""
+    reasons: dict[int, str] = {}
+    for what, keys in (("group", groups), ("picture", sha256)):
+        strictest: dict[str, int] = {}
+        for i in at:
+            if i not in reasons:
+                best = strictest.setdefault(keys[i], i)
+                if ROLES.index(roles[i]) > ROLES.index(roles[best]):
+                    strictest[keys[i]] = i
+        for i in at:
+            other = strictest.get(keys[i], i)
+            if i not in reasons and ROLES.index(roles[i]) < ROLES.index(roles[other]):
+                reasons[int(i)] = f"the same {what} is in {roles[other]} as row {ids[other]}"
+    return reasons
+
+
+def _flip_train_labels(labels: np.ndarray, train: np.ndarray, share: float, seed: int) -> np.ndarray:
+    flipped = labels.copy()
+    chosen = np.random.default_rng([seed, 2]).permutation(train)[: round(share * len(train))]
+    flipped[chosen] = 1 - flipped[chosen]
+    return flipped
+
+
+def _require_both_classes(splits: Splits) -> None:
+    for role, count in splits.counts().items():
+        if count["rows"] == 0:
+            raise DataError(
+                f"no rows are left for {role}: the source has too few groups ({_group_total(splits)}) to divide"
+            )
+        if count["positive_rows"] in (0, count["rows"]):
+            missing = 1 if count["positive_rows"] == 0 else 0
+            raise DataError(
+                f"{role} has no row with label {missing}: the source has too few groups of that class to divide"
+            )
+
+
+def _group_total(splits: Splits) -> int:
+    return len(set(splits.groups))
+
+
+def write_splits(path: Path, splits: Splits) -> None:
+    columns = ("ids", "roles", "groups", "labels", "sha256", "dropped")
+    summary = {"schema": SCHEMA, "counts": splits.counts(), "dropped_reasons": dict(_kinds(splits.dropped))}
+    write_json(path, summary | {name: getattr(splits, name) for name in columns})
+
+
+def _kinds(dropped: list[dict[str, str]]) -> Counter[str]:
+    return Counter(row["reason"].split(" as row ")[0] for row in dropped)
+
+
+def read_splits(path: Path) -> Splits:
+    """Reads `splits.json`.
+
+    Raises:
+        VerificationError: it is missing, damaged, or of another schema.
+    """
+    content: Any = read_json(path)
+    columns = ("ids", "roles", "groups", "labels", "sha256")
+    if (
+        not isinstance(content, dict)
+        or content.get("schema") != SCHEMA
+        or not all(isinstance(content.get(c), list) for c in columns)
+    ):
+        raise VerificationError(f"{path} is not a splits file of schema {SCHEMA}: it was damaged after it was written")
+    if len({len(content[c]) for c in columns}) != 1 or not set(content["roles"]) <= set(ROLES):
+        raise VerificationError(f"{path} has columns that do not fit together: it was damaged after it was written")
+    return Splits(**{c: content[c] for c in columns}, dropped=content.get("dropped", []))
+
+
+def leaks_between_roles(splits: Splits) -> list[str]:
+    """One line for every row id, group or picture that stands in two roles; empty if there is none."""
+    found = []
+    for what, keys in (("row", splits.ids), ("group", splits.groups), ("picture", splits.sha256)):
+        first: dict[str, int] = {}
+        for i, key in enumerate(keys):
+            j = first.setdefault(key, i)
+            if what == "row" and j != i:
+                found.append(f"row {key} is listed twice, in {splits.roles[j]} and {splits.roles[i]}")
+            elif splits.roles[j] != splits.roles[i]:
+                found.append(
+                    f"{what} {key} is in {splits.roles[j]} (row {splits.ids[j]}) and in {splits.roles[i]} (row {splits.ids[i]})"
+                )
+    return found

@@ -1,0 +1,41 @@
+"""The errors that a person reads: one line each, with the exit code of the command line."""
+
+from __future__ import annotations
+
+
+class NatixError(Exception):
+    """Base of every error that this package raises on purpose. Its text is one line: what, where, what to do."""
+
+    exit_code = 1
+
+
+class UsageError(NatixError):
+    """Bad usage, a bad recipe or bad input, found before any work began."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe that cannot be read, or a key or value in it that cannot be right."""
+
+
+class DataError(UsageError):
+    """A data source that is missing, empty, or not what the recipe says it is."""
+
+
+class LeakageError(NatixError):
+    """A phase asked for rows of a role that it must not read, or rows of one role appear in another."""
+
+
+class RunError(NatixError):
+    """A phase could not finish. No manifest was written; complete checkpoints stay."""
+
+
+class VerificationError(NatixError):
+    """A file, manifest or bundle is not what its checksums say."""
+
+
+def require(holds: bool, key: str, value: object, allowed: str) -> None:
+    """Raises `RecipeError` naming the key, its value and what is allowed, unless `holds`."""
+    if not holds:
+        raise RecipeError(f"{key} is {value!r}: allowed is {allowed}")

@@ -1,0 +1,5 @@
+"""Vision transformers: loading, preprocessing, features. Importing this registers the DINOv3 head with transformers."""
+
+from natix_hf.models.dinov3 import DINOv3ViTForImageClassification
+
+__all__ = ["DINOv3ViTForImageClassification"]

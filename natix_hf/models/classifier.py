@@ -1,0 +1,178 @@
+"""A yes/no classifier from a Hub id, a folder, or a config: `build_classifier`; back from disk: `load_classifier`."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+
+from natix_hf.errors import RecipeError, UsageError, VerificationError
+from natix_hf.models.config import ModelConfig
+from natix_hf.resources import resource_folder
+
+ID2LABEL = {0: "None", 1: "Roadwork"}
+ARCHITECTURES = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
+# These fix the number of position embeddings at the image size of their config; the others interpolate.
+_FIXED_IMAGE_SIZE = ("vit",)
+PACKAGED_PREFIX = "packaged:"
+
+
+def build_classifier(config: ModelConfig, seed: int) -> PreTrainedModel:
+    """The stock backbone with a fresh two-label head, in float32.
+
+    Args:
+        seed: of every weight that is not loaded (the head, or the whole model without a backbone).
+
+    Raises:
+        RecipeError: an unknown field in `model.config`, an unsupported architecture, or an image size that the
+            architecture or its patches cannot take.
+        UsageError: no such backbone.
+    """
+    architecture = _architecture(config)
+    torch.manual_seed(seed)
+    if config.backbone is None:
+        model = AutoModelForImageClassification.from_config(architecture, dtype=torch.float32)
+    else:
+        model = _from_backbone(config, architecture)
+    return model
+
+
+def resolve_backbone(backbone: str) -> str:
+    """`packaged:NAME` becomes the folder that comes with the package; anything else stays as it is."""
+    if not backbone.startswith(PACKAGED_PREFIX):
+        return backbone
+    folder = resource_folder("recipes") / "backbones" / backbone.removeprefix(PACKAGED_PREFIX)
+    if not folder.is_dir():
+        known = sorted(p.name for p in folder.parent.iterdir() if p.is_dir())
+        raise RecipeError(f"model.backbone: no packaged backbone {folder.name!r}, there is {', '.join(known)}")
+    return str(folder)
+
+
+def load_classifier(folder: Path) -> PreTrainedModel:
+    """Loads a merged candidate or bundle in float32, every tensor of it and no other.
+
+    Raises:
+        VerificationError: a tensor is missing, left over or of another shape.
+    """
+    return load_strictly(AutoModelForImageClassification, folder)
+
+
+def load_strictly(model_class: Any, folder: Path) -> PreTrainedModel:
+    """`from_pretrained` of a local folder that refuses missing, unexpected or misshapen tensors."""
+    try:
+        model, info = model_class.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise VerificationError(f"{folder} cannot be loaded as a model: {_first_line(error)}") from None
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info.get(kind):
+            example = sorted(str(key) for key in info[kind])[0]
+            raise VerificationError(
+                f"{folder}: {len(info[kind])} {kind.replace('_', ' ')}, as {example}: the weights do not fit"
+            )
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def head_of(model: nn.Module) -> nn.Linear:
+    """The classifier layer; every supported architecture calls it `classifier`."""
+    head = model.get_submodule("classifier")
+    if not isinstance(head, nn.Linear):
+        raise RecipeError(f"the head of {type(model).__name__} is a {type(head).__name__}, not a linear layer")
+    return head
+
+
+def logit_difference(logits: np.ndarray) -> np.ndarray:
+    """The score z of every threshold here: float64 [n], label 1 over label 0, from logits [n, 2]."""
+    return logits[:, 1].astype(np.float64) - logits[:, 0].astype(np.float64)
+
+
+def _architecture(config: ModelConfig) -> PreTrainedConfig:
+    fields = {"num_labels": 2, "id2label": ID2LABEL, "label2id": {name: i for i, name in ID2LABEL.items()}}
+    if config.backbone is None:
+        given = {key: value for key, value in config.config.items() if key != "model_type"}
+        model_type = config.config["model_type"]
+        if model_type not in ARCHITECTURES:
+            raise RecipeError(f"model.config.model_type is {model_type!r}: supported is {' | '.join(ARCHITECTURES)}")
+        _check_fields(AutoConfig.for_model(model_type), given)
+        architecture = AutoConfig.for_model(model_type, **({"image_size": config.image_size} | given | fields))
+    else:
+        source = resolve_backbone(config.backbone)
+        try:
+            architecture = AutoConfig.from_pretrained(source, revision=config.revision)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"model.backbone: {config.backbone} is neither a model folder nor on the Hub ({_first_line(error)})"
+            ) from None
+        if architecture.model_type not in ARCHITECTURES:
+            raise RecipeError(
+                f"model.backbone {config.backbone} is a {architecture.model_type!r}: supported is {' | '.join(ARCHITECTURES)}"
+            )
+        _check_fields(architecture, config.config)
+        for key, value in (config.config | fields).items():
+            setattr(architecture, key, value)
+    _check_image_size(architecture, config.image_size)
+    return architecture
+
+
+def _check_fields(architecture: PreTrainedConfig, given: dict[str, Any]) -> None:
+    known = architecture.to_dict()
+    for key in given:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f", did you mean {close[0]!r}?" if close else ""
+            raise RecipeError(f"unknown key model.config.{key} for a {architecture.model_type}{hint}")
+
+
+def _check_image_size(architecture: PreTrainedConfig, image_size: int) -> None:
+    patch = architecture.patch_size
+    if image_size % patch:
+        below = image_size // patch * patch
+        raise RecipeError(
+            f"model.image_size {image_size} is not a multiple of the patch size {patch}: use {max(below, patch)} or {below + patch}"
+        )
+    if architecture.model_type in _FIXED_IMAGE_SIZE and architecture.image_size != image_size:
+        raise RecipeError(
+            f"model.image_size {image_size}: this {architecture.model_type} was made for {architecture.image_size}, set that"
+        )
+
+
+def _from_backbone(config: ModelConfig, architecture: PreTrainedConfig) -> PreTrainedModel:
+    source = resolve_backbone(str(config.backbone))
+    try:
+        model, info = AutoModelForImageClassification.from_pretrained(
+            source,
+            config=architecture,
+            revision=config.revision,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"model.backbone: {config.backbone} cannot be loaded ({_first_line(error)})") from None
+    loaded: PreTrainedModel = model
+    fresh = {str(key) for key in info["missing_keys"]} | {str(key[0]) for key in info["mismatched_keys"]}
+    lost = sorted(key for key in fresh if not key.startswith("classifier."))
+    if lost:
+        raise UsageError(
+            f"model.backbone: {config.backbone} lacks {len(lost)} tensors of its own architecture, as {lost[0]}"
+        )
+    _reset_head(head_of(loaded), architecture.initializer_range)
+    return loaded
+
+
+def _reset_head(head: nn.Linear, std: float) -> None:
+    """A fresh head even where the backbone's folder held one: two labels of another question are not a start."""
+    nn.init.trunc_normal_(head.weight, std=std)
+    nn.init.zeros_(head.bias)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,92 @@
+"""Frozen-backbone features: the input of the classifier layer, computed once and kept in a memory-mapped file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.constants import HF_HOME
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from natix_hf.models.classifier import head_of
+from natix_hf.provenance.files import atomic_file, json_sha256
+
+View = tuple[Dataset[Any], Sequence[Any]]
+
+
+class Head(nn.Module):
+    """The classifier layer alone. `features` float [n, d] -> {"logits": float [n, 2]}."""
+
+    def __init__(self, classifier: nn.Linear) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.classifier(features)}
+
+
+def cache_folder() -> Path:
+    """Where derived data of several runs lies: beside the Hub's own cache, so that one variable (HF_HOME) moves both."""
+    return Path(os.environ.get("NATIX_HF_CACHE", Path(HF_HOME) / "natix_hf"))
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Hash of every tensor of a model but the classifier layer's."""
+    facts = []
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith("classifier."):
+            values = tensor.detach().cpu().contiguous()
+            digest = hashlib.sha256(values.reshape(-1).view(torch.uint8).numpy()).hexdigest()
+            facts.append([name, str(values.dtype), list(values.shape), digest])
+    return json_sha256(facts)
+
+
+def cached_features(
+    model: PreTrainedModel, views: list[View], key: Any, batch_size: int, workers: int, device: torch.device
+) -> np.ndarray:
+    """The input of the classifier layer for every view of every row: one forward pass per (weights, rows, view), ever.
+
+    Args:
+        views: `(dataset, keys)` pairs with equally many keys n; `dataset[key]` yields `pixel_values`.
+        key: what the features depend on beside the weights (rows, processor, augmentation), as plain JSON values.
+
+    Returns:
+        float32 [views, n, d], memory-mapped.
+    """
+    path = cache_folder() / "features" / f"{json_sha256([weights_sha256(model), key])}.npy"
+    if not path.is_file():
+        with atomic_file(path) as temporary:
+            _compute(model.to(device).eval(), views, temporary, batch_size, workers, device)
+    cached: np.ndarray = np.load(path, mmap_mode="r")
+    return cached
+
+
+def _compute(
+    model: PreTrainedModel, views: list[View], path: Path, batch_size: int, workers: int, device: torch.device
+) -> None:
+    head = head_of(model)
+    shape = (len(views), len(views[0][1]), head.in_features)
+    features = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    captured: list[torch.Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
+    try:
+        with torch.inference_mode():
+            for number, (dataset, keys) in enumerate(views):
+                loader = DataLoader(dataset, sampler=keys, batch_size=batch_size, num_workers=workers)
+                start = 0
+                for batch in tqdm(loader, desc=f"features, view {number + 1} of {len(views)}", disable=None):
+                    model(pixel_values=batch["pixel_values"].to(device))
+                    values = captured.pop().float().cpu().numpy()
+                    features[number, start : start + len(values)] = values
+                    start += len(values)
+    finally:
+        hook.remove()
+    features.flush()

@@ -1,0 +1,64 @@
+"""The one preprocessing of deployment: the image processor that is saved with the model.
+
+Every candidate carries a `BitImageProcessor`: short side to the model's size, centre square, rescale, normalise. It
+exists, slow and without torchvision, in every transformers from 4.45 on, so the official miner's pipeline and ours
+compute the same pixels, and an image of the model's own size is neither cropped nor resized.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, BitImageProcessorPil
+
+from natix_hf.data.images import tame_aspect, to_rgb
+from natix_hf.models.classifier import resolve_backbone
+from natix_hf.models.config import ModelConfig
+
+_IMAGENET_MEAN = [0.485, 0.456, 0.406]
+_IMAGENET_STD = [0.229, 0.224, 0.225]
+
+
+def make_processor(config: ModelConfig) -> BitImageProcessorPil:
+    """The processor of a candidate: the backbone's own mean and standard deviation (ImageNet's where it has none)."""
+    mean, std = _normalisation(config)
+    size = config.image_size
+    return BitImageProcessorPil(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        resample=Image.Resampling.BICUBIC,
+        image_mean=mean,
+        image_std=std,
+        do_convert_rgb=True,
+    )
+
+
+def _normalisation(config: ModelConfig) -> tuple[list[float], list[float]]:
+    if config.backbone is not None:
+        source = resolve_backbone(config.backbone)
+        try:
+            settings, _ = AutoImageProcessor.get_image_processor_dict(source, revision=config.revision)
+        except (OSError, ValueError, AttributeError):
+            settings = {}
+        if "image_mean" in settings and "image_std" in settings:
+            return list(settings["image_mean"]), list(settings["image_std"])
+    return _IMAGENET_MEAN, _IMAGENET_STD
+
+
+def load_processor(folder: Path) -> Any:
+    """The processor saved in a candidate or bundle, always with PIL, so that every machine computes the same pixels."""
+    return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+
+
+class Preprocess:
+    """Callable `PIL image -> pixel_values float32 [3, size, size]`; picklable, for spawned loader workers."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        pixels: torch.Tensor = self.processor(tame_aspect(to_rgb(image)), return_tensors="pt")["pixel_values"][0]
+        return pixels

@@ -1,0 +1,60 @@
+"""A candidate: a merged, plain float32 model folder, and the logits that this very folder gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from natix_hf.bundle.inference import Inference
+from natix_hf.bundle.logits import LogitTable, write_logits
+from natix_hf.data.rows import Rows
+from natix_hf.data.views import OriginalViews
+from natix_hf.provenance.files import atomic_folder, file_sha256
+
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A candidate on disk."""
+
+    name: str
+    folder: Path
+
+    @property
+    def model(self) -> Path:
+        return self.folder / MODEL
+
+    @property
+    def sha256(self) -> str:
+        return file_sha256(self.model / "model.safetensors")
+
+    def logits_file(self, role: str) -> Path:
+        return self.folder / "logits" / f"{role}.parquet"
+
+
+def save_candidate(folder: Path, model: PreTrainedModel, processor: Any) -> Candidate:
+    """Writes `folder/model`: float32 weights, config, processor."""
+    with atomic_folder(folder / MODEL) as temporary:
+        model.to(device="cpu", dtype=torch.float32).save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+    return Candidate(folder.name, folder)
+
+
+def compute_logits(candidate: Candidate, rows: Rows, workers: int = 1) -> LogitTable:
+    """Logits of the original images by the saved folder, through the preprocessing of `predict`."""
+    inference = Inference(candidate.model)
+    logits = inference.logits(OriginalViews(rows, inference.preprocess), workers=workers, label=f"{rows.role} logits")
+    return LogitTable(rows.ids, rows.groups, rows.labels, np.asarray(logits), candidate.sha256)
+
+
+def store_logits(candidate: Candidate, rows: Rows) -> LogitTable:
+    """Computes the logits of a role once and keeps them beside the candidate."""
+    table = compute_logits(candidate, rows)
+    write_logits(candidate.logits_file(rows.role), table)
+    return table

@@ -1,0 +1,143 @@
+"""What a phase is given: its section, its folder, and the rows that its role allows."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from natix_hf.errors import LeakageError, RunError, UsageError, VerificationError
+from natix_hf.phases.graph import PHASES, Phase
+from natix_hf.provenance.files import ids_sha256, json_sha256, read_json, write_json
+from natix_hf.provenance.manifest import MANIFEST, Draft, manifest_problems, read_manifest, write_manifest
+from natix_hf.recipe import Recipe
+
+if TYPE_CHECKING:
+    from natix_hf.data.rows import ImageData, Rows
+
+CHECKPOINTS = "checkpoints"
+ROWS_READ = "rows_read.json"
+_IN_PROGRESS = "in_progress.json"
+
+
+@dataclass
+class PhaseContext:
+    """One phase of one run. `is_main`: this process writes; the other ranks only train along."""
+
+    phase: Phase
+    recipe: Recipe
+    run_dir: Path
+    load_data: Callable[[], ImageData]
+    is_main: bool = True
+    _rows_read: dict[str, list[str]] = field(default_factory=dict)
+    _draft: Draft | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.run_dir / self.phase.folder
+
+    def upstream(self, number: int) -> Path:
+        """The folder of a finished phase that this one needs or uses."""
+        if number not in self.phase.needs + self.phase.uses:
+            raise RunError(f"{self.phase.folder} asked for phase {number}, which it neither needs nor uses")
+        return self.run_dir / PHASES[number].folder
+
+    def rows(self, role: str) -> Rows:
+        """The rows of a role, recorded in the manifest.
+
+        Raises:
+            LeakageError: this phase must not read that role.
+        """
+        self._grant(role)
+        rows = self.load_data().role(role)
+        self._rows_read[role] = rows.ids
+        return rows
+
+    def note_rows(self, role: str, ids: Sequence[str]) -> None:
+        """Records rows that were read through stored logits."""
+        self._grant(role)
+        self._rows_read[role] = list(ids)
+
+    def _grant(self, role: str) -> None:
+        if role not in self.phase.roles:
+            granted = ", ".join(self.phase.roles) or "none"
+            raise LeakageError(f"{self.phase.folder} must not read rows of {role}: it may read {granted}")
+
+    def begin(self) -> None:
+        """Clears what an earlier, different attempt left; the checkpoints of an equal attempt stay."""
+        self._draft = Draft(
+            run_id=self.run_dir.name,
+            phase=self.phase.folder,
+            section={name: self.recipe.section(name) for name in self.phase.sections},
+            section_sha256=self.recipe.section_sha256(*self.phase.sections),
+            upstream=upstream_digests(self.run_dir, self.phase),
+            seed=self.recipe.data.seed,
+        )
+        attempt = {"attempt": json_sha256([self._draft.section_sha256, self._draft.upstream])}
+        marker = self.folder / _IN_PROGRESS
+        try:
+            same = marker.is_file() and read_json(marker) == attempt
+        except VerificationError:
+            same = False
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        if not same and self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(marker, attempt)
+
+    def finish(self, metrics: dict[str, Any]) -> None:
+        """Writes the rows that were read, then the manifest, last."""
+        assert self._draft is not None, "begin() comes before finish()"
+        shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
+        write_json(self.folder / ROWS_READ, self._rows_read)
+        self._draft.rows = {
+            role: {"count": len(ids), "sha256": ids_sha256(ids)} for role, ids in self._rows_read.items()
+        }
+        (self.folder / _IN_PROGRESS).unlink(missing_ok=True)
+        write_manifest(self.folder, self._draft, metrics)
+
+
+def finished_digest(run_dir: Path, phase: Phase) -> str | None:
+    """The digest of a finished phase's manifest, or None."""
+    try:
+        return str(read_manifest(run_dir / phase.folder)["digest"])
+    except VerificationError:
+        return None
+
+
+def upstream_digests(run_dir: Path, phase: Phase) -> dict[str, str]:
+    """Digests of the phases that `phase` needs, and of those it uses that are finished.
+
+    Raises:
+        UsageError: a needed phase is not finished; the line names the command that makes it.
+    """
+    digests = {}
+    for number in phase.needs + phase.uses:
+        above = PHASES[number]
+        digest = finished_digest(run_dir, above)
+        if digest is not None:
+            digests[above.folder] = digest
+        elif number in phase.needs:
+            raise UsageError(
+                f"phase {phase.number} needs phase {number}, which is not finished in {run_dir}: "
+                f"natix-hf run RECIPE --phases {number} --run-dir {run_dir}"
+            )
+    return digests
+
+
+def why_not_current(run_dir: Path, phase: Phase, recipe: Recipe) -> str | None:
+    """Why a phase must run (again), or None if what lies there is what it would make."""
+    folder = run_dir / phase.folder
+    if not (folder / MANIFEST).is_file():
+        return "not finished yet"
+    problems = manifest_problems(folder)
+    if problems:
+        return problems[0]
+    manifest = read_manifest(folder)
+    if manifest["section_sha256"] != recipe.section_sha256(*phase.sections):
+        return "its settings changed"
+    if manifest["upstream"] != upstream_digests(run_dir, phase):
+        return "what it was made from changed"
+    return None

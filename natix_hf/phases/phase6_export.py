@@ -1,0 +1,167 @@
+"""Phase 6, export: one evaluation of the champion on test, then the bundle, reloaded and compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from natix_hf.bundle.build import build_bundle
+from natix_hf.bundle.card import CardFacts, render_card, subnet_model_card
+from natix_hf.bundle.logits import LogitTable, write_logits
+from natix_hf.bundle.policy import Policy
+from natix_hf.bundle.verify import BUNDLE_MANIFEST
+from natix_hf.data.rows import Rows
+from natix_hf.metrics import bootstrap_intervals, compute_metrics, count_groups, prior_weights
+from natix_hf.models.classifier import PACKAGED_PREFIX
+from natix_hf.phases import plots
+from natix_hf.phases.candidate import Candidate, compute_logits
+from natix_hf.phases.context import PhaseContext
+from natix_hf.phases.phase2_threshold import THRESHOLD
+from natix_hf.provenance.files import file_sha256, read_json, write_json
+from natix_hf.provenance.manifest import git_state, package_versions, read_manifest
+from natix_hf.recipe import Recipe
+
+EVALUATION = "evaluation.json"
+BUNDLE = "bundle"
+_COMPARED_IMAGES = 50
+# A slice value with fewer rows than this says nothing that an interval would not swallow.
+_SLICE_ROWS = 20
+
+
+def run(context: PhaseContext) -> dict[str, Any]:
+    recipe, config = context.recipe, context.recipe.phase6
+    decision = read_json(context.upstream(2) / THRESHOLD)
+    champion = Candidate(decision["champion"], context.run_dir / decision["champion"])
+    test = context.rows("test")
+    table = compute_logits(champion, test)
+    write_logits(context.folder / "logits" / "test.parquet", table)
+    policy = Policy(
+        threshold_logit=decision["threshold_logit"],
+        candidate_sha256=decision["candidate_sha256"],
+        model_sha256="",
+        fold=config.fold,
+    )
+    evaluation = evaluate(table, policy, recipe.data.target_prior, config.n_resamples)
+    evaluation["slices"] = {name: _slice(table, policy, test, name) for name in recipe.data.slices}
+    write_json(context.folder / EVALUATION, evaluation)
+    scores_plot = context.folder / "plots" / "test_scores.png"
+    plots.test_scores(scores_plot, table.logits, table.labels, policy.threshold_logit)
+    lineage = _lineage(context, champion, decision)
+    chosen = np.random.default_rng(recipe.data.seed).permutation(len(test))[:_COMPARED_IMAGES]
+    policy = build_bundle(
+        context.folder / BUNDLE,
+        champion.model,
+        policy,
+        evaluation=evaluation,
+        card=render_card(_card_facts(context, champion, decision, policy, evaluation, lineage)),
+        model_card=subnet_model_card(_model_name(recipe), config.description, config.version, config.submitted_by),
+        plots=[context.upstream(2) / "plots" / "threshold.png", scores_plot],
+        lineage=lineage,
+        images=list(test.source.select(chosen)[test.image_column]),
+        expected_logits=table.logits[chosen],
+    )
+    as_found = evaluation["as_found"]
+    return {
+        "champion": champion.name,
+        "candidate_sha256": policy.candidate_sha256,
+        "model_sha256": policy.model_sha256,
+        "bundle_manifest_sha256": file_sha256(context.folder / BUNDLE / BUNDLE_MANIFEST),
+        "test_mcc": as_found["metrics"]["mcc"],
+        "test_mcc_interval": as_found["intervals"]["mcc"],
+    }
+
+
+def evaluate(table: LogitTable, policy: Policy, target_prior: float | None, n_resamples: int) -> dict[str, Any]:
+    """Test metrics at the fitted threshold in two columns, as found and at the target prior, with group-bootstrap
+    intervals; undefined figures are null."""
+    columns = {"as_found": None, "at_target_prior": target_prior} if target_prior is not None else {"as_found": None}
+    probabilities = policy.probability(table.logits)
+    # The metrics cut probabilities strictly above a threshold; this is the policy's threshold on that scale.
+    cut = float(policy.probability(np.array([policy.threshold_logit]))[0])
+    result: dict[str, Any] = {"rows": len(table.ids), "groups": count_groups(table.groups, table.labels)}
+    for name, prior in columns.items():
+        weights = prior_weights(table.labels, prior)
+        metrics = compute_metrics(probabilities, table.labels, cut, sample_weight=weights)
+        intervals = bootstrap_intervals(
+            probabilities, table.labels, table.groups, cut, sample_weight=weights, n_resamples=n_resamples
+        )
+        result[name] = {
+            "target_prior": prior,
+            "metrics": {key: _finite(value) for key, value in metrics.items()},
+            "intervals": {key: [_finite(low), _finite(high)] for key, (low, high) in intervals.items()},
+        }
+    return result
+
+
+def _slice(table: LogitTable, policy: Policy, test: Rows, column: str) -> dict[str, dict[str, float | None]]:
+    values = np.asarray([str(value) for value in test.column(column)])
+    result = {}
+    for value in np.unique(values):
+        at = values == value
+        if at.sum() >= _SLICE_ROWS:
+            answers = compute_metrics(policy.decide(table.logits[at]).astype(float), table.labels[at])
+            wanted = ("n", "n_positive", "mcc", "recall", "specificity")
+            result[str(value)] = {key: _finite(answers[key]) for key in wanted}
+    return result
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _model_name(recipe: Recipe) -> str:
+    return recipe.phase6.model_name or recipe.name
+
+
+def _card_facts(
+    context: PhaseContext,
+    champion: Candidate,
+    decision: dict[str, Any],
+    policy: Policy,
+    evaluation: dict[str, Any],
+    lineage: dict[str, Any],
+) -> CardFacts:
+    recipe, split = context.recipe, read_manifest(context.upstream(0))["metrics"]
+    source, backbone = recipe.data.source, recipe.model.backbone
+    return CardFacts(
+        model_name=_model_name(recipe),
+        description=recipe.phase6.description,
+        version=recipe.phase6.version,
+        architecture=read_json(champion.model / "config.json")["model_type"],
+        backbone=_public_name(backbone) if backbone else "random weights",
+        adapter=recipe.phase1.adapter,
+        image_size=recipe.model.image_size,
+        dataset=_public_name(source),
+        counts=split["counts"],
+        dropped=split["dropped"],
+        evaluation=evaluation,
+        decision=decision,
+        policy=policy,
+        training=read_manifest(champion.folder)["metrics"],
+        lineage=lineage,
+    )
+
+
+def _public_name(reference: str) -> str:
+    """A Hub id as it is; of a local folder the last part alone: nothing published holds a path."""
+    return Path(reference).resolve().name if Path(reference).is_dir() else reference.removeprefix(PACKAGED_PREFIX)
+
+
+def _lineage(context: PhaseContext, champion: Candidate, decision: dict[str, Any]) -> dict[str, Any]:
+    """Where the bundle comes from; no path, host or user name."""
+    recipe = context.recipe
+    return {
+        "run_id": context.run_dir.name,
+        "recipe": recipe.name,
+        "champion": champion.name,
+        "candidate_sha256": decision["candidate_sha256"],
+        "phases": {
+            folder.name: read_manifest(folder)["digest"]
+            for folder in (context.upstream(0), champion.folder, context.upstream(2))
+        },
+        "settings_sha256": recipe.section_sha256("data", "model", "phase1", "phase2", "phase6"),
+        "git": git_state(),
+        "packages": package_versions(),
+    }

@@ -1,0 +1,76 @@
+"""The pictures of a run: one style, readable in grey, written as PNG without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from natix_hf.metrics import ThresholdResult
+from natix_hf.provenance.files import atomic_file
+
+
+@contextmanager
+def _figure(path: Path, title: str) -> Iterator[Axes]:
+    # Figure without pyplot: no global state, no backend to choose.
+    figure = Figure(figsize=(7, 4.2), dpi=130, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.grid(alpha=0.25)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    yield axes
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def training(path: Path, history: list[dict[str, Any]]) -> None:
+    """Training loss, and the validation scores, over epochs."""
+    losses = [(row["epoch"], row["loss"]) for row in history if "loss" in row]
+    scores = [(row["epoch"], row["eval_mcc"], row["eval_nll"]) for row in history if "eval_mcc" in row]
+    with _figure(path, "Training, scored on val_select (best threshold of each epoch: optimistic)") as axes:
+        if losses:
+            axes.plot(*zip(*losses, strict=True), color="0.6", lw=1, label="training loss")
+        if scores:
+            epochs, mcc, nll = zip(*scores, strict=True)
+            axes.plot(epochs, nll, "k--", lw=1.2, label="val_select NLL")
+            axes.plot(epochs, mcc, "C0o-", ms=3, lw=1.6, label="val_select MCC")
+            best = int(np.argmax(mcc))
+            axes.annotate(
+                f"{mcc[best]:.3f}", (epochs[best], mcc[best]), textcoords="offset points", xytext=(0, 7), ha="center"
+            )
+        axes.set_ylim(0, max([1.05, *(min(nll, 2.0) for _, _, nll in scores)]))
+        axes.set_xlabel("epoch")
+        axes.legend(frameon=False, loc="center right")
+
+
+def threshold(path: Path, curve: dict[str, np.ndarray], chosen: ThresholdResult, target_prior: float | None) -> None:
+    """MCC, TPR and TNR over the decision threshold, with the chosen one."""
+    prior = "as found" if target_prior is None else f"at a prior of {target_prior:g}"
+    with _figure(path, f"Decision threshold on val_select, {prior} (optimistic)") as axes:
+        axes.plot(curve["threshold"], curve["tpr"], "C2--", lw=1.2, label="TPR: roadwork found")
+        axes.plot(curve["threshold"], curve["tnr"], "C1-.", lw=1.2, label="TNR: none left alone")
+        axes.plot(curve["threshold"], curve["mcc"], "C0-", lw=2, label="MCC")
+        axes.axvline(chosen.threshold, color="k", lw=1)
+        axes.axvline(0, color="0.6", lw=1, ls=":", label="probability .5")
+        axes.annotate(f" {chosen.objective} {chosen.value:.3f} at {chosen.threshold:+.2f}", (chosen.threshold, 0.03))
+        axes.set_xlabel("threshold (logit)")
+        axes.set_ylim(-0.02, 1.05)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def test_scores(path: Path, logits: np.ndarray, labels: np.ndarray, threshold_logit: float) -> None:
+    """Histogram of the logits of test rows by label, with the threshold."""
+    with _figure(path, "Test rows by logit") as axes:
+        bins = np.linspace(logits.min(), logits.max(), 41)
+        axes.hist(logits[labels == 0], bins=bins, color="0.75", label="None")
+        axes.hist(logits[labels == 1], bins=bins, histtype="step", color="C0", lw=1.8, label="Roadwork")
+        axes.axvline(threshold_logit, color="k", lw=1, label="fitted threshold")
+        axes.set_xlabel("logit, Roadwork over None")
+        axes.set_ylabel("rows")
+        axes.legend(frameon=False)

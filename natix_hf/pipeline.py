@@ -1,0 +1,176 @@
+"""Runs phases in their order: skips what is current, launches what trains on several devices, waits on one rank."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from natix_hf.errors import NatixError, RunError, UsageError
+from natix_hf.phases.context import PhaseContext, why_not_current
+from natix_hf.phases.graph import PHASES, Phase, order_phases
+from natix_hf.provenance.runs import new_run, newest_run, open_run
+from natix_hf.recipe import Recipe, load_recipe
+from natix_hf.reporting import fail, say
+from natix_hf.resources import resource_folder
+
+if TYPE_CHECKING:
+    from natix_hf.data.rows import ImageData
+
+OUTPUTS = Path("outputs")
+DEFAULT_RECIPE = "quickstart"
+
+
+def run_recipe(
+    reference: str,
+    phases: Sequence[int] | None = None,
+    run_dir: Path | None = None,
+    accelerate_config: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Path:
+    """`natix-hf run`: the wanted phases of a recipe, in one new run or in `run_dir`.
+
+    Args:
+        phases: numbers, in any order; None: those of the recipe.
+        accelerate_config: launch training phases with this file of `accelerate config`.
+
+    Returns:
+        The run folder.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "natix-hf run starts its own processes: call it plainly, or `accelerate launch recipes/phaseN.py`"
+        )
+    recipe = load_recipe(reference, overrides)
+    wanted = order_phases(phases if phases is not None else recipe.phases)
+    if accelerate_config is not None and not accelerate_config.is_file():
+        raise UsageError(
+            f"--accelerate-config {accelerate_config}: there is no such file; see {resource_folder('accelerate_configs')}"
+        )
+    folder = open_run(run_dir, recipe.name) if run_dir is not None else new_run(OUTPUTS, recipe.name)
+    say(f"run {folder}")
+    load_data = _data_loader(recipe, folder)
+    for number in [0, *wanted]:
+        phase = PHASES[number]
+        command = _launch_command(phase, reference, folder, accelerate_config, overrides)
+        if command is None:
+            run_phase(phase, recipe, folder, load_data)
+        elif why_not_current(folder, phase, recipe) is not None:
+            _launch(phase, command)
+    return folder
+
+
+def run_phase(
+    phase: Phase, recipe: Recipe, run_dir: Path, load_data: Callable[[], ImageData], is_main: bool = True
+) -> None:
+    """One phase in this process, unless what lies there is current."""
+    reason = why_not_current(run_dir, phase, recipe) if is_main else ""
+    if reason is None:
+        say(f"phase {phase.number} {phase.folder}: current, skipped")
+        return
+    context = PhaseContext(phase, recipe, run_dir, load_data, is_main)
+    if is_main:
+        say(f"phase {phase.number} {phase.folder}: {phase.title} ({reason})")
+        context.begin()
+    metrics = importlib.import_module(phase.module).run(context)
+    if is_main:
+        context.finish(metrics)
+
+
+def _data_loader(recipe: Recipe, run_dir: Path) -> Callable[[], ImageData]:
+    """Loads source and splits once a process; the splits of the run where phase 0 is finished."""
+
+    @functools.cache
+    def load() -> ImageData:
+        from natix_hf.data.rows import load_image_data
+        from natix_hf.data.splits import read_splits
+        from natix_hf.phases.phase0_data import SPLITS
+
+        current = why_not_current(run_dir, PHASES[0], recipe) is None
+        return load_image_data(recipe.data, read_splits(run_dir / PHASES[0].folder / SPLITS) if current else None)
+
+    return load
+
+
+def _launch_command(
+    phase: Phase, reference: str, run_dir: Path, accelerate_config: Path | None, overrides: Sequence[str]
+) -> list[str] | None:
+    """How a training phase is started on several devices; None: in this process."""
+    if not phase.trains:
+        return None
+    options: list[str] = []
+    if accelerate_config is not None:
+        options = ["--config_file", str(accelerate_config)]
+    else:
+        import torch
+
+        if torch.cuda.device_count() < 2:
+            return None
+        options = ["--multi_gpu", "--num_processes", str(torch.cuda.device_count()), "--num_machines", "1"]
+        options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    script = resource_folder("recipes") / f"phase{phase.number}.py"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *options, str(script)]
+    return [*launcher, "--recipe", reference, "--run-dir", str(run_dir), *overrides]
+
+
+def _launch(phase: Phase, command: list[str]) -> None:
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        raise RunError(
+            f"phase {phase.number} failed under accelerate launch (exit code {done.returncode}); its lines are above"
+        )
+
+
+def phase_script(number: int, arguments: Sequence[str] | None = None) -> None:
+    """`accelerate launch recipes/phaseN.py`: one phase on every launched rank, in the newest run of its recipe."""
+    parser = argparse.ArgumentParser(description=f"phase {number}: {PHASES[number].title}")
+    parser.add_argument(
+        "--recipe", default=DEFAULT_RECIPE, help="a packaged recipe or a YAML file (default: quickstart)"
+    )
+    parser.add_argument("--run-dir", type=Path, help="the run to continue (default: the newest of the recipe)")
+    parser.add_argument("--new", action="store_true", help="begin a new run")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override the recipe")
+    given = parser.parse_args(arguments)
+    try:
+        _run_on_every_rank(number, given)
+    except NatixError as error:
+        if given.debug:
+            raise
+        fail(error)
+
+
+def _run_on_every_rank(number: int, given: argparse.Namespace) -> None:
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list, parse_flag_from_env
+
+    recipe, phase = load_recipe(given.recipe, given.overrides), PHASES[number]
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    # Rank 0 chooses the run and divides the rows; an error there ends it, and the launcher ends the others.
+    agreed: list[Any] = [None, None]
+    if state.is_main_process:
+        run_dir = _choose_run(recipe, given.run_dir, given.new)
+        run_phase(PHASES[0], recipe, run_dir, _data_loader(recipe, run_dir))
+        agreed = [str(run_dir), why_not_current(run_dir, phase, recipe)]
+    run_dir, reason = broadcast_object_list(agreed)
+    if state.is_main_process or (phase.trains and reason is not None):
+        run_phase(phase, recipe, Path(run_dir), _data_loader(recipe, Path(run_dir)), state.is_main_process)
+    state.wait_for_everyone()
+
+
+def _choose_run(recipe: Recipe, run_dir: Path | None, new: bool) -> Path:
+    newest = None if new else newest_run(OUTPUTS, recipe.name)
+    if run_dir is not None:
+        folder = open_run(run_dir, recipe.name)
+    elif newest is not None:
+        folder = newest
+    else:
+        folder = new_run(OUTPUTS, recipe.name)
+    say(f"run {folder}")
+    return folder

@@ -1,0 +1,1 @@
+"""What was made from what: atomic files, checksums, manifests and run folders."""

@@ -1,0 +1,145 @@
+"""Atomic writes and checksums.
+
+A reader sees the old file or the whole new one, never a half: write to a temporary name in the same folder, flush and
+fsync, then `os.replace`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from natix_hf.errors import VerificationError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def _temporary_sibling(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; what is written there becomes `path` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_sibling(path)
+    try:
+        yield temporary
+        with temporary.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty temporary folder beside `path` that replaces `path` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_sibling(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in list_files(temporary):
+            with (temporary / file).open("rb+") as handle:
+                os.fsync(handle.fileno())
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` as UTF-8 with Unix line ends, so that its checksum is the same on every system."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file that this package wrote.
+
+    Raises:
+        VerificationError: the file is missing or is not JSON; the line names it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise VerificationError(f"{path} is missing") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise VerificationError(
+            f"{path} is not readable JSON ({error}): it was damaged after it was written"
+        ) from None
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, streamed."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def json_sha256(value: Any) -> str:
+    """sha256 of the canonical JSON of `value`: sorted keys, no white space."""
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    ).hexdigest()
+
+
+def ids_sha256(ids: Iterable[str]) -> str:
+    """sha256 of a set of row ids: the order in which they were read does not matter."""
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+
+
+def list_files(folder: Path) -> list[str]:
+    """Every file under `folder` as a sorted relative POSIX path; unfinished temporary files are left out."""
+    found = []
+    for path in folder.rglob("*"):
+        relative = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(TEMPORARY_PREFIX) for part in relative.parts):
+            found.append(relative.as_posix())
+    return sorted(found)
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """sha256 over the relative name, size and first 64 KiB of every file: what a folder holds, not where it lies.
+
+    Cheap on many gigabytes; an edit deep inside a file that keeps its size is not seen.
+    """
+    facts = []
+    for name in list_files(folder):
+        with (folder / name).open("rb") as handle:
+            head = hashlib.sha256(handle.read(65536)).hexdigest()
+        facts.append([name, (folder / name).stat().st_size, head])
+    return json_sha256(facts)
+
+
+def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """`{relative path: {"sha256", "size"}}` of the named files under `folder`."""
+    return {
+        name: {"sha256": file_sha256(folder / name), "size": (folder / name).stat().st_size} for name in sorted(names)
+    }
+
+
+def check_files(folder: Path, described: dict[str, dict[str, Any]]) -> list[str]:
+    """One line for every described file that is missing or differs; an empty list if all is well."""
+    problems = []
+    for name, facts in described.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path} is missing")
+        elif path.stat().st_size != facts["size"]:
+            problems.append(f"{path} has {path.stat().st_size} bytes, its manifest says {facts['size']}")
+        elif file_sha256(path) != facts["sha256"]:
+            problems.append(f"{path} was changed: its sha256 is not the one in its manifest")
+    return problems

@@ -1,0 +1,124 @@
+"""The manifest of a phase: written last, it says what the phase read, what it wrote and where it ran."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from natix_hf.errors import VerificationError
+from natix_hf.provenance.files import check_files, describe_files, json_sha256, list_files, read_json, write_json
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+# What makes a phase's result; times, host and package versions are facts beside it.
+_IDENTITY = ("phase", "section_sha256", "upstream", "rows", "files")
+_PACKAGES = ("natix_hf", "torch", "transformers", "accelerate", "peft", "datasets", "numpy", "scikit-learn", "pillow")
+
+
+@dataclass
+class Draft:
+    """What a phase knows about itself when it begins; `write_manifest` adds the files and the host."""
+
+    run_id: str
+    phase: str
+    section: dict[str, Any]
+    section_sha256: str
+    upstream: dict[str, str]
+    seed: int
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
+
+
+def write_manifest(folder: Path, draft: Draft, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Describes every file of `folder` and writes `manifest.json` last. Returns the manifest."""
+    files = describe_files(folder, (name for name in list_files(folder) if name != MANIFEST))
+    manifest: dict[str, Any] = {
+        "schema": SCHEMA,
+        "run_id": draft.run_id,
+        "phase": draft.phase,
+        "section": draft.section,
+        "section_sha256": draft.section_sha256,
+        "upstream": draft.upstream,
+        "rows": draft.rows,
+        "files": files,
+        "metrics": metrics,
+        "seed": draft.seed,
+        "git": git_state(),
+        "packages": package_versions(),
+        "host": host_facts(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(draft.started)),
+        "duration_s": round(time.time() - draft.started, 2),
+    }
+    manifest["digest"] = manifest_digest(manifest)
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def manifest_digest(manifest: dict[str, Any]) -> str:
+    """sha256 over what makes the result (settings, upstream, rows, files): equal results have equal digests."""
+    return json_sha256({key: manifest.get(key) for key in _IDENTITY})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Reads and checks the shape of a manifest.
+
+    Raises:
+        VerificationError: missing, unreadable, of another schema, or edited by hand.
+    """
+    path = folder / MANIFEST
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        raise VerificationError(f"{path} is not a manifest of schema {SCHEMA}")
+    absent = [key for key in _IDENTITY if not isinstance(manifest.get(key), str if "phase" in key else (str, dict))]
+    if absent:
+        raise VerificationError(f"{path} lacks {', '.join(absent)}: it was damaged after it was written")
+    if manifest.get("digest") != manifest_digest(manifest):
+        raise VerificationError(f"{path} was changed: its digest does not fit its content")
+    return manifest
+
+
+def manifest_problems(folder: Path) -> list[str]:
+    """What is wrong with a finished phase folder: one line each, empty if all is well."""
+    try:
+        manifest = read_manifest(folder)
+    except VerificationError as error:
+        return [str(error)]
+    return check_files(folder, manifest["files"])
+
+
+def package_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit and dirty flag of the checkout this package runs from; None for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=20)
+    return done.stdout.strip()
+
+
+def host_facts() -> dict[str, Any]:
+    """System, machine and number of cores: enough to explain a figure, nothing that names a person or a host."""
+    return {"system": platform.system(), "machine": platform.machine(), "cpu_count": os.cpu_count()}

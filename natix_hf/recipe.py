@@ -1,0 +1,268 @@
+"""Recipes: one YAML file, checked against dataclasses. dataclass < YAML < `KEY=VALUE` of the command line."""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import re
+import types
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from natix_hf.data.config import DataConfig
+from natix_hf.errors import RecipeError
+from natix_hf.models.config import ModelConfig
+from natix_hf.phases.config import Phase2Config, Phase6Config
+from natix_hf.provenance.files import folder_fingerprint, json_sha256
+from natix_hf.resources import resource_folder
+from natix_hf.trainers.config import TRAINING_DEFAULTS, TRAINING_REFUSED, SupervisedConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe; its fields are the only top-level keys of the YAML file."""
+
+    phases: list[int] = field(default_factory=lambda: [1, 2, 6])
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(config={"model_type": "vit"}))
+    phase1: SupervisedConfig = field(default_factory=SupervisedConfig)
+    phase2: Phase2Config = field(default_factory=Phase2Config)
+    phase6: Phase6Config = field(default_factory=Phase6Config)
+    name: str = field(default="recipe", metadata={"not_a_key": True})
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section with every default filled in, as plain JSON values."""
+        return asdict(getattr(self, name))
+
+    def section_sha256(self, *names: str) -> str:
+        """Hash of sections: a local folder counts with what it holds, not with where it lies."""
+        return json_sha256({name: _without_paths(self.section(name)) for name in names})
+
+
+# The sections that take TrainingArguments fields beside their own keys.
+_TRAINING_SECTIONS = ("phase1",)
+_PATH_KEYS = ("source", "backbone")
+
+
+def _without_paths(section: dict[str, Any]) -> dict[str, Any]:
+    resolved = dict(section)
+    for key in _PATH_KEYS:
+        value = resolved.get(key)
+        if isinstance(value, str) and Path(value).is_dir():
+            resolved[key] = {"folder": folder_fingerprint(Path(value))}
+    return resolved
+
+
+def load_recipe(reference: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe by the name of a packaged one or by path, applies `KEY=VALUE` overrides and checks everything.
+
+    Raises:
+        RecipeError: one line with file, key, value and what is expected.
+    """
+    path = find_recipe(reference)
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.load(text, Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise RecipeError(
+            f"{path} holds a {type(content).__name__}, a recipe is a mapping of sections (data:, model:, …)"
+        )
+    for override in overrides:
+        _apply_override(content, override)
+    return parse_recipe(content, name=path.stem)
+
+
+def parse_recipe(content: dict[str, Any], name: str = "recipe") -> Recipe:
+    """Checks a mapping of sections and fills in the defaults."""
+    return replace(_build(Recipe, _collect_training_fields(content), where=""), name=name)
+
+
+def find_recipe(reference: str) -> Path:
+    """The file of a packaged recipe's name, or of a path."""
+    if reference.endswith((".yaml", ".yml")) or "/" in reference or "\\" in reference:
+        if Path(reference).is_file():
+            return Path(reference)
+        raise RecipeError(f"no recipe file {reference}: `natix-hf recipes` lists those that come with the package")
+    path = resource_folder("recipes") / f"{reference}.yaml"
+    if path.is_file():
+        return path
+    known = [file.stem for file in packaged_recipes()]
+    raise RecipeError(
+        f"no recipe {reference!r}{_nearest(reference, known)}: `natix-hf recipes` lists them, or name a YAML file"
+    )
+
+
+def packaged_recipes() -> list[Path]:
+    return sorted(resource_folder("recipes").glob("*.yaml"))
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader in which `1e-4` is a number, as in YAML 1.2, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                problem = f"the key {key_node.value!r} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$|^[-+]?\.\d+([eE][-+]?\d+)?$"),
+    list("-+.0123456789"),
+)
+
+
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"{override!r} is not KEY=VALUE, as in phase1.learning_rate=1e-4")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise RecipeError(f"the value of {override!r} is not valid YAML") from None
+    *parents, last = key.split(".")
+    section = content
+    for parent in parents:
+        inner = section.setdefault(parent, {})
+        if inner is None:
+            inner = section[parent] = {}
+        if not isinstance(inner, dict):
+            raise RecipeError(f"{override!r}: {parent} is a value, not a section")
+        section = inner
+    section[last] = value
+
+
+def _collect_training_fields(content: dict[str, Any]) -> dict[str, Any]:
+    """Moves the TrainingArguments fields of a training section into its `training` mapping, checked and with defaults."""
+    collected = dict(content)
+    for section_name in _TRAINING_SECTIONS:
+        given = collected.get(section_name) or {}
+        if not isinstance(given, dict):
+            raise RecipeError(f"{section_name} is {given!r}: expected a section of keys")
+        own = {f.name for f in fields(SupervisedConfig)} - {"training"}
+        training = {key: value for key, value in given.items() if key not in own}
+        collected[section_name] = {key: value for key, value in given.items() if key in own}
+        collected[section_name]["training"] = TRAINING_DEFAULTS | _check_training(training, section_name, own)
+    return collected
+
+
+def _check_training(given: dict[str, Any], section: str, own: set[str]) -> dict[str, Any]:
+    for key in given:
+        if key in TRAINING_REFUSED or str(key).startswith("hub_"):
+            raise RecipeError(
+                f"{section}.{key} is refused: {TRAINING_REFUSED.get(key, TRAINING_REFUSED['push_to_hub'])}"
+            )
+    if not set(given) - set(TRAINING_DEFAULTS):  # all known: no need to import transformers to check the names
+        hints: dict[str, Any] = {key: _DEFAULT_TYPES.get(key, type(TRAINING_DEFAULTS[key])) for key in given}
+    else:
+        from transformers import TrainingArguments
+
+        hints = get_type_hints(TrainingArguments)
+    for key in given:
+        if key not in hints:
+            raise RecipeError(f"unknown key {section}.{key}{_nearest(str(key), [*own, *hints])}")
+    return {key: _coerce(value, hints[key], f"{section}.{key}") for key, value in given.items()}
+
+
+_DEFAULT_TYPES: dict[str, Any] = {
+    "num_train_epochs": float,
+    "report_to": str | list[str] | None,
+    "save_total_limit": int | None,
+}
+
+
+def _build(cls: Any, content: dict[str, Any], where: str) -> Any:
+    hints = get_type_hints(cls)
+    allowed = [f.name for f in fields(cls) if not f.metadata.get("not_a_key")]
+    values = {}
+    for key, value in content.items():
+        full = f"{where}{key}"
+        if key not in allowed:
+            raise RecipeError(f"unknown key {full}{_nearest(str(key), allowed)}")
+        if not (value is None and is_dataclass(hints[key])):  # `phase2:` with nothing under it means its defaults
+            values[key] = _coerce(value, hints[key], full)
+    return cls(**values)
+
+
+def _coerce(value: Any, hint: Any, key: str) -> Any:
+    """Returns `value` as `hint` wants it (an int serves as a float), or raises with key, value and expected type."""
+    if is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise RecipeError(f"{key} is {value!r}: expected a section of keys")
+        return _build(hint, value, where=f"{key}.")
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        for option in sorted(arguments, key=lambda o: o is float):  # an int stays an int where both fit
+            if _fits(value, option):
+                return _coerce(value, option, key)
+    elif origin is Literal:
+        if value in arguments:
+            return value
+        raise RecipeError(f"{key} is {value!r}{_nearest(str(value), arguments)}: allowed is {_join(arguments)}")
+    elif origin is list and isinstance(value, list):
+        return [_coerce(item, arguments[0], f"{key}[{i}]") for i, item in enumerate(value)]
+    elif _fits(value, hint):
+        return float(value) if hint is float else value
+    raise RecipeError(f"{key} is {value!r} ({type(value).__name__}): expected {_describe(hint)}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if hint is Any:
+        return True
+    if hint is None or hint is type(None):
+        return value is None
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin is not None:
+        return isinstance(value, origin)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return value in [member.value for member in hint]
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(hint, type) and isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(option) for option in arguments)
+    if origin is Literal:
+        return _join(arguments)
+    if origin is list:
+        return f"a list of {_describe(arguments[0])}"
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return _join([member.value for member in hint])
+    names = {
+        float: "a number",
+        int: "a whole number",
+        bool: "true or false",
+        str: "text",
+        type(None): "null",
+        dict: "keys",
+    }
+    return names.get(origin or hint, str(hint))
+
+
+def _join(options: Iterable[Any]) -> str:
+    return " | ".join(str(option) for option in options)
+
+
+def _nearest(word: str, known: Iterable[Any]) -> str:
+    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)
+    return f", did you mean {close[0]!r}?" if close else ""

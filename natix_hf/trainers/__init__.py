@@ -1,0 +1,1 @@
+"""Trainer subclasses and the supervised stage that phases share."""

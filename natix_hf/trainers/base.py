@@ -1,0 +1,144 @@
+"""A Trainer without the traps: what a checkpoint restores, how a loss is scaled, and when a run must stop.
+
+Each override names the behaviour of transformers 5.23 that it mends; each has a test that fails without it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import Dataset, Sampler
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from natix_hf.data.sampler import EpochSampler
+from natix_hf.errors import RunError, VerificationError
+from natix_hf.models.classifier import load_strictly
+from natix_hf.provenance.files import describe_files, list_files, read_json, write_json
+
+COMPLETE = "complete.json"
+
+
+class BaseTrainer(Trainer):
+    """`transformers.Trainer` over rows that an `EpochSampler` orders."""
+
+    # transformers multiplies the gradient by the accumulation steps when compute_loss is overridden for a model whose
+    # forward takes **kwargs, unless it is told that the loss is a plain mean over the batch.
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, *args: Any, train_sampler: EpochSampler | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sampler = train_sampler
+        self._data_wait = 0.0
+        self._waiting_since = time.perf_counter()
+        if train_sampler is not None:
+            self.add_callback(_SetEpoch(train_sampler))
+
+    def _set_signature_columns_if_needed(self) -> None:
+        # The columns that the models here read; image columns of a `datasets` set_transform are among them, so that
+        # nobody has to set remove_unused_columns.
+        self._signature_columns = ["image", "pixel_values", "features", "labels", "label"]
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[Any] | None:
+        # accelerate makes only RandomSampler agree across ranks; this one is a function of (seed, epoch).
+        return self._sampler if self._sampler is not None else super()._get_train_sampler(train_dataset)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        begin = time.perf_counter()
+        batches = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._data_wait += time.perf_counter() - begin
+        return batches
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds `data_wait`, the share of the time since the last log that went into waiting for the loader."""
+        if "loss" in logs:
+            _require_finite(logs["loss"], self.state.global_step, self.args.learning_rate)
+            now = time.perf_counter()
+            logs["data_wait"] = round(self._data_wait / max(now - self._waiting_since, 1e-9), 4)
+            self._data_wait, self._waiting_since = 0.0, now
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # Nothing is saved from a diverged run: its newest complete checkpoint must be one worth resuming from.
+        _require_finite(float(self._tr_loss), self.state.global_step, self.args.learning_rate)
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_complete(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._load_weights(Path(resume_from_checkpoint), model)
+
+    def _load_best_model(self) -> None:
+        self._load_weights(Path(str(self.state.best_model_checkpoint)), None)
+
+    def _load_weights(self, checkpoint: Path, model: nn.Module | None) -> None:
+        # Checkpoints of ViT and DINOv2 carry the Hub's key names, the live modules other ones; Trainer loads with
+        # strict=False and only warns. `from_pretrained` translates the names, and the rest is strict.
+        target = self.accelerator.unwrap_model(self.model if model is None else model, keep_torch_compile=False)
+        if isinstance(target, PreTrainedModel):
+            state = load_strictly(type(target), checkpoint).state_dict()
+        else:
+            try:
+                state = load_file(checkpoint / SAFE_WEIGHTS_NAME)
+            except (OSError, SafetensorError) as error:
+                raise VerificationError(f"{checkpoint} cannot be loaded: {error}") from None
+        target.load_state_dict(state, strict=True)
+
+
+class _SetEpoch(TrainerCallback):
+    """Tells the sampler the epoch. accelerate does not reach it behind a skipping, sharding batch sampler."""
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.sampler.set_epoch(int(state.epoch or 0))
+
+
+def _require_finite(loss: float, step: int, learning_rate: float) -> None:
+    if not math.isfinite(loss):
+        raise RunError(
+            f"the training loss is {loss} at step {step}: lower learning_rate (now {learning_rate:g}) or look at the data"
+        )
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Writes the marker that makes a checkpoint one to resume from: every file of it with size and sha256."""
+    names = [name for name in list_files(checkpoint) if name != COMPLETE]
+    write_json(checkpoint / COMPLETE, {"files": describe_files(checkpoint, names)})
+
+
+def newest_complete_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the most steps whose marker was written and whose files are all there, or None.
+
+    Trainer writes checkpoints in place and its own `get_last_checkpoint` trusts the folder's name.
+    """
+    found = []
+    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        steps = path.name.rpartition("-")[2]
+        if steps.isdigit() and _is_complete(path):
+            found.append((int(steps), path))
+    return max(found)[1] if found else None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        described = read_json(checkpoint / COMPLETE)["files"]
+    except VerificationError:
+        return False
+    return all(
+        (checkpoint / name).is_file() and (checkpoint / name).stat().st_size == facts["size"]
+        for name, facts in described.items()
+    )

@@ -1,0 +1,64 @@
+"""`RoadworkTrainer`: supervised training of a yes/no classifier, scored by its best MCC on the evaluation rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import EvalPrediction
+
+from natix_hf.metrics import compute_metrics, prior_weights, select_threshold
+from natix_hf.models.classifier import logit_difference
+from natix_hf.trainers.base import BaseTrainer
+
+
+class RoadworkTrainer(BaseTrainer):
+    """Cross-entropy over two labels, with class weights where the loss meets the target prior.
+
+    Args:
+        class_weights: [weight of label 0, weight of label 1]; None: equal.
+
+    Expects `labels` in every batch; the model returns `logits` [n, 2]. `label_smoothing_factor` is honoured.
+    """
+
+    def __init__(self, *args: Any, class_weights: list[float] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._class_weights = class_weights
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        labels = inputs["labels"]
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        logits = outputs["logits"].float()
+        losses = cross_entropy(logits, labels, reduction="none", label_smoothing=self.args.label_smoothing_factor)
+        if self._class_weights is not None:
+            # A plain mean, not torch's weighted one: that divides by the weights of the micro-batch, so that
+            # accumulation and several ranks would give another gradient than one large batch.
+            losses = losses * logits.new_tensor(self._class_weights)[labels]
+        loss = losses.mean()
+        return (loss, {"logits": outputs["logits"]}) if return_outputs else loss
+
+
+class EvaluationMetrics:
+    """`compute_metrics` of the Trainer: MCC at the best threshold of these very rows (optimistic, for comparing epochs
+    only), AUROC and NLL at the target prior."""
+
+    def __init__(self, target_prior: float | None) -> None:
+        self.target_prior = target_prior
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        z = logit_difference(np.asarray(prediction.predictions))
+        labels = np.asarray(prediction.label_ids)
+        probabilities = 1 / (1 + np.exp(-z))
+        weights = prior_weights(labels, self.target_prior)
+        at_half = compute_metrics(probabilities, labels, sample_weight=weights)
+        best = select_threshold(z, labels, objective="mcc", target_prior=self.target_prior)
+        return {"mcc": best.value, "mcc_at_half": at_half["mcc"], "auroc": at_half["auroc"], "nll": at_half["nll"]}

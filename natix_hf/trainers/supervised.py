@@ -1,0 +1,159 @@
+"""The supervised stage: a classifier trained on rows, best checkpoint by val_select, with or without its backbone."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments
+
+from natix_hf.data.config import AugmentConfig
+from natix_hf.data.rows import Rows
+from natix_hf.data.sampler import EpochSampler
+from natix_hf.data.views import FeatureViews, OriginalViews, TrainViews
+from natix_hf.errors import RecipeError, UsageError
+from natix_hf.metrics import prior_weights
+from natix_hf.models.classifier import head_of
+from natix_hf.models.features import Head, View, cached_features
+from natix_hf.models.preprocess import Preprocess
+from natix_hf.provenance.files import ids_sha256
+from natix_hf.trainers.base import newest_complete_checkpoint
+from natix_hf.trainers.config import SupervisedConfig
+from natix_hf.trainers.roadwork import EvaluationMetrics, RoadworkTrainer
+
+
+def training_arguments(training: dict[str, Any], output_dir: Path) -> TrainingArguments:
+    """TrainingArguments of a recipe's section, with what a launched or plain process needs.
+
+    Raises:
+        RecipeError: transformers refuses the values. UsageError: the process was launched wrongly.
+    """
+    on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    settings: dict[str, Any] = {
+        "use_cpu": on_cpu,
+        "dataloader_pin_memory": not on_cpu,
+        "dataloader_persistent_workers": training.get("dataloader_num_workers", 0) > 0,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": not sys.stderr.isatty(),
+    }
+    try:
+        arguments = TrainingArguments(output_dir=str(output_dir), **(settings | training))
+    except (TypeError, ValueError, ImportError, RuntimeError) as error:
+        raise RecipeError(
+            f"phase1: transformers refuses these settings: {str(error).strip().splitlines()[0]}"
+        ) from None
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if arguments.world_size != launched:
+        raise UsageError(
+            f"{launched} processes were launched but each trains alone: use a file of accelerate_configs/"
+        )
+    if arguments.n_gpu > 1:
+        raise UsageError(
+            f"this process sees {arguments.n_gpu} GPUs: start it with `natix-hf run` or `accelerate launch`, "
+            "or show it one GPU with CUDA_VISIBLE_DEVICES=0"
+        )
+    return arguments
+
+
+def train_classifier(
+    model: PreTrainedModel,
+    processor: Any,
+    train: Rows,
+    val_select: Rows,
+    config: SupervisedConfig,
+    augment: AugmentConfig,
+    target_prior: float | None,
+    checkpoints: Path,
+) -> dict[str, Any]:
+    """Trains `model` in place and leaves its best weights in it; continues from `checkpoints` if training was cut off.
+
+    Args:
+        config: `adapter: none` trains the head alone, on features computed once.
+        target_prior: share of label 1 to train and score for; None: as found.
+        checkpoints: folder of the Trainer's checkpoints.
+
+    Returns:
+        What happened: `history` (Trainer's log), best score and step, seconds.
+    """
+    arguments = training_arguments(config.training, checkpoints)
+    preprocess = Preprocess(processor)
+    seed = arguments.seed
+    views = TrainViews(
+        train, augment, processor.size["shortest_edge"], processor.image_mean, processor.image_std, seed
+    )
+    originals = OriginalViews(val_select, preprocess)
+    trained: Any = model
+    datasets: dict[str, Any] = {"train_dataset": views, "eval_dataset": originals}
+    if config.adapter == "none":
+        trained = Head(head_of(model))
+        datasets = _feature_datasets(model, processor, train, val_select, views, originals, config, augment, arguments)
+    by_sampler = target_prior is not None and config.prior_by == "sampler"
+    by_loss = target_prior is not None and config.prior_by == "loss"
+    patience = config.early_stopping_patience
+    trainer = RoadworkTrainer(
+        model=trained,
+        args=arguments,
+        train_sampler=EpochSampler(train.labels, seed, target_prior if by_sampler else None),
+        class_weights=_class_weights(train, target_prior) if by_loss else None,
+        compute_metrics=EvaluationMetrics(target_prior),
+        callbacks=[EarlyStoppingCallback(patience)] if patience is not None else [],
+        **datasets,
+    )
+    resume = newest_complete_checkpoint(checkpoints)
+    begin = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    model.to("cpu").eval()
+    return {
+        "history": trainer.state.log_history,
+        "best_score": trainer.state.best_metric,
+        "best_step": trainer.state.best_global_step,
+        "steps": trainer.state.global_step,
+        "world_size": arguments.world_size,
+        "resumed_from": resume.name if resume else None,
+        "train_s": round(time.perf_counter() - begin, 1),
+    }
+
+
+def _feature_datasets(
+    model: PreTrainedModel,
+    processor: Any,
+    train: Rows,
+    val_select: Rows,
+    views: TrainViews,
+    originals: OriginalViews,
+    config: SupervisedConfig,
+    augment: AugmentConfig,
+    arguments: TrainingArguments,
+) -> dict[str, Any]:
+    """View 0 of every train row is what predict sees; views 1, 2, … are augmented, drawn as epochs 1, 2, …"""
+
+    def features(views: list[View], rows: Rows, extra: Any) -> Any:
+        key = [processor.to_dict(), rows.role, ids_sha256(rows.ids), rows.decoded._fingerprint, extra]
+        workers = arguments.dataloader_num_workers
+        batch_size = arguments.per_device_eval_batch_size
+        with arguments.main_process_first(desc="features"):  # the others read what rank 0 has computed
+            return cached_features(model, views, key, batch_size, workers, arguments.device)
+
+    plain: View = (OriginalViews(train, originals.preprocess), range(len(train)))
+    augmented: list[View] = [
+        (views, [(view, row) for row in range(len(train))]) for view in range(1, config.feature_views)
+    ]
+    extra = [asdict(augment), arguments.seed] if augmented else None
+    return {
+        "train_dataset": FeatureViews(
+            features([plain, *augmented], train, [config.feature_views, extra]), train.labels
+        ),
+        "eval_dataset": FeatureViews(
+            features([(originals, range(len(val_select)))], val_select, None), val_select.labels
+        ),
+    }
+
+
+def _class_weights(train: Rows, target_prior: float | None) -> list[float]:
+    weights = prior_weights(train.labels, target_prior)
+    return [float(weights[train.labels == label][0]) for label in (0, 1)]

@@ -1,0 +1,216 @@
+"""The synthetic street scenes: the same pixels everywhere, no label in the background, the Hub's columns."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from natix_hf.data import synthetic
+from natix_hf.data.synthetic import SyntheticConfig, build_synthetic, label_of, render
+from natix_hf.data.synthetic.picture import draw_frame
+from natix_hf.data.synthetic.scene import CAMERAS
+from natix_hf.errors import RecipeError
+
+SMALL = SyntheticConfig(videos=12, frames=2, image_size=32)
+
+
+def _pixels(config: SyntheticConfig, video: int, frame: int) -> np.ndarray:
+    return np.asarray(render(config, video, frame))
+
+
+def _digest(pixels: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+
+
+# sha256 of the decoded pixels. They change only with a deliberate change of the drawing code or of a pinned library.
+CONSTANTS = [
+    ("a", 0, 64, 0, 0, "629734b96b43f0e7326b8fd005382d81c5cc298e56839ba1fc5bad77cbc98791"),
+    ("b", 0, 64, 0, 0, "a588ed97d38f6d34905105b54376d6a1bd3c3dbaeff9445bb24d865ab9c6dc61"),
+    ("b", 0, 64, 1, 2, "724e2bc7bfe5bf6a08dc70ee667c47665657a03cc0c92776edbf2dfce02f8dd4"),
+    ("b", 7, 96, 12, 1, "cfa734e60e4649c760da697f8a5357d09f94576d82c858e081d14419bb20caee"),
+    ("a", 3, 32, 1399, 0, "ecae97157eda5f852eea2691c11befdd5ce9ba3698a18cbaddaaf7e269e10343"),
+]
+
+
+@pytest.mark.parametrize(("camera", "seed", "size", "video", "frame", "expected"), CONSTANTS)
+def test_pixels_are_the_same_on_every_machine(
+    camera: Any, seed: int, size: int, video: int, frame: int, expected: str
+) -> None:
+    config = SyntheticConfig(camera=camera, seed=seed, image_size=size)
+    assert _digest(_pixels(config, video, frame)) == expected
+
+
+def test_a_frame_is_rgb_of_the_size_asked_for() -> None:
+    for size in (16, 33, 64):
+        image = render(SyntheticConfig(image_size=size), 3, 0)
+        assert (image.mode, image.size) == ("RGB", (size, size))
+
+
+def test_counts_do_not_change_a_frame() -> None:
+    few, many = SyntheticConfig(videos=2, frames=1), SyntheticConfig(videos=5000, frames=9)
+    for video in (0, 1, 700):
+        assert label_of(few, video) == label_of(many, video)
+        assert np.array_equal(_pixels(few, video, 1), _pixels(many, video, 1))
+
+
+def test_seed_and_camera_change_a_frame() -> None:
+    base = _pixels(SyntheticConfig(), 5, 0)
+    assert not np.array_equal(base, _pixels(SyntheticConfig(seed=1), 5, 0))
+    assert not np.array_equal(base, _pixels(SyntheticConfig(camera="a"), 5, 0))
+
+
+def test_frames_of_a_video_are_near_duplicates() -> None:
+    config = SyntheticConfig(camera="a")
+
+    def distance(left: np.ndarray, right: np.ndarray) -> float:
+        return float(np.abs(left.astype(int) - right.astype(int)).mean())
+
+    within, between = [], []
+    for video in range(30):
+        first, second, other = _pixels(config, video, 0), _pixels(config, video, 1), _pixels(config, video + 1, 0)
+        assert not np.array_equal(first, second)
+        within.append(distance(first, second))
+        between.append(distance(first, other))
+    assert np.mean(within) < 0.5 * np.mean(between)
+
+
+def test_no_two_videos_are_equal() -> None:
+    assert len({_digest(_pixels(SyntheticConfig(), video, 0)) for video in range(200)}) == 200
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6])
+def test_share_of_positives(share: float) -> None:
+    config = SyntheticConfig(positive_share=share)
+    assert abs(np.mean([label_of(config, video) for video in range(1400)]) - share) < 0.04
+
+
+def test_the_label_changes_nothing_but_the_objects() -> None:
+    config = SyntheticConfig(camera="a")
+    changed = []
+    for video in range(40):
+        with_roadwork = np.asarray(synthetic._draw(config, video, 0, 1))
+        with_standins = np.asarray(synthetic._draw(config, video, 0, 0))
+        changed.append(float((with_roadwork != with_standins).any(axis=2).mean()))
+    assert np.mean(changed) < 0.2  # all the rest, sensor noise included, is bit for bit the same
+
+
+@pytest.mark.parametrize("camera", ["a", "b"])
+def test_roadwork_can_be_seen_in_nearly_every_positive(camera: Any) -> None:
+    seen = []
+    for video in range(60):
+        scene = replace(synthetic._scene(camera, 0, video), standins=())
+        views = [
+            draw_frame(CAMERAS[camera], scene, 2, synthetic._dice(0, CAMERAS[camera].index, video, 4), 64, roadwork)
+            for roadwork in (True, False)
+        ]
+        difference = np.abs(np.asarray(views[0]).astype(int) - np.asarray(views[1])).max(axis=2)
+        seen.append(int((difference > 20).sum()) >= 6)
+    assert np.mean(seen) > 0.9
+
+
+def test_cameras_differ_in_colour_light_and_noise() -> None:
+    means, grain = {}, {}
+    for camera in ("a", "b"):
+        config = SyntheticConfig(camera=camera)
+        frames = np.stack([_pixels(config, video, 0) for video in range(60)]).astype(float)
+        means[camera] = frames.mean(axis=(0, 1, 2))
+        sky = frames[:, 2:8, 20:44]
+        grain[camera] = np.median(np.abs(np.diff(sky, axis=2)))
+    assert means["a"].mean() - means["b"].mean() > 10
+    assert (means["a"][2] - means["a"][0]) - (means["b"][2] - means["b"][0]) > 15  # b is warmer
+    assert grain["b"] > 1.5 * grain["a"]
+
+
+def test_dataset_has_the_hubs_columns_and_order() -> None:
+    import datasets
+
+    rows = build_synthetic(SMALL)
+    assert {name: getattr(kind, "dtype", None) for name, kind in rows.features.items() if name != "image"} == {
+        "id": "string",
+        "label": "int64",
+        "scene_description": "string",
+        "video_info.vid_id": "string",
+        "video_info.frame_id": "int64",
+        "scene_level_tags.daytime": "string",
+        "scene_level_tags.weather": "string",
+        "scene_level_tags.scene_environment": "string",
+        "city_name": "string",
+    }
+    assert isinstance(rows.features["image"], datasets.Image)
+    assert len(rows) == 24 and len(set(rows["id"])) == 24
+    labels = list(rows["label"])
+    assert labels == sorted(labels) and set(labels) == {0, 1}
+    for row in rows:
+        camera, video, frame = row["id"].split("-")
+        assert (camera, row["video_info.vid_id"], row["video_info.frame_id"]) == ("b", f"b-{video}", int(frame))
+        assert row["label"] == label_of(SMALL, int(video)) == int(row["scene_description"] != "")
+        assert np.array_equal(np.asarray(row["image"]), _pixels(SMALL, int(video), int(frame)))
+    raw = rows.cast_column("image", datasets.Image(decode=False))[0]["image"]
+    assert Image.open(io.BytesIO(raw["bytes"])).format == "PNG"
+
+
+def test_cache_is_reused_for_an_equal_config_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build_synthetic(SMALL)
+    drawn = []
+    draw_frame = synthetic.draw_frame
+
+    def counting(*args: Any, **kwargs: Any) -> Image.Image:
+        drawn.append(1)
+        return draw_frame(*args, **kwargs)
+
+    monkeypatch.setattr(synthetic, "draw_frame", counting)
+    again = build_synthetic(SyntheticConfig(videos=12, frames=2, image_size=32))
+    assert not drawn and again.cache_files == first.cache_files
+    build_synthetic(SyntheticConfig(videos=12, frames=2, image_size=32, seed=1))
+    assert len(drawn) == 24
+    # New drawing code must not be answered from old pictures.
+    monkeypatch.setattr(synthetic, "_drawing_digest", lambda: "another drawing")
+    build_synthetic(SMALL)
+    assert len(drawn) == 48
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("camera", "c", "one of a, b"),
+        ("camera", ["a"], "one of a, b"),
+        ("videos", 1, "at least 2"),
+        ("videos", 2.5, "at least 2"),
+        ("frames", 0, "at least 1"),
+        ("image_size", 15, "at least 16"),
+        ("image_size", True, "at least 16"),
+        ("seed", -1, "at least 0"),
+        ("positive_share", 0, "above 0 and below 1"),
+        ("positive_share", 1.0, "above 0 and below 1"),
+        ("positive_share", float("nan"), "above 0 and below 1"),
+        ("positive_share", "half", "above 0 and below 1"),
+    ],
+)
+def test_a_wrong_value_is_one_clear_line(key: str, value: Any, allowed: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        SyntheticConfig(**{key: value})
+    text = str(error.value)
+    assert text.startswith(f"data.synthetic.{key}: {value!r}") and allowed in text and "\n" not in text
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, natix_hf.data.synthetic as s; s.render(s.SyntheticConfig(), 0, 0);"
+        "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,245 @@
+"""The bootstrap: what is drawn, and that the intervals are those of compute_metrics over the same resamples."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from natix_hf.errors import DataError, UsageError
+from natix_hf.metrics import bootstrap_intervals, compute_metrics, count_groups, group_weights, paired_difference
+from natix_hf.metrics import groups as groups_module
+from natix_hf.metrics.bootstrap import DEFAULT_METRICS, RATES
+
+
+def sample(seed: int, n_groups: int = 30, rows: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probabilities, labels and groups of unequal size; each group is of one class."""
+    generator = np.random.default_rng(seed)
+    groups = generator.integers(0, n_groups, n_groups * rows)
+    labels = (groups % 3 == 0).astype(int)
+    logits = generator.normal(size=groups.size) + generator.normal(size=n_groups)[groups] + 2 * labels - 1
+    return 1 / (1 + np.exp(-logits)), labels, groups
+
+
+def draws(*arguments: Any) -> np.ndarray:
+    return np.concatenate(list(group_weights(*arguments)))
+
+
+def test_weights_respect_groups_and_classes() -> None:
+    groups = np.array(["b", "a", "c", "a", "d", "b", "e", "e", "e"])
+    labels = np.array([1, 0, 1, 0, 0, 0, 1, 1, 0])  # b ties, so it is positive; e is positive by majority
+    weights = draws(groups, labels, 500, 3)
+    assert weights.shape == (500, 9) and weights.dtype.kind == "i" and weights.min() == 0
+    assert np.array_equal(weights[:, 0], weights[:, 5]) and np.array_equal(weights[:, 1], weights[:, 3])
+    assert np.array_equal(weights[:, 6], weights[:, 7]) and np.array_equal(weights[:, 6], weights[:, 8])
+    # One column for each group: three positive ones (b, c, e) and two negative ones (a, d).
+    assert (weights[:, [0, 2, 6]].sum(axis=1) == 3).all()
+    assert (weights[:, [1, 4]].sum(axis=1) == 2).all()
+    # With replacement, each group as often: mean 1, and variance 1 - 1/G of a binomial draw.
+    assert weights.mean(axis=0) == pytest.approx(np.ones(9), abs=0.15)
+    assert weights[:, 2].var() == pytest.approx(2 / 3, abs=0.12)
+    # The classes are drawn independently.
+    assert abs(np.corrcoef(weights[:, 2], weights[:, 1])[0, 1]) < 0.15
+
+
+def test_weights_depend_on_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, labels, groups = sample(0)
+    whole = draws(groups, labels, 50, 1)
+    assert len(list(group_weights(groups, labels, 50, 1))) == 1
+    assert np.array_equal(whole, draws(groups, labels, 50, 1))
+    assert not np.array_equal(whole, draws(groups, labels, 50, 2))
+    assert np.array_equal(whole[:20], draws(groups, labels, 20, 1))
+    assert len(np.unique(whole, axis=0)) == 50
+    monkeypatch.setattr(groups_module, "CHUNK_BYTES", 7 * 8 * groups.size)
+    sizes = [len(chunk) for chunk in group_weights(groups, labels, 50, 1)]
+    assert sizes == [7] * 7 + [1]
+    assert np.array_equal(whole, draws(groups, labels, 50, 1))
+    monkeypatch.setattr(groups_module, "CHUNK_BYTES", 1)
+    assert np.array_equal(whole, draws(groups, labels, 50, 1))
+
+
+def test_chunks_are_bounded() -> None:
+    n = 200_000
+    chunk = next(group_weights(np.arange(n), np.arange(n) % 2, 1000, 0))
+    assert 32 << 20 < chunk.nbytes <= 64 << 20
+
+
+def test_names_of_groups_do_not_matter() -> None:
+    _, labels, groups = sample(0)
+    expected = draws(groups, labels, 5, 0)
+    assert np.array_equal(expected, draws([f"{group:04d}" for group in groups], labels, 5, 0))
+    assert np.array_equal(expected, draws(torch.tensor(groups), torch.tensor(labels), 5, 0))
+    # Identifiers beyond 2**53 are not told apart by a float64.
+    large = torch.tensor([2**60, 2**60 + 1, 2**60 + 2])
+    assert count_groups(large, [0, 1, 1])["groups"] == 3
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_intervals_are_those_of_compute_metrics(weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    p, y, groups = sample(4)
+    p = p.round(1)  # so that some equal the threshold
+    base = np.random.default_rng(1).random(y.size) + 0.1 if weighted else np.ones(y.size)
+    names = (*RATES, "brier", "nll", "auroc", "auprc", "ece")
+    looped = [compute_metrics(p, y, 0.6, sample_weight=row * base) for row in draws(groups, y, 70, 9)]
+    monkeypatch.setattr(groups_module, "CHUNK_BYTES", 50 * 8 * y.size)
+    found = bootstrap_intervals(
+        p, y, groups, 0.6, base if weighted else None, n_resamples=70, level=0.9, seed=9, metrics=names
+    )
+    assert list(found) == list(names)
+    for name in names:
+        expected = np.nanpercentile([metrics[name] for metrics in looped], [5, 95])
+        assert found[name] == pytest.approx(tuple(expected), abs=1e-12), name
+        assert found[name][0] < compute_metrics(p, y, 0.6, sample_weight=base)[name] < found[name][1] or name == "ece"
+
+
+def test_clipping_is_that_of_compute_metrics() -> None:
+    p, y = [0.0, 1.0, 0.0, 1.0], [1, 0, 0, 1]
+    expected = [compute_metrics(p, y, sample_weight=row)["nll"] for row in draws([0, 1, 2, 3], y, 40, 0)]
+    found = bootstrap_intervals(p, y, [0, 1, 2, 3], n_resamples=40, level=0.5, metrics=["nll"])
+    assert found["nll"] == pytest.approx(tuple(np.percentile(expected, [25, 75])))
+
+
+def test_undefined_resamples_are_left_out() -> None:
+    # Precision is undefined in a resample without the one group that is called positive.
+    p, y, groups = [0.9, 0.1, 0.2, 0.3], [1, 1, 0, 0], [0, 1, 2, 3]
+    found = bootstrap_intervals(p, y, groups, n_resamples=60, metrics=["precision", "recall"])
+    assert found["precision"] == (1, 1) and found["recall"] == (0, 1)
+    nothing = bootstrap_intervals(p, y, groups, 0.95, n_resamples=20, metrics=["precision", "mcc"])
+    assert all(math.isnan(end) for end in nothing["precision"]) and nothing["mcc"] == (0, 0)
+    one_class = bootstrap_intervals(p, [0] * 4, groups, n_resamples=20)
+    assert tuple(one_class) == DEFAULT_METRICS
+    for name in ("recall", "auroc", "balanced_accuracy"):
+        assert all(math.isnan(end) for end in one_class[name])
+    assert 0 <= one_class["accuracy"][0] < one_class["accuracy"][1] <= 1
+    # A resample may hold no row of any weight.
+    light = bootstrap_intervals(p, y, groups, sample_weight=[1, 0, 1, 0], n_resamples=60)
+    assert light["brier"][1] < 0.05 and not any(math.isnan(end) for end in light["ece"])
+
+
+def test_intervals_cover() -> None:
+    # Rows of a group share their outcome, so that rows drawn alone would make the interval far too short.
+    true_recall, per_class, rows, runs = 0.7, 40, 5, 100
+    groups = np.repeat(np.arange(2 * per_class), rows)
+    labels = (groups < per_class).astype(int)
+    covered = {"groups": 0, "rows": 0}
+    for run in range(runs):
+        outcome = np.random.default_rng(run).random(2 * per_class)[groups] < true_recall
+        for name, names in (("groups", groups), ("rows", np.arange(groups.size))):
+            low, high = bootstrap_intervals(outcome, labels, names, n_resamples=200, seed=run, metrics=["recall"])[
+                "recall"
+            ]
+            covered[name] += low <= true_recall <= high
+    assert 0.88 <= covered["groups"] / runs <= 0.99
+    assert covered["rows"] / runs < 0.8
+
+
+def test_wider_at_a_higher_level() -> None:
+    p, y, groups = sample(2)
+    narrow, wide = (bootstrap_intervals(p, y, groups, level=level, metrics=["mcc"])["mcc"] for level in (0.5, 0.99))
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+    assert bootstrap_intervals(p, y, groups, metrics=["mcc"], seed=1) != bootstrap_intervals(
+        p, y, groups, metrics=["mcc"], seed=2
+    )
+
+
+def test_paired_difference_of_the_same_is_zero() -> None:
+    p, y, groups = sample(5)
+    assert paired_difference(p, p, y, groups, 0.4, 0.4) == {"difference": 0, "low": 0, "high": 0}
+    # The same decisions from other scores and another threshold.
+    logits = np.log(p / (1 - p))
+    same = paired_difference(p, logits, y, groups, 0.5, 0.0, n_resamples=100)
+    assert same == {"difference": 0, "low": 0, "high": 0}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_paired_difference_is_that_of_compute_metrics(weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, y, groups = sample(6)
+    a = a.round(1)  # so that some equal the threshold
+    b = np.clip(a + np.where(y == 1, 0.15, -0.05), 0, 1)
+    base = np.random.default_rng(1).random(y.size) + 0.1 if weighted else np.ones(y.size)
+
+    def difference(weights: np.ndarray) -> float:
+        after = compute_metrics(b, y, 0.6, sample_weight=weights)["mcc"]
+        return after - compute_metrics(a, y, 0.5, sample_weight=weights)["mcc"]
+
+    resampled = [difference(row * base) for row in draws(groups, y, 50, 2)]
+    monkeypatch.setattr(groups_module, "CHUNK_BYTES", 40 * 8 * y.size)
+    found = paired_difference(
+        a, b, y, groups, 0.5, 0.6, base if weighted else None, n_resamples=50, level=0.8, seed=2
+    )
+    low, high = np.percentile(resampled, [10, 90])
+    assert found == pytest.approx({"difference": difference(base), "low": low, "high": high}, abs=1e-12)
+    swapped = paired_difference(
+        b, a, y, groups, 0.6, 0.5, base if weighted else None, n_resamples=50, level=0.8, seed=2
+    )
+    assert swapped == pytest.approx({"difference": -found["difference"], "low": -high, "high": -low}, abs=1e-12)
+
+
+def test_pairing_shortens_the_interval() -> None:
+    a, y, groups = sample(8, n_groups=60)
+    b = np.clip(a + np.random.default_rng(0).normal(size=a.size) * 0.01, 0, 1)
+    paired = paired_difference(a, b, y, groups, 0.5, 0.5)
+    low, high = bootstrap_intervals(a, y, groups, metrics=["mcc"])["mcc"]
+    assert paired["high"] - paired["low"] < 0.5 * (high - low)
+
+
+def test_count_groups() -> None:
+    groups, labels = ["a", "a", "b", "c", "c", "c"], [1, 0, 0, 1, 0, 0]
+    assert count_groups(groups, labels) == {"groups": 3, "positive_groups": 1, "negative_groups": 2, "few": True}
+    for negatives, few in ((19, True), (20, False)):
+        counted = count_groups(np.arange(20 + negatives), [1] * 20 + [0] * negatives)
+        assert counted["few"] is few and counted["negative_groups"] == negatives
+
+
+def test_refused() -> None:
+    p, y, groups = [0.1, 0.9], [0, 1], [0, 1]
+    for name, value, message in (
+        ("n_resamples", 0, "n_resamples must be at least 1, found 0"),
+        ("seed", -1, "seed must not be negative, found -1"),
+        ("level", 1.0, "level must be between 0 and 1"),
+        ("level", 95, "level must be between 0 and 1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            bootstrap_intervals(p, y, groups, **{name: value})
+        with pytest.raises(UsageError, match=message):
+            paired_difference(p, p, y, groups, 0.5, 0.5, **{name: value})
+    with pytest.raises(UsageError, match="no interval for n, kappa: known are accuracy"):
+        bootstrap_intervals(p, y, groups, metrics=["mcc", "n", "kappa"])
+    with pytest.raises(UsageError, match="threshold must be finite"):
+        bootstrap_intervals(p, y, groups, math.nan)
+    with pytest.raises(UsageError, match="threshold_a must be finite"):
+        paired_difference(p, p, y, groups, math.nan, 0.5)
+    with pytest.raises(UsageError, match="threshold_b must be finite"):
+        paired_difference(p, p, y, groups, 0.5, math.inf)
+    with pytest.raises(DataError, match="scores_b must be finite"):
+        paired_difference(p, [0.1, math.nan], y, groups, 0.5, 0.5)
+    with pytest.raises(DataError, match="found lengths: scores_a 2, scores_b 1, labels 2"):
+        paired_difference(p, [0.1], y, groups, 0.5, 0.5)
+    with pytest.raises(DataError, match=r"probabilities must be in \[0, 1\]"):
+        bootstrap_intervals([0.1, 2], y, groups)
+    with pytest.raises(DataError, match="sample_weight 3"):
+        bootstrap_intervals(p, y, groups, sample_weight=[1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([0], "found lengths: groups 1, labels 2"),
+        (["a", None], "groups has no name at position 1"),
+        ([None, "a"], "groups has no name at position 0"),
+        ([1.0, math.nan], "groups has no name at position 1"),
+        (np.array(["a", 1], dtype=object), "groups must be all strings or all numbers"),
+        ([[0, 1]], "groups must be one-dimensional"),
+        ([], "groups is empty"),
+    ],
+)
+def test_groups_refused_at_the_call(names: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        count_groups(names, [0, 1])
+    with pytest.raises(DataError, match=message):
+        group_weights(names, [0, 1], 10, 0)  # before anything is drawn
+    with pytest.raises(DataError, match=message):
+        bootstrap_intervals([0.1, 0.9], [0, 1], names)
