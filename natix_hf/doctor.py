@@ -53,7 +53,8 @@ def _devices(cuda_devices: int) -> Iterator[str]:
 
     for index in range(cuda_devices):
         properties = torch.cuda.get_device_properties(index)
-        yield f"GPU {index}: {properties.name}, {properties.total_memory / 1e9:.0f} GB, bf16 {torch.cuda.is_bf16_supported()}"
+        bf16 = "with" if torch.cuda.is_bf16_supported() else "without"
+        yield f"GPU {index}: {properties.name}, {properties.total_memory / 1e9:.0f} GB, {bf16} bf16"
     if not cuda_devices:
         other = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         yield f"accelerator: {other}" if other else "accelerator: none, everything runs on the CPU"

@@ -51,7 +51,7 @@ def run_recipe(
     wanted = order_phases(phases if phases is not None else recipe.phases)
     if accelerate_config is not None and not accelerate_config.is_file():
         raise UsageError(
-            f"--accelerate-config {accelerate_config}: there is no such file; see {resource_folder('accelerate_configs')}"
+            f"--accelerate-config {accelerate_config}: no such file; see {resource_folder('accelerate_configs')}"
         )
     folder = open_run(run_dir, recipe.name) if run_dir is not None else new_run(OUTPUTS, recipe.name)
     say(f"run {folder}")

@@ -83,7 +83,8 @@ def load_recipe(reference: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(content: dict[str, Any], name: str = "recipe") -> Recipe:
     """Checks a mapping of sections and fills in the defaults."""
-    return replace(_build(Recipe, _collect_training_fields(content), where=""), name=name)
+    recipe: Recipe = _build(Recipe, _collect_training_fields(content), where="")
+    return replace(recipe, name=name)
 
 
 def find_recipe(reference: str) -> Path:
@@ -146,7 +147,7 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
 
 
 def _collect_training_fields(content: dict[str, Any]) -> dict[str, Any]:
-    """Moves the TrainingArguments fields of a training section into its `training` mapping, checked and with defaults."""
+    """Moves the TrainingArguments fields of a section into its `training` mapping, checked, over the defaults."""
     collected = dict(content)
     for section_name in _TRAINING_SECTIONS:
         given = collected.get(section_name) or {}

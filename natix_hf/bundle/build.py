@@ -1,4 +1,4 @@
-"""Builds a bundle from an allow-list in an empty folder, reloads it from disk and compares before it is declared done."""
+"""Builds a bundle from an allow-list in an empty folder, then reloads it from disk and compares."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
@@ -43,7 +44,8 @@ class Inference:
 
     def __init__(self, folder: Path, device: torch.device | str | None = None) -> None:
         self.device = torch.device(device) if device is not None else default_device()
-        self.model = load_classifier(folder).eval().to(self.device)
+        self.model: nn.Module = load_classifier(folder)
+        self.model.eval().to(self.device)
         self.preprocess = Preprocess(load_processor(folder))
 
     @torch.inference_mode()

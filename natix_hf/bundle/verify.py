@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from natix_hf.bundle.policy import POLICY, read_policy
 from natix_hf.errors import VerificationError
 from natix_hf.provenance.files import check_files, file_sha256, list_files, read_json
 
@@ -75,6 +76,7 @@ def _in_hub_cache(folder: Path) -> bool:
 
 def folding_problems(bundle: Path, candidate: Path) -> list[str]:
     """Unfolds the bundle's classifier layer and compares every tensor with the candidate's."""
+    import torch
     from safetensors.torch import load_file
 
     policy = read_policy(bundle / POLICY)

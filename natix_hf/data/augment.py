@@ -64,7 +64,7 @@ def _rotate(image: Image.Image, degrees: float) -> Image.Image:
 def _crop_box(
     width: int, height: int, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    area = width * height * float(rng.uniform(*config.crop_scale))
+    area = width * height * float(rng.uniform(config.crop_scale[0], config.crop_scale[1]))
     ratio = math.exp(float(rng.uniform(math.log(config.crop_ratio[0]), math.log(config.crop_ratio[1]))))
     crop_width = min(float(width), math.sqrt(area * ratio))
     crop_height = min(float(height), math.sqrt(area / ratio))

@@ -1,7 +1,7 @@
 """The decode-once pass over a source: a pixel digest and a small training copy of every image.
 
-`datasets.map` keeps the result as memory-mapped Arrow files under its own cache, keyed by rows and settings, so a second
-run reads it back in milliseconds.
+`datasets.map` keeps the result as memory-mapped Arrow files in its own cache, keyed by rows and settings, so that a
+second run reads it back in milliseconds.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _decode_row(row: dict[str, Any], index: int, ids: list[str], image_column: s
 
 
 def pixels_of(arrow_rows: Dataset, index: int) -> np.ndarray:
-    """The training copy of one row, from `decoded.with_format("arrow")`: read-only uint8 [H, W, 3] over the memory map."""
+    """The training copy of one row of `decoded.with_format("arrow")`: read-only uint8 [H, W, 3] over the map."""
     row = arrow_rows[index]
     height, width = row["height"][0].as_py(), row["width"][0].as_py()
     return np.frombuffer(row["pixels"][0].as_buffer(), dtype=np.uint8).reshape(height, width, 3)

@@ -57,7 +57,7 @@ def load_source(config: DataConfig) -> SourceRows:
         if missing:
             has = ", ".join(split.column_names)
             raise DataError(
-                f"{config.source} split {name!r} has no column {missing[0]!r}: it has {has}; set data.*_column, group_by or slices"
+                f"{config.source} split {name!r} has no column {missing[0]!r}: it has {has}"
             )
     dataset = concatenate_datasets(list(splits.values())) if len(splits) > 1 else next(iter(splits.values()))
     if len(dataset) == 0:

@@ -84,7 +84,7 @@ def make_splits(
     own_groups = [f"group:{g}" if g is not None else f"row:{row_id}" for row_id, g in zip(ids, groups, strict=True)]
     kept = np.array([row_id not in left_out for row_id in ids])
     roles = np.where(official_test, "test", "").astype(object)
-    dividing = np.flatnonzero(kept & ~official_test)
+    dividing = np.flatnonzero(kept & ~official_test).tolist()
     shares = _SHARES_WITH_OFFICIAL_TEST if official_test.any() else _SHARES
     role_of_group = _divide_groups([own_groups[i] for i in dividing], labels[dividing], shares, seed)
     for i in dividing:
@@ -94,16 +94,17 @@ def make_splits(
         for i, row_id in enumerate(ids)
         if not kept[i]
     ]
-    overlaps = _overlaps(np.flatnonzero(kept), ids, roles, own_groups, sha256)
+    overlaps = _overlaps(np.flatnonzero(kept).tolist(), ids, roles, own_groups, sha256)
     if overlaps and on_overlap == "error":
         i, reason = next(iter(overlaps.items()))
         raise DataError(
-            f"{len(overlaps)} rows overlap between splits, the first is {ids[i]} ({reason}): data.on_overlap=drop leaves them out"
+            f"{len(overlaps)} rows overlap between splits, the first is {ids[i]} ({reason}): "
+            "data.on_overlap=drop leaves them out"
         )
     for i, reason in overlaps.items():
         kept[i] = False
         dropped.append({"id": ids[i], "role": str(roles[i]), "reason": reason})
-    at = np.flatnonzero(kept)
+    at = np.flatnonzero(kept).tolist()
     used_labels = _flip_train_labels(
         labels, np.array([i for i in at if roles[i] == "train"], dtype=np.int64), label_noise, seed
     )
@@ -141,7 +142,7 @@ def _divide_groups(groups: list[str], labels: np.ndarray, shares: dict[str, floa
 
 
 def _overlaps(
-    at: np.ndarray, ids: Sequence[str], roles: np.ndarray, groups: Sequence[str], sha256: Sequence[str]
+    at: list[int], ids: Sequence[str], roles: np.ndarray, groups: Sequence[str], sha256: Sequence[str]
 ) -> dict[int, str]:
     """Rows that must leave because their group or their picture is in a more protected role, with the reason."""
     reasons: dict[int, str] = {}
@@ -155,7 +156,7 @@ def _overlaps(
         for i in at:
             other = strictest.get(keys[i], i)
             if i not in reasons and ROLES.index(roles[i]) < ROLES.index(roles[other]):
-                reasons[int(i)] = f"the same {what} is in {roles[other]} as row {ids[other]}"
+                reasons[i] = f"the same {what} is in {roles[other]} as row {ids[other]}"
     return reasons
 
 
@@ -223,6 +224,7 @@ def leaks_between_roles(splits: Splits) -> list[str]:
                 found.append(f"row {key} is listed twice, in {splits.roles[j]} and {splits.roles[i]}")
             elif splits.roles[j] != splits.roles[i]:
                 found.append(
-                    f"{what} {key} is in {splits.roles[j]} (row {splits.ids[j]}) and in {splits.roles[i]} (row {splits.ids[i]})"
+                    f"{what} {key} is in {splits.roles[j]} (row {splits.ids[j]}) "
+                    f"and in {splits.roles[i]} (row {splits.ids[i]})"
                 )
     return found

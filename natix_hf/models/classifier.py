@@ -36,10 +36,9 @@ def build_classifier(config: ModelConfig, seed: int) -> PreTrainedModel:
     architecture = _architecture(config)
     torch.manual_seed(seed)
     if config.backbone is None:
-        model = AutoModelForImageClassification.from_config(architecture, dtype=torch.float32)
-    else:
-        model = _from_backbone(config, architecture)
-    return model
+        model: PreTrainedModel = AutoModelForImageClassification.from_config(architecture, dtype=torch.float32)
+        return model
+    return _from_backbone(config, architecture)
 
 
 def resolve_backbone(backbone: str) -> str:
@@ -111,9 +110,8 @@ def _architecture(config: ModelConfig) -> PreTrainedConfig:
                 f"model.backbone: {config.backbone} is neither a model folder nor on the Hub ({_first_line(error)})"
             ) from None
         if architecture.model_type not in ARCHITECTURES:
-            raise RecipeError(
-                f"model.backbone {config.backbone} is a {architecture.model_type!r}: supported is {' | '.join(ARCHITECTURES)}"
-            )
+            supported = " | ".join(ARCHITECTURES)
+            raise RecipeError(f"model.backbone is a {architecture.model_type}: supported is {supported}")
         _check_fields(architecture, config.config)
         for key, value in (config.config | fields).items():
             setattr(architecture, key, value)
@@ -134,13 +132,11 @@ def _check_image_size(architecture: PreTrainedConfig, image_size: int) -> None:
     patch = architecture.patch_size
     if image_size % patch:
         below = image_size // patch * patch
-        raise RecipeError(
-            f"model.image_size {image_size} is not a multiple of the patch size {patch}: use {max(below, patch)} or {below + patch}"
-        )
+        fitting = f"{below} or {below + patch}" if below else str(patch)
+        raise RecipeError(f"model.image_size {image_size} is not a multiple of the patch size {patch}: use {fitting}")
     if architecture.model_type in _FIXED_IMAGE_SIZE and architecture.image_size != image_size:
-        raise RecipeError(
-            f"model.image_size {image_size}: this {architecture.model_type} was made for {architecture.image_size}, set that"
-        )
+        made_for = architecture.image_size
+        raise RecipeError(f"model.image_size {image_size}: this {architecture.model_type} is fixed to {made_for}")
 
 
 def _from_backbone(config: ModelConfig, architecture: PreTrainedConfig) -> PreTrainedModel:

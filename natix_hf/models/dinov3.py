@@ -1,7 +1,7 @@
 """The image-classification head that transformers does not ship for DINOv3.
 
-Importing `natix_hf.models` registers it with `AutoModelForImageClassification`. The subnet's official miner has no such
-class, so it cannot load a DINOv3 bundle.
+Importing `natix_hf.models` registers it with `AutoModelForImageClassification`. The subnet's official miner has no
+such class, so it cannot load a DINOv3 bundle.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ class DINOv3ViTForImageClassification(DINOv3ViTPreTrainedModel):
 
     def __init__(self, config: DINOv3ViTConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
         self.dinov3_vit = DINOv3ViTModel(config)
-        self.classifier = nn.Linear(2 * config.hidden_size, config.num_labels)
-        self.post_init()
+        self.classifier = nn.Linear(2 * config.hidden_size, len(config.id2label or {}))
+        self.post_init()  # type: ignore[no-untyped-call]  # inherited, so not covered by the exclusion
 
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any

@@ -14,7 +14,6 @@ from huggingface_hub.constants import HF_HOME
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
 from natix_hf.models.classifier import head_of
 from natix_hf.provenance.files import atomic_file, json_sha256
@@ -34,7 +33,7 @@ class Head(nn.Module):
 
 
 def cache_folder() -> Path:
-    """Where derived data of several runs lies: beside the Hub's own cache, so that one variable (HF_HOME) moves both."""
+    """Where derived data of several runs lies: beside the Hub's own cache, so that HF_HOME moves both."""
     return Path(os.environ.get("NATIX_HF_CACHE", Path(HF_HOME) / "natix_hf"))
 
 
@@ -50,7 +49,7 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def cached_features(
-    model: PreTrainedModel, views: list[View], key: Any, batch_size: int, workers: int, device: torch.device
+    model: nn.Module, views: list[View], key: Any, batch_size: int, workers: int, device: torch.device
 ) -> np.ndarray:
     """The input of the classifier layer for every view of every row: one forward pass per (weights, rows, view), ever.
 
@@ -70,7 +69,7 @@ def cached_features(
 
 
 def _compute(
-    model: PreTrainedModel, views: list[View], path: Path, batch_size: int, workers: int, device: torch.device
+    model: nn.Module, views: list[View], path: Path, batch_size: int, workers: int, device: torch.device
 ) -> None:
     head = head_of(model)
     shape = (len(views), len(views[0][1]), head.in_features)

@@ -40,7 +40,7 @@ def _normalisation(config: ModelConfig) -> tuple[list[float], list[float]]:
     if config.backbone is not None:
         source = resolve_backbone(config.backbone)
         try:
-            settings, _ = AutoImageProcessor.get_image_processor_dict(source, revision=config.revision)
+            settings, _ = BitImageProcessorPil.get_image_processor_dict(source, revision=config.revision)
         except (OSError, ValueError, AttributeError):
             settings = {}
         if "image_mean" in settings and "image_std" in settings:
@@ -49,7 +49,7 @@ def _normalisation(config: ModelConfig) -> tuple[list[float], list[float]]:
 
 
 def load_processor(folder: Path) -> Any:
-    """The processor saved in a candidate or bundle, always with PIL, so that every machine computes the same pixels."""
+    """The processor saved in a candidate or bundle, always with PIL: the same pixels on every machine."""
     return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from natix_hf.bundle.inference import Inference
@@ -41,7 +42,8 @@ class Candidate:
 def save_candidate(folder: Path, model: PreTrainedModel, processor: Any) -> Candidate:
     """Writes `folder/model`: float32 weights, config, processor."""
     with atomic_folder(folder / MODEL) as temporary:
-        model.to(device="cpu", dtype=torch.float32).save_pretrained(temporary)
+        nn.Module.to(model, device="cpu", dtype=torch.float32)
+        model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
     return Candidate(folder.name, folder)
 

@@ -56,9 +56,10 @@ def finished_candidates(context: PhaseContext) -> list[Candidate]:
 def choose_champion(
     tables: dict[str, LogitTable], thresholds: dict[str, float], prior: float | None, n_resamples: int
 ) -> tuple[str, list[dict[str, Any]]]:
-    """The control (the first) stays unless the paired group-bootstrap interval of a challenger's gain in MCC lies above 0.
+    """The control (the first) stays unless a challenger's gain in MCC is above 0 beyond doubt.
 
-    Each candidate is taken at its own threshold, on the same val_select rows.
+    Each candidate is taken at its own threshold, on the same val_select rows; the doubt is the interval of a paired
+    group bootstrap.
 
     Returns:
         Name of the champion, and one comparison for every challenger.

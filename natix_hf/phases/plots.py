@@ -67,7 +67,7 @@ def threshold(path: Path, curve: dict[str, np.ndarray], chosen: ThresholdResult,
 def test_scores(path: Path, logits: np.ndarray, labels: np.ndarray, threshold_logit: float) -> None:
     """Histogram of the logits of test rows by label, with the threshold."""
     with _figure(path, "Test rows by logit") as axes:
-        bins = np.linspace(logits.min(), logits.max(), 41)
+        bins = np.linspace(logits.min(), logits.max(), 41).tolist()
         axes.hist(logits[labels == 0], bins=bins, color="0.75", label="None")
         axes.hist(logits[labels == 1], bins=bins, histtype="step", color="C0", lw=1.8, label="Roadwork")
         axes.axvline(threshold_logit, color="k", lw=1, label="fitted threshold")

@@ -46,7 +46,8 @@ class BaseTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         # The columns that the models here read; image columns of a `datasets` set_transform are among them, so that
         # nobody has to set remove_unused_columns.
-        self._signature_columns = ["image", "pixel_values", "features", "labels", "label"]
+        columns = ["image", "pixel_values", "features", "labels", "label"]
+        self._signature_columns = columns  # type: ignore[assignment]  # declared as None, a list in use
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[Any] | None:
         # accelerate makes only RandomSampler agree across ranks; this one is a function of (seed, epoch).
@@ -73,7 +74,7 @@ class BaseTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            mark_complete(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            mark_complete(Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._load_weights(Path(resume_from_checkpoint), model)
@@ -110,7 +111,7 @@ class _SetEpoch(TrainerCallback):
 def _require_finite(loss: float, step: int, learning_rate: float) -> None:
     if not math.isfinite(loss):
         raise RunError(
-            f"the training loss is {loss} at step {step}: lower learning_rate (now {learning_rate:g}) or look at the data"
+            f"the loss is {loss} at step {step}: lower learning_rate (now {learning_rate:g}) or check the data"
         )
 
 

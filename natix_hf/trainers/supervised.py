@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments
+from torch import nn
+from transformers import EarlyStoppingCallback, TrainingArguments
 
 from natix_hf.data.config import AugmentConfig
 from natix_hf.data.rows import Rows
@@ -61,7 +62,7 @@ def training_arguments(training: dict[str, Any], output_dir: Path) -> TrainingAr
 
 
 def train_classifier(
-    model: PreTrainedModel,
+    model: nn.Module,
     processor: Any,
     train: Rows,
     val_select: Rows,
@@ -120,7 +121,7 @@ def train_classifier(
 
 
 def _feature_datasets(
-    model: PreTrainedModel,
+    model: nn.Module,
     processor: Any,
     train: Rows,
     val_select: Rows,

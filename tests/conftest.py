@@ -1,0 +1,143 @@
+"""Shared fixtures: tiny models, tiny images on disk, one finished run."""
+
+from __future__ import annotations
+
+import os
+
+# Before any import of the libraries: no network, no shared caches of the developer's, one thread a worker.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# A whole training with one of these takes about a second.
+TINY: dict[str, dict[str, Any]] = {
+    "vit": {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "intermediate_size": 64, "patch_size": 14},
+    "dinov2": {"model_type": "dinov2", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+               "patch_size": 14},
+    "dinov2_with_registers": {"model_type": "dinov2_with_registers", "hidden_size": 32, "num_hidden_layers": 2,
+                              "num_attention_heads": 2, "patch_size": 14, "num_register_tokens": 2},
+    "dinov3_vit": {"model_type": "dinov3_vit", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+                   "intermediate_size": 64, "patch_size": 14, "num_register_tokens": 2},
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not SHARED.is_dir():
+        for item in items:
+            if "shared" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=f"the real photographs are not at {SHARED}"))
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Feature caches of a test never meet those of another test run."""
+    monkeypatch.setenv("NATIX_HF_CACHE", str(tmp_path_factory.getbasetemp() / "natix_cache"))
+
+
+def striped_image(label: int, rng: np.random.Generator, size: tuple[int, int] = (36, 30)) -> Image.Image:
+    """Noise with orange stripes for label 1 and a blue patch for label 0: learnable in a second, no two equal."""
+    width, height = size
+    pixels = rng.integers(60, 120, (height, width, 3), dtype=np.uint8)
+    if label:
+        pixels[::4, :, 0], pixels[::4, :, 2] = 240, 20
+    else:
+        top, left = rng.integers(0, height // 2), rng.integers(0, width // 2)
+        pixels[top : top + 10, left : left + 10, 2] = 230
+    return Image.fromarray(pixels)
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_parquet_source(
+    folder: Path, groups: int = 40, frames: int = 3, positive_share: float = 0.5, official_test: int = 0, seed: int = 0
+) -> Path:
+    """A parquet folder with the Hub dataset's column names, sorted by class, several frames a group."""
+    import datasets
+
+    rng = np.random.default_rng(seed)
+    for split, count in {"train": groups, "test": official_test}.items():
+        if not count:
+            continue
+        rows: dict[str, list[Any]] = {"image": [], "id": [], "label": [], "scene_description": []}
+        rows |= {"video_info.vid_id": [], "scene_level_tags.weather": []}
+        n_positive = round(count * positive_share)
+        for group in range(count):
+            label = int(group >= count - n_positive)
+            for frame in range(frames):
+                rows["image"].append({"bytes": png_bytes(striped_image(label, rng)), "path": None})
+                rows["id"].append(f"{split}-{group}-{frame}")
+                rows["label"].append(label)
+                rows["scene_description"].append("stripes" if label else "")
+                rows["video_info.vid_id"].append(f"{split}-{group}")
+                rows["scene_level_tags.weather"].append("rain" if group % 3 else "clear")
+        features = datasets.Features(
+            {name: datasets.Value("string") for name in rows}
+            | {"image": datasets.Image(), "label": datasets.Value("int64")}
+        )
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+TINY_RECIPE: dict[str, Any] = {
+    "data": {"group_by": "video_info.vid_id", "slices": ["scene_level_tags.weather"], "augment": {"rotate": 5}},
+    "model": {"config": TINY["dinov2"], "image_size": 28},
+    "phase1": {
+        "num_train_epochs": 3,
+        "learning_rate": 2e-3,
+        "per_device_train_batch_size": 16,
+        "dataloader_num_workers": 0,
+        "logging_steps": 2,
+    },
+    "phase2": {"n_resamples": 200},
+    "phase6": {"n_resamples": 200},
+}
+
+
+def write_recipe(path: Path, content: dict[str, Any]) -> Path:
+    import yaml
+
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def parquet_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_parquet_source(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe_file(tmp_path_factory: pytest.TempPathFactory, parquet_source: Path) -> Path:
+    """A recipe file that trains in seconds on `parquet_source`."""
+    content = {**TINY_RECIPE, "data": {**TINY_RECIPE["data"], "source": str(parquet_source)}}
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "tiny.yaml", content)
+
+
+@pytest.fixture(scope="session")
+def _finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_recipe_file: Path) -> Path:
+    from natix_hf.pipeline import run_recipe
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NATIX_HF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return run_recipe(str(tiny_recipe_file), run_dir=tmp_path_factory.mktemp("runs") / "finished")
+
+
+@pytest.fixture
+def finished_run(_finished_run: Path, tmp_path: Path) -> Path:
+    """A private copy of one finished run of phases 1, 2 and 6: tests may damage it."""
+    return Path(shutil.copytree(_finished_run, tmp_path / _finished_run.name))
