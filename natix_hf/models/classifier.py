@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
+import natix_hf.models.dinov3  # noqa: F401  # registers the head that transformers lacks
 from natix_hf.errors import RecipeError, UsageError, VerificationError
 from natix_hf.models.config import ModelConfig
 from natix_hf.resources import resource_folder
@@ -67,7 +69,7 @@ def load_strictly(model_class: Any, folder: Path) -> PreTrainedModel:
         model, info = model_class.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, use_safetensors=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise VerificationError(f"{folder} cannot be loaded as a model: {_first_line(error)}") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
@@ -151,7 +153,7 @@ def _from_backbone(config: ModelConfig, architecture: PreTrainedConfig) -> PreTr
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"model.backbone: {config.backbone} cannot be loaded ({_first_line(error)})") from None
     loaded: PreTrainedModel = model
     fresh = {str(key) for key in info["missing_keys"]} | {str(key[0]) for key in info["mismatched_keys"]}

@@ -1,6 +1,6 @@
 """The image-classification head that transformers does not ship for DINOv3.
 
-Importing `natix_hf.models` registers it with `AutoModelForImageClassification`. The subnet's official miner has no
+Importing this module registers it with `AutoModelForImageClassification`. The subnet's official miner has no
 such class, so it cannot load a DINOv3 bundle.
 """
 
@@ -40,4 +40,5 @@ class DINOv3ViTForImageClassification(DINOv3ViTPreTrainedModel):
         )
 
 
-AutoModelForImageClassification.register(DINOv3ViTConfig, DINOv3ViTForImageClassification)
+# Without exist_ok, register() returns in silence for a config class that transformers itself ships.
+AutoModelForImageClassification.register(DINOv3ViTConfig, DINOv3ViTForImageClassification, exist_ok=True)

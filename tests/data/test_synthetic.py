@@ -39,9 +39,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # sha256 of the decoded pixels. They change only with a deliberate change of the drawing code or of a pinned library.
 CONSTANTS = [
     ("a", 0, 64, 0, 0, "629734b96b43f0e7326b8fd005382d81c5cc298e56839ba1fc5bad77cbc98791"),
-    ("b", 0, 64, 0, 0, "a588ed97d38f6d34905105b54376d6a1bd3c3dbaeff9445bb24d865ab9c6dc61"),
-    ("b", 0, 64, 1, 2, "724e2bc7bfe5bf6a08dc70ee667c47665657a03cc0c92776edbf2dfce02f8dd4"),
-    ("b", 7, 96, 12, 1, "cfa734e60e4649c760da697f8a5357d09f94576d82c858e081d14419bb20caee"),
+    ("b", 0, 64, 0, 0, "c0d1aad26da57241cf9e66e27f06a333dfa8bc910cf9558f003a519273d354cd"),
+    ("b", 0, 64, 1, 2, "25f720750532447fb85c36d1f05e1fd2698a5c7f06089c07701bd04e0578f314"),
+    ("b", 7, 96, 12, 1, "d7f6420c9750b77e11d21d629febc2a9d39533f6b22dc59d1b179b8f8953b62f"),
     ("a", 3, 32, 1399, 0, "ecae97157eda5f852eea2691c11befdd5ce9ba3698a18cbaddaaf7e269e10343"),
 ]
 

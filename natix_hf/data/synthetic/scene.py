@@ -50,7 +50,7 @@ CAMERAS: dict[str, Camera] = {
     ),
     "b": Camera(
         index=1, city="Brickborough", horizon=0.53, height=1.7, focal_x=0.92, focal_y=0.92,
-        night=0.30, rain=0.30, fog=0.14, gain=(268, 250, 216), black=7, noise=6, blur=0.25, vignette=0.42,
+        night=0.22, rain=0.24, fog=0.12, gain=(268, 250, 216), black=7, noise=4, blur=0.25, vignette=0.42,
         slabs=True, road=(140, 134, 124), verge=(136, 130, 82), pavement=(158, 140, 120),
         walls=((142, 86, 68), (168, 112, 84), (112, 96, 88), (188, 156, 118), (96, 76, 72)),
     ),
@@ -58,11 +58,11 @@ CAMERAS: dict[str, Camera] = {
 
 # kind -> (metres that its size counts, smallest and largest share of the image's height, may stand on the road)
 _SIZES: dict[str, tuple[float, float, float, bool]] = {
-    "cone": (1.0, 0.08, 0.32, True),
-    "barrier": (1.15, 0.08, 0.30, True),
-    "sign_triangle": (1.35, 0.09, 0.38, True),
-    "sign_diamond": (1.7, 0.10, 0.40, True),
-    "excavator": (3.6, 0.18, 0.55, True),
+    "cone": (1.0, 0.12, 0.40, True),
+    "barrier": (1.15, 0.13, 0.38, True),
+    "sign_triangle": (1.35, 0.15, 0.45, True),
+    "sign_diamond": (1.7, 0.16, 0.48, True),
+    "excavator": (3.6, 0.26, 0.62, True),
     "car": (1.5, 0.08, 0.32, True),
     "taxi": (1.6, 0.08, 0.32, True),
     "bus": (3.0, 0.14, 0.48, True),

@@ -1,0 +1,322 @@
+"""The traps of transformers' Trainer, each on every shipped architecture, tiny. Each test fails without its mend."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from torch.nn.functional import cross_entropy
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from natix_hf.data.config import AugmentConfig, DataConfig
+from natix_hf.data.rows import ImageData, load_image_data
+from natix_hf.data.sampler import EpochSampler
+from natix_hf.data.views import OriginalViews, TrainViews
+from natix_hf.errors import RunError, VerificationError
+from natix_hf.models.classifier import build_classifier, load_classifier
+from natix_hf.models.config import ModelConfig
+from natix_hf.models.preprocess import Preprocess, make_processor
+from natix_hf.trainers.base import COMPLETE, BaseTrainer, mark_complete, newest_complete_checkpoint
+from natix_hf.trainers.roadwork import EvaluationMetrics, RoadworkTrainer
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+@pytest.fixture(scope="module")
+def image_data(parquet_source: Path) -> ImageData:
+    return load_image_data(DataConfig(source=str(parquet_source), group_by="video_info.vid_id"))
+
+
+def make_trainer(
+    image_data: ImageData,
+    folder: Path,
+    architecture: str = "dinov2",
+    trainer_class: type = RoadworkTrainer,
+    **settings: Any,
+) -> Any:
+    """A trainer of a tiny model on augmented views of the striped images."""
+    config = ModelConfig(config=TINY[architecture] | settings.pop("model_config", {}), image_size=28)
+    model = build_classifier(config, seed=0)
+    train, val = image_data.role("train"), image_data.role("val_select")
+    defaults: dict[str, Any] = {
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 16,
+        "num_train_epochs": 2,
+        "learning_rate": 2e-3,
+        "save_strategy": "epoch",
+        "eval_strategy": "epoch",
+        "metric_for_best_model": "mcc",
+        "load_best_model_at_end": True,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    extra = {key: settings.pop(key) for key in ("class_weights", "callbacks") if key in settings}
+    extra |= {"train_sampler": EpochSampler(train.labels, seed=3)} if issubclass(trainer_class, BaseTrainer) else {}
+    return trainer_class(
+        model=model,
+        args=TrainingArguments(output_dir=str(folder), **(defaults | settings)),
+        train_dataset=TrainViews(train, AugmentConfig(), 28, MEAN, STD, seed=3),
+        eval_dataset=OriginalViews(val, Preprocess(make_processor(config))),
+        compute_metrics=EvaluationMetrics(None),
+        **extra,
+    )
+
+
+def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_equal_states(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert set(one) == set(other)
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different, f"{len(different)} of {len(one)} tensors differ, as {different[:3]}"
+
+
+class StopAt(TrainerCallback):
+    """Ends training after a step, as a kill between two steps would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_resume_restores_every_tensor(architecture: str, image_data: ImageData, tmp_path: Path) -> None:
+    """Trap 1: transformers' own resume leaves most tensors of ViT and DINOv2 at their old values and only warns."""
+    trained = make_trainer(image_data, tmp_path, architecture, load_best_model_at_end=False)
+    trained.train()
+    fresh = make_trainer(image_data, tmp_path / "other", architecture)
+    before = state_of(fresh.model)
+    checkpoint = newest_complete_checkpoint(tmp_path)
+    assert checkpoint is not None
+    fresh._load_from_checkpoint(str(checkpoint))
+    assert_equal_states(state_of(fresh.model), state_of(trained.model))
+    assert any(not torch.equal(before[name], tensor) for name, tensor in fresh.model.state_dict().items())
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_the_best_weights_are_in_the_model_at_the_end(
+    architecture: str, image_data: ImageData, tmp_path: Path
+) -> None:
+    """Trap 1 again: load_best_model_at_end. The last epoch is made the worst one by a jump of the learning rate."""
+    trainer = make_trainer(
+        image_data, tmp_path, architecture, metric_for_best_model="nll", greater_is_better=False,
+        lr_scheduler_type="constant", learning_rate=0.05, num_train_epochs=3,
+    )  # fmt: skip
+    trainer.train()
+    scores = [row["eval_nll"] for row in trainer.state.log_history if "eval_nll" in row]
+    best = tmp_path / f"checkpoint-{trainer.state.best_global_step}"
+    assert_equal_states(state_of(trainer.model), state_of(load_classifier(best)))
+    assert trainer.evaluate()["eval_nll"] == pytest.approx(min(scores), abs=1e-6)
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_a_mid_epoch_resume_equals_an_uninterrupted_run(
+    architecture: str, image_data: ImageData, tmp_path: Path
+) -> None:
+    """Trap 4: bit-equal with augmentation on, because every view is drawn from (seed, epoch, row)."""
+    settings = {"load_best_model_at_end": False, "eval_strategy": "no"}
+    whole = make_trainer(image_data, tmp_path / "whole", architecture, **settings)
+    whole.train()
+    steps = whole.state.max_steps
+    cut = make_trainer(image_data, tmp_path / "cut", architecture, callbacks=[StopAt(steps // 2 + 2)], **settings)
+    cut.train()
+    checkpoint = newest_complete_checkpoint(tmp_path / "cut")
+    assert checkpoint is not None and int(checkpoint.name.split("-")[1]) == steps // 2 + 2
+    resumed = make_trainer(image_data, tmp_path / "cut", architecture, **settings)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert resumed.state.global_step == steps
+    assert_equal_states(state_of(resumed.model), state_of(whole.model))
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_accumulation_equals_one_large_batch(architecture: str, image_data: ImageData, tmp_path: Path) -> None:
+    """Trap 2: an overridden compute_loss multiplies gradients by the accumulation steps unless told not to."""
+    settings = {
+        "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "max_steps": 6,
+        "learning_rate": 0.05, "optim": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant",
+        "class_weights": [0.5, 1.5],
+    }  # fmt: skip
+    if architecture == "dinov3_vit":
+        settings["model_config"] = {"pos_embed_rescale": None}  # drawn anew in every training forward pass
+    large = make_trainer(image_data, tmp_path / "large", architecture, **dict(settings))
+    large.train()
+    small = make_trainer(
+        image_data, tmp_path / "small", architecture, per_device_train_batch_size=2, gradient_accumulation_steps=4,
+        **dict(settings),
+    )  # fmt: skip
+    start = state_of(small.model)
+    small.train()
+    moved = max(float((a - start[name]).abs().max()) for name, a in small.model.state_dict().items())
+    worst = max(
+        float((a - b).abs().max())
+        for a, b in zip(large.model.state_dict().values(), small.model.state_dict().values(), strict=True)
+    )
+    assert moved > 1e-3 and worst < 1e-5
+
+
+def test_accumulation_with_transformers_own_rule_would_differ(image_data: ImageData, tmp_path: Path) -> None:
+    """The trap is still there: without the class attribute the same comparison fails."""
+
+    class Trapped(RoadworkTrainer):
+        loss_is_scaled_for_ga = None
+
+    settings = {
+        "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "max_steps": 1,
+        "learning_rate": 0.05, "optim": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant",
+    }  # fmt: skip
+    moves = []
+    for accumulation in (1, 4):
+        trainer = make_trainer(
+            image_data, tmp_path / str(accumulation), "vit", Trapped,
+            per_device_train_batch_size=8 // accumulation, gradient_accumulation_steps=accumulation, **settings,
+        )  # fmt: skip
+        start = trainer.model.classifier.bias.detach().clone()
+        trainer.train()
+        moves.append(float((trainer.model.classifier.bias.detach() - start).norm()))
+    assert moves[1] / moves[0] == pytest.approx(4, rel=0.05)
+
+
+def test_only_complete_checkpoints_are_resumed(tmp_path: Path) -> None:
+    """Trap 5: a checkpoint that was cut off while it was written is passed over, however its folder is called."""
+    for step in (2, 10, 30, 40):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"x" * step)
+        if step != 30:
+            mark_complete(folder)
+    (tmp_path / "checkpoint-40" / "model.safetensors").write_bytes(b"x")  # cut short after the marker
+    (tmp_path / "checkpoint-last").mkdir()
+    assert newest_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    (tmp_path / "checkpoint-10" / COMPLETE).write_text("{")
+    assert newest_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    assert newest_complete_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_a_damaged_checkpoint_is_refused(image_data: ImageData, tmp_path: Path) -> None:
+    trainer = make_trainer(image_data, tmp_path)
+    trainer.train()
+    checkpoint = newest_complete_checkpoint(tmp_path)
+    assert checkpoint is not None
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(VerificationError, match="cannot be loaded"):
+        trainer._load_from_checkpoint(str(checkpoint))
+
+
+def test_image_columns_of_a_datasets_transform_stay(parquet_source: Path, tmp_path: Path) -> None:
+    """Trap 7: Trainer drops the column `image`, which forward() does not know, before the transform can read it."""
+    import datasets
+
+    rows = datasets.load_dataset(str(parquet_source), split="train").shuffle(seed=0).select(range(16))
+    preprocess = Preprocess(make_processor(ModelConfig(config=TINY["vit"], image_size=28)))
+    rows = rows.with_transform(
+        lambda batch: {"pixel_values": [preprocess(image) for image in batch["image"]], "labels": batch["label"]}
+    )
+    settings = {
+        "max_steps": 1,
+        "per_device_train_batch_size": 4,
+        "report_to": "none",
+        "use_cpu": True,
+        "save_strategy": "no",
+    }
+    model = build_classifier(ModelConfig(config=TINY["vit"], image_size=28), seed=0)
+    arguments = TrainingArguments(output_dir=str(tmp_path), disable_tqdm=True, **settings)
+    with pytest.raises(Exception, match="image"):
+        Trainer(model=model, args=arguments, train_dataset=rows).train()
+    trainer = RoadworkTrainer(model=model, args=arguments, train_dataset=rows)
+    assert np.isfinite(trainer.train().training_loss)
+
+
+class PoisonAt(TrainerCallback):
+    """Makes the weights NaN, as a diverged step would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            with torch.no_grad():
+                model.classifier.weight.fill_(float("nan"))
+
+
+@pytest.mark.parametrize("logging_steps", [1, 1000])
+def test_a_nan_loss_stops_the_run_before_it_is_saved(
+    image_data: ImageData, tmp_path: Path, logging_steps: int
+) -> None:
+    """Trap 9: Trainer filters NaN losses out of its log and goes on; and no checkpoint of one may become the newest."""
+    trainer = make_trainer(image_data, tmp_path, logging_steps=logging_steps, callbacks=[PoisonAt(12)], eval_strategy="no",
+                           load_best_model_at_end=False)  # fmt: skip
+    with pytest.raises(RunError, match="loss is nan at step .*learning_rate"):
+        trainer.train()
+    checkpoint = newest_complete_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert all(torch.isfinite(tensor).all() for tensor in load_classifier(checkpoint).state_dict().values())
+
+
+def test_workers_draw_a_new_view_every_epoch(image_data: ImageData, tmp_path: Path) -> None:
+    """Persistent workers hold a copy of the dataset that never hears of the epoch: the key must carry it."""
+    trainer = make_trainer(image_data, tmp_path, dataloader_num_workers=1, dataloader_persistent_workers=True,
+                           eval_strategy="no", save_strategy="no", load_best_model_at_end=False)  # fmt: skip
+    seen: list[torch.Tensor] = []
+    original = trainer.training_step
+    trainer.training_step = lambda model, inputs, n=None: (
+        seen.append(inputs["pixel_values"].sum()),
+        original(model, inputs, n),
+    )[1]
+    trainer.train()
+    half = len(seen) // 2
+    views = trainer.train_dataset
+    keys = list(trainer._sampler)  # of the last epoch
+    expected = sum(views[key]["pixel_values"].double().sum() for key in keys)
+    assert float(sum(s.double() for s in seen[half:])) == pytest.approx(float(expected), rel=1e-4)
+    assert float(sum(s.double() for s in seen[:half])) != pytest.approx(float(expected), rel=1e-4)
+
+
+def test_data_wait_is_logged(image_data: ImageData, tmp_path: Path) -> None:
+    trainer = make_trainer(image_data, tmp_path, save_strategy="no", load_best_model_at_end=False)
+    trainer.train()
+    shares = [row["data_wait"] for row in trainer.state.log_history if "loss" in row]
+    assert shares and all(0 < share < 1 for share in shares)
+
+
+@pytest.mark.parametrize(("weights", "smoothing"), [(None, 0.0), ([0.4, 1.6], 0.0), (None, 0.2), ([0.4, 1.6], 0.2)])
+def test_the_loss_against_a_slow_reference(
+    weights: list[float] | None, smoothing: float, image_data: ImageData, tmp_path: Path
+) -> None:
+    trainer = make_trainer(image_data, tmp_path, class_weights=weights, label_smoothing_factor=smoothing)
+    items = [trainer.train_dataset[(0, row)] for row in (0, 1, 2, len(trainer.train_dataset) - 1)]
+    batch = {
+        "pixel_values": torch.stack([item["pixel_values"] for item in items]),
+        "labels": torch.tensor([item["labels"] for item in items]),
+    }
+    loss = trainer.compute_loss(trainer.model, dict(batch))
+    expected = 0.0
+    for logits, label in zip(trainer.model(pixel_values=batch["pixel_values"]).logits, batch["labels"], strict=True):
+        one = cross_entropy(logits[None], label[None], label_smoothing=smoothing)
+        expected += float(one) * (weights[int(label)] if weights else 1.0) / len(items)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_run_folder_that_moved_still_resumes(image_data: ImageData, tmp_path: Path) -> None:
+    """`best_model_checkpoint` is stored with the folder it had; a moved run must not look for the old place."""
+    cut = make_trainer(image_data, tmp_path / "old", callbacks=[StopAt(12)])
+    cut.train()
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    checkpoint = newest_complete_checkpoint(tmp_path / "new")
+    assert checkpoint is not None
+    resumed = make_trainer(image_data, tmp_path / "new")
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    best = tmp_path / "new" / f"checkpoint-{resumed.state.best_global_step}"
+    assert_equal_states(state_of(resumed.model), state_of(load_classifier(best)))
