@@ -46,8 +46,11 @@ def run(
 
 def summarise(run_dir: Path) -> None:
     """The closing lines of a run: where the bundle is, how good it is, how to ask it."""
-    bundle = run_dir / "phase6_export" / "bundle"
-    if not (bundle / "bundle_manifest.json").is_file():
+    from natix_hf.phases.context import finished_digest, is_stale
+    from natix_hf.phases.graph import PHASES
+
+    bundle = run_dir / PHASES[6].folder / "bundle"
+    if finished_digest(run_dir, PHASES[6]) is None or is_stale(run_dir, PHASES[6]):
         say(f"done: {run_dir}")
         return
     evaluation = json.loads((bundle / "evaluation.json").read_text(encoding="utf-8"))

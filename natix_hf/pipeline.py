@@ -74,6 +74,8 @@ def run_phase(
     if reason is None:
         say(f"phase {phase.number} {phase.folder}: current, skipped")
         return
+    if not sys.stderr.isatty():
+        _hide_progress_bars()
     context = PhaseContext(phase, recipe, run_dir, load_data, is_main)
     if is_main:
         say(f"phase {phase.number} {phase.folder}: {phase.title} ({reason})")
@@ -81,6 +83,15 @@ def run_phase(
     metrics = importlib.import_module(phase.module).run(context)
     if is_main:
         context.finish(metrics)
+
+
+def _hide_progress_bars() -> None:
+    """In a file or a pipe every redrawn bar would be a line of its own."""
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
 
 
 def _data_loader(recipe: Recipe, run_dir: Path) -> Callable[[], ImageData]:
@@ -148,10 +159,12 @@ def phase_script(number: int, arguments: Sequence[str] | None = None) -> None:
 
 def _run_on_every_rank(number: int, given: argparse.Namespace) -> None:
     from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list, parse_flag_from_env
+    from accelerate.utils import broadcast_object_list
+
+    from natix_hf.models.device import runs_on_cpu
 
     recipe, phase = load_recipe(given.recipe, given.overrides), PHASES[number]
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    state = PartialState(cpu=runs_on_cpu())
     # Rank 0 chooses the run and divides the rows; an error there ends it, and the launcher ends the others.
     agreed: list[Any] = [None, None]
     if state.is_main_process:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import enum
+import math
 import re
 import types
 from collections.abc import Iterable, Sequence
@@ -69,7 +70,7 @@ def load_recipe(reference: str, overrides: Sequence[str] = ()) -> Recipe:
         content = yaml.load(text, Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     content = {} if content is None else content
     if not isinstance(content, dict):
@@ -106,6 +107,10 @@ def packaged_recipes() -> list[Path]:
     return sorted(resource_folder("recipes").glob("*.yaml"))
 
 
+# PyYAML lets a ValueError out for a date such as 2026-13-45, and a TypeError for a list as a key.
+_NOT_YAML = (yaml.YAMLError, ValueError, TypeError)
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader in which `1e-4` is a number, as in YAML 1.2, and a key given twice is an error."""
 
@@ -132,7 +137,7 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
         raise RecipeError(f"{override!r} is not KEY=VALUE, as in phase1.learning_rate=1e-4")
     try:
         value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+    except _NOT_YAML:
         raise RecipeError(f"the value of {override!r} is not valid YAML") from None
     *parents, last = key.split(".")
     section = content
@@ -150,13 +155,15 @@ def _collect_training_fields(content: dict[str, Any]) -> dict[str, Any]:
     """Moves the TrainingArguments fields of a section into its `training` mapping, checked, over the defaults."""
     collected = dict(content)
     for section_name in _TRAINING_SECTIONS:
-        given = collected.get(section_name) or {}
+        given = collected.get(section_name)
+        given = {} if given is None else given
         if not isinstance(given, dict):
             raise RecipeError(f"{section_name} is {given!r}: expected a section of keys")
         own = {f.name for f in fields(SupervisedConfig)} - {"training"}
         training = {key: value for key, value in given.items() if key not in own}
         collected[section_name] = {key: value for key, value in given.items() if key in own}
-        collected[section_name]["training"] = TRAINING_DEFAULTS | _check_training(training, section_name, own)
+        defaults = {key: _coerce(value, _QUICK_TYPES[key], key) for key, value in TRAINING_DEFAULTS.items()}
+        collected[section_name]["training"] = defaults | _check_training(training, section_name, own)
     return collected
 
 
@@ -166,9 +173,8 @@ def _check_training(given: dict[str, Any], section: str, own: set[str]) -> dict[
             raise RecipeError(
                 f"{section}.{key} is refused: {TRAINING_REFUSED.get(key, TRAINING_REFUSED['push_to_hub'])}"
             )
-    if not set(given) - set(TRAINING_DEFAULTS):  # all known: no need to import transformers to check the names
-        hints: dict[str, Any] = {key: _DEFAULT_TYPES.get(key, type(TRAINING_DEFAULTS[key])) for key in given}
-    else:
+    hints = _QUICK_TYPES
+    if not all(key in hints and key not in _ENUMS and _fits(value, hints[key]) for key, value in given.items()):
         from transformers import TrainingArguments
 
         hints = get_type_hints(TrainingArguments)
@@ -178,11 +184,15 @@ def _check_training(given: dict[str, Any], section: str, own: set[str]) -> dict[
     return {key: _coerce(value, hints[key], f"{section}.{key}") for key, value in given.items()}
 
 
-_DEFAULT_TYPES: dict[str, Any] = {
+# Types of the keys that have defaults here, as TrainingArguments has them (a test compares): most recipes are checked
+# without the seconds that importing transformers takes.
+_QUICK_TYPES: dict[str, Any] = {key: type(value) for key, value in TRAINING_DEFAULTS.items()} | {
     "num_train_epochs": float,
+    "logging_steps": float,
     "report_to": str | list[str] | None,
     "save_total_limit": int | None,
 }
+_ENUMS = ("lr_scheduler_type", "eval_strategy", "save_strategy")
 
 
 def _build(cls: Any, content: dict[str, Any], where: str) -> Any:
@@ -206,6 +216,9 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
         return _build(hint, value, where=f"{key}.")
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
+        if any(_is_enum(option) for option in arguments):  # transformers' `SchedulerType | str` takes no other text
+            arguments = tuple(option for option in arguments if option is not str)
+            hint = Union[arguments]  # noqa: UP007  # built at run time
         for option in sorted(arguments, key=lambda o: o is float):  # an int stays an int where both fit
             if _fits(value, option):
                 return _coerce(value, option, key)
@@ -216,8 +229,27 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
     elif origin is list and isinstance(value, list):
         return [_coerce(item, arguments[0], f"{key}[{i}]") for i, item in enumerate(value)]
     elif _fits(value, hint):
+        _require_plain(value, key)
         return float(value) if hint is float else value
     raise RecipeError(f"{key} is {value!r} ({type(value).__name__}): expected {_describe(hint)}")
+
+
+def _require_plain(value: Any, key: str) -> None:
+    """Refuses what a manifest could not hold as JSON: infinity, NaN, dates and the like, at any depth."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _require_plain(item, f"{key}.{name}")
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            _require_plain(item, f"{key}[{i}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{key} is {value!r}: expected a finite number")
+    elif not isinstance(value, str | int | float | None):
+        raise RecipeError(f"{key} is {value!r} ({type(value).__name__}): expected text, a number, true, false or null")
+
+
+def _is_enum(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, enum.Enum)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -230,7 +262,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in get_args(hint)
     if origin is not None:
         return isinstance(value, origin)
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+    if _is_enum(hint):
         return value in [member.value for member in hint]
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
@@ -247,7 +279,7 @@ def _describe(hint: Any) -> str:
         return _join(arguments)
     if origin is list:
         return f"a list of {_describe(arguments[0])}"
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+    if _is_enum(hint):
         return _join([member.value for member in hint])
     names = {
         float: "a number",

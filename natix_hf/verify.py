@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from natix_hf.data.splits import Splits, leaks_between_roles, read_splits
 from natix_hf.errors import UsageError, VerificationError
-from natix_hf.phases.context import ROWS_READ
+from natix_hf.phases.context import IN_PROGRESS, ROWS_READ
 from natix_hf.phases.graph import ORDER, PHASES, Phase
-from natix_hf.provenance.files import ids_sha256, read_json
+from natix_hf.provenance.files import ids_sha256, list_files, read_json
 from natix_hf.provenance.manifest import MANIFEST, manifest_problems, read_manifest
 from natix_hf.provenance.runs import RUN_FILE
 
@@ -21,7 +22,7 @@ def find_problems(reference: str) -> list[str]:
         UsageError: there is nothing of that name.
     """
     path = Path(reference)
-    if (path / RUN_FILE).is_file():
+    if (path / RUN_FILE).is_file() or any((path / phase.folder / MANIFEST).is_file() for phase in PHASES.values()):
         return run_problems(path)
     from natix_hf.bundle.load import find_bundle
     from natix_hf.bundle.verify import bundle_problems
@@ -32,16 +33,24 @@ def find_problems(reference: str) -> list[str]:
 def run_problems(run_dir: Path) -> list[str]:
     """Checksums, lineage between phases, rights to rows, and leaks between splits."""
     finished = [PHASES[n] for n in ORDER if n in PHASES and (run_dir / PHASES[n].folder / MANIFEST).is_file()]
-    if not finished:
+    problems = [
+        f"{run_dir / phase.folder / MANIFEST} is missing"
+        for phase in PHASES.values()
+        if phase not in finished and _looks_finished(run_dir / phase.folder)
+    ]
+    if not finished and not problems:
         raise UsageError(f"{run_dir} has no finished phase: nothing to verify yet")
-    problems: list[str] = []
     manifests: dict[str, dict[str, Any]] = {}
     for phase in finished:
-        problems += manifest_problems(run_dir / phase.folder)
+        folder = run_dir / phase.folder
+        problems += manifest_problems(folder)
         try:
-            manifests[phase.folder] = read_manifest(run_dir / phase.folder)
+            manifest = manifests[phase.folder] = read_manifest(folder)
         except VerificationError:
             continue  # already among the problems
+        strangers = set(list_files(folder)) - {*manifest["files"], MANIFEST}
+        problems += [f"{folder / name} is not in the manifest" for name in sorted(strangers)]
+    problems += _run_file_problems(run_dir, manifests)
     problems += _lineage_problems(manifests)
     try:
         splits = read_splits(run_dir / PHASES[0].folder / "splits.json")
@@ -51,6 +60,43 @@ def run_problems(run_dir: Path) -> list[str]:
     for phase in finished:
         problems += _row_problems(run_dir, phase, manifests.get(phase.folder, {}), splits)
     return problems + _bundle_problems(run_dir)
+
+
+def _looks_finished(folder: Path) -> bool:
+    """Files, and no mark of a phase at work: the manifest was there."""
+    return folder.is_dir() and not (folder / IN_PROGRESS).is_file() and bool(list_files(folder))
+
+
+def _run_file_problems(run_dir: Path, manifests: dict[str, dict[str, Any]]) -> list[str]:
+    """`run.json` names the run and its recipe; the phases and the bundle repeat both."""
+    path = run_dir / RUN_FILE
+    try:
+        content = read_json(path)
+    except VerificationError as error:
+        return [str(error)]
+    written = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    if not isinstance(content, dict) or set(content) != {"schema", "run_id", "recipe"} or content["schema"] != 1:
+        return [f"{path} is not a run file of schema 1: it was damaged after it was written"]
+    if path.read_text(encoding="utf-8") != written:
+        return [f"{path} was changed after it was written"]
+    problems = [
+        f"{path} names the run {content['run_id']!r}, {folder} was made in {manifest.get('run_id')!r}"
+        for folder, manifest in manifests.items()
+        if manifest.get("run_id") != content["run_id"]
+    ]
+    recipe = _bundle_lineage(run_dir).get("recipe", content["recipe"])
+    if recipe != content["recipe"]:
+        problems.append(f"{path} names the recipe {content['recipe']!r}, the bundle was made by {recipe!r}")
+    return problems
+
+
+def _bundle_lineage(run_dir: Path) -> dict[str, Any]:
+    """Where the bundle of a run says it comes from; empty if there is none, or none that can be read."""
+    try:
+        lineage = read_json(run_dir / PHASES[6].folder / "bundle" / "bundle_manifest.json")["lineage"]
+    except (VerificationError, KeyError, TypeError):
+        return {}
+    return lineage if isinstance(lineage, dict) else {}
 
 
 def _lineage_problems(manifests: dict[str, dict[str, Any]]) -> list[str]:
@@ -72,6 +118,8 @@ def _row_problems(run_dir: Path, phase: Phase, manifest: dict[str, Any], splits:
         read: dict[str, list[str]] = read_json(run_dir / phase.folder / ROWS_READ)
     except VerificationError as error:
         return [str(error)]
+    if not isinstance(read, dict) or set(read) != set(manifest.get("rows", read)):
+        return [f"{run_dir / phase.folder / ROWS_READ} does not list the roles of its manifest"]
     role_of = dict(zip(splits.ids, splits.roles, strict=True))
     problems = []
     for role, ids in read.items():
@@ -88,14 +136,24 @@ def _row_problems(run_dir: Path, phase: Phase, manifest: dict[str, Any], splits:
 
 
 def _bundle_problems(run_dir: Path) -> list[str]:
-    """The bundle of a run: its own checksums, and that its weights are the folded champion's."""
+    """The bundle of a run: its own checksums, and that it is the champion, folded at the threshold of phase 2."""
     bundle = run_dir / PHASES[6].folder / "bundle"
     if not bundle.is_dir():
         return []
+    from natix_hf.bundle.policy import POLICY, read_policy
     from natix_hf.bundle.verify import bundle_problems, folding_problems
 
     problems = bundle_problems(bundle)
     if problems:
         return problems
-    champion = read_json(bundle / "bundle_manifest.json")["lineage"]["champion"]
-    return folding_problems(bundle, run_dir / champion / "model")
+    try:
+        decision, policy = read_json(run_dir / PHASES[2].folder / "threshold.json"), read_policy(bundle / POLICY)
+        if policy.threshold_logit != decision["threshold_logit"]:
+            problems.append(f"{bundle / POLICY} holds another threshold than {PHASES[2].folder} fitted")
+        if _bundle_lineage(run_dir).get("champion") != decision["champion"]:
+            problems.append(f"{bundle} does not come from {decision['champion']}, the champion of this run")
+        return problems + folding_problems(bundle, run_dir / decision["champion"] / "model")
+    except VerificationError as error:
+        return [*problems, str(error)]
+    except (KeyError, TypeError):
+        return [*problems, f"{run_dir / PHASES[2].folder / 'threshold.json'} is damaged: keys are missing"]

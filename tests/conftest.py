@@ -90,7 +90,8 @@ def write_parquet_source(
             | {"image": datasets.Image(), "label": datasets.Value("int64")}
         )
         (folder / "data").mkdir(parents=True, exist_ok=True)
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+        file = folder / "data" / f"{split}-00000-of-00001.parquet"
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(file)
     return folder
 
 

@@ -14,13 +14,8 @@ from tqdm.auto import tqdm
 
 from natix_hf.data.images import open_image
 from natix_hf.models.classifier import load_classifier, logit_difference
+from natix_hf.models.device import default_device
 from natix_hf.models.preprocess import Preprocess, load_processor
-
-
-def default_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator if accelerator is not None else torch.device("cpu")
 
 
 class ImageList(Dataset[dict[str, torch.Tensor]]):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from natix_hf.bundle.inference import ImageList, Inference
 from natix_hf.bundle.policy import POLICY, read_policy
-from natix_hf.bundle.verify import require_intact
+from natix_hf.bundle.verify import BUNDLE_MANIFEST, require_intact
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.models.classifier import ID2LABEL
 from natix_hf.provenance.files import file_sha256
@@ -62,7 +62,7 @@ def _prediction(probability: float, positive: bool) -> Prediction:
 
 
 def _as_list(images: Iterable[Any]) -> list[Any]:
-    single = isinstance(images, str | Path | Image.Image | dict) or (
+    single = isinstance(images, str | bytes | Path | Image.Image | dict) or (
         isinstance(images, np.ndarray) and images.ndim < 4
     )
     return [images] if single else list(images)
@@ -97,18 +97,19 @@ def find_bundle(path_or_repo_id: str | Path, revision: str | None = None) -> Pat
     """The folder of a bundle: itself, `phase6_export/bundle` of a run, or a snapshot from the Hub."""
     path = Path(path_or_repo_id)
     for folder in (path, path / "phase6_export" / "bundle"):
-        if (folder / POLICY).is_file():
+        # A bundle that lost one of the two is still a damaged bundle, not a stranger.
+        if (folder / POLICY).is_file() or (folder / BUNDLE_MANIFEST).is_file():
             return folder
     if path.exists():
         raise UsageError(f"{path} is not a bundle: it has no {POLICY}; run phase 6, or name the folder that has one")
     if str(path_or_repo_id).count("/") != 1:
         raise UsageError(f"there is no bundle {path_or_repo_id}: name a folder, or a Hub repository as org/name")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(str(path_or_repo_id), revision=revision))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
             f"{path_or_repo_id} is neither a folder here nor to be had from the Hub ({first_line})"

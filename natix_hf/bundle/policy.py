@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from natix_hf.provenance.files import read_json, write_json
 
 POLICY = "policy.json"
 SCHEMA = 1
+Fold = Literal["decision", "none"]
 NO_RISK_CONTROL = {
     "feasible": False,
     "guarantee": "none: every answer is accepted, nothing is promised about how many of them are wrong",
@@ -34,7 +35,7 @@ class Policy:
     candidate_sha256: str
     model_sha256: str
     temperature: float = 1.0
-    fold: Literal["decision", "none"] = "decision"
+    fold: Fold = "decision"
     gate: dict[str, Any] = field(default_factory=lambda: {"kind": "margin"})
     risk_control: dict[str, Any] = field(default_factory=lambda: dict(NO_RISK_CONTROL))
 
@@ -87,12 +88,13 @@ def read_policy(path: Path) -> Policy:
     content = read_json(path)
     if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
         raise VerificationError(f"{path} is not a policy of schema {SCHEMA}: use the natix_hf version that wrote it")
-    content.pop("folded_shift", None)
+    shift = content.pop("folded_shift", None)
     try:
         policy = Policy(**content)
-        numbers_fit = policy.temperature > 0 and np.isfinite([policy.temperature, policy.threshold_logit]).all()
+        finite = policy.temperature > 0 and np.isfinite([policy.temperature, policy.threshold_logit]).all()
+        fits = bool(finite) and policy.fold in get_args(Fold) and shift in (None, policy.folded_shift)
     except TypeError:
-        numbers_fit = False
-    if not numbers_fit:
+        fits = False
+    if not fits:
         raise VerificationError(f"{path} is damaged: its keys or numbers are not those of a policy")
     return policy

@@ -53,6 +53,8 @@ def bundle_problems(folder: Path, expected: str | None = None) -> list[str]:
     if expected is not None and file_sha256(path) != expected:
         problems.append(f"{path} is not the one expected: its sha256 is {file_sha256(path)}, not {expected}")
     named = manifest["files"]
+    if not all(isinstance(facts, dict) and {"sha256", "size"} <= set(facts) for facts in named.values()):
+        return [*problems, f"{path} is damaged: a file in it has no sha256 or no size"]
     refused = [name for name in named if not is_allowed(name)]
     problems += [f"{path} names {name}, which a bundle may not hold" for name in refused]
     problems += [f"{folder / name} is missing from the manifest" for name in _REQUIRED if name not in named]
@@ -77,12 +79,20 @@ def _in_hub_cache(folder: Path) -> bool:
 def folding_problems(bundle: Path, candidate: Path) -> list[str]:
     """Unfolds the bundle's classifier layer and compares every tensor with the candidate's."""
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     policy = read_policy(bundle / POLICY)
+    if not (candidate / "model.safetensors").is_file():
+        return [f"{candidate / 'model.safetensors'} is missing"]
     if file_sha256(candidate / "model.safetensors") != policy.candidate_sha256:
         return [f"{bundle / POLICY} belongs to other candidate weights than {candidate}"]
-    folded, plain = load_file(bundle / "model.safetensors"), load_file(candidate / "model.safetensors")
+    if file_sha256(bundle / "model.safetensors") != policy.model_sha256:
+        return [f"{bundle / POLICY} belongs to other weights than {bundle / 'model.safetensors'}"]
+    try:
+        folded, plain = load_file(bundle / "model.safetensors"), load_file(candidate / "model.safetensors")
+    except SafetensorError as error:
+        return [f"{bundle / 'model.safetensors'} or that of {candidate} cannot be read ({error})"]
     if set(folded) != set(plain):
         return [f"{bundle} and {candidate} hold different tensors, as {min(set(folded) ^ set(plain))}"]
     problems = []
@@ -93,7 +103,8 @@ def folding_problems(bundle: Path, candidate: Path) -> list[str]:
         if name == "classifier.bias":
             half = policy.folded_shift / 2
             expected = expected + expected.new_tensor([half, -half])
-        if not torch.allclose(folded[name].double(), expected.double(), rtol=1e-6, atol=1e-6):
+        same_shape = folded[name].shape == tensor.shape
+        if not same_shape or not torch.allclose(folded[name].double(), expected.double(), rtol=1e-6, atol=1e-6):
             problems.append(f"{bundle}: tensor {name} is not the folded one of {candidate}")
     return problems
 

@@ -30,23 +30,27 @@ def open_image(value: Any, name: str = "image") -> Image.Image:
         if isinstance(value, np.ndarray):
             return to_rgb(Image.fromarray(value))
         if isinstance(value, dict):
-            value = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
-        elif isinstance(value, bytes):
+            value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+        if value is None:
+            raise DataError(f"{name} is missing: its cell is empty")
+        if isinstance(value, bytes):
             value = io.BytesIO(value)
         with Image.open(value) as image:
             return to_rgb(image)
     except FileNotFoundError:
         raise DataError(f"{name}: there is no such file") from None
-    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} cannot be read as an image ({error})") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Upright (EXIF) 8-bit RGB. 16-bit grey is scaled to 8 bits, where PIL alone would clip it to white."""
+    if 0 in image.size:
+        raise ValueError(f"it has {image.width} x {image.height} px")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
-        scale = 257.0 if values.max(initial=0) > 255 else 1.0
+        scale = 257.0 if image.mode.startswith("I;16") or values.max() > 255 else 1.0
         image = Image.fromarray(np.clip(values / scale, 0, 255).round().astype(np.uint8))
     return image.convert("RGB")
 
@@ -78,7 +82,7 @@ def pixel_sha256(image: Image.Image) -> str:
     return hashlib.sha256(f"{image.width}x{image.height}:".encode() + image.tobytes()).hexdigest()
 
 
-def describe_cell(cell: dict[str, Any], row_id: str) -> str:
+def describe_cell(cell: dict[str, Any] | None, row_id: str) -> str:
     """A name for a row's image in an error line."""
-    path = cell.get("path")
+    path = cell.get("path") if cell else None
     return f"the image of row {row_id}" + (f" ({Path(path).name})" if path else "")

@@ -59,15 +59,19 @@ def load_source(config: DataConfig) -> SourceRows:
             raise DataError(
                 f"{config.source} split {name!r} has no column {missing[0]!r}: it has {has}"
             )
-    dataset = concatenate_datasets(list(splits.values())) if len(splits) > 1 else next(iter(splits.values()))
+    try:
+        dataset = concatenate_datasets([split.with_format(None) for split in splits.values()])
+    except ValueError as error:
+        names, cause = ", ".join(splits), _first_line(error)[:200]
+        raise DataError(f"the splits {names} of {config.source} do not have the same columns ({cause})") from None
     if len(dataset) == 0:
         raise DataError(f"{config.source} has no rows")
     if not isinstance(dataset.features[config.image_column], Image):
         try:
             dataset = dataset.cast_column(config.image_column, Image())
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors are some of these
             raise DataError(
-                f"column {config.image_column!r} of {config.source} does not hold images ({error})"
+                f"column {config.image_column!r} of {config.source} does not hold images ({_first_line(error)})"
             ) from None
     dataset = dataset.cast_column(config.image_column, Image(decode=False))
     ids = [f"{name}/{index}" for name, split in splits.items() for index in range(len(split))]
@@ -88,7 +92,7 @@ def load_source(config: DataConfig) -> SourceRows:
 
 def _load_splits(config: DataConfig) -> dict[str, Dataset]:
     from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     if config.source == "synthetic":
         return {"train": build_synthetic(config.synthetic)}
@@ -107,12 +111,16 @@ def _load_splits(config: DataConfig) -> dict[str, Dataset]:
             loaded = load_dataset(config.source, revision=None if folder.is_dir() else config.revision)
     except DatasetNotFoundError as error:
         raise DataError(
-            f"data.source: no dataset {config.source!r} on the Hub, or no right to read it ({error})"
+            f"data.source: no dataset {config.source!r} on the Hub, or no right to read it ({_first_line(error)})"
         ) from None
-    except (OSError, ValueError, ConnectionError, RuntimeError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"data.source: {config.source} cannot be loaded by `datasets` ({first_line})") from None
+    except (OSError, ValueError, IndexError, RuntimeError, DatasetsError) as error:  # IndexError: a saved set of no rows
+        cause = _first_line(error.__cause__ or error)  # DatasetGenerationError keeps what happened in its cause
+        raise DataError(f"data.source: {config.source} cannot be loaded by `datasets` ({cause})") from None
     return {"train": loaded} if isinstance(loaded, Dataset) else dict(DatasetDict(loaded))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _labels(dataset: Dataset, ids: list[str], config: DataConfig) -> np.ndarray:

@@ -69,7 +69,7 @@ def make_splits(
 ) -> Splits:
     """Divides rows by group: 60/15/15/10 of the groups of each class, or 65/17.5/17.5 beside an official test split.
 
-    The order of the rows does not matter: groups are sorted before they are shuffled.
+    The order of the rows does not matter: groups and ids are sorted before they are shuffled.
 
     Args:
         labels: int64 [n]. official_test: bool [n], rows of the source's own test split.
@@ -105,9 +105,8 @@ def make_splits(
         kept[i] = False
         dropped.append({"id": ids[i], "role": str(roles[i]), "reason": reason})
     at = np.flatnonzero(kept).tolist()
-    used_labels = _flip_train_labels(
-        labels, np.array([i for i in at if roles[i] == "train"], dtype=np.int64), label_noise, seed
-    )
+    train = sorted((i for i in at if roles[i] == "train"), key=lambda i: ids[i])
+    used_labels = _flip_train_labels(labels, np.array(train, dtype=np.int64), label_noise, seed)
     splits = Splits(
         ids=[ids[i] for i in at],
         roles=[str(roles[i]) for i in at],
@@ -208,7 +207,7 @@ def read_splits(path: Path) -> Splits:
         or not all(isinstance(content.get(c), list) for c in columns)
     ):
         raise VerificationError(f"{path} is not a splits file of schema {SCHEMA}: it was damaged after it was written")
-    if len({len(content[c]) for c in columns}) != 1 or not set(content["roles"]) <= set(ROLES):
+    if len({len(content[c]) for c in columns}) != 1 or any(role not in ROLES for role in content["roles"]):
         raise VerificationError(f"{path} has columns that do not fit together: it was damaged after it was written")
     return Splits(**{c: content[c] for c in columns}, dropped=content.get("dropped", []))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
@@ -38,9 +39,16 @@ def build_classifier(config: ModelConfig, seed: int) -> PreTrainedModel:
     architecture = _architecture(config)
     torch.manual_seed(seed)
     if config.backbone is None:
-        model: PreTrainedModel = AutoModelForImageClassification.from_config(architecture, dtype=torch.float32)
-        return model
-    return _from_backbone(config, architecture)
+        try:
+            model: PreTrainedModel = AutoModelForImageClassification.from_config(architecture, dtype=torch.float32)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise RecipeError(f"model.config: transformers refuses these values ({_one_line(error)})") from None
+    else:
+        model = _from_backbone(config, architecture)
+    for name, parameter in model.named_parameters():
+        if name.endswith("mask_token"):  # plays no part in classification; DDP waits for the gradient it never gets
+            parameter.requires_grad_(False)
+    return model
 
 
 def resolve_backbone(backbone: str) -> str:
@@ -49,8 +57,8 @@ def resolve_backbone(backbone: str) -> str:
         return backbone
     folder = resource_folder("recipes") / "backbones" / backbone.removeprefix(PACKAGED_PREFIX)
     if not folder.is_dir():
-        known = sorted(p.name for p in folder.parent.iterdir() if p.is_dir())
-        raise RecipeError(f"model.backbone: no packaged backbone {folder.name!r}, there is {', '.join(known)}")
+        known = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/config.json"))) or "none"
+        raise RecipeError(f"model.backbone: no packaged backbone {folder.name!r}, there is {known}")
     return str(folder)
 
 
@@ -64,12 +72,16 @@ def load_classifier(folder: Path) -> PreTrainedModel:
 
 
 def load_strictly(model_class: Any, folder: Path) -> PreTrainedModel:
-    """`from_pretrained` of a local folder that refuses missing, unexpected or misshapen tensors."""
+    """`from_pretrained` of a local folder that refuses missing, unexpected or misshapen tensors, and an adapter left
+    beside merged weights, which it would attach."""
+    adapter = next(folder.glob("adapter_*"), None)
+    if adapter is not None:
+        raise VerificationError(f"{folder} holds {adapter.name} beside a merged model: remove it")
     try:
         model, info = model_class.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, use_safetensors=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise VerificationError(f"{folder} cannot be loaded as a model: {_first_line(error)}") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
@@ -102,21 +114,32 @@ def _architecture(config: ModelConfig) -> PreTrainedConfig:
         if model_type not in ARCHITECTURES:
             raise RecipeError(f"model.config.model_type is {model_type!r}: supported is {' | '.join(ARCHITECTURES)}")
         _check_fields(AutoConfig.for_model(model_type), given)
-        architecture = AutoConfig.for_model(model_type, **({"image_size": config.image_size} | given | fields))
+        try:
+            architecture = AutoConfig.for_model(model_type, **({"image_size": config.image_size} | given | fields))
+        except (StrictDataclassError, TypeError, ValueError) as error:
+            raise RecipeError(f"model.config: transformers refuses these values ({_one_line(error)})") from None
     else:
         source = resolve_backbone(config.backbone)
         try:
             architecture = AutoConfig.from_pretrained(source, revision=config.revision)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, StrictDataclassError) as error:
             raise UsageError(
                 f"model.backbone: {config.backbone} is neither a model folder nor on the Hub ({_first_line(error)})"
             ) from None
         if architecture.model_type not in ARCHITECTURES:
             supported = " | ".join(ARCHITECTURES)
             raise RecipeError(f"model.backbone is a {architecture.model_type}: supported is {supported}")
+        given_type = config.config.get("model_type", architecture.model_type)
+        if given_type != architecture.model_type:
+            raise RecipeError(
+                f"model.config.model_type is {given_type!r}: the backbone is a {architecture.model_type}, leave it out"
+            )
         _check_fields(architecture, config.config)
-        for key, value in (config.config | fields).items():
-            setattr(architecture, key, value)
+        try:
+            for key, value in (config.config | fields).items():
+                setattr(architecture, key, value)
+        except (StrictDataclassError, TypeError, ValueError) as error:
+            raise RecipeError(f"model.config: transformers refuses these values ({_one_line(error)})") from None
     _check_image_size(architecture, config.image_size)
     return architecture
 
@@ -124,6 +147,8 @@ def _architecture(config: ModelConfig) -> PreTrainedConfig:
 def _check_fields(architecture: PreTrainedConfig, given: dict[str, Any]) -> None:
     known = architecture.to_dict()
     for key in given:
+        if key in ("id2label", "label2id", "num_labels"):
+            raise RecipeError(f"model.config.{key} is refused: the labels are always {ID2LABEL}")
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f", did you mean {close[0]!r}?" if close else ""
@@ -132,6 +157,8 @@ def _check_fields(architecture: PreTrainedConfig, given: dict[str, Any]) -> None
 
 def _check_image_size(architecture: PreTrainedConfig, image_size: int) -> None:
     patch = architecture.patch_size
+    if not isinstance(patch, int) or patch < 1:
+        raise RecipeError(f"model.config.patch_size is {patch!r}: allowed is a whole number of at least 1")
     if image_size % patch:
         below = image_size // patch * patch
         fitting = f"{below} or {below + patch}" if below else str(patch)
@@ -170,6 +197,10 @@ def _reset_head(head: nn.Linear, std: float) -> None:
     """A fresh head even where the backbone's folder held one: two labels of another question are not a start."""
     nn.init.trunc_normal_(head.weight, std=std)
     nn.init.zeros_(head.bias)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _first_line(error: BaseException) -> str:

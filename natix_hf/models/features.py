@@ -48,10 +48,18 @@ def weights_sha256(model: nn.Module) -> str:
     return json_sha256(facts)
 
 
+def _settings(model: nn.Module) -> dict[str, str]:
+    """What the weights do not show of a model: heads, activation, epsilon and so on. Not where it was loaded from."""
+    config = getattr(model, "config", None)
+    facts = config.to_dict() if config is not None else {}
+    ignored = ("_name_or_path", "transformers_version", "architectures")
+    return {"class": type(model).__name__} | {k: repr(v) for k, v in facts.items() if k not in ignored}
+
+
 def cached_features(
     model: nn.Module, views: list[View], key: Any, batch_size: int, workers: int, device: torch.device
 ) -> np.ndarray:
-    """The input of the classifier layer for every view of every row: one forward pass per (weights, rows, view), ever.
+    """The input of the classifier layer for every view of every row: one forward pass per (model, rows, view), ever.
 
     Args:
         views: `(dataset, keys)` pairs with equally many keys n; `dataset[key]` yields `pixel_values`.
@@ -60,7 +68,7 @@ def cached_features(
     Returns:
         float32 [views, n, d], memory-mapped.
     """
-    path = cache_folder() / "features" / f"{json_sha256([weights_sha256(model), key])}.npy"
+    path = cache_folder() / "features" / f"{json_sha256([weights_sha256(model), _settings(model), key])}.npy"
     if not path.is_file():
         with atomic_file(path) as temporary:
             _compute(model.to(device).eval(), views, temporary, batch_size, workers, device)

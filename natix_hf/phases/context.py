@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from natix_hf.errors import LeakageError, RunError, UsageError, VerificationError
-from natix_hf.phases.graph import PHASES, Phase
+from natix_hf.phases.graph import PHASES, Phase, order_phases
 from natix_hf.provenance.files import ids_sha256, json_sha256, read_json, write_json
 from natix_hf.provenance.manifest import MANIFEST, Draft, manifest_problems, read_manifest, write_manifest
 from natix_hf.recipe import Recipe
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = "checkpoints"
 ROWS_READ = "rows_read.json"
-_IN_PROGRESS = "in_progress.json"
+IN_PROGRESS = "in_progress.json"
 
 
 @dataclass
@@ -76,7 +76,7 @@ class PhaseContext:
             seed=self.recipe.data.seed,
         )
         attempt = {"attempt": json_sha256([self._draft.section_sha256, self._draft.upstream])}
-        marker = self.folder / _IN_PROGRESS
+        marker = self.folder / IN_PROGRESS
         try:
             same = marker.is_file() and read_json(marker) == attempt
         except VerificationError:
@@ -95,7 +95,7 @@ class PhaseContext:
         self._draft.rows = {
             role: {"count": len(ids), "sha256": ids_sha256(ids)} for role, ids in self._rows_read.items()
         }
-        (self.folder / _IN_PROGRESS).unlink(missing_ok=True)
+        (self.folder / IN_PROGRESS).unlink(missing_ok=True)
         write_manifest(self.folder, self._draft, metrics)
 
 
@@ -111,13 +111,19 @@ def upstream_digests(run_dir: Path, phase: Phase) -> dict[str, str]:
     """Digests of the phases that `phase` needs, and of those it uses that are finished.
 
     Raises:
-        UsageError: a needed phase is not finished; the line names the command that makes it.
+        UsageError: a needed phase is not finished, or stale; the line names the command that makes it.
     """
     digests = {}
     for number in phase.needs + phase.uses:
         above = PHASES[number]
         digest = finished_digest(run_dir, above)
         if digest is not None:
+            # Nothing is built on a stale phase: after a new division of the rows its model has seen what is test now.
+            if is_stale(run_dir, above):
+                raise UsageError(
+                    f"phase {phase.number} needs phase {number}, but what that was made from changed in {run_dir}: "
+                    f"natix-hf run RECIPE --phases {_with_all_needs(above)} --run-dir {run_dir}"
+                )
             digests[above.folder] = digest
         elif number in phase.needs:
             raise UsageError(
@@ -125,6 +131,24 @@ def upstream_digests(run_dir: Path, phase: Phase) -> dict[str, str]:
                 f"natix-hf run RECIPE --phases {number} --run-dir {run_dir}"
             )
     return digests
+
+
+def is_stale(run_dir: Path, phase: Phase) -> bool:
+    """Whether a finished phase was made from other results than those that lie in the run now."""
+    made_from = read_manifest(run_dir / phase.folder)["upstream"]
+    above = [PHASES[number] for number in phase.needs + phase.uses]
+    now = {p.folder: digest for p in above if (digest := finished_digest(run_dir, p)) is not None}
+    return made_from != now or any(is_stale(run_dir, p) for p in above if p.folder in now)
+
+
+def _with_all_needs(phase: Phase) -> str:
+    wanted: set[int] = set()
+    waiting = [phase.number]
+    while waiting:
+        number = waiting.pop()
+        wanted.add(number)
+        waiting += PHASES[number].needs
+    return ",".join(str(number) for number in order_phases(wanted - {0}))
 
 
 def why_not_current(run_dir: Path, phase: Phase, recipe: Recipe) -> str | None:

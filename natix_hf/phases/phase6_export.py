@@ -124,22 +124,25 @@ def _card_facts(
     lineage: dict[str, Any],
 ) -> CardFacts:
     recipe, split = context.recipe, read_manifest(context.upstream(0))["metrics"]
-    source, backbone = recipe.data.source, recipe.model.backbone
+    # What the champion was trained with, which need not be what this phase's recipe says now.
+    made_by = read_manifest(champion.folder)
+    stage, model = made_by["section"][champion.name.partition("_")[0]], made_by["section"]["model"]
+    source, backbone = recipe.data.source, model["backbone"]
     return CardFacts(
         model_name=_model_name(recipe),
         description=recipe.phase6.description,
         version=recipe.phase6.version,
         architecture=read_json(champion.model / "config.json")["model_type"],
         backbone=_public_name(backbone) if backbone else "random weights",
-        adapter=recipe.phase1.adapter,
-        image_size=recipe.model.image_size,
+        adapter=stage["adapter"],
+        image_size=model["image_size"],
         dataset=_public_name(source),
         counts=split["counts"],
         dropped=split["dropped"],
         evaluation=evaluation,
         decision=decision,
         policy=policy,
-        training=read_manifest(champion.folder)["metrics"],
+        training=made_by["metrics"],
         lineage=lineage,
     )
 
@@ -152,16 +155,15 @@ def _public_name(reference: str) -> str:
 def _lineage(context: PhaseContext, champion: Candidate, decision: dict[str, Any]) -> dict[str, Any]:
     """Where the bundle comes from; no path, host or user name."""
     recipe = context.recipe
+    phases = {f.name: read_manifest(f) for f in (context.upstream(0), champion.folder, context.upstream(2))}
     return {
         "run_id": context.run_dir.name,
         "recipe": recipe.name,
         "champion": champion.name,
         "candidate_sha256": decision["candidate_sha256"],
-        "phases": {
-            folder.name: read_manifest(folder)["digest"]
-            for folder in (context.upstream(0), champion.folder, context.upstream(2))
-        },
-        "settings_sha256": recipe.section_sha256("data", "model", "phase1", "phase2", "phase6"),
+        "phases": {name: manifest["digest"] for name, manifest in phases.items()},
+        "settings_sha256": {name: manifest["section_sha256"] for name, manifest in phases.items()}
+        | {context.phase.folder: recipe.section_sha256(*context.phase.sections)},
         "git": git_state(),
         "packages": package_versions(),
     }

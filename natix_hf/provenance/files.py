@@ -50,9 +50,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in list_files(temporary):
             with (temporary / file).open("rb+") as handle:
                 os.fsync(handle.fileno())
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        old = _temporary_sibling(path)
+        if path.exists():  # set aside whole, so that no moment finds half of it under its name
+            os.replace(path, old)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -75,7 +82,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise VerificationError(f"{path} is missing") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise VerificationError(

@@ -15,19 +15,25 @@ _RUN_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 
 
 def new_run(root: Path, recipe_name: str) -> Path:
-    """Makes a new, empty run folder under `root/recipe_name`."""
-    while True:
-        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
-        path = root / recipe_name / name
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:  # another run drew the same six digits in the same second
-            continue
-        except OSError as error:
-            raise UsageError(
-                f"cannot make {path} ({error.strerror}): run where you may write, or name --run-dir"
-            ) from None
-        return _stamp(path, recipe_name)
+    """Makes a new, empty run folder under `root/recipe_name`.
+
+    Raises:
+        UsageError: it cannot be made or written to.
+    """
+    folder = root / recipe_name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = folder / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
+            try:
+                path.mkdir()
+            except FileExistsError:  # another run drew the same six digits in the same second
+                continue
+            return _stamp(path, recipe_name)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make a run folder in {folder} ({error.strerror}): run where you may write, or name --run-dir"
+        ) from None
 
 
 def open_run(path: Path, recipe_name: str) -> Path:

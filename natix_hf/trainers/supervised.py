@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainingArguments
 
@@ -20,6 +19,7 @@ from natix_hf.data.views import FeatureViews, OriginalViews, TrainViews
 from natix_hf.errors import RecipeError, UsageError
 from natix_hf.metrics import prior_weights
 from natix_hf.models.classifier import head_of
+from natix_hf.models.device import runs_on_cpu
 from natix_hf.models.features import Head, View, cached_features
 from natix_hf.models.preprocess import Preprocess
 from natix_hf.provenance.files import ids_sha256
@@ -34,7 +34,7 @@ def training_arguments(training: dict[str, Any], output_dir: Path) -> TrainingAr
     Raises:
         RecipeError: transformers refuses the values. UsageError: the process was launched wrongly.
     """
-    on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    on_cpu = runs_on_cpu()
     settings: dict[str, Any] = {
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,

@@ -255,10 +255,10 @@ class PoisonAt(TrainerCallback):
 def test_a_nan_loss_stops_the_run_before_it_is_saved(
     image_data: ImageData, tmp_path: Path, logging_steps: int
 ) -> None:
-    """Trap 9: Trainer filters NaN losses out of its log and goes on; and no checkpoint of one may become the newest."""
-    trainer = make_trainer(image_data, tmp_path, logging_steps=logging_steps, callbacks=[PoisonAt(12)], eval_strategy="no",
-                           load_best_model_at_end=False)  # fmt: skip
-    with pytest.raises(RunError, match="loss is nan at step .*learning_rate"):
+    """Trap 9: Trainer filters NaN losses out of its log and goes on; no checkpoint of one may become the newest."""
+    settings = {"logging_steps": logging_steps, "eval_strategy": "no", "load_best_model_at_end": False}
+    trainer = make_trainer(image_data, tmp_path, callbacks=[PoisonAt(12)], **settings)
+    with pytest.raises(RunError, match=r"loss is nan at step .*learning_rate"):
         trainer.train()
     checkpoint = newest_complete_checkpoint(tmp_path)
     assert checkpoint is not None
@@ -282,6 +282,13 @@ def test_workers_draw_a_new_view_every_epoch(image_data: ImageData, tmp_path: Pa
     expected = sum(views[key]["pixel_values"].double().sum() for key in keys)
     assert float(sum(s.double() for s in seen[half:])) == pytest.approx(float(expected), rel=1e-4)
     assert float(sum(s.double() for s in seen[:half])) != pytest.approx(float(expected), rel=1e-4)
+
+
+def test_drop_last_drops_no_evaluation_rows(image_data: ImageData, tmp_path: Path) -> None:
+    """The 18 evaluation rows fill no batch of 64; Trainer would drop them all and fail for want of a metric."""
+    trainer = make_trainer(image_data, tmp_path, dataloader_drop_last=True, per_device_eval_batch_size=64)
+    assert len(trainer.get_train_dataloader()) == len(trainer.train_dataset) // 8
+    assert trainer.predict(trainer.eval_dataset).predictions.shape == (len(trainer.eval_dataset), 2)
 
 
 def test_data_wait_is_logged(image_data: ImageData, tmp_path: Path) -> None:

@@ -1,0 +1,315 @@
+"""Splits by group: the stated shares, no row order, no leak; and what overlaps leaves the less protected side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from natix_hf.data.splits import ROLES, Splits, leaks_between_roles, make_splits, read_splits, write_splits
+from natix_hf.errors import DataError, VerificationError
+
+SHARES = {"train": 0.60, "val_select": 0.15, "val_calib": 0.15, "test": 0.10}
+SHARES_BESIDE_TEST = {"train": 0.65, "val_select": 0.175, "val_calib": 0.175}
+
+
+@dataclass
+class Source:
+    ids: list[str]
+    labels: np.ndarray
+    groups: list[str | None]
+    sha256: list[str]
+    official: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def split(
+        self,
+        seed: int = 0,
+        on_overlap: Literal["drop", "error"] = "drop",
+        noise: float = 0.0,
+        left_out: dict[str, str] | None = None,
+    ) -> Splits:
+        return make_splits(
+            self.ids, self.labels, self.groups, self.sha256, self.official, left_out or {}, seed, on_overlap, noise
+        )
+
+    def reordered(self, order: np.ndarray) -> Source:
+        return Source(
+            [self.ids[i] for i in order],
+            self.labels[order],
+            [self.groups[i] for i in order],
+            [self.sha256[i] for i in order],
+            self.official[order],
+        )
+
+
+def random_source(seed: int, official: int = 0, pictures: int | None = None, groups_in_test: bool = False) -> Source:
+    """Groups of 1 to 6 rows, one class each, some rows without a group, and `official` rows of a test split.
+
+    `pictures`: how many different ones there are, so that some appear twice; None: all differ.
+    """
+    rng = np.random.default_rng(seed)
+    labels: list[int] = []
+    groups: list[str | None] = []
+    for group in range(int(rng.integers(60, 150))):
+        rows = int(rng.integers(1, 7))
+        labels += [int(rng.random() < 0.35)] * rows
+        groups += [f"video {group}"] * rows if rng.random() < 0.9 else [None] * rows
+    divided = len(labels)
+    labels += rng.integers(0, 2, official).tolist()
+    groups += [str(rng.choice(np.array(groups[:divided], dtype=object))) if groups_in_test else None] * official
+    n = len(labels)
+    sha256 = [f"picture {rng.integers(pictures)}" if pictures else f"picture {i}" for i in range(n)]
+    is_test = np.arange(n) >= divided
+    ids = [f"{'test' if t else 'train'}/{i}" for i, t in enumerate(is_test)]
+    return Source(ids, np.array(labels, dtype=np.int64), groups, sha256, is_test)
+
+
+def role_of(splits: Splits) -> dict[str, str]:
+    return dict(zip(splits.ids, splits.roles, strict=True))
+
+
+@pytest.mark.parametrize("official", [0, 30])
+@pytest.mark.parametrize("seed", range(12))
+def test_shares_of_groups_per_class_and_no_group_in_two_splits(seed: int, official: int) -> None:
+    source = random_source(seed, official)
+    splits = source.split(seed)
+    assert sorted(splits.ids) == sorted(source.ids) and not splits.dropped
+    assert leaks_between_roles(splits) == []
+    shares = SHARES_BESIDE_TEST if official else SHARES
+    divided = [i for i, row_id in enumerate(splits.ids) if not row_id.startswith("test/")]
+    for label in (0, 1):
+        groups = {splits.groups[i]: splits.roles[i] for i in divided if splits.labels[i] == label}
+        for role, share in shares.items():
+            count = sum(r == role for r in groups.values())
+            assert abs(count - share * len(groups)) < 1, f"{count} of {len(groups)} groups of label {label} in {role}"
+    if official:
+        assert set(splits.ids_of("test")) == {row_id for row_id in source.ids if row_id.startswith("test/")}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_order_of_the_rows_does_not_matter(seed: int) -> None:
+    source = random_source(seed, official=20, pictures=900)
+    order = np.random.default_rng(seed + 50).permutation(len(source))
+    one, other = source.split(noise=0.1), source.reordered(order).split(noise=0.1)
+    assert role_of(one) == role_of(other)
+    assert dict(zip(one.ids, one.labels, strict=True)) == dict(zip(other.ids, other.labels, strict=True))
+    assert {row["id"] for row in one.dropped} == {row["id"] for row in other.dropped}
+    assert other.ids == [source.ids[i] for i in order if source.ids[i] in set(one.ids)], "entries keep the given order"
+
+
+def test_the_seed_decides_and_nothing_else() -> None:
+    source = random_source(3)
+    assert source.split(7, noise=0.1) == source.split(7, noise=0.1)
+    assert role_of(source.split(7)) != role_of(source.split(8))
+
+
+def test_a_mixed_group_counts_for_its_majority_and_stays_whole() -> None:
+    base = random_source(1)
+    labels = base.labels.copy()
+    first = [i for i, group in enumerate(base.groups) if group == next(g for g in base.groups if g)]
+    labels[first[0]] = 1 - labels[first[0]]
+    splits = replace(base, labels=labels).split()
+    assert len({splits.roles[i] for i in first}) == 1
+
+
+def test_a_group_named_like_a_row_is_another_group() -> None:
+    """A row without a group is its own group, also where some group has its id for a name."""
+    base = random_source(2)
+    alone = base.groups.index(None)
+    groups = [base.ids[alone] if g == "video 0" else g for g in base.groups]
+    splits = replace(base, groups=groups).split()
+    assert splits.groups[alone] not in {splits.groups[i] for i, g in enumerate(groups) if g == base.ids[alone]}
+
+
+def _brute_force_overlaps(source: Source, before: dict[str, str]) -> set[str]:
+    """Rows that must leave, pair by pair: first those with a group in a stricter role, then, of what is left, those
+    with a picture in one."""
+    rank = {role: n for n, role in enumerate(ROLES)}
+    kept = list(range(len(source)))
+    for keys in (source.groups, source.sha256):
+        leaving = {
+            i
+            for i in kept
+            for j in kept
+            if keys[i] is not None
+            and keys[i] == keys[j]
+            and rank[before[source.ids[i]]] < rank[before[source.ids[j]]]
+        }
+        kept = [i for i in kept if i not in leaving]
+    return {source.ids[i] for i in range(len(source)) if i not in kept}
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("groups_in_test", [False, True])
+def test_overlap_equals_a_pairwise_search(seed: int, groups_in_test: bool) -> None:
+    source = random_source(seed, official=25, pictures=600, groups_in_test=groups_in_test)
+    splits = source.split(seed)
+    untouched = replace(source, sha256=[f"{i}" for i in range(len(source))])
+    before = role_of(untouched.split(seed)) | {row["id"]: row["role"] for row in untouched.split(seed).dropped}
+    expected = _brute_force_overlaps(source, before)
+    assert expected, "the planted overlap"
+    assert {row["id"] for row in splits.dropped} == expected
+    assert len(splits.dropped) == len(expected)
+    assert set(splits.ids) == set(source.ids) - expected
+    assert leaks_between_roles(splits) == []
+    assert {row["role"] for row in splits.dropped} <= set(ROLES[:-1]), "a test row never leaves"
+    with pytest.raises(DataError, match=f"^{len(expected)} rows overlap") as caught:
+        source.split(seed, on_overlap="error")
+    assert any(row_id in str(caught.value) for row_id in expected)
+
+
+@pytest.mark.parametrize("weaker", ROLES[:-1])
+@pytest.mark.parametrize("stricter", ROLES[1:])
+def test_one_planted_picture_leaves_the_less_protected_side(weaker: str, stricter: str, tmp_path: Path) -> None:
+    if ROLES.index(weaker) >= ROLES.index(stricter):
+        weaker, stricter = stricter, weaker  # planted the other way round
+    source = random_source(0)
+    clean = source.split()
+    a, b = clean.ids_of(weaker)[-1], clean.ids_of(stricter)[0]
+    sha256 = ["twin" if row_id in (a, b) else picture for row_id, picture in zip(source.ids, source.sha256, strict=True)]
+    splits = replace(source, sha256=sha256).split()
+    if weaker == stricter:
+        assert splits.dropped == [] and a in splits.ids and b in splits.ids, "within one role it is no leak"
+        return
+    assert splits.dropped == [{"id": a, "role": weaker, "reason": f"the same picture is in {stricter} as row {b}"}]
+    assert role_of(splits) == {row_id: role for row_id, role in role_of(clean).items() if row_id != a}
+    write_splits(tmp_path / "splits.json", splits)
+    counted = json.loads((tmp_path / "splits.json").read_text())["dropped_reasons"]
+    assert counted == {f"the same picture is in {stricter}": 1}
+    with pytest.raises(DataError, match=f"{a} .*{b}.*data.on_overlap=drop"):
+        replace(source, sha256=sha256).split(on_overlap="error")
+
+
+def test_a_group_across_the_official_test_leaves_the_training_side() -> None:
+    source = random_source(4, official=10)
+    train_group = next(g for g in source.groups if g is not None)
+    groups = [*source.groups[:-1], train_group]
+    splits = replace(source, groups=groups).split()
+    members = {row_id for row_id, g in zip(source.ids[:-1], groups[:-1], strict=True) if g == train_group}
+    assert {row["id"] for row in splits.dropped} == members
+    assert all(row["reason"].startswith("the same group is in test as row test/") for row in splits.dropped)
+    assert source.ids[-1] in splits.ids_of("test")
+
+
+def test_refused_rows_are_listed_and_protect_nothing() -> None:
+    source = random_source(5, official=10)
+    refused = source.ids[-1]
+    sha256 = [*source.sha256]
+    sha256[0] = sha256[-1]
+    splits = replace(source, sha256=sha256).split(left_out={refused: "label 1 without a scene description"})
+    assert splits.dropped == [{"id": refused, "role": "test", "reason": "label 1 without a scene description"}]
+    assert source.ids[0] in splits.ids
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02, 0.25])
+def test_label_noise_flips_its_exact_share_of_train_and_no_other_row(noise: float) -> None:
+    source = random_source(6)
+    splits, true = source.split(noise=noise), dict(zip(source.ids, source.labels.tolist(), strict=True))
+    flipped = [r for row_id, r, y in zip(splits.ids, splits.roles, splits.labels, strict=True) if y != true[row_id]]
+    assert len(flipped) == round(noise * len(splits.ids_of("train")))
+    assert set(flipped) <= {"train"}
+    assert source.labels.tolist() == list(true.values()), "the source's own labels stay"
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([0, 1] * 2, "no rows are left for val_|too few groups"),
+        ([0] * 40 + [1] * 4, "has no row with label 1: the source has too few groups of that class"),
+        ([1] * 40, "has no row with label 0"),
+    ],
+)
+def test_too_few_groups_is_an_error(labels: list[int], expected: str) -> None:
+    n = len(labels)
+    source = Source(
+        [f"train/{i}" for i in range(n)], np.array(labels), [None] * n, [str(i) for i in range(n)], np.zeros(n, bool)
+    )
+    with pytest.raises(DataError, match=expected):
+        source.split()
+
+
+def test_splits_come_back_from_their_file(tmp_path: Path) -> None:
+    splits = random_source(7, official=20, pictures=500).split(noise=0.1)
+    assert splits.dropped
+    write_splits(tmp_path / "splits.json", splits)
+    assert read_splits(tmp_path / "splits.json") == splits
+    counts = json.loads((tmp_path / "splits.json").read_text())["counts"]
+    for role in ROLES:
+        at = splits.positions(role)
+        positive = [i for i in at if splits.labels[i]]
+        assert counts[role] == {
+            "rows": len(splits.ids_of(role)),
+            "positive_rows": len(positive),
+            "groups": len({splits.groups[i] for i in at}),
+            "positive_groups": len({splits.groups[i] for i in positive}),
+        }
+
+
+DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a list": lambda c: [c],
+    "another schema": lambda c: c | {"schema": 99},
+    "no schema": lambda c: {k: v for k, v in c.items() if k != "schema"},
+    "a column is gone": lambda c: {k: v for k, v in c.items() if k != "sha256"},
+    "a column is text": lambda c: c | {"ids": "train/0"},
+    "a column is short": lambda c: c | {"labels": c["labels"][:-1]},
+    "an unknown role": lambda c: c | {"roles": ["training", *c["roles"][1:]]},
+    "a role that is a list": lambda c: c | {"roles": [["train"], *c["roles"][1:]]},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_splits_file_is_refused(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "splits.json"
+    write_splits(path, random_source(8).split())
+    path.write_text(json.dumps(DAMAGE[damage](json.loads(path.read_text()))))
+    with pytest.raises(VerificationError, match=r"splits\.json .*damaged"):
+        read_splits(path)
+
+
+def test_half_a_splits_file_or_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "splits.json"
+    with pytest.raises(VerificationError, match="is missing"):
+        read_splits(path)
+    write_splits(path, random_source(8).split())
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(VerificationError, match="damaged"):
+        read_splits(path)
+
+
+def test_a_moved_row_is_found_by_its_group() -> None:
+    splits = random_source(9).split()
+    counted = [splits.groups.count(g) for g in splits.groups]
+    at = next(i for i in splits.positions("train") if counted[i] > 1)
+    moved = replace(splits, roles=[*splits.roles[:at], "test", *splits.roles[at + 1 :]])
+    found = leaks_between_roles(moved)
+    assert found and all(splits.groups[at] in line for line in found)
+    assert any(splits.ids[at] in line for line in found)
+
+
+def test_a_duplicated_picture_in_another_role_is_found() -> None:
+    splits = random_source(9).split()
+    a, b = splits.positions("train")[0], splits.positions("val_calib")[0]
+    sha256 = [*splits.sha256]
+    sha256[a] = sha256[b]
+    (line,) = leaks_between_roles(replace(splits, sha256=sha256))
+    assert sha256[b] in line and splits.ids[a] in line and splits.ids[b] in line
+    assert "train" in line and "val_calib" in line
+
+
+@pytest.mark.parametrize("role", ["train", "test"])
+def test_a_duplicated_id_is_found_in_the_same_and_in_another_role(role: str) -> None:
+    splits = random_source(9).split()
+    at = splits.positions("train")[0]
+    twice = Splits(
+        [*splits.ids, splits.ids[at]], [*splits.roles, role], [*splits.groups, "own"], [*splits.labels, 0],
+        [*splits.sha256, "own"],
+    )  # fmt: skip
+    assert leaks_between_roles(twice) == [f"row {splits.ids[at]} is listed twice, in train and {role}"]

@@ -1,0 +1,227 @@
+"""Training views and their order: functions of (seed, epoch, row), in this process or in a spawned worker."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_parquet_source
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from natix_hf.data.augment import augment
+from natix_hf.data.config import AugmentConfig, DataConfig
+from natix_hf.data.rows import Rows, load_image_data
+from natix_hf.data.sampler import EpochSampler
+from natix_hf.data.views import FeatureViews, OriginalViews, TrainViews
+from natix_hf.errors import DataError, RecipeError
+from natix_hf.models.config import ModelConfig
+from natix_hf.models.preprocess import Preprocess, make_processor
+
+NOTHING = AugmentConfig(crop_scale=[1, 1], crop_ratio=[1, 1], flip=False, rotate=0, jitter=0)
+
+
+def picture(width: int = 40, height: int = 30) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(9).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def view(config: AugmentConfig, image: Image.Image | None = None, size: int = 16, seed: int = 0) -> np.ndarray:
+    return augment(picture() if image is None else image, config, size, np.random.default_rng([seed, 1, 2]))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
+        source = write_parquet_source(tmp_path_factory.mktemp("source"), groups=20, frames=1)
+        return load_image_data(DataConfig(source=str(source))).role("train")
+
+
+def train_views(rows: Rows, seed: int = 0) -> TrainViews:
+    return TrainViews(rows, AugmentConfig(grey=0.2, blur=0.5, erase=0.5), 14, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], seed)
+
+
+CHANGES: dict[str, Any] = {
+    "crop_scale": [0.3, 0.4], "crop_ratio": [0.5, 0.6], "flip": True, "rotate": 20.0, "jitter": 0.4, "grey": 1.0,
+    "blur": 1.0, "erase": 1.0,
+}  # fmt: skip
+
+
+def test_every_key_is_tried() -> None:
+    assert set(CHANGES) == set(AugmentConfig.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_each_key_changes_the_view(key: str) -> None:
+    changed = replace(NOTHING, **{key: CHANGES[key]})
+    assert any((view(changed, seed=s) != view(NOTHING, seed=s)).any() for s in range(8))
+
+
+def test_without_augmentation_a_view_is_the_resized_image() -> None:
+    expected = np.asarray(picture(32, 32).resize((16, 16), Image.Resampling.BILINEAR, reducing_gap=2.0))
+    assert (view(NOTHING, picture(32, 32)) == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("crop_scale", [0.5]), ("crop_scale", [0.0, 1]), ("crop_scale", [0.9, 0.5]), ("crop_scale", [0.5, 1.1]),
+        ("crop_ratio", [2, 1]), ("crop_ratio", [0, 1]), ("rotate", -1), ("rotate", 181), ("jitter", 1.0),
+        ("grey", 1.1), ("blur", -0.1), ("erase", 2),
+    ],
+)  # fmt: skip
+def test_impossible_settings_are_refused_by_name(key: str, value: Any) -> None:
+    with pytest.raises(RecipeError, match=f"data.augment.{key} is "):
+        replace(NOTHING, **{key: value})
+
+
+WILD = AugmentConfig(crop_scale=[0.01, 1], crop_ratio=[0.2, 5], rotate=180, jitter=0.9, grey=0.5, blur=0.5, erase=0.5)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 2), (5000, 3), (3, 5000), (17, 31), (640, 480)])
+@pytest.mark.parametrize("config", [AugmentConfig(), WILD], ids=["default", "wild"])
+def test_every_view_of_every_shape_is_a_finite_square(width: int, height: int, config: AugmentConfig) -> None:
+    for seed in range(12):
+        pixels = view(config, picture(width, height), size=14, seed=seed)
+        assert pixels.shape == (14, 14, 3) and pixels.dtype == np.float32
+        assert np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 255
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (90, 40), (40, 90), (300, 4), (1, 1), (7, 2)])
+def test_rotation_leaves_no_black_corner(width: int, height: int) -> None:
+    white = Image.new("RGB", (width, height), (255, 255, 255))
+    for seed in range(40):
+        assert view(replace(NOTHING, rotate=180), white, seed=seed).min() == 255
+
+
+def test_rotation_keeps_most_of_the_picture() -> None:
+    """A box far smaller than needed would pass the test above: at 45 degrees half of a square's area is whole."""
+    from natix_hf.data.augment import _rotate
+
+    for degrees in (0, 1, 45, 90, 135, 180, -45, -179):
+        kept = np.prod(_rotate(picture(101, 101), degrees).size) / 101**2
+        assert kept == pytest.approx(0.5 if degrees % 90 == 45 else 1, abs=0.06)
+
+
+def test_half_of_the_views_are_mirrored() -> None:
+    mirrored = replace(NOTHING, flip=True)
+    plain = view(NOTHING)
+    flips = [not (view(mirrored, seed=s) == plain).all() for s in range(200)]
+    assert 70 < sum(flips) < 130
+    assert all((view(mirrored, seed=s) == plain[:, ::-1]).all() for s in range(200) if flips[s])
+
+
+def test_equal_seed_epoch_and_row_give_equal_bits(rows: Rows) -> None:
+    views = train_views(rows)
+    again = train_views(rows)
+    for key in [(0, 0), (0, 5), (3, 5)]:
+        assert torch.equal(views[key]["pixel_values"], again[key]["pixel_values"])
+    for other in [views[1, 5], views[0, 6], train_views(rows, seed=1)[0, 5]]:
+        assert not torch.equal(views[0, 5]["pixel_values"], other["pixel_values"])
+
+
+def test_a_training_view_is_normalised(rows: Rows) -> None:
+    config, mean, std = NOTHING, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+    item = TrainViews(rows, config, 14, mean, std, 0)[0, 2]
+    image = next(image for i, image in enumerate(rows.images()) if i == 2)
+    expected = (augment(image, config, 14, np.random.default_rng(0)) / 255 - np.array(mean)) / np.array(std)
+    assert item["pixel_values"].dtype == torch.float32 and item["pixel_values"].shape == (3, 14, 14)
+    np.testing.assert_allclose(item["pixel_values"].permute(1, 2, 0).numpy(), expected, atol=1e-5)
+    assert item["labels"] == rows.labels[2]
+
+
+def original_views(rows: Rows) -> OriginalViews:
+    return OriginalViews(rows, Preprocess(make_processor(ModelConfig(config={"model_type": "vit"}, image_size=14))))
+
+
+def test_an_original_view_is_the_preprocessed_original(rows: Rows) -> None:
+    views = original_views(rows)
+    assert len(views) == len(rows)
+    for index, image in enumerate(rows.images()):
+        assert torch.equal(views[index]["pixel_values"], views.preprocess(image))
+        assert views[index]["labels"] == rows.labels[index]
+
+
+def test_an_original_that_cannot_be_read_names_its_row(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    views = original_views(rows)
+    monkeypatch.setattr(views, "source", [{"image": {"bytes": b"x", "path": None}}])
+    with pytest.raises(DataError, match=rows.ids[0]):
+        views[0]
+
+
+@pytest.mark.parametrize("kind", ["train", "original"])
+def test_spawned_workers_give_the_batches_of_this_process(kind: str, rows: Rows) -> None:
+    dataset: Dataset[Any] = train_views(rows) if kind == "train" else original_views(rows)
+
+    def batches(workers: int) -> list[dict[str, torch.Tensor]]:
+        sampler: Any = EpochSampler(rows.labels, 3) if kind == "train" else range(len(rows))
+        if kind == "train":
+            sampler.set_epoch(2)
+        context = "spawn" if workers else None
+        return list(
+            DataLoader(dataset, batch_size=5, sampler=sampler, num_workers=workers, multiprocessing_context=context)
+        )
+
+    here, there = batches(0), batches(2)
+    assert len(here) == len(there) == -(-len(rows) // 5)
+    for one, other in zip(here, there, strict=True):
+        assert torch.equal(one["pixel_values"], other["pixel_values"])
+        assert torch.equal(one["labels"], other["labels"])
+
+
+def test_feature_views_go_through_the_views_by_epoch() -> None:
+    features = np.arange(2 * 4 * 3, dtype=np.float32).reshape(2, 4, 3)
+    views = FeatureViews(features, np.array([0, 1, 0, 1]))
+    assert len(views) == 4
+    for epoch in range(5):
+        assert views[epoch, 3]["features"].tolist() == features[epoch % 2, 3].tolist()
+    assert views[3]["features"].tolist() == features[0, 3].tolist(), "evaluation reads view 0"
+    assert views[3]["labels"] == 1
+
+
+LABELS = np.array([0] * 41 + [1] * 9)
+
+
+def drawn(prior: float | None, seed: int = 0, epoch: int = 0) -> list[tuple[int, int]]:
+    sampler = EpochSampler(LABELS, seed, prior)
+    sampler.set_epoch(epoch)
+    keys = list(sampler)
+    assert len(keys) == len(sampler) == len(LABELS)
+    return keys
+
+
+def test_without_a_prior_every_row_comes_once() -> None:
+    keys = drawn(None, epoch=4)
+    assert {epoch for epoch, _ in keys} == {4}
+    assert sorted(row for _, row in keys) == list(range(len(LABELS)))
+    assert [row for _, row in keys] != list(range(len(LABELS))), "in random order: the source is sorted by class"
+
+
+@pytest.mark.parametrize("prior", [0.02, 0.18, 0.5, 0.9])
+def test_a_prior_is_met_exactly_and_rows_are_used_equally_often(prior: float) -> None:
+    chosen = [row for _, row in drawn(prior)]
+    assert sum(LABELS[chosen]) == round(prior * len(LABELS))
+    for label in (0, 1):
+        used = Counter({int(row): 0 for row in np.flatnonzero(LABELS == label)})
+        used.update(row for row in chosen if LABELS[row] == label)
+        assert max(used.values()) - min(used.values()) <= 1
+    halves = LABELS[chosen][:25].sum(), LABELS[chosen][25:].sum()
+    assert prior != 0.5 or min(halves) >= 5, "the classes are mixed, not one after the other"
+
+
+@pytest.mark.parametrize("prior", [None, 0.5])
+def test_the_order_is_a_function_of_seed_and_epoch(prior: float | None) -> None:
+    assert drawn(prior, 1, 2) == drawn(prior, 1, 2)
+    order = [row for _, row in drawn(prior, 1, 2)]
+    assert order != [row for _, row in drawn(prior, 1, 3)] and order != [row for _, row in drawn(prior, 2, 2)]
+    sampler = EpochSampler(LABELS, 1, prior)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    list(sampler), sampler.set_epoch(2)
+    assert list(sampler) == drawn(prior, 1, 2), "neither global generators nor earlier epochs play a part"
+
+

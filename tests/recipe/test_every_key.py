@@ -1,0 +1,368 @@
+"""Every key of every section changes something: one perturbation a key, and where its effect is seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINY, TINY_RECIPE, striped_image, write_recipe
+
+from natix_hf.data.config import AugmentConfig, DataConfig
+from natix_hf.data.synthetic import SyntheticConfig
+from natix_hf.errors import DataError
+from natix_hf.models.config import ModelConfig
+from natix_hf.phases.config import Phase2Config, Phase6Config
+from natix_hf.recipe import Recipe, parse_recipe
+from natix_hf.trainers.config import TRAINING_DEFAULTS, SupervisedConfig
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """`a`: one picture in two groups, one row against the label rule, two image and label columns. `b`: another."""
+    import datasets
+
+    paths = {}
+    for name, seed in {"a": 0, "b": 1}.items():
+        rng = np.random.default_rng(seed)
+        rows: dict[str, list[Any]] = {}
+        for group in range(40):
+            label = int(group >= 20)
+            for frame in range(2):
+                image = striped_image(label, rng)
+                row = {
+                    "image": image, "other_image": striped_image(label, rng), "label": label,
+                    "other_label": frame, "video": f"v{group}", "scene_description": "stripes" if label else "",
+                }  # fmt: skip
+                for key, value in row.items():
+                    rows.setdefault(key, []).append(value)
+        for i in range(2, 40):  # one picture everywhere: wherever the groups fall, some overlap
+            rows["image"][2 * i] = rows["image"][0]
+        rows["scene_description"][-1] = ""
+        features = datasets.Features(
+            {"image": datasets.Image(), "other_image": datasets.Image()}
+            | {name: datasets.Value("int64") for name in ("label", "other_label")}
+            | {name: datasets.Value("string") for name in ("video", "scene_description")}
+        )
+        folder = tmp_path_factory.mktemp("every_key") / name
+        (folder / "data").mkdir(parents=True)
+        dataset = datasets.Dataset.from_dict(rows, features=features)
+        dataset.to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+        paths[name] = str(folder)
+    return paths
+
+
+class _StubTrainer:
+    """Stands in for RoadworkTrainer: holds what the supervised stage hands over, trains nothing."""
+
+    seen: dict[str, Any]
+
+    def __init__(self, **given: Any) -> None:
+        _StubTrainer.seen = given
+        self.state = SimpleNamespace(log_history=[], best_metric=0.0, best_global_step=0, global_step=0)
+
+    def train(self, resume_from_checkpoint: str | None = None) -> None:
+        pass
+
+
+@pytest.fixture
+def look(sources: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`look(content)`: what a recipe makes of its data, its model and its trainer."""
+    from natix_hf.data.rows import load_image_data
+    from natix_hf.models.classifier import build_classifier
+    from natix_hf.models.preprocess import make_processor
+    from natix_hf.trainers import supervised
+
+    monkeypatch.setattr(supervised, "RoadworkTrainer", _StubTrainer)
+
+    def run(content: dict[str, Any]) -> SimpleNamespace:
+        recipe = parse_recipe(content)
+        data = load_image_data(recipe.data)
+        model = build_classifier(recipe.model, seed=recipe.phase1.training["seed"])
+        supervised.train_classifier(
+            model, make_processor(recipe.model), data.role("train"), data.role("val_select"), recipe.phase1,
+            recipe.data.augment, recipe.data.target_prior, tmp_path / "checkpoints",
+        )  # fmt: skip
+        seen = {"class_weights": None, **_StubTrainer.seen}
+        keys = [(epoch, row) for epoch in (0, 1) for row in (0, 1, 2)]
+        items = [seen["train_dataset"][key] for key in keys]
+        views = np.stack([item["pixel_values" if "pixel_values" in item else "features"] for item in items])
+        order = list(seen["train_sampler"])
+        trained = seen.pop("model")
+        return SimpleNamespace(data=data, model=model, trained=trained, views=views, order=order, **seen)
+
+    return run
+
+
+def _base(sources: dict[str, str]) -> dict[str, Any]:
+    return {
+        "data": {
+            "source": sources["a"],
+            "group_by": "video",
+            "synthetic": {"videos": 24, "frames": 2, "image_size": 24},
+        },
+        "model": {"config": TINY["dinov2"], "image_size": 28},
+        "phase1": {"dataloader_num_workers": 0, "per_device_train_batch_size": 8},
+    }
+
+
+def _with(content: dict[str, Any], section: str, key: str, value: Any) -> dict[str, Any]:
+    first, *rest = section.split(".")
+    inner = dict(content.get(first, {}))
+    return {**content, first: _with(inner, rest[0], key, value) if rest else {**inner, key: value}}
+
+
+def _splits(seen: Any) -> Any:
+    s = seen.data.splits
+    return s.ids, s.roles, s.groups, s.labels, s.sha256, s.dropped
+
+
+def _positives(seen: Any) -> float:
+    labels = seen.data.role("train").labels
+    return float(np.mean([labels[row] for _, row in seen.order]))
+
+
+SYNTHETIC = ("data", "source", "synthetic")  # these keys matter with that source only
+PRIOR = ("data", "target_prior", 0.8)
+# section, key, new value, what must differ; a tuple in front of the observer: settings of both sides.
+EFFECTS: list[tuple[str, str, Any, Any]] = [
+    ("data", "source", "b", lambda s: s.data.splits.sha256),
+    ("data", "image_column", "other_image", lambda s: s.data.splits.sha256),
+    ("data", "label_column", "other_label", lambda s: s.data.splits.labels),
+    ("data", "group_by", None, lambda s: s.data.splits.groups),
+    ("data", "label_rule", "scene_description", lambda s: len(s.data.splits.dropped)),
+    ("data", "label_noise", 0.2, lambda s: s.data.splits.labels),
+    ("data", "cache_px", 8, lambda s: list(s.data.decoded["height"])),
+    ("data", "seed", 5, lambda s: s.data.splits.roles),
+    ("data", "target_prior", 0.8, lambda s: round(_positives(s), 1)),
+    ("data", "target_prior", 0.8, lambda s: s.compute_metrics.target_prior),
+    ("data.augment", "crop_scale", [0.1, 0.2], lambda s: s.views),
+    ("data.augment", "crop_ratio", [2.0, 3.0], lambda s: s.views),
+    ("data.augment", "flip", False, lambda s: s.views),
+    ("data.augment", "rotate", 90, lambda s: s.views),
+    ("data.augment", "jitter", 0.9, lambda s: s.views),
+    ("data.augment", "grey", 1.0, lambda s: s.views),
+    ("data.augment", "blur", 1.0, lambda s: s.views),
+    ("data.augment", "erase", 1.0, lambda s: s.views),
+    ("data.synthetic", "camera", "a", (SYNTHETIC, lambda s: s.data.splits.sha256)),
+    ("data.synthetic", "videos", 30, (SYNTHETIC, lambda s: len(s.data.rows.ids))),
+    ("data.synthetic", "frames", 3, (SYNTHETIC, lambda s: len(s.data.rows.ids))),
+    ("data.synthetic", "image_size", 32, (SYNTHETIC, lambda s: s.data.decoded["height"][0])),
+    ("data.synthetic", "positive_share", 0.4, (SYNTHETIC, lambda s: s.data.rows.labels.sum())),
+    ("data.synthetic", "seed", 4, (SYNTHETIC, lambda s: s.data.splits.sha256)),
+    ("model", "config", TINY["vit"], lambda s: type(s.model).__name__),
+    ("model", "image_size", 42, lambda s: s.views.shape),
+    ("phase1", "adapter", "none", lambda s: type(s.trained).__name__),
+    ("phase1", "feature_views", 3, (("phase1", "adapter", "none"), lambda s: s.train_dataset.features.shape)),
+    ("phase1", "early_stopping_patience", 2, lambda s: [c.early_stopping_patience for c in s.callbacks]),
+    ("phase1", "prior_by", "loss", (PRIOR, lambda s: (s.class_weights, round(_positives(s), 1)))),
+]  # fmt: skip
+# These are seen elsewhere in this file, by the test named.
+ELSEWHERE = {
+    ("data", "revision"): "test_revisions_reach_the_hub",
+    ("data", "slices"): "test_slices",
+    ("data", "on_overlap"): "test_on_overlap",
+    ("data", "augment"): "a section",
+    ("data", "synthetic"): "a section",
+    ("model", "backbone"): "test_backbone",
+    ("model", "revision"): "test_revisions_reach_the_hub",
+    ("phase1", "training"): "test_training_arguments",
+    ("phase2", "objective"): "test_phase2",
+    ("phase2", "n_resamples"): "test_phase2",
+    **{("phase6", f.name): "test_phase6" for f in fields(Phase6Config)},
+    ("", "phases"): "test_phases",
+    **{("", section): "a section" for section in ("data", "model", "phase1", "phase2", "phase6")},
+}
+DATACLASSES = {
+    "": Recipe, "data": DataConfig, "data.augment": AugmentConfig, "data.synthetic": SyntheticConfig,
+    "model": ModelConfig, "phase1": SupervisedConfig, "phase2": Phase2Config, "phase6": Phase6Config,
+}  # fmt: skip
+
+
+def test_no_key_is_forgotten() -> None:
+    keys = {
+        (section, f.name)
+        for section, cls in DATACLASSES.items()
+        for f in fields(cls)
+        if not f.metadata.get("not_a_key")
+    }
+    assert keys == {(section, key) for section, key, _, _ in EFFECTS} | set(ELSEWHERE)
+    assert {f.name for f in fields(Recipe)} - {"phases", "name"} <= set(DATACLASSES)
+    assert all(name in globals() for name in ELSEWHERE.values() if name.startswith("test_"))
+
+
+@pytest.mark.parametrize(("section", "key", "value", "observe"), EFFECTS, ids=[f"{s}.{k}" for s, k, _, _ in EFFECTS])
+def test_every_key_changes_something(
+    section: str, key: str, value: Any, observe: Any, look: Callable[..., Any], sources: dict[str, str]
+) -> None:
+    before = _base(sources)
+    if isinstance(observe, tuple):
+        common, observe = observe
+        before = _with(before, *common)
+    value = sources[value] if key == "source" else value
+    after = _with(before, section, key, value)
+    results = []
+    for content in (before, after):
+        seen = look(content)
+        results.append(observe(seen))
+    if isinstance(results[0], np.ndarray):
+        assert not np.array_equal(*results)
+    else:
+        assert results[0] != results[1]
+    again = look(before)
+    np.testing.assert_equal(observe(again), results[0])  # what differed was the key, not chance
+
+
+def test_on_overlap(look: Callable[..., Any], sources: dict[str, str]) -> None:
+    assert look(_base(sources)).data.splits.dropped
+    with pytest.raises(DataError, match="on_overlap=drop"):
+        look(_with(_base(sources), "data", "on_overlap", "error"))
+
+
+def test_slices(look: Callable[..., Any], sources: dict[str, str], _finished_run: Path) -> None:
+    """A column that is not there is an error; one that is there is a slice of the figures."""
+    with pytest.raises(DataError, match="no column 'nope'"):
+        look(_with(_base(sources), "data", "slices", ["nope"]))
+    evaluation = json.loads((_finished_run / "phase6_export" / "evaluation.json").read_text(encoding="utf-8"))
+    assert list(evaluation["slices"]) == TINY_RECIPE["data"]["slices"]
+
+
+@pytest.mark.parametrize("what", ["data", "model"])
+def test_revisions_reach_the_hub(what: str, monkeypatch: pytest.MonkeyPatch, sources: dict[str, str]) -> None:
+    asked: list[Any] = []
+
+    def ask(name: Any, *args: Any, revision: str | None = None, **kwargs: Any) -> Any:
+        asked.append((name, revision))
+        raise OSError("not in this test")
+
+    if what == "data":
+        import datasets
+
+        from natix_hf.data.sources import load_source
+
+        monkeypatch.setattr(datasets, "load_dataset", ask)
+        with pytest.raises(DataError):
+            load_source(DataConfig(source="org/name", revision="v7"))
+    else:
+        from natix_hf.errors import UsageError
+        from natix_hf.models import classifier
+
+        monkeypatch.setattr(classifier.AutoConfig, "from_pretrained", ask)
+        with pytest.raises(UsageError):
+            classifier.build_classifier(ModelConfig(backbone="org/name", revision="v7"), seed=0)
+    assert asked == [("org/name", "v7")]
+
+
+def test_backbone(_finished_run: Path) -> None:
+    """Weights come from the folder, the head does not; another `config` beside a backbone counts too."""
+    import torch
+
+    from natix_hf.models.classifier import build_classifier, load_classifier
+
+    folder = _finished_run / "phase1_baseline" / "model"
+    config = ModelConfig(backbone=str(folder), image_size=28)
+    state, stored = build_classifier(config, seed=0).state_dict(), load_classifier(folder).state_dict()
+    other = [name for name in stored if not torch.equal(state[name], stored[name])]
+    assert sorted(other) == ["classifier.bias", "classifier.weight"]
+    dropout = build_classifier(replace(config, config={"hidden_dropout_prob": 0.5}), seed=0)
+    assert dropout.config.hidden_dropout_prob == 0.5
+
+
+TRAINING: dict[str, Any] = {
+    "num_train_epochs": 3.0, "learning_rate": 1e-4, "weight_decay": 0.0, "lr_scheduler_type": "linear",
+    "warmup_steps": 7.0, "per_device_train_batch_size": 5, "per_device_eval_batch_size": 6, "eval_strategy": "steps",
+    "save_strategy": "no", "save_total_limit": 4, "metric_for_best_model": "nll", "greater_is_better": False,
+    "load_best_model_at_end": False, "logging_steps": 3.0, "ddp_find_unused_parameters": True,
+    "dataloader_num_workers": 0, "report_to": "tensorboard", "seed": 1,
+    # and some that have no default here
+    "gradient_accumulation_steps": 4, "max_grad_norm": 0.3, "label_smoothing_factor": 0.1, "optim": "adafactor",
+    "adam_beta2": 0.9, "max_steps": 12, "lr_scheduler_kwargs": {"num_cycles": 1}, "dataloader_prefetch_factor": None,
+    "data_seed": 3, "eval_steps": 5.0, "bf16_full_eval": True, "run_name": "mine", "use_cpu": True,
+    "dataloader_pin_memory": True, "disable_tqdm": True, "activation_checkpointing": True,
+}  # fmt: skip
+
+
+def test_all_defaults_are_among_them() -> None:
+    assert set(TRAINING_DEFAULTS) <= set(TRAINING)
+
+
+@pytest.mark.parametrize("key", TRAINING)
+def test_training_arguments(key: str, tmp_path: Path) -> None:
+    """Any field of TrainingArguments, given under phase1, reaches it."""
+    from natix_hf.trainers.supervised import training_arguments
+
+    given: dict[str, Any] = {"load_best_model_at_end": False, key: TRAINING[key]}
+    recipe = parse_recipe({"phase1": given})
+    if key in TRAINING_DEFAULTS:
+        assert recipe.phase1.training[key] != TRAINING_DEFAULTS[key]
+    arguments = training_arguments(recipe.phase1.training, tmp_path)
+    value = getattr(arguments, key)
+    value = getattr(value, "value", value)
+    if key == "report_to":
+        value = value[0]
+    assert value == TRAINING[key]
+
+
+def test_phases(tiny_recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from natix_hf import pipeline
+
+    ran: list[int] = []
+    monkeypatch.setattr(pipeline, "run_phase", lambda phase, *rest: ran.append(phase.number))
+    pipeline.run_recipe(str(tiny_recipe_file), run_dir=tmp_path / "a")
+    pipeline.run_recipe(str(tiny_recipe_file), run_dir=tmp_path / "b", overrides=["phases=[2, 1]"])
+    assert ran == [0, 1, 2, 6, 0, 1, 2]
+
+
+def test_phase2(finished_run: Path, tiny_recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from natix_hf.phases import phase2_threshold
+    from natix_hf.pipeline import run_recipe
+
+    asked: list[Any] = []
+    real = phase2_threshold.choose_champion
+    monkeypatch.setattr(phase2_threshold, "choose_champion", lambda *args: asked.append(args) or real(*args))
+    run_recipe(str(tiny_recipe_file), [2], finished_run, overrides=["phase2.objective=f1", "phase2.n_resamples=123"])
+    assert asked[0][-1] == 123
+    decision = json.loads((finished_run / "phase2_threshold" / "threshold.json").read_text(encoding="utf-8"))
+    assert decision["objective"] == "f1"
+    assert "f1" in decision["val_select_optimistic"]
+
+
+def test_phase6(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All keys of the section in one run: each leaves its own trace."""
+    import yaml
+
+    from natix_hf.phases import phase6_export
+    from natix_hf.pipeline import run_recipe
+
+    changed = {
+        "fold": "none", "n_resamples": 150, "model_name": "Own name", "description": "What a question.",
+        "version": "3.2.1", "submitted_by": "5Grwva",
+    }  # fmt: skip
+    resamples: list[int] = []
+    real = phase6_export.bootstrap_intervals
+
+    def count(*args: Any, n_resamples: int, **kwargs: Any) -> Any:
+        resamples.append(n_resamples)
+        return real(*args, n_resamples=n_resamples, **kwargs)
+
+    monkeypatch.setattr(phase6_export, "bootstrap_intervals", count)
+    assert set(changed) == {f.name for f in fields(Phase6Config)}
+    source = json.loads((finished_run / "phase0_data" / "manifest.json").read_text(encoding="utf-8"))["section"]
+    content = {**TINY_RECIPE, "data": source["data"], "phase6": changed}
+    before = {p.name: p.read_text(encoding="utf-8") for p in (finished_run / "phase6_export/bundle").glob("*.json")}
+    recipe = write_recipe(tmp_path / "tiny.yaml", yaml.safe_load(yaml.safe_dump(content)))
+    run_recipe(str(recipe), [6], finished_run)
+    bundle = finished_run / "phase6_export" / "bundle"
+    assert json.loads((bundle / "policy.json").read_text(encoding="utf-8"))["fold"] == "none"
+    assert "model_card.json" not in before
+    five = json.loads((bundle / "model_card.json").read_text(encoding="utf-8"))
+    assert (five["model_name"], five["description"]) == ("Own name", "What a question.")
+    assert (five["version"], five["submitted_by"]) == ("3.2.1", "5Grwva")
+    assert set(resamples) == {150}
+    card = (bundle / "README.md").read_text(encoding="utf-8")
+    assert "# Own name\n" in card and "What a question. Version 3.2.1." in card and "*not* folded in" in card
