@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from natix_hf.data.config import AugmentConfig
+from natix_hf.data.images import tame_aspect
 
 # ITU-R 601 luma, as in PIL's own conversion to grey.
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -24,7 +25,7 @@ def augment(image: Image.Image, config: AugmentConfig, size: int, rng: np.random
         float32 [size, size, 3] in 0 to 255.
     """
     if config.rotate:
-        image = _rotate(image, float(rng.uniform(-config.rotate, config.rotate)))
+        image = _rotate(tame_aspect(image), float(rng.uniform(-config.rotate, config.rotate)))
     box = _crop_box(image.width, image.height, config, rng)
     view = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
     if config.flip and rng.random() < 0.5:
@@ -42,7 +43,10 @@ def augment(image: Image.Image, config: AugmentConfig, size: int, rng: np.random
 
 
 def _rotate(image: Image.Image, degrees: float) -> Image.Image:
-    """Rotates about the centre and cuts to the largest box of the same shape without black corners."""
+    """Rotates about the centre and cuts to the largest box of the same shape without black corners.
+
+    In a long strip that box is thinner than a pixel: the caller cuts extreme shapes first.
+    """
     width, height = image.size
     rotated = image.rotate(degrees, Image.Resampling.BILINEAR)
     angle = math.radians(abs(degrees) % 180)

@@ -73,7 +73,7 @@ class PhaseContext:
             section={name: self.recipe.section(name) for name in self.phase.sections},
             section_sha256=self.recipe.section_sha256(*self.phase.sections),
             upstream=upstream_digests(self.run_dir, self.phase),
-            seed=self.recipe.data.seed,
+            seed=self.recipe.phase1.training["seed"] if self.phase.trains else self.recipe.data.seed,
         )
         attempt = {"attempt": json_sha256([self._draft.section_sha256, self._draft.upstream])}
         marker = self.folder / IN_PROGRESS

@@ -10,6 +10,7 @@ from natix_hf.models.preprocess import make_processor
 from natix_hf.phases import plots
 from natix_hf.phases.candidate import save_candidate, store_logits
 from natix_hf.phases.context import CHECKPOINTS, PhaseContext
+from natix_hf.provenance.files import write_json
 from natix_hf.trainers.supervised import train_classifier
 
 
@@ -27,6 +28,7 @@ def run(context: PhaseContext) -> dict[str, Any]:
     candidate = save_candidate(context.folder, model, processor)
     table = store_logits(candidate, val_select)
     history = report.pop("history")
+    write_json(context.folder / "history.json", [_without_times(row) for row in history])
     plots.training(context.folder / "plots" / "training.png", history)
     best = select_threshold(table.logits, table.labels, target_prior=prior)
     return report | {
@@ -34,3 +36,8 @@ def run(context: PhaseContext) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "val_select_mcc_optimistic": best.value,
     }
+
+
+def _without_times(row: dict[str, Any]) -> dict[str, Any]:
+    """A line of the Trainer's log without wall-clock figures: equal trainings must leave equal files."""
+    return {k: v for k, v in row.items() if k != "data_wait" and not k.endswith(("_runtime", "_per_second"))}

@@ -58,9 +58,9 @@ def threshold(path: Path, curve: dict[str, np.ndarray], chosen: ThresholdResult,
         axes.plot(curve["threshold"], curve["mcc"], "C0-", lw=2, label="MCC")
         axes.axvline(chosen.threshold, color="k", lw=1)
         axes.axvline(0, color="0.6", lw=1, ls=":", label="probability .5")
-        axes.annotate(f" {chosen.objective} {chosen.value:.3f} at {chosen.threshold:+.2f}", (chosen.threshold, 0.03))
+        axes.annotate(f" {chosen.objective} {chosen.value:.3f} at {chosen.threshold:+.2f}", (chosen.threshold, 0.0))
         axes.set_xlabel("threshold (logit)")
-        axes.set_ylim(-0.02, 1.05)
+        axes.set_ylim(min(-0.02, float(curve["mcc"].min())) - 0.02, 1.05)
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 

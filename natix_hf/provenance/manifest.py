@@ -75,7 +75,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(path)
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise VerificationError(f"{path} is not a manifest of schema {SCHEMA}")
-    absent = [key for key in _IDENTITY if not isinstance(manifest.get(key), str if "phase" in key else (str, dict))]
+    text = ("phase", "section_sha256")
+    absent = [key for key in _IDENTITY if not isinstance(manifest.get(key), str if key in text else dict)]
     if absent:
         raise VerificationError(f"{path} lacks {', '.join(absent)}: it was damaged after it was written")
     if manifest.get("digest") != manifest_digest(manifest):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -40,6 +41,7 @@ def training_arguments(training: dict[str, Any], output_dir: Path) -> TrainingAr
         "dataloader_pin_memory": not on_cpu,
         "dataloader_persistent_workers": training.get("dataloader_num_workers", 0) > 0,
         "logging_nan_inf_filter": False,
+        "label_names": ["labels"],  # Trainer looks for it in forward(), where a head on features has none
         "disable_tqdm": not sys.stderr.isatty(),
     }
     try:
@@ -110,7 +112,10 @@ def train_classifier(
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     model.to("cpu").eval()
     return {
-        "history": trainer.state.log_history,
+        "history": [
+            {key: value if math.isfinite(value) else None for key, value in row.items()}
+            for row in trainer.state.log_history
+        ],
         "best_score": trainer.state.best_metric,
         "best_step": trainer.state.best_global_step,
         "steps": trainer.state.global_step,

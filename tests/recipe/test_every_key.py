@@ -33,11 +33,12 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         rows: dict[str, list[Any]] = {}
         for group in range(40):
             label = int(group >= 20)
-            for frame in range(2):
+            for _ in range(2):
                 image = striped_image(label, rng)
                 row = {
                     "image": image, "other_image": striped_image(label, rng), "label": label,
-                    "other_label": frame, "video": f"v{group}", "scene_description": "stripes" if label else "",
+                    "other_label": group % 2, "video_info.vid_id": f"v{group}",
+                    "scene_description": "stripes" if label else "",
                 }  # fmt: skip
                 for key, value in row.items():
                     rows.setdefault(key, []).append(value)
@@ -47,7 +48,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         features = datasets.Features(
             {"image": datasets.Image(), "other_image": datasets.Image()}
             | {name: datasets.Value("int64") for name in ("label", "other_label")}
-            | {name: datasets.Value("string") for name in ("video", "scene_description")}
+            | {name: datasets.Value("string") for name in ("video_info.vid_id", "scene_description")}
         )
         folder = tmp_path_factory.mktemp("every_key") / name
         (folder / "data").mkdir(parents=True)
@@ -103,7 +104,7 @@ def _base(sources: dict[str, str]) -> dict[str, Any]:
     return {
         "data": {
             "source": sources["a"],
-            "group_by": "video",
+            "group_by": "video_info.vid_id",
             "synthetic": {"videos": 24, "frames": 2, "image_size": 24},
         },
         "model": {"config": TINY["dinov2"], "image_size": 28},
@@ -283,7 +284,7 @@ TRAINING: dict[str, Any] = {
     "gradient_accumulation_steps": 4, "max_grad_norm": 0.3, "label_smoothing_factor": 0.1, "optim": "adafactor",
     "adam_beta2": 0.9, "max_steps": 12, "lr_scheduler_kwargs": {"num_cycles": 1}, "dataloader_prefetch_factor": None,
     "data_seed": 3, "eval_steps": 5.0, "bf16_full_eval": True, "run_name": "mine", "use_cpu": True,
-    "dataloader_pin_memory": True, "disable_tqdm": True, "activation_checkpointing": True,
+    "disable_tqdm": True, "activation_checkpointing": True,
 }  # fmt: skip
 
 

@@ -1,0 +1,136 @@
+"""Which phases run, in which order, on which rows, and which candidate wins. No training here."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from natix_hf.bundle.logits import LogitTable
+from natix_hf.data.splits import ROLES
+from natix_hf.errors import LeakageError, RunError, UsageError
+from natix_hf.metrics import select_threshold
+from natix_hf.phases.context import PhaseContext
+from natix_hf.phases.graph import ORDER, PHASES, order_phases, parse_phases
+from natix_hf.phases.phase2_threshold import choose_champion
+from natix_hf.recipe import parse_recipe
+
+
+@pytest.mark.parametrize("given", list(itertools.permutations([1, 2, 6])))
+def test_any_order_is_dependency_order(given: tuple[int, ...]) -> None:
+    assert order_phases(given) == [1, 2, 6]
+    assert parse_phases(",".join(map(str, given))) == [1, 2, 6]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("all", [1, 2, 6]), (" all ", [1, 2, 6]), ("6,1,6", [1, 6]), (" 2 , 1", [1, 2])]
+)
+def test_parse_phases(text: str, expected: list[int]) -> None:
+    if "all" in text:
+        expected = [n for n in ORDER if n in PHASES and n]
+    assert parse_phases(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "1,,2", "one", "1;2", "9", "0", "-1", "1.5", "1,7"])
+def test_phases_that_do_not_exist(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_phases(text)
+    assert caught.value.exit_code == 2
+
+
+def test_every_need_comes_earlier() -> None:
+    for phase in PHASES.values():
+        for number in phase.needs + phase.uses:
+            assert ORDER.index(number) < ORDER.index(phase.number)
+    assert all("test" not in phase.roles for phase in PHASES.values() if phase.number != 6)
+
+
+class _Data:
+    def role(self, role: str) -> Any:
+        return LogitTable([f"{role}/0"], np.array([]), np.array([]), np.array([]), "")
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("number", sorted(PHASES))
+def test_rights_to_rows(number: int, role: str, tmp_path: Path) -> None:
+    granted = {0: (), 1: ("train", "val_select"), 2: ("val_select",), 6: ("test",)}
+    context = PhaseContext(PHASES[number], parse_recipe({}), tmp_path, _Data)  # type: ignore[arg-type]
+    if role in granted.get(number, PHASES[number].roles):
+        assert context.rows(role).ids == [f"{role}/0"]
+        context.note_rows(role, ["x"])
+        return
+    with pytest.raises(LeakageError, match=f"{PHASES[number].folder} must not read rows of {role}"):
+        context.rows(role)
+    with pytest.raises(LeakageError):
+        context.note_rows(role, ["x"])
+
+
+def test_only_declared_upstream_folders(tmp_path: Path) -> None:
+    context = PhaseContext(PHASES[1], parse_recipe({}), tmp_path, _Data)  # type: ignore[arg-type]
+    assert context.upstream(0) == tmp_path / "phase0_data"
+    with pytest.raises(RunError, match="phase 6"):
+        context.upstream(6)
+
+
+def _tables(gains: dict[str, float], n: int = 400, seed: int = 0) -> tuple[dict[str, LogitTable], dict[str, float]]:
+    """Logits of one sample whose separation is `gain`: the larger, the better the candidate."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, n)
+    groups = np.array([f"g{i // 2}" for i in range(n)])
+    noise = rng.normal(size=n)
+    ids = [f"train/{i}" for i in range(n)]
+    tables = {
+        name: LogitTable(ids, groups, labels, gain * (labels - 0.5) + noise, name) for name, gain in gains.items()
+    }
+    return tables, {name: select_threshold(t.logits, t.labels).threshold for name, t in tables.items()}
+
+
+@pytest.mark.parametrize(
+    ("gains", "champion"),
+    [
+        ({"control": 1.0}, "control"),
+        ({"control": 1.0, "challenger": 1.0}, "control"),  # a tie
+        ({"control": 1.0, "challenger": 1.05}, "control"),  # better, but not beyond doubt
+        ({"control": 2.0, "challenger": 1.0}, "control"),
+        ({"control": 1.0, "challenger": 4.0}, "challenger"),
+        ({"control": 1.0, "second": 2.5, "third": 6.0}, "third"),
+        ({"control": 1.0, "second": 6.0, "third": 2.5}, "second"),
+    ],
+)
+def test_champion(gains: dict[str, float], champion: str) -> None:
+    tables, thresholds = _tables(gains)
+    chosen, comparisons = choose_champion(tables, thresholds, None, 200)
+    assert chosen == champion
+    assert len(comparisons) == len(gains) - 1
+    for comparison in comparisons:
+        gain = comparison["mcc_gain"]
+        assert gain["low"] <= gain["difference"] <= gain["high"]
+
+
+def test_an_insignificant_gain_is_a_gain() -> None:
+    """The case above must be the one it claims to be: a positive difference with 0 in its interval."""
+    tables, thresholds = _tables({"control": 1.0, "challenger": 1.05})
+    gain = choose_champion(tables, thresholds, None, 200)[1][0]["mcc_gain"]
+    assert gain["difference"] > 0 > gain["low"]
+
+
+def test_champions_are_compared_at_the_prior() -> None:
+    """At a prior of .99 what counts is the positives: a challenger that is better there only wins there only."""
+    tables, _ = _tables({"control": 1.0})
+    control = tables["control"]
+    better = np.where(control.labels == 1, control.logits + 2.0, control.logits + 0.4)
+    tables["challenger"] = LogitTable(control.ids, control.groups, control.labels, better, "challenger")
+    thresholds = {"control": 0.0, "challenger": 0.0}
+    gains = [choose_champion(tables, thresholds, p, 200)[1][0]["mcc_gain"]["difference"] for p in (0.02, 0.98)]
+    assert gains[0] != gains[1]
+
+
+def test_candidates_of_different_rows_are_not_compared() -> None:
+    tables, thresholds = _tables({"control": 1.0, "challenger": 2.0})
+    other = tables["challenger"]
+    tables["challenger"] = LogitTable(other.ids[::-1], other.groups, other.labels, other.logits, "challenger")
+    with pytest.raises(RunError, match="different rows"):
+        choose_champion(tables, thresholds, None, 200)

@@ -1,0 +1,250 @@
+"""A run again: what is current is skipped, what is stale or damaged runs, and nothing is built on what is stale."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY_RECIPE, write_recipe
+
+from natix_hf.errors import UsageError
+from natix_hf.phases.graph import PHASES
+from natix_hf.pipeline import phase_script, run_recipe
+from natix_hf.provenance.files import ids_sha256
+from natix_hf.verify import find_problems
+
+
+def _state(run: Path) -> dict[str, int]:
+    return {str(p.relative_to(run)): p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+
+
+def _manifest(run: Path, number: int) -> dict[str, Any]:
+    return json.loads((run / PHASES[number].folder / "manifest.json").read_text(encoding="utf-8"))
+
+
+def _rerun(run: Path) -> list[int]:
+    """Age every manifest, so that those written since are told apart; returns a way to ask."""
+    for phase in PHASES.values():
+        os.utime(run / phase.folder / "manifest.json", (1, 1))
+    return []
+
+
+def _ran(run: Path) -> list[int]:
+    return [n for n, p in PHASES.items() if (run / p.folder / "manifest.json").stat().st_mtime > 1]
+
+
+def test_nothing_to_do_touches_nothing(finished_run: Path, tiny_recipe_file: Path, capsys: Any) -> None:
+    before = _state(finished_run)
+    assert run_recipe(str(tiny_recipe_file), run_dir=finished_run) == finished_run
+    assert _state(finished_run) == before
+    assert capsys.readouterr().out.count("current, skipped") == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["phase6.version=0.2.0"], [6]),
+        (["phase2.objective=f1"], [2, 6]),
+        (["phase1.num_train_epochs=1"], [1, 2, 6]),
+        (["data.seed=3", "phase1.num_train_epochs=1"], [0, 1, 2, 6]),
+        (["data.augment.rotate=6", "phase1.num_train_epochs=1"], [0, 1, 2, 6]),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_changed_key_reruns_what_depends_on_it(
+    overrides: list[str], expected: list[int], finished_run: Path, tiny_recipe_file: Path
+) -> None:
+    _rerun(finished_run)
+    run_recipe(str(tiny_recipe_file), run_dir=finished_run, overrides=overrides)
+    assert _ran(finished_run) == expected
+    assert find_problems(str(finished_run)) == []
+
+
+@pytest.mark.parametrize(("number", "expected"), [(0, [0]), (1, [1]), (2, [2])])
+def test_an_equal_result_leaves_what_is_below_current(
+    number: int, expected: list[int], finished_run: Path, tiny_recipe_file: Path
+) -> None:
+    _rerun(finished_run)
+    digest = _manifest(finished_run, number)["digest"]
+    (finished_run / PHASES[number].folder / "manifest.json").unlink()
+    run_recipe(str(tiny_recipe_file), run_dir=finished_run)
+    assert _manifest(finished_run, number)["digest"] == digest
+    assert _ran(finished_run) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("phase0_data/splits.json", [0]),
+        ("phase1_baseline/model/model.safetensors", [1]),
+        ("phase2_threshold/threshold.json", [2]),
+        ("phase6_export/bundle/README.md", [6]),
+        ("phase6_export/manifest.json", [6]),
+    ],
+)
+@pytest.mark.parametrize("damage", ["append", "delete"])
+def test_a_damaged_phase_runs_again(
+    name: str, expected: list[int], damage: str, finished_run: Path, tiny_recipe_file: Path
+) -> None:
+    _rerun(finished_run)
+    if damage == "append":
+        with (finished_run / name).open("ab") as file:
+            file.write(b"x")
+    else:
+        (finished_run / name).unlink()
+    if damage == "append" or "manifest" not in name:
+        assert find_problems(str(finished_run))
+    run_recipe(str(tiny_recipe_file), run_dir=finished_run)
+    assert _ran(finished_run) == expected
+    assert find_problems(str(finished_run)) == []
+
+
+@pytest.mark.parametrize(("wanted", "missing"), [([2], 1), ([6], 2)])
+def test_a_missing_upstream_names_the_command(
+    wanted: list[int], missing: int, finished_run: Path, tiny_recipe_file: Path
+) -> None:
+    (finished_run / PHASES[missing].folder / "manifest.json").unlink()
+    with pytest.raises(UsageError) as caught:
+        run_recipe(str(tiny_recipe_file), wanted, finished_run, overrides=["phase2.n_resamples=150"])
+    assert f"natix-hf run RECIPE --phases {missing} --run-dir {finished_run}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "command"), [([2], "--phases 1 "), ([6], "--phases 1,2 "), ([2, 6], "--phases 1 ")]
+)
+def test_nothing_is_built_on_a_stale_phase(
+    wanted: list[int], command: str, finished_run: Path, tiny_recipe_file: Path
+) -> None:
+    """New splits and an old model: rows it was trained on would be test now."""
+    with pytest.raises(UsageError) as caught:
+        run_recipe(str(tiny_recipe_file), wanted, finished_run, overrides=["data.seed=3"])
+    assert command in str(caught.value)
+    assert (finished_run / "phase6_export" / "bundle").is_dir()  # not made anew, and not destroyed either
+    assert any("another phase0_data" in problem for problem in find_problems(str(finished_run)))
+
+
+def test_a_run_folder_of_another_recipe(finished_run: Path, tmp_path: Path) -> None:
+    other = write_recipe(tmp_path / "other.yaml", TINY_RECIPE)
+    with pytest.raises(UsageError, match="tiny"):
+        run_recipe(str(other), run_dir=finished_run)
+
+
+def test_the_manifest_says_which_rows_were_read(finished_run: Path) -> None:
+    splits = json.loads((finished_run / "phase0_data" / "splits.json").read_text(encoding="utf-8"))
+    for number, roles in {0: (), 1: ("train", "val_select"), 2: ("val_select",), 6: ("test",)}.items():
+        rows = _manifest(finished_run, number)["rows"]
+        assert set(rows) == set(roles)
+        for role in roles:
+            ids = [i for i, r in zip(splits["ids"], splits["roles"], strict=True) if r == role]
+            assert rows[role] == {"count": len(ids), "sha256": ids_sha256(ids)}
+
+
+def test_the_card_tells_of_the_champion_not_of_the_recipe(finished_run: Path, tiny_recipe_file: Path) -> None:
+    """Phases may be run one by one: phase 6 without the override that phase 1 had."""
+    overrides = ["phase1.adapter=none", "phase6.version=0.2.0"]
+    run_recipe(str(tiny_recipe_file), [6], finished_run, overrides=overrides)
+    card = (finished_run / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
+    assert "all weights trained" in card
+    lineage = json.loads((finished_run / "phase6_export/bundle/bundle_manifest.json").read_text("utf-8"))["lineage"]
+    for number in (0, 1, 2, 6):
+        assert lineage["settings_sha256"][PHASES[number].folder] == _manifest(finished_run, number)["section_sha256"]
+
+
+def test_a_phase_script_continues_the_run(finished_run: Path, tiny_recipe_file: Path) -> None:
+    _rerun(finished_run)
+    arguments = ["--recipe", str(tiny_recipe_file), "--run-dir", str(finished_run)]
+    phase_script(2, arguments)
+    assert _ran(finished_run) == []
+    phase_script(2, [*arguments, "phase2.n_resamples=150"])
+    assert _ran(finished_run) == [2]
+
+
+def test_a_phase_script_fails_in_one_line(tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as caught:
+        phase_script(2, ["--recipe", str(tmp_path / "none.yaml")])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+# Kills itself before the second checkpoint is marked complete, as a machine that goes down does.
+_KILLED = textwrap.dedent("""
+    import os, sys
+    from pathlib import Path
+    import natix_hf.trainers.base as base
+    real, seen = base.mark_complete, []
+    def hook(checkpoint):
+        seen.append(checkpoint)
+        if len(seen) == 2:
+            os._exit(9)
+        real(checkpoint)
+    base.mark_complete = hook
+    from natix_hf.pipeline import run_recipe
+    run_recipe(sys.argv[1], [1], Path(sys.argv[2]))
+""")
+
+
+@pytest.fixture(scope="module")
+def killed_run(tmp_path_factory: pytest.TempPathFactory, tiny_recipe_file: Path) -> Path:
+    run = tmp_path_factory.mktemp("killed") / "run"
+    environment = {**os.environ, "NATIX_HF_CACHE": str(run.parent / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(tiny_recipe_file), str(run)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 9, done.stderr[-2000:]
+    return run
+
+
+def test_a_killed_phase_continues(
+    killed_run: Path, _finished_run: Path, tiny_recipe_file: Path, tmp_path: Path
+) -> None:
+    """From its newest complete checkpoint, to the very weights that an undisturbed training gives."""
+    import shutil
+
+    run = Path(shutil.copytree(killed_run, tmp_path / "run"))
+    checkpoints = sorted(p.name for p in (run / "phase1_baseline" / "checkpoints").iterdir())
+    assert checkpoints == ["checkpoint-10", "checkpoint-5"]
+    assert not (run / "phase1_baseline" / "manifest.json").exists()
+    run_recipe(str(tiny_recipe_file), [1], run)
+    metrics = _manifest(run, 1)["metrics"]
+    assert metrics["resumed_from"] == "checkpoint-5"
+    assert metrics["candidate_sha256"] == _manifest(_finished_run, 1)["metrics"]["candidate_sha256"]
+    assert not (run / "phase1_baseline" / "checkpoints").exists()
+    assert find_problems(str(run)) == []
+
+
+@pytest.mark.parametrize("override", ["phase1.learning_rate=1e-3", "data.seed=3"])
+def test_changed_settings_do_not_continue_an_old_attempt(
+    override: str, killed_run: Path, tiny_recipe_file: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    run = Path(shutil.copytree(killed_run, tmp_path / "run"))
+    run_recipe(str(tiny_recipe_file), [1], run, overrides=[override])
+    assert _manifest(run, 1)["metrics"]["resumed_from"] is None
+    assert find_problems(str(run)) == []
+
+
+def test_two_runs_at_once_do_not_meet(tiny_recipe_file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "natix_hf", "run", str(tiny_recipe_file), "phase1.num_train_epochs=1"]
+    environment = {**os.environ, "NATIX_HF_CACHE": str(tmp_path / "cache")}
+    started = [
+        subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    for process in started:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors[-2000:]
+    runs = sorted((tmp_path / "outputs" / "tiny").iterdir())
+    assert len(runs) == 2
+    assert [find_problems(str(run)) for run in runs] == [[], []]
+    hashes = {_manifest(run, 1)["metrics"]["candidate_sha256"] for run in runs}
+    assert len(hashes) == 1  # the same settings and seed, so the same weights

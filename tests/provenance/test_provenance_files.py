@@ -1,0 +1,213 @@
+"""The old file or the whole new one, whatever happens in between; and checksums that notice one byte."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from natix_hf.errors import VerificationError
+from natix_hf.provenance import files
+from natix_hf.provenance.files import (
+    atomic_file,
+    atomic_folder,
+    check_files,
+    describe_files,
+    file_sha256,
+    folder_fingerprint,
+    ids_sha256,
+    json_sha256,
+    list_files,
+    read_json,
+    write_json,
+    write_text,
+)
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "a.bin"
+    for content in (b"old", b"new"):
+        with atomic_file(target) as temporary:
+            temporary.write_bytes(content)
+            assert temporary.parent == target.parent, "os.replace is atomic within a file system only"
+        assert everything(tmp_path) == {"new/a.bin": content}
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    for names in (["old", "sub/old"], ["new"]):
+        with atomic_folder(tmp_path / "folder") as temporary:
+            for name in names:
+                (temporary / name).parent.mkdir(exist_ok=True)
+                (temporary / name).write_text(name)
+        assert everything(tmp_path) == {f"folder/{name}": name.encode() for name in names}
+        assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def _half_a_file(path: Path) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+
+
+def _half_a_folder(path: Path) -> None:
+    with atomic_folder(path) as temporary:
+        (temporary / "a").write_text("half")
+        raise RuntimeError
+
+
+def _make_old(path: Path, is_folder: bool) -> None:
+    if is_folder:
+        path.mkdir()
+        path = path / "a"
+    path.write_text("old")
+
+
+@pytest.mark.parametrize(("write", "is_folder"), [(_half_a_file, False), (_half_a_folder, True)])
+@pytest.mark.parametrize("existed", [False, True])
+def test_an_error_inside_leaves_the_old_content_and_nothing_else(
+    write: Callable[[Path], None], is_folder: bool, existed: bool, tmp_path: Path
+) -> None:
+    if existed:
+        _make_old(tmp_path / "x", is_folder)
+    before = everything(tmp_path)
+    with pytest.raises(RuntimeError):
+        write(tmp_path / "x")
+    assert everything(tmp_path) == before
+    assert len(list(tmp_path.iterdir())) == existed
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_replace_that_fails_leaves_the_old_content(
+    is_folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, or a file that another program holds open on Windows."""
+    _make_old(tmp_path / "x", is_folder)
+    before, real = everything(tmp_path), os.replace
+
+    def failing(source: Path, target: Path) -> None:
+        if Path(target) == tmp_path / "x" and not Path(source).name.startswith(".tmp-back"):
+            monkeypatch.setattr(files.os, "replace", real)
+            raise PermissionError(13, "held open")
+        real(source, target)
+
+    monkeypatch.setattr(files.os, "replace", failing)
+    with pytest.raises(PermissionError), (atomic_folder if is_folder else atomic_file)(tmp_path / "x") as temporary:
+        (temporary / "a" if is_folder else temporary).write_text("new")
+    assert everything(tmp_path) == before
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from natix_hf.provenance import files
+path, what = Path(sys.argv[1]), sys.argv[2]
+files.os.replace = lambda *_: os._exit(9)
+with getattr(files, what)(path) as temporary:
+    (temporary / "a" if what == "atomic_folder" else temporary).write_text("new")
+"""
+
+
+@pytest.mark.parametrize("what", ["atomic_file", "atomic_folder"])
+def test_a_process_killed_before_the_replace_leaves_the_old(what: str, tmp_path: Path) -> None:
+    is_folder = what == "atomic_folder"
+    _make_old(tmp_path / "x", is_folder)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "x"), what], check=False)
+    assert done.returncode == 9
+    assert (tmp_path / "x" / "a" if is_folder else tmp_path / "x").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2, "the unfinished temporary"
+    assert list_files(tmp_path) == ["x/a" if is_folder else "x"]
+
+
+def test_content_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(files.os, "fsync", lambda fd: (order.append("fsync"), fsync(fd))[1])
+    monkeypatch.setattr(files.os, "replace", lambda a, b: (order.append("replace"), replace(a, b))[1])
+    write_text(tmp_path / "a", "text")
+    with atomic_folder(tmp_path / "b") as temporary:
+        (temporary / "x").write_text("1")
+        (temporary / "y").write_text("2")
+    assert order == ["fsync", "replace", "fsync", "fsync", "replace"]
+
+
+def test_text_and_json_have_the_same_bytes_everywhere(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "é\n")
+    assert (tmp_path / "a").read_bytes() == b"\xc3\xa9\n"
+    value = {"b": [1, None, "é"], "a": 0.1}
+    write_json(tmp_path / "b.json", value)
+    assert read_json(tmp_path / "b.json") == value
+    assert b"\r" not in (tmp_path / "b.json").read_bytes()
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "b.json", float("nan"))
+    assert read_json(tmp_path / "b.json") == value
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", None])
+def test_unreadable_json_names_the_file(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(VerificationError, match=r"a\.json is (missing|not readable JSON)") as caught:
+        read_json(tmp_path / "a.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_json_below_a_file_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a file where a folder should be")
+    with pytest.raises(VerificationError, match="is missing"):
+        read_json(tmp_path / "a" / "manifest.json")
+
+
+def test_hashes_of_values() -> None:
+    assert json_sha256({"a": 1, "b": [2]}) == json_sha256({"b": [2], "a": 1}) != json_sha256({"a": 1, "b": [3]})
+    assert ids_sha256(["a", "b"]) == ids_sha256(["b", "a"]) != ids_sha256(["a"])
+    assert ids_sha256(["ab"]) != ids_sha256(["a", "b"])
+
+
+def test_check_files_names_what_is_off_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("whole", "sub/gone", "short", "flipped", "unlisted"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(range(100)))
+    described = describe_files(tmp_path, ["whole", "sub/gone", "short", "flipped"])
+    assert check_files(tmp_path, described) == []
+    assert described["whole"] == {"sha256": file_sha256(tmp_path / "whole"), "size": 100}
+    (tmp_path / "sub/gone").unlink()
+    (tmp_path / "short").write_bytes(bytes(range(99)))
+    (tmp_path / "flipped").write_bytes(bytes([*range(99), 0]))
+    (tmp_path / "unlisted").unlink()
+    problems = check_files(tmp_path, described)
+    assert len(problems) == 3
+    for name, what in (("gone", "is missing"), ("short", "has 99 bytes"), ("flipped", "was changed")):
+        assert any(name in line and what in line for line in problems)
+
+
+def test_a_fingerprint_is_of_the_content_not_of_the_place(tmp_path: Path) -> None:
+    def make(folder: Path) -> Path:
+        (folder / "sub").mkdir(parents=True)
+        (folder / "sub" / "a").write_text("1")
+        (folder / "b").write_text("2")
+        return folder
+
+    one = folder_fingerprint(make(tmp_path / "one"))
+    other = make(tmp_path / "elsewhere" / "two")
+    os.utime(other / "b", (0, 0))
+    (other / ".tmp-b-12345678").write_text("left by a killed process")
+    assert folder_fingerprint(other) == one
+    seen = {one}
+    for change in (
+        lambda: (other / "b").write_text("3"),
+        lambda: (other / "b").write_text("33"),
+        lambda: (other / "b").rename(other / "c"),
+        lambda: (other / "sub" / "d").write_text(""),
+        lambda: (other / "sub" / "a").unlink(),
+    ):
+        change()
+        seen.add(folder_fingerprint(other))
+    assert len(seen) == 6
