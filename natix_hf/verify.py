@@ -48,6 +48,8 @@ def run_problems(run_dir: Path) -> list[str]:
             manifest = manifests[phase.folder] = read_manifest(folder)
         except VerificationError:
             continue  # already among the problems
+        if not _as_written(folder / MANIFEST, manifest):
+            problems.append(f"{folder / MANIFEST} was changed after it was written")
         strangers = set(list_files(folder)) - {*manifest["files"], MANIFEST}
         problems += [f"{folder / name} is not in the manifest" for name in sorted(strangers)]
     problems += _run_file_problems(run_dir, manifests)
@@ -74,10 +76,9 @@ def _run_file_problems(run_dir: Path, manifests: dict[str, dict[str, Any]]) -> l
         content = read_json(path)
     except VerificationError as error:
         return [str(error)]
-    written = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     if not isinstance(content, dict) or set(content) != {"schema", "run_id", "recipe"} or content["schema"] != 1:
         return [f"{path} is not a run file of schema 1: it was damaged after it was written"]
-    if path.read_text(encoding="utf-8") != written:
+    if not _as_written(path, content):
         return [f"{path} was changed after it was written"]
     problems = [
         f"{path} names the run {content['run_id']!r}, {folder} was made in {manifest.get('run_id')!r}"
@@ -88,6 +89,11 @@ def _run_file_problems(run_dir: Path, manifests: dict[str, dict[str, Any]]) -> l
     if recipe != content["recipe"]:
         problems.append(f"{path} names the recipe {content['recipe']!r}, the bundle was made by {recipe!r}")
     return problems
+
+
+def _as_written(path: Path, content: Any) -> bool:
+    """Whether a JSON file is, byte for byte, what `write_json` makes of its content."""
+    return path.read_bytes() == (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _bundle_lineage(run_dir: Path) -> dict[str, Any]:

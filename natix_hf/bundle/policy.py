@@ -93,7 +93,7 @@ def read_policy(path: Path) -> Policy:
         policy = Policy(**content)
         finite = policy.temperature > 0 and np.isfinite([policy.temperature, policy.threshold_logit]).all()
         fits = bool(finite) and policy.fold in get_args(Fold) and shift in (None, policy.folded_shift)
-    except TypeError:
+    except (TypeError, ValueError):
         fits = False
     if not fits:
         raise VerificationError(f"{path} is damaged: its keys or numbers are not those of a policy")

@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 
 from natix_hf.errors import DataError
 
-# Beyond this ratio of its sides an image is cut to its centre square before it is resized: a 10,000 x 1 strip
-# enlarged to a short side of 224 would need gigabytes.
+# Beyond this ratio of its sides an image is cut to its centre square before it is resized or rotated: the work on a
+# 10,000 x 1 strip would need gigabytes.
 EXTREME_ASPECT = 4
 
 

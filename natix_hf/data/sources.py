@@ -113,7 +113,7 @@ def _load_splits(config: DataConfig) -> dict[str, Dataset]:
         raise DataError(
             f"data.source: no dataset {config.source!r} on the Hub, or no right to read it ({_first_line(error)})"
         ) from None
-    except (OSError, ValueError, IndexError, RuntimeError, DatasetsError) as error:  # IndexError: a saved set of no rows
+    except (OSError, ValueError, IndexError, RuntimeError, DatasetsError) as error:  # IndexError: saved without rows
         cause = _first_line(error.__cause__ or error)  # DatasetGenerationError keeps what happened in its cause
         raise DataError(f"data.source: {config.source} cannot be loaded by `datasets` ({cause})") from None
     return {"train": loaded} if isinstance(loaded, Dataset) else dict(DatasetDict(loaded))

@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 import natix_hf.models.dinov3  # noqa: F401  # registers the head that transformers lacks
 from natix_hf.errors import RecipeError, UsageError, VerificationError
@@ -170,6 +171,8 @@ def _check_image_size(architecture: PreTrainedConfig, image_size: int) -> None:
 
 def _from_backbone(config: ModelConfig, architecture: PreTrainedConfig) -> PreTrainedModel:
     source = resolve_backbone(str(config.backbone))
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing is checked below; a fresh head is no alarm
     try:
         model, info = AutoModelForImageClassification.from_pretrained(
             source,
@@ -182,6 +185,8 @@ def _from_backbone(config: ModelConfig, architecture: PreTrainedConfig) -> PreTr
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"model.backbone: {config.backbone} cannot be loaded ({_first_line(error)})") from None
+    finally:
+        logging.set_verbosity(verbosity)
     loaded: PreTrainedModel = model
     fresh = {str(key) for key in info["missing_keys"]} | {str(key[0]) for key in info["mismatched_keys"]}
     lost = sorted(key for key in fresh if not key.startswith("classifier."))

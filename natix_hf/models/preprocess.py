@@ -1,8 +1,9 @@
-"""The one preprocessing of deployment: the image processor that is saved with the model.
+"""The one preprocessing of deployment: the centre square, then the image processor that is saved with the model.
 
-Every candidate carries a `BitImageProcessor`: short side to the model's size, centre square, rescale, normalise. It
-exists, slow and without torchvision, in every transformers from 4.45 on, so the official miner's pipeline and ours
-compute the same pixels, and an image of the model's own size is neither cropped nor resized.
+Every candidate, of any architecture, carries a `ViTImageProcessor`: the only one that the official miner's call
+(transformers 4.45.2, `use_fast=True`) finds, where the DINOv2 backbones' own `BitImageProcessor` is refused. An image
+of the model's own size is neither cropped nor resized; a stock pipeline squeezes one that is not square, `predict` cuts
+it to its centre square, as the subnet's validator does.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, BitImageProcessorPil
+from transformers import AutoImageProcessor, ViTImageProcessorPil
 
-from natix_hf.data.images import tame_aspect, to_rgb
+from natix_hf.data.images import centre_square, to_rgb
 from natix_hf.models.classifier import resolve_backbone
 from natix_hf.models.config import ModelConfig
 
@@ -22,13 +23,12 @@ _IMAGENET_MEAN = [0.485, 0.456, 0.406]
 _IMAGENET_STD = [0.229, 0.224, 0.225]
 
 
-def make_processor(config: ModelConfig) -> BitImageProcessorPil:
+def make_processor(config: ModelConfig) -> ViTImageProcessorPil:
     """The processor of a candidate: the backbone's own mean and standard deviation (ImageNet's where it has none)."""
     mean, std = _normalisation(config)
     size = config.image_size
-    return BitImageProcessorPil(
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
+    return ViTImageProcessorPil(
+        size={"height": size, "width": size},
         resample=Image.Resampling.BICUBIC,
         image_mean=mean,
         image_std=std,
@@ -40,7 +40,7 @@ def _normalisation(config: ModelConfig) -> tuple[list[float], list[float]]:
     if config.backbone is not None:
         source = resolve_backbone(config.backbone)
         try:
-            settings, _ = BitImageProcessorPil.get_image_processor_dict(source, revision=config.revision)
+            settings, _ = ViTImageProcessorPil.get_image_processor_dict(source, revision=config.revision)
         except (OSError, ValueError, AttributeError):
             settings = {}
         if "image_mean" in settings and "image_std" in settings:
@@ -60,5 +60,5 @@ class Preprocess:
         self.processor = processor
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        pixels: torch.Tensor = self.processor(tame_aspect(to_rgb(image)), return_tensors="pt")["pixel_values"][0]
+        pixels: torch.Tensor = self.processor(centre_square(to_rgb(image)), return_tensors="pt")["pixel_values"][0]
         return pixels

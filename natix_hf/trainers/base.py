@@ -58,7 +58,7 @@ class BaseTrainer(Trainer):
         dataset: Dataset[Any],
         description: str,
         batch_size: int,
-        sampler_fn: Callable[[Any], Sampler[Any] | None] | None = None,
+        sampler_fn: Callable[[Dataset[Any]], Sampler[Any]] | None = None,
         is_training: bool = False,
         dataloader_key: str | None = None,
     ) -> DataLoader[Any]:

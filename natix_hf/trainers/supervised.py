@@ -87,7 +87,7 @@ def train_classifier(
     preprocess = Preprocess(processor)
     seed = arguments.seed
     views = TrainViews(
-        train, augment, processor.size["shortest_edge"], processor.image_mean, processor.image_std, seed
+        train, augment, processor.size["height"], processor.image_mean, processor.image_std, seed
     )
     originals = OriginalViews(val_select, preprocess)
     trained: Any = model

@@ -145,6 +145,12 @@ def _mixed(folder: Path) -> str:
     return str(folder)
 
 
+def _two_schemas(folder: Path) -> str:
+    """Found while `datasets` writes its cache, which raises an error of its own kind."""
+    parquet(folder, table([0, 1]), split="train-00000-of-00002")
+    return parquet(folder, table([0, 1], other=["a", "b"]), split="train-00001-of-00002")
+
+
 def _empty_folder(folder: Path) -> str:
     folder.mkdir()
     return str(folder)
@@ -163,6 +169,7 @@ WRONG: dict[str, tuple[Callable[[Path], str], dict[str, Any], str]] = {
     "no rows in parquet": (lambda f: parquet(f, table([0]).select([])), {}, "source"),
     "no rows in save_to_disk": (_empty_disk, {}, "source cannot be loaded"),
     "damaged parquet": (_damaged, {}, "source cannot be loaded"),
+    "files do not fit": (_two_schemas, {}, "source cannot be loaded"),
     "splits do not fit": (_mixed, {}, "train, test of .* do not have the same columns"),
     "no image column": (parquet_source, {"image_column": "photo"}, "no column 'photo': it has image, label"),
     "no label column": (parquet_source, {"label_column": "y"}, "no column 'y'"),

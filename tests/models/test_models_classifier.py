@@ -1,4 +1,4 @@
-"""Building a classifier from nothing or from a saved backbone, and loading it back: every tensor, or one clear line."""
+"""A classifier from nothing or from a saved backbone, and back from disk: every tensor of it, or one clear line."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_backbone_serves_another_image_size_where_its_positions_allow_it(name:
     saved_base(name, tmp_path)
     config = ModelConfig(backbone=str(tmp_path), image_size=2 * SIZE)
     if name == "vit":
-        with pytest.raises(RecipeError, match="model.image_size 56: this vit is fixed to 28"):
+        with pytest.raises(RecipeError, match=r"model\.image_size 56: this vit is fixed to 28"):
             build_classifier(config, 0)
     else:
         logits = build_classifier(config, 0)(pixel_values=torch.zeros(1, 3, 2 * SIZE, 2 * SIZE)).logits

@@ -80,10 +80,11 @@ def _tables(gains: dict[str, float], n: int = 400, seed: int = 0) -> tuple[dict[
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, n)
     groups = np.array([f"g{i // 2}" for i in range(n)])
-    noise = rng.normal(size=n)
     ids = [f"train/{i}" for i in range(n)]
+    noise = {gain: rng.normal(size=n) for gain in gains.values()}
     tables = {
-        name: LogitTable(ids, groups, labels, gain * (labels - 0.5) + noise, name) for name, gain in gains.items()
+        name: LogitTable(ids, groups, labels, gain * (labels - 0.5) + noise[gain], name)
+        for name, gain in gains.items()
     }
     return tables, {name: select_threshold(t.logits, t.labels).threshold for name, t in tables.items()}
 
@@ -93,7 +94,7 @@ def _tables(gains: dict[str, float], n: int = 400, seed: int = 0) -> tuple[dict[
     [
         ({"control": 1.0}, "control"),
         ({"control": 1.0, "challenger": 1.0}, "control"),  # a tie
-        ({"control": 1.0, "challenger": 1.05}, "control"),  # better, but not beyond doubt
+        ({"control": 1.0, "challenger": 1.2}, "control"),  # better, but not beyond doubt
         ({"control": 2.0, "challenger": 1.0}, "control"),
         ({"control": 1.0, "challenger": 4.0}, "challenger"),
         ({"control": 1.0, "second": 2.5, "third": 6.0}, "third"),
@@ -112,7 +113,7 @@ def test_champion(gains: dict[str, float], champion: str) -> None:
 
 def test_an_insignificant_gain_is_a_gain() -> None:
     """The case above must be the one it claims to be: a positive difference with 0 in its interval."""
-    tables, thresholds = _tables({"control": 1.0, "challenger": 1.05})
+    tables, thresholds = _tables({"control": 1.0, "challenger": 1.2})
     gain = choose_champion(tables, thresholds, None, 200)[1][0]["mcc_gain"]
     assert gain["difference"] > 0 > gain["low"]
 

@@ -1,0 +1,446 @@
+"""Bundles: built or not at all, loaded only where intact, and answering as the candidate did, here and in plain
+transformers."""
+
+from __future__ import annotations
+
+import getpass
+import io
+import json
+import re
+import shutil
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINY_RECIPE, write_parquet_source, write_recipe
+from PIL import Image
+
+import natix_hf
+from natix_hf.bundle import build
+from natix_hf.bundle.load import Bundle, Prediction, find_bundle, load_bundle
+from natix_hf.bundle.logits import LogitTable, read_logits
+from natix_hf.bundle.policy import Policy
+from natix_hf.bundle.verify import bundle_problems, is_allowed
+from natix_hf.errors import DataError, RunError, UsageError, VerificationError
+from natix_hf.provenance.files import describe_files, file_sha256, list_files, write_json
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def rich_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with an official test split large enough for slices, a target prior, and a hotkey."""
+    from natix_hf.pipeline import run_recipe
+
+    folder = tmp_path_factory.mktemp("rich")
+    source = write_parquet_source(folder / "source", groups=40, official_test=20, positive_share=0.4, seed=3)
+    content = {
+        **TINY_RECIPE,
+        "data": {**TINY_RECIPE["data"], "source": str(source), "target_prior": 0.5},
+        "phase1": {**TINY_RECIPE["phase1"], "num_train_epochs": 1, "learning_rate": 1e-3},
+        "phase6": {"n_resamples": 100, "submitted_by": "5Grwva", "version": "1.2.3", "model_name": "Rich: \"one\""},
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NATIX_HF_CACHE", str(folder / "cache"))
+        return run_recipe(str(write_recipe(folder / "rich.yaml", content)), run_dir=folder / "run")
+
+
+@pytest.fixture(scope="session")
+def rich_table(rich_run: Path) -> LogitTable:
+    sha256 = file_sha256(rich_run / "phase1_baseline" / "model" / "model.safetensors")
+    return read_logits(rich_run / "phase6_export" / "logits" / "test.parquet", sha256)
+
+
+@pytest.fixture(scope="session")
+def rich_images(rich_run: Path, rich_table: LogitTable) -> list[Image.Image]:
+    """The original pictures of the test rows, read without this package."""
+    import pyarrow.parquet as pq
+
+    file = next((rich_run.parent / "source" / "data").glob("test-*.parquet"))
+    cells = pq.read_table(file)["image"].to_pylist()
+    return [Image.open(io.BytesIO(cells[int(row_id.split("/")[1])]["bytes"])) for row_id in rich_table.ids]
+
+
+@pytest.fixture
+def bundle(rich_run: Path, tmp_path: Path) -> Path:
+    """A private copy of a bundle: tests may damage it."""
+    return Path(shutil.copytree(rich_run / "phase6_export" / "bundle", tmp_path / "bundle"))
+
+
+# What it answers.
+
+
+def test_logits_are_those_stored(rich_run: Path, rich_table: LogitTable, rich_images: list[Any]) -> None:
+    assert len(rich_images) >= 50
+    z = load_bundle(rich_run).logits(rich_images, batch_size=7)
+    np.testing.assert_allclose(z, rich_table.logits, atol=1e-5, rtol=0)
+    assert z.dtype == np.float64
+
+
+def _rebuilt(rich_run: Path, table: LogitTable, images: list[Any], target: Path, **changed: Any) -> Policy:
+    """A bundle of the run's candidate with another policy; the threshold amid the test logits, so that it matters."""
+    order = np.sort(table.logits)
+    start = int(0.7 * len(order))  # among the positives, far from 0
+    widest = int(np.argmax(np.diff(order)[start:-8])) + start
+    given = {
+        "threshold_logit": float(order[widest : widest + 2].mean()), "candidate_sha256": table.candidate_sha256,
+        "model_sha256": "",
+    } | changed  # fmt: skip
+    return build.build_bundle(
+        target, rich_run / "phase1_baseline" / "model", Policy(**given), evaluation={"rows": 0}, card="# card\n",
+        model_card=None, plots=[], lineage={"champion": "x"}, images=images, expected_logits=table.logits,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fold", "temperature"), [("decision", 1.0), ("decision", 2.5), ("decision", 0.3), ("none", 1.0), ("none", 2.5)]
+)
+def test_a_stock_pipeline_decides_as_the_policy_does(
+    fold: Any, temperature: float, rich_run: Path, rich_table: LogitTable, rich_images: list[Any], tmp_path: Path
+) -> None:
+    """What the official miner does: the score of the label "Roadwork", cut at .5 where the decision is folded."""
+    from transformers import pipeline
+
+    policy = _rebuilt(rich_run, rich_table, rich_images, tmp_path / "b", fold=fold, temperature=temperature)
+    answers = pipeline("image-classification", model=str(tmp_path / "b"))(list(rich_images))
+    scores = np.array([next(a["score"] for a in answer if a["label"] == "Roadwork") for answer in answers])
+    assert {a["label"] for a in answers[0]} == {"Roadwork", "None"}
+    decided = policy.decide(rich_table.logits)
+    assert 5 < decided.sum() < len(decided) - 5
+    if fold == "decision":
+        np.testing.assert_array_equal(scores > 0.5, decided)
+        assert ((rich_table.logits > 0) != decided).any()  # else folding would have nothing to do here
+        z = policy.unfold(np.log(scores / (1 - scores)))
+        np.testing.assert_allclose(policy.probability(z), policy.probability(rich_table.logits), atol=1e-5)
+    else:
+        np.testing.assert_allclose(scores, 1 / (1 + np.exp(-rich_table.logits)), atol=1e-5)
+        np.testing.assert_array_equal(np.log(scores / (1 - scores)) > policy.threshold_logit, decided)
+    predictions = load_bundle(tmp_path / "b").predict(rich_images)
+    np.testing.assert_allclose([p.probability for p in predictions], policy.probability(rich_table.logits), atol=1e-5)
+    assert [p.label == "Roadwork" for p in predictions] == decided.tolist()
+    assert all(p.accepted and p.decision == p.label for p in predictions)
+
+
+def test_every_kind_of_input(rich_run: Path, rich_images: list[Any], tmp_path: Path) -> None:
+    import datasets
+
+    loaded = load_bundle(rich_run)
+    some = rich_images[:3]
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, image in zip(paths, some, strict=True):
+        image.save(path)
+    arrays = [np.asarray(image) for image in some]
+    expected = loaded.predict(some)
+    column = datasets.Dataset.from_dict({"image": [str(p) for p in paths]}).cast_column("image", datasets.Image())
+    undecoded = column.cast_column("image", datasets.Image(decode=False))
+    for images in (
+        paths, [str(p) for p in paths], arrays, np.stack(arrays), column["image"], undecoded["image"], iter(some),
+        [p.read_bytes() for p in paths],
+    ):  # fmt: skip
+        assert loaded.predict(images) == expected
+    for single in (paths[0], str(paths[0]), some[0], arrays[0], undecoded[0]["image"], paths[0].read_bytes()):
+        assert loaded.predict(single) == expected[:1]
+    assert loaded.predict(arrays[0][..., 0])[0].decision in ("Roadwork", "None")  # grey
+    assert loaded.predict([]) == []
+    assert isinstance(expected[0], Prediction)
+    assert loaded.predict(some, batch_size=1)[1].probability == pytest.approx(expected[1].probability, abs=1e-6)
+
+
+@pytest.mark.parametrize("make", [lambda p: p / "absent.png", lambda p: p / "text.png", lambda p: np.zeros((3, 3, 3))])
+def test_what_is_no_image_is_named(make: Callable[[Path], Any], rich_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image", encoding="utf-8")
+    image = make(tmp_path)
+    with pytest.raises(DataError, match="image 1" if isinstance(image, np.ndarray) else image.name):
+        load_bundle(rich_run).predict([np.zeros((4, 4, 3), dtype=np.uint8), image])
+
+
+def test_load_by_run_or_bundle(rich_run: Path) -> None:
+    bundle = rich_run / "phase6_export" / "bundle"
+    assert find_bundle(rich_run) == find_bundle(bundle) == natix_hf.load_bundle(rich_run).folder == bundle
+
+
+@pytest.mark.parametrize("reference", ["no/such/folder", "nothing", "org/name", "bad name/with spaces", "-x/.."])
+def test_no_such_bundle(reference: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        find_bundle(reference)
+    assert reference in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not a bundle"):
+        find_bundle(tmp_path)
+
+
+# What it holds.
+
+
+def test_only_what_is_allowed(rich_run: Path, _finished_run: Path) -> None:
+    common = {
+        "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "policy.json", "evaluation.json",
+        "plots/test_scores.png", "plots/threshold.png", "bundle_manifest.json",
+    }  # fmt: skip
+    assert set(list_files(_finished_run / "phase6_export" / "bundle")) == common
+    bundle = rich_run / "phase6_export" / "bundle"
+    assert set(list_files(bundle)) == common | {"model_card.json"}
+    assert set(_read(bundle / "bundle_manifest.json")["files"]) == (common | {"model_card.json"}) - {
+        "bundle_manifest.json"
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pytorch_model.bin", "training_args.bin", "adapter_model.safetensors", "adapter_config.json", "modeling.py",
+        "optimizer.pt", "plots/a.svg", "plots/../x.png", "plots/a/b.png", "../config.json", "/config.json",
+        "config.json\n", "x/config.json", "bundle_manifest.json", "model.safetensors.index.json",
+    ],
+)  # fmt: skip
+def test_what_a_bundle_may_not_hold(name: str) -> None:
+    assert not is_allowed(name)
+
+
+def test_nothing_names_a_person_or_a_machine(rich_run: Path) -> None:
+    secrets = [str(Path.home()), str(rich_run.parent), "/tmp", "/home/", "C:\\", socket.gethostname(), str(Path.cwd())]
+    if len(getpass.getuser()) > 4:
+        secrets.append(getpass.getuser())
+    bundle = rich_run / "phase6_export" / "bundle"
+    for name in list_files(bundle):
+        content = (bundle / name).read_bytes()
+        for secret in secrets:
+            if name.endswith((".json", ".md")) or len(secret) > 5:
+                assert secret.encode() not in content, (name, secret)
+
+
+def test_five_fields_for_the_subnet(rich_run: Path) -> None:
+    five = _read(rich_run / "phase6_export" / "bundle" / "model_card.json")
+    assert set(five) == {"model_name", "description", "version", "submitted_by", "submission_time"}
+    assert (five["version"], five["submitted_by"], type(five["submission_time"])) == ("1.2.3", "5Grwva", int)
+
+
+# The card.
+
+
+@pytest.fixture(scope="session")
+def card(rich_run: Path) -> str:
+    return (rich_run / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_metadata_is_what_the_hub_reads(rich_run: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    folder = rich_run / "phase6_export" / "bundle"
+    data = ModelCard.load(folder / "README.md").data
+    assert (data.library_name, data.pipeline_tag, data.model_name) == (
+        "transformers", "image-classification", 'Rich: "one"',
+    )  # fmt: skip
+    metrics = _read(folder / "evaluation.json")["as_found"]["metrics"]
+    results = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert results == {name: round(metrics[name], 4) for name in ("mcc", "balanced_accuracy", "auroc")}
+    assert {result.dataset_split for result in data.eval_results} == {"test"}
+
+
+def test_no_empty_section_and_no_torn_table(card: str) -> None:
+    body = card.split("---\n", 2)[2]
+    sections = re.split(r"^#+ .*$", body, flags=re.MULTILINE)[1:]
+    assert len(sections) >= 7
+    assert all(section.strip() for section in sections)
+    for word in ("{{", "{%", "Undefined", "None:", "nan", " inf"):
+        assert word not in body
+    lines = body.splitlines()
+    heads = [i for i, line in enumerate(lines) if re.fullmatch(r"(\|-+)+\|", line)]
+    assert len(heads) == 3  # metrics, one slice, splits
+    for i in heads:  # a blank line ends a Markdown table, and one must come before it
+        assert lines[i - 1].startswith("|") and lines[i + 1].startswith("|") and not lines[i - 2].strip()
+        columns = {lines[j].count("|") for j in range(i - 1, next(k for k in range(i, 999) if not lines[k].strip()))}
+        assert len(columns) == 1
+
+
+def test_the_card_tells_the_figures(card: str, rich_run: Path) -> None:
+    evaluation = _read(rich_run / "phase6_export" / "bundle" / "evaluation.json")
+    columns = [evaluation[name] for name in ("as_found", "at_target_prior")]
+    told = {}
+    for line in card.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| ") and len(cells) == 3:
+            told[cells[0].replace(" ", "_")] = cells[1:]
+    for name, cells in told.items():
+        if name in columns[0]["metrics"]:
+            for cell, column in zip(cells, columns, strict=True):
+                value = column["metrics"][name]
+                assert cell.startswith("undefined" if value is None else f"{value:.3f}"), name
+    assert {"mcc", "recall", "specificity", "ece"} <= set(told)
+    assert "at a prior of 0.5" in card
+    assert "Few groups" in card  # 20 groups of test
+    assert "### By scene_level_tags.weather" in card and "| rain |" in card
+    rows = _read(rich_run / "phase0_data" / "manifest.json")["metrics"]["counts"]
+    for role, count in rows.items():
+        cells = " | ".join(str(count[k]) for k in ("rows", "positive_rows", "groups", "positive_groups"))
+        assert f"| {role} | {cells} |" in card
+
+
+def test_both_code_blocks_run(
+    card: str, rich_run: Path, rich_images: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    assert len(blocks) == 2
+    rich_images[0].convert("RGB").save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    for block, printed in zip(blocks, ("Prediction(", "'label': 'Roadwork'"), strict=True):
+        assert "PATH_OR_REPO_ID" in block
+        bundle = str(rich_run / "phase6_export" / "bundle")
+        exec(block.replace('"PATH_OR_REPO_ID"', repr(bundle)), {})
+        assert printed in capsys.readouterr().out
+
+
+# All or nothing.
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["scaled head", "swapped labels", "scaled logits", "one logit", "nan", "infinity"],
+)
+def test_a_bundle_that_answers_otherwise_is_not_written(
+    fault: str, rich_run: Path, rich_table: LogitTable, rich_images: list[Any], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    logits, real = rich_table.logits.copy(), build.fold_into
+
+    def planted(head: Any, policy: Policy) -> None:
+        real(head, policy)
+        if fault == "scaled head":
+            head.weight.data *= 1.01
+        if fault == "swapped labels":
+            head.weight.data = head.weight.data.flip(0)
+
+    monkeypatch.setattr(build, "fold_into", planted)
+    if fault == "scaled logits":
+        logits *= 1.01
+    elif fault in ("one logit", "nan", "infinity"):
+        logits[-1] = {"one logit": logits[-1] + 1e-3, "nan": np.nan, "infinity": np.inf}[fault]
+    with pytest.raises(RunError, match="it is not written"):
+        _rebuilt(rich_run, replace(rich_table, logits=logits), rich_images, tmp_path / "b", threshold_logit=0.1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plot_of_a_strange_name_is_refused(rich_run: Path, rich_table: LogitTable, tmp_path: Path) -> None:
+    (tmp_path / "Bad name.png").write_bytes(b"")
+    policy = Policy(0.0, rich_table.candidate_sha256, "")
+    with pytest.raises(RunError, match="Bad name"):
+        build.build_bundle(
+            tmp_path / "b", rich_run / "phase1_baseline" / "model", policy, evaluation={}, card="", model_card=None,
+            plots=[tmp_path / "Bad name.png"], lineage={}, images=[], expected_logits=np.zeros(0),
+        )  # fmt: skip
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_failed_rebuild_leaves_the_old_bundle(
+    rich_run: Path, rich_table: LogitTable, rich_images: list[Any], bundle: Path
+) -> None:
+    wrong = replace(rich_table, logits=rich_table.logits + 1)
+    with pytest.raises(RunError):
+        _rebuilt(rich_run, wrong, rich_images, bundle)
+    assert bundle_problems(bundle) == []
+
+
+# Damage.
+
+
+def _redo_manifest(bundle: Path) -> None:
+    manifest = _read(bundle / "bundle_manifest.json")
+    names = [name for name in list_files(bundle) if name != "bundle_manifest.json"]
+    write_json(bundle / "bundle_manifest.json", manifest | {"files": describe_files(bundle, names)})
+
+
+def _edit_manifest(bundle: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    manifest = _read(bundle / "bundle_manifest.json")
+    edit(manifest)
+    write_json(bundle / "bundle_manifest.json", manifest)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "stranger": (lambda b: (b / "modeling.py").write_text("x"), "modeling.py is not in the manifest"),
+    "stranger in plots": (lambda b: (b / "plots" / "x.png").write_text("x"), "plots/x.png is not in the manifest"),
+    "missing": (lambda b: (b / "config.json").unlink(), "config.json is missing"),
+    "no policy": (lambda b: (b / "policy.json").unlink(), "policy.json is missing"),
+    "no manifest": (lambda b: (b / "bundle_manifest.json").unlink(), "bundle_manifest.json is missing"),
+    "no JSON": (lambda b: (b / "bundle_manifest.json").write_text("{"), "bundle_manifest.json is not readable"),
+    "a list": (lambda b: (b / "bundle_manifest.json").write_text("[]"), "not a bundle manifest"),
+    "schema": (lambda b: _edit_manifest(b, lambda m: m.update(schema=2)), "not a bundle manifest of schema 1"),
+    "outside": (
+        lambda b: _edit_manifest(b, lambda m: m["files"].update({"../policy.json": m["files"]["policy.json"]})),
+        "../policy.json, which a bundle may not hold",
+    ),
+    "absolute": (
+        lambda b: _edit_manifest(b, lambda m: m["files"].update({"/etc/passwd": {"sha256": "", "size": 0}})),
+        "/etc/passwd, which a bundle may not hold",
+    ),
+    "pickle named": (
+        lambda b: [(b / "pytorch_model.bin").write_text("x"), _redo_manifest(b)],
+        "pytorch_model.bin, which a bundle may not hold",
+    ),
+    "no weights": (
+        lambda b: [(b / "model.safetensors").unlink(), _redo_manifest(b)],
+        "model.safetensors is missing from the manifest",
+    ),
+    "no size": (lambda b: _edit_manifest(b, lambda m: m["files"]["README.md"].pop("size")), "no sha256 or no size"),
+    "no facts": (lambda b: _edit_manifest(b, lambda m: m["files"].update({"README.md": 3})), "no sha256 or no size"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named(damage: str, bundle: Path) -> None:
+    act, told = DAMAGES[damage]
+    act(bundle)
+    problems = bundle_problems(bundle)
+    assert any(told in problem for problem in problems), problems
+    with pytest.raises(VerificationError):
+        load_bundle(bundle)
+
+
+def test_a_link_is_no_file(bundle: Path, tmp_path: Path) -> None:
+    shutil.move(bundle / "config.json", tmp_path / "elsewhere.json")
+    try:
+        (bundle / "config.json").symlink_to(tmp_path / "elsewhere.json")
+    except OSError:
+        pytest.skip("this system makes no links")
+    assert any("is a link" in problem for problem in bundle_problems(bundle))
+
+
+def test_the_hubs_own_files_are_no_strangers(bundle: Path) -> None:
+    (bundle / ".gitattributes").write_text("x", encoding="utf-8")
+    (bundle / ".cache" / "huggingface").mkdir(parents=True)
+    (bundle / ".cache" / "huggingface" / "x.metadata").write_text("x", encoding="utf-8")
+    assert bundle_problems(bundle) == []
+
+
+def test_a_pinned_bundle(bundle: Path) -> None:
+    right = file_sha256(bundle / "bundle_manifest.json")
+    assert isinstance(load_bundle(bundle, expected=right), Bundle)
+    with pytest.raises(VerificationError, match="not the one expected"):
+        load_bundle(bundle, expected="0" * 64)
+    _edit_manifest(bundle, lambda manifest: manifest["lineage"].update(recipe="another"))
+    assert bundle_problems(bundle) == []  # nothing else holds it: that is what pinning is for
+    with pytest.raises(VerificationError, match="not the one expected"):
+        load_bundle(bundle, expected=right)
+
+
+def test_a_policy_of_other_weights_is_refused(bundle: Path) -> None:
+    """Even unverified, and even where the manifest was made anew."""
+    policy = _read(bundle / "policy.json")
+    write_json(bundle / "policy.json", policy | {"model_sha256": "0" * 64})
+    _redo_manifest(bundle)
+    assert bundle_problems(bundle) == []
+    for verify in (True, False):
+        with pytest.raises(VerificationError, match="other weights"):
+            load_bundle(bundle, verify=verify)
+
+
+def test_stored_logits_of_other_weights_are_refused(rich_run: Path) -> None:
+    with pytest.raises(VerificationError, match="made by weights"):
+        read_logits(rich_run / "phase6_export" / "logits" / "test.parquet", "0" * 64)
