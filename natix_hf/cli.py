@@ -139,5 +139,7 @@ def main(arguments: list[str] | None = None) -> Any:
         if debug:
             raise
         fail(NatixError(f"{error.strerror or error} {error.filename or ''}".strip() + " (--debug shows where)"))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 130:  # what typer makes of Ctrl-C
+            raise
         fail(NatixError("interrupted; complete checkpoints stay, the same --run-dir continues"))

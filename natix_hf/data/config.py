@@ -46,6 +46,7 @@ class DataConfig:
     revision: str | None = None  # of a Hub dataset
     image_column: str = "image"
     label_column: str = "label"
+    positive_class: str | None = None  # of named classes (folders of images), the one that is label 1
     group_by: str | None = None  # rows with one value of this column never straddle two splits; null: each row alone
     label_rule: Literal["none", "scene_description"] = "none"  # the validator's: 1 needs a description, 0 has none
     slices: list[str] = field(default_factory=list)  # columns by whose values phase 6 breaks the test figures down

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 TEST_SPLIT = "test"
+# Class names whose order says which of them is 1.
+_KNOWN_CLASSES = (["none", "roadwork"], ["0", "1"], ["no", "yes"], ["false", "true"], ["negative", "positive"])
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,7 @@ def load_source(config: DataConfig) -> SourceRows:
         missing = [column for column in wanted if column not in split.column_names]
         if missing:
             has = ", ".join(split.column_names)
-            raise DataError(
-                f"{config.source} split {name!r} has no column {missing[0]!r}: it has {has}"
-            )
+            raise DataError(f"{config.source} split {name!r} has no column {missing[0]!r}: it has {has}")
     try:
         dataset = concatenate_datasets([split.with_format(None) for split in splits.values()])
     except ValueError as error:
@@ -78,15 +78,16 @@ def load_source(config: DataConfig) -> SourceRows:
     official_test = np.repeat([name == TEST_SPLIT for name in splits], [len(split) for split in splits.values()])
     if official_test.all():  # a source of nothing but a test split is simply a source
         official_test[:] = False
+    labels = _labels(dataset, ids, config)
     return SourceRows(
         dataset=dataset,
         ids=ids,
-        labels=_labels(dataset, ids, config),
+        labels=labels,
         groups=[None if g is None else str(g) for g in dataset[config.group_by]]
         if config.group_by
         else [None] * len(ids),
         official_test=official_test,
-        left_out=_apply_label_rule(dataset, ids, config) if config.label_rule == "scene_description" else {},
+        left_out=_apply_label_rule(dataset, ids, labels) if config.label_rule == "scene_description" else {},
     )
 
 
@@ -124,17 +125,36 @@ def _first_line(error: BaseException) -> str:
 
 
 def _labels(dataset: Dataset, ids: list[str], config: DataConfig) -> np.ndarray:
+    from datasets import ClassLabel
+
     values = dataset[config.label_column][:]
+    feature = dataset.features[config.label_column]
+    if isinstance(feature, ClassLabel):
+        positive = feature.names.index(_positive_class(feature.names, config))
+        values = [None if value is None else int(value == positive) for value in values]
+    elif config.positive_class is not None:
+        raise DataError(f"data.positive_class is for named classes: {config.label_column!r} holds {feature.dtype} values")
     for row_id, value in zip(ids, values, strict=True):
         if not isinstance(value, int) or value not in (0, 1):
             raise DataError(f"row {row_id} of {config.source} has label {value!r}: labels must be 0 or 1")
     return np.asarray(values, dtype=np.int64)
 
 
-def _apply_label_rule(dataset: Dataset, ids: list[str], config: DataConfig) -> dict[str, str]:
+def _positive_class(names: list[str], config: DataConfig) -> str:
+    """Which named class means 1. `datasets` numbers the folders of images by the alphabet, which says nothing."""
+    if config.positive_class is not None:
+        if config.positive_class not in names:
+            raise DataError(f"data.positive_class {config.positive_class!r} is none of the classes {', '.join(names)}")
+        return config.positive_class
+    if [name.lower() for name in names] in _KNOWN_CLASSES:
+        return names[1]
+    raise DataError(f"the classes are {', '.join(names)}: set data.positive_class to the one that means yes")
+
+
+def _apply_label_rule(dataset: Dataset, ids: list[str], labels: np.ndarray) -> dict[str, str]:
     """The validator's rule: label 1 counts with a scene description only, label 0 without one only."""
     refused = {}
-    columns = zip(ids, dataset[config.label_column][:], dataset["scene_description"][:], strict=True)
+    columns = zip(ids, labels, dataset["scene_description"][:], strict=True)
     for row_id, label, description in columns:
         if bool(label) != bool((description or "").strip()):
             refused[row_id] = "label 1 without a scene description" if label else "label 0 with a scene description"

@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 
 from natix_hf.data.images import centre_square, to_rgb
+from natix_hf.errors import UsageError
 from natix_hf.models.classifier import resolve_backbone
 from natix_hf.models.config import ModelConfig
 
@@ -41,8 +42,10 @@ def _normalisation(config: ModelConfig) -> tuple[list[float], list[float]]:
         source = resolve_backbone(config.backbone)
         try:
             settings, _ = ViTImageProcessorPil.get_image_processor_dict(source, revision=config.revision)
-        except (OSError, ValueError, AttributeError):
-            settings = {}
+        except (OSError, ValueError, AttributeError) as error:
+            if (Path(source) / "preprocessor_config.json").is_file() or "valid JSON" in str(error):
+                raise UsageError(f"model.backbone: the preprocessor_config.json of {config.backbone} is damaged") from None
+            settings = {}  # a backbone without one
         if "image_mean" in settings and "image_std" in settings:
             return list(settings["image_mean"]), list(settings["image_std"])
     return _IMAGENET_MEAN, _IMAGENET_STD

@@ -45,9 +45,9 @@ def parquet_source(folder: Path) -> str:
     return parquet(folder, table([0, 0, 1, 1]))
 
 
-def image_source(folder: Path) -> str:
+def image_source(folder: Path, names: tuple[str, ...] = ("none", "roadwork")) -> str:
     rng = np.random.default_rng(0)
-    for label, name in enumerate(("none", "roadwork")):
+    for label, name in enumerate(names):
         (folder / name).mkdir(parents=True)
         for index in range(2):
             striped_image(label, rng).save(folder / name / f"{index}.png")
@@ -82,6 +82,19 @@ def test_every_kind_of_folder_is_a_source(make: Callable[[Path], str], tmp_path:
     assert rows.groups == [None] * 4 and not rows.official_test.any() and rows.left_out == {}
     images = [open_image(cell) for cell in rows.dataset["image"]]
     assert {image.size for image in images} == {(36, 30)}
+
+
+def test_the_alphabet_does_not_decide_what_is_positive(tmp_path: Path) -> None:
+    """`datasets` numbers class folders by the alphabet: roadwork before street would make roadwork 0."""
+    source = image_source(tmp_path / "images", ("roadwork", "street", "tunnel"))
+    with pytest.raises(DataError, match=r"the classes are roadwork, street, tunnel: set data\.positive_class"):
+        load_source(DataConfig(source=source))
+    rows = load_source(DataConfig(source=source, positive_class="roadwork"))
+    assert rows.labels.tolist() == [1, 1, 0, 0, 0, 0]
+    with pytest.raises(DataError, match="'rail' is none of the classes"):
+        load_source(DataConfig(source=source, positive_class="rail"))
+    with pytest.raises(DataError, match="'label' holds int64 values"):
+        load_source(DataConfig(source=parquet_source(tmp_path / "numbers"), positive_class="roadwork"))
 
 
 def test_the_synthetic_source() -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 
 from natix_hf.data.images import centre_square
+from natix_hf.errors import UsageError
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import Preprocess, load_processor, make_processor
 
@@ -115,6 +116,12 @@ def test_a_backbone_without_its_own_gets_imagenets(content: str | None, tmp_path
         (tmp_path / "preprocessor_config.json").write_text(content)
     processor = make_processor(ModelConfig(backbone=str(tmp_path), image_size=SIZE))
     assert (list(processor.image_mean), list(processor.image_std)) == IMAGENET
+
+
+def test_a_damaged_processor_file_of_a_backbone_is_no_reason_to_guess(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(UsageError, match=r"preprocessor_config\.json of .* is damaged"):
+        make_processor(ModelConfig(backbone=str(tmp_path), image_size=SIZE))
 
 
 def test_it_travels_to_a_worker() -> None:
