@@ -1,4 +1,4 @@
-"""Our phases 1 and 2 against a plain `Trainer` of the same model: same rows, same time, mean test MCC of several seeds.
+"""Our phases 1 and 2 against a plain `Trainer` of the same model: same rows, same time, mean of the seeds' test MCC.
 
     python benchmarks/plain_trainer.py gtsrb_roadwork [--seeds 0 1 2]
 

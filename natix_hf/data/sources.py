@@ -133,7 +133,8 @@ def _labels(dataset: Dataset, ids: list[str], config: DataConfig) -> np.ndarray:
         positive = feature.names.index(_positive_class(feature.names, config))
         values = [None if value is None else int(value == positive) for value in values]
     elif config.positive_class is not None:
-        raise DataError(f"data.positive_class is for named classes: {config.label_column!r} holds {feature.dtype} values")
+        held = f"{config.label_column!r} holds {feature.dtype} values"
+        raise DataError(f"data.positive_class is for named classes: {held}")
     for row_id, value in zip(ids, values, strict=True):
         if not isinstance(value, int) or value not in (0, 1):
             raise DataError(f"row {row_id} of {config.source} has label {value!r}: labels must be 0 or 1")

@@ -1,8 +1,8 @@
 """The one preprocessing of deployment: the centre square, then the image processor that is saved with the model.
 
 Every candidate, of any architecture, carries a `ViTImageProcessor`: the only one that the official miner's call
-(transformers 4.45.2, `use_fast=True`) finds, where the DINOv2 backbones' own `BitImageProcessor` is refused. An image
-of the model's own size is neither cropped nor resized; a stock pipeline squeezes one that is not square, `predict` cuts
+(transformers 4.45.2, `use_fast=True`) finds; the DINOv2 backbones' own `BitImageProcessor` it refuses. An image of the
+model's own size is neither cropped nor resized. A stock pipeline squeezes an image that is not square; `predict` cuts
 it to its centre square, as the subnet's validator does.
 """
 
@@ -44,7 +44,8 @@ def _normalisation(config: ModelConfig) -> tuple[list[float], list[float]]:
             settings, _ = ViTImageProcessorPil.get_image_processor_dict(source, revision=config.revision)
         except (OSError, ValueError, AttributeError) as error:
             if (Path(source) / "preprocessor_config.json").is_file() or "valid JSON" in str(error):
-                raise UsageError(f"model.backbone: the preprocessor_config.json of {config.backbone} is damaged") from None
+                damaged = f"the preprocessor_config.json of {config.backbone} is damaged"
+                raise UsageError(f"model.backbone: {damaged}") from None
             settings = {}  # a backbone without one
         if "image_mean" in settings and "image_std" in settings:
             return list(settings["image_mean"]), list(settings["image_std"])

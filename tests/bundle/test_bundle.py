@@ -43,7 +43,7 @@ def rich_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = {
         **TINY_RECIPE,
         "data": {**TINY_RECIPE["data"], "source": str(source), "target_prior": 0.5},
-        "phase1": {**TINY_RECIPE["phase1"], "num_train_epochs": 1, "learning_rate": 1e-3},
+        "phase1": {**TINY_RECIPE["phase1"], "num_train_epochs": 1, "learning_rate": 3e-5},
         "phase6": {"n_resamples": 100, "submitted_by": "5Grwva", "version": "1.2.3", "model_name": "Rich: \"one\""},
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
@@ -246,6 +246,7 @@ def test_the_metadata_is_what_the_hub_reads(rich_run: Path) -> None:
     metrics = _read(folder / "evaluation.json")["as_found"]["metrics"]
     results = {result.metric_type: result.metric_value for result in data.eval_results}
     assert results == {name: round(metrics[name], 4) for name in ("mcc", "balanced_accuracy", "auroc")}
+    assert len(set(results.values())) == 3  # else one could stand for another
     assert {result.dataset_split for result in data.eval_results} == {"test"}
 
 
@@ -326,7 +327,8 @@ def test_a_bundle_that_answers_otherwise_is_not_written(
     if fault == "scaled logits":
         logits *= 1.01
     elif fault in ("one logit", "nan", "infinity"):
-        logits[-1] = {"one logit": logits[-1] + 1e-3, "nan": np.nan, "infinity": np.inf}[fault]
+        low = int(np.argmin(logits))  # decided "None" whatever stands there, as NaN is: only the comparison can tell
+        logits[low] = {"one logit": logits[low] - 1e-3, "nan": np.nan, "infinity": -np.inf}[fault]
     with pytest.raises(RunError, match="it is not written"):
         _rebuilt(rich_run, replace(rich_table, logits=logits), rich_images, tmp_path / "b", threshold_logit=0.1)
     assert list(tmp_path.iterdir()) == []
