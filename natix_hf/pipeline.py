@@ -53,16 +53,19 @@ def run_recipe(
         raise UsageError(
             f"--accelerate-config {accelerate_config}: no such file; see {resource_folder('accelerate_configs')}"
         )
+    trains = any(PHASES[number].trains for number in wanted)
+    launch_options = _launch_options(accelerate_config) if trains else None
+    if trains and launch_options is None:
+        _check_training(recipe)
     folder = open_run(run_dir, recipe.name) if run_dir is not None else new_run(OUTPUTS, recipe.name)
     say(f"run {folder}")
     load_data = _data_loader(recipe, folder)
     for number in [0, *wanted]:
         phase = PHASES[number]
-        command = _launch_command(phase, reference, folder, accelerate_config, overrides)
-        if command is None:
+        if launch_options is None or not phase.trains:
             run_phase(phase, recipe, folder, load_data)
         elif why_not_current(folder, phase, recipe) is not None:
-            _launch(phase, command)
+            _launch(phase, launch_options, ["--recipe", reference, "--run-dir", str(folder), *overrides])
     return folder
 
 
@@ -80,7 +83,13 @@ def run_phase(
     if is_main:
         say(f"phase {phase.number} {phase.folder}: {phase.title} ({reason})")
         context.begin()
-    metrics = importlib.import_module(phase.module).run(context)
+    import torch
+
+    try:
+        metrics = importlib.import_module(phase.module).run(context)
+    except torch.OutOfMemoryError as error:
+        advice = "lower per_device_train_batch_size and raise gradient_accumulation_steps"
+        raise RunError(f"phase {phase.number} ran out of memory ({str(error).splitlines()[0]}): {advice}") from None
     if is_main:
         context.finish(metrics)
 
@@ -109,28 +118,28 @@ def _data_loader(recipe: Recipe, run_dir: Path) -> Callable[[], ImageData]:
     return load
 
 
-def _launch_command(
-    phase: Phase, reference: str, run_dir: Path, accelerate_config: Path | None, overrides: Sequence[str]
-) -> list[str] | None:
-    """How a training phase is started on several devices; None: in this process."""
-    if not phase.trains:
-        return None
-    options: list[str] = []
+def _check_training(recipe: Recipe) -> None:
+    """Lets transformers refuse the training settings before any work begins, not after every image was decoded."""
+    from natix_hf.trainers.supervised import training_arguments
+
+    training_arguments(recipe.phase1.training, OUTPUTS)
+
+
+def _launch_options(accelerate_config: Path | None) -> list[str] | None:
+    """Options of `accelerate launch` for training on several devices; None: train in this process."""
     if accelerate_config is not None:
-        options = ["--config_file", str(accelerate_config)]
-    else:
-        import torch
+        return ["--config_file", str(accelerate_config)]
+    import torch
 
-        if torch.cuda.device_count() < 2:
-            return None
-        options = ["--multi_gpu", "--num_processes", str(torch.cuda.device_count()), "--num_machines", "1"]
-        options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    if torch.cuda.device_count() < 2:
+        return None
+    options = ["--multi_gpu", "--num_processes", str(torch.cuda.device_count()), "--num_machines", "1"]
+    return [*options, "--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+def _launch(phase: Phase, options: list[str], arguments: list[str]) -> None:
     script = resource_folder("recipes") / f"phase{phase.number}.py"
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *options, str(script)]
-    return [*launcher, "--recipe", reference, "--run-dir", str(run_dir), *overrides]
-
-
-def _launch(phase: Phase, command: list[str]) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, str(script), *arguments]
     done = subprocess.run(command, check=False)
     if done.returncode:
         raise RunError(
@@ -165,6 +174,8 @@ def _run_on_every_rank(number: int, given: argparse.Namespace) -> None:
 
     recipe, phase = load_recipe(given.recipe, given.overrides), PHASES[number]
     state = PartialState(cpu=runs_on_cpu())
+    if phase.trains:
+        _check_training(recipe)
     # Rank 0 chooses the run and divides the rows; an error there ends it, and the launcher ends the others.
     agreed: list[Any] = [None, None]
     if state.is_main_process:

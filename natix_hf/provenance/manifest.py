@@ -56,7 +56,7 @@ def write_manifest(folder: Path, draft: Draft, metrics: dict[str, Any]) -> dict[
         "duration_s": round(time.time() - draft.started, 2),
     }
     manifest["digest"] = manifest_digest(manifest)
-    manifest["seal"] = _seal(manifest)
+    manifest["seal"] = manifest_seal(manifest)
     write_json(folder / MANIFEST, manifest)
     return manifest
 
@@ -66,7 +66,7 @@ def manifest_digest(manifest: dict[str, Any]) -> str:
     return json_sha256({key: manifest.get(key) for key in _IDENTITY})
 
 
-def _seal(manifest: dict[str, Any]) -> str:
+def manifest_seal(manifest: dict[str, Any]) -> str:
     """sha256 over all of a manifest: its figures and facts cannot be edited unnoticed either."""
     return json_sha256({key: value for key, value in manifest.items() if key != "seal"})
 
@@ -85,7 +85,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     absent = [key for key in _IDENTITY if not isinstance(manifest.get(key), str if key in text else dict)]
     if absent:
         raise VerificationError(f"{path} lacks {', '.join(absent)}: it was damaged after it was written")
-    if manifest.get("digest") != manifest_digest(manifest) or manifest.get("seal") != _seal(manifest):
+    if manifest.get("digest") != manifest_digest(manifest) or manifest.get("seal") != manifest_seal(manifest):
         raise VerificationError(f"{path} was changed: its digest does not fit its content")
     return manifest
 

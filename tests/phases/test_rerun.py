@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import TINY_RECIPE, write_recipe
 
-from natix_hf.errors import UsageError
+from natix_hf.errors import RecipeError, RunError, UsageError
 from natix_hf.phases.graph import PHASES
 from natix_hf.pipeline import phase_script, run_recipe
 from natix_hf.provenance.files import ids_sha256
@@ -248,3 +249,22 @@ def test_two_runs_at_once_do_not_meet(tiny_recipe_file: Path, tmp_path: Path) ->
     assert [find_problems(str(run)) for run in runs] == [[], []]
     hashes = {_manifest(run, 1)["metrics"]["candidate_sha256"] for run in runs}
     assert len(hashes) == 1  # the same settings and seed, so the same weights
+
+
+def test_settings_that_transformers_refuses_are_found_before_any_work(tiny_recipe_file: Path, tmp_path: Path) -> None:
+    """Two strategies that do not fit together pass every check of one key; decoding 15 GB first would be a pity."""
+    with pytest.raises(RecipeError, match="transformers refuses these settings"):
+        run_recipe(str(tiny_recipe_file), run_dir=tmp_path / "run", overrides=["phase1.eval_strategy=steps"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_running_out_of_memory_is_one_line_that_says_what_to_do(
+    tiny_recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand a page of advice")
+
+    monkeypatch.setattr("natix_hf.phases.phase1_baseline.train_classifier", exhausted)
+    with pytest.raises(RunError, match=r"^phase 1 ran out of memory .*2 GiB\): lower per_device_train_batch_size"):
+        run_recipe(str(tiny_recipe_file), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run" / "phase1_baseline" / "manifest.json").exists()
