@@ -16,7 +16,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# pip, not uv or poetry: constraints.txt pins the CPU build of torch that pip finds.
+# torch first, by its pinned version, so that no other dependency chooses one.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch

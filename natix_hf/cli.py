@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from natix_hf.errors import NatixError, UsageError
-from natix_hf.reporting import fail, say
+from natix_hf.reporting import fail, robust_streams, say
 
 app = typer.Typer(
     help="From images and a pretrained ViT to a deployable, calibrated roadwork classifier.",
@@ -129,6 +129,7 @@ def main(arguments: list[str] | None = None) -> Any:
     """Entry point: exit code 0 done, 1 a check or a run failed, 2 bad usage or input."""
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
+    robust_streams()
     try:
         return app(args=[argument for argument in given if argument != "--debug"], prog_name="natix-hf")
     except NatixError as error:

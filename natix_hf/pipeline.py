@@ -9,15 +9,22 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from natix_hf.errors import NatixError, RunError, UsageError
-from natix_hf.phases.context import PhaseContext, why_not_current
+from natix_hf.phases.context import (
+    PhaseContext,
+    require_upstream,
+    restore_set_aside,
+    tidy,
+    why_not_current,
+)
 from natix_hf.phases.graph import PHASES, Phase, order_phases
 from natix_hf.provenance.runs import new_run, newest_run, open_run
 from natix_hf.recipe import Recipe, load_recipe
-from natix_hf.reporting import fail, say
+from natix_hf.reporting import fail, robust_streams, say
 from natix_hf.resources import resource_folder
 
 if TYPE_CHECKING:
@@ -25,6 +32,7 @@ if TYPE_CHECKING:
 
 OUTPUTS = Path("outputs")
 DEFAULT_RECIPE = "quickstart"
+_PATIENCE_S = 4 * 3600
 
 
 def run_recipe(
@@ -57,6 +65,7 @@ def run_recipe(
     launch_options = _launch_options(accelerate_config) if trains else None
     if trains and launch_options is None:
         _check_training(recipe)
+    require_upstream(run_dir if run_dir is not None else OUTPUTS / recipe.name / "NEW", wanted)
     folder = open_run(run_dir, recipe.name) if run_dir is not None else new_run(OUTPUTS, recipe.name)
     say(f"run {folder}")
     load_data = _data_loader(recipe, folder)
@@ -64,18 +73,24 @@ def run_recipe(
         phase = PHASES[number]
         if launch_options is None or not phase.trains:
             run_phase(phase, recipe, folder, load_data)
-        elif why_not_current(folder, phase, recipe) is not None:
+        elif _why_run(folder, phase, recipe) is not None:
             _launch(phase, launch_options, ["--recipe", reference, "--run-dir", str(folder), *overrides])
     return folder
 
 
 def run_phase(
-    phase: Phase, recipe: Recipe, run_dir: Path, load_data: Callable[[], ImageData], is_main: bool = True
+    phase: Phase,
+    recipe: Recipe,
+    run_dir: Path,
+    load_data: Callable[[], ImageData],
+    is_main: bool = True,
+    wait_for_everyone: Callable[[], None] = lambda: None,
 ) -> None:
-    """One phase in this process, unless what lies there is current."""
-    reason = why_not_current(run_dir, phase, recipe) if is_main else ""
+    """One phase in this process, unless what lies there is current; every rank calls it where the phase trains."""
+    reason = _why_run(run_dir, phase, recipe) if is_main else ""
     if reason is None:
         say(f"phase {phase.number} {phase.folder}: current, skipped")
+        tidy(run_dir, phase)
         return
     if not sys.stderr.isatty():
         _hide_progress_bars()
@@ -83,6 +98,7 @@ def run_phase(
     if is_main:
         say(f"phase {phase.number} {phase.folder}: {phase.title} ({reason})")
         context.begin()
+    wait_for_everyone()  # no rank looks for a checkpoint before rank 0 has cleared what is stale
     import torch
 
     try:
@@ -118,11 +134,18 @@ def _data_loader(recipe: Recipe, run_dir: Path) -> Callable[[], ImageData]:
     return load
 
 
+def _why_run(run_dir: Path, phase: Phase, recipe: Recipe) -> str | None:
+    restore_set_aside(run_dir, phase, recipe)
+    return why_not_current(run_dir, phase, recipe)
+
+
 def _check_training(recipe: Recipe) -> None:
-    """Lets transformers refuse the training settings before any work begins, not after every image was decoded."""
+    """Lets transformers refuse model and settings before any work begins, not after every image was decoded."""
+    from natix_hf.models.classifier import check_model
     from natix_hf.trainers.supervised import training_arguments
 
     training_arguments(recipe.phase1.training, OUTPUTS)
+    check_model(recipe.model)
 
 
 def _launch_options(accelerate_config: Path | None) -> list[str] | None:
@@ -157,7 +180,8 @@ def phase_script(number: int, arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--new", action="store_true", help="begin a new run")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override the recipe")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
+    robust_streams()
     try:
         _run_on_every_rank(number, given)
     except NatixError as error:
@@ -173,18 +197,28 @@ def _run_on_every_rank(number: int, given: argparse.Namespace) -> None:
     from natix_hf.models.device import runs_on_cpu
 
     recipe, phase = load_recipe(given.recipe, given.overrides), PHASES[number]
-    state = PartialState(cpu=runs_on_cpu())
+    # The process group is made here, so the two keys of TrainingArguments that shape it must count from here on. The
+    # other ranks wait while rank 0 downloads and decodes, which may take longer than torch's ten minutes.
+    training = recipe.phase1.training
+    group: dict[str, Any] = {"timeout": timedelta(seconds=training.get("ddp_timeout", _PATIENCE_S))}
+    if training.get("ddp_backend"):
+        group["backend"] = training["ddp_backend"]
+    state = PartialState(cpu=runs_on_cpu(), **group)
     if phase.trains:
         _check_training(recipe)
     # Rank 0 chooses the run and divides the rows; an error there ends it, and the launcher ends the others.
     agreed: list[Any] = [None, None]
     if state.is_main_process:
         run_dir = _choose_run(recipe, given.run_dir, given.new)
+        require_upstream(run_dir, [number])
         run_phase(PHASES[0], recipe, run_dir, _data_loader(recipe, run_dir))
-        agreed = [str(run_dir), why_not_current(run_dir, phase, recipe)]
+        agreed = [str(run_dir), _why_run(run_dir, phase, recipe)]
     run_dir, reason = broadcast_object_list(agreed)
-    if state.is_main_process or (phase.trains and reason is not None):
-        run_phase(phase, recipe, Path(run_dir), _data_loader(recipe, Path(run_dir)), state.is_main_process)
+    run_dir, load_data = Path(run_dir), _data_loader(recipe, Path(run_dir))
+    if phase.trains and reason is not None:
+        run_phase(phase, recipe, run_dir, load_data, state.is_main_process, state.wait_for_everyone)
+    elif state.is_main_process:
+        run_phase(phase, recipe, run_dir, load_data)
     state.wait_for_everyone()
 
 

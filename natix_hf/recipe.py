@@ -35,13 +35,15 @@ class Recipe:
     phase6: Phase6Config = field(default_factory=Phase6Config)
     name: str = field(default="recipe", metadata={"not_a_key": True})
 
-    def section(self, name: str) -> dict[str, Any]:
-        """A section with every default filled in, as plain JSON values."""
-        return asdict(getattr(self, name))
+    def section(self, name: str) -> Any:
+        """A section, or one key of it as in `data.slices`, with every default filled in, as plain JSON values."""
+        section, _, key = name.partition(".")
+        values = asdict(getattr(self, section))
+        return values[key] if key else values
 
     def section_sha256(self, *names: str) -> str:
         """Hash of sections: a local folder counts with what it holds, not with where it lies."""
-        return json_sha256({name: _without_paths(self.section(name)) for name in names})
+        return json_sha256({name: _identity(name, self.section(name)) for name in names})
 
 
 # The sections that take TrainingArguments fields beside their own keys.
@@ -49,8 +51,14 @@ _TRAINING_SECTIONS = ("phase1",)
 _PATH_KEYS = ("source", "backbone")
 
 
-def _without_paths(section: dict[str, Any]) -> dict[str, Any]:
-    resolved = dict(section)
+# Keys that a later phase names by itself, so that a change of one does not make everything before it stale.
+_NAMED_APART = {"data": ("slices",)}
+
+
+def _identity(name: str, section: Any) -> Any:
+    if not isinstance(section, dict):
+        return section
+    resolved = {key: value for key, value in section.items() if key not in _NAMED_APART.get(name, ())}
     for key in _PATH_KEYS:
         value = resolved.get(key)
         if isinstance(value, str) and Path(value).is_dir():

@@ -10,7 +10,7 @@ from natix_hf.data.splits import Splits, leaks_between_roles, read_splits
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.phases.context import IN_PROGRESS, ROWS_READ
 from natix_hf.phases.graph import ORDER, PHASES, Phase
-from natix_hf.provenance.files import ids_sha256, list_files, read_json
+from natix_hf.provenance.files import ids_sha256, list_files, list_temporaries, read_json
 from natix_hf.provenance.manifest import MANIFEST, manifest_problems, read_manifest
 from natix_hf.provenance.runs import RUN_FILE
 
@@ -50,7 +50,7 @@ def run_problems(run_dir: Path) -> list[str]:
             continue  # already among the problems
         if not _as_written(folder / MANIFEST, manifest):
             problems.append(f"{folder / MANIFEST} was changed after it was written")
-        strangers = set(list_files(folder)) - {*manifest["files"], MANIFEST}
+        strangers = {*list_files(folder), *list_temporaries(folder)} - {*manifest["files"], MANIFEST}
         problems += [f"{folder / name} is not in the manifest" for name in sorted(strangers)]
     problems += _run_file_problems(run_dir, manifests)
     problems += _lineage_problems(manifests)
@@ -85,9 +85,11 @@ def _run_file_problems(run_dir: Path, manifests: dict[str, dict[str, Any]]) -> l
         for folder, manifest in manifests.items()
         if manifest.get("run_id") != content["run_id"]
     ]
-    recipe = _bundle_lineage(run_dir).get("recipe", content["recipe"])
-    if recipe != content["recipe"]:
-        problems.append(f"{path} names the recipe {content['recipe']!r}, the bundle was made by {recipe!r}")
+    problems += [
+        f"{path} names the recipe {content['recipe']!r}, {folder} was made by {manifest.get('recipe')!r}"
+        for folder, manifest in manifests.items()
+        if manifest.get("recipe") != content["recipe"]
+    ]
     return problems
 
 

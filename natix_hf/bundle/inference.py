@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from natix_hf.data.images import open_image
 from natix_hf.models.classifier import load_classifier, logit_difference
-from natix_hf.models.device import default_device
+from natix_hf.models.device import default_device, full_float32
 from natix_hf.models.preprocess import Preprocess, load_processor
 
 
@@ -49,8 +49,9 @@ class Inference:
     ) -> np.ndarray:
         """float64 [n], label 1 over label 0, of a dataset that yields `pixel_values`. `label` names a progress bar."""
         loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
-        parts = [
-            logit_difference(self.model(pixel_values=batch["pixel_values"].to(self.device)).logits.cpu().numpy())
-            for batch in tqdm(loader, desc=label, disable=None if label else True)
-        ]
+        with full_float32():
+            parts = [
+                logit_difference(self.model(pixel_values=batch["pixel_values"].to(self.device)).logits.cpu().numpy())
+                for batch in tqdm(loader, desc=label, disable=None if label else True)
+            ]
         return np.concatenate(parts) if parts else np.zeros(0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from natix_hf.bundle.policy import POLICY, read_policy
 from natix_hf.errors import VerificationError
-from natix_hf.provenance.files import check_files, file_sha256, list_files, read_json
+from natix_hf.provenance.files import check_files, file_sha256, list_files, list_temporaries, read_json
 
 BUNDLE_MANIFEST = "bundle_manifest.json"
 SCHEMA = 1
@@ -65,7 +65,7 @@ def bundle_problems(folder: Path, expected: str | None = None) -> list[str]:
     ]
     problems += [
         f"{folder / name} is not in the manifest"
-        for name in list_files(folder)
+        for name in [*list_files(folder), *list_temporaries(folder)]
         if name not in named and name != BUNDLE_MANIFEST and not _HUB_OWN.fullmatch(name)
     ]
     return problems + check_files(folder, {name: facts for name, facts in named.items() if name not in refused})

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Part of the cache's key: to be raised by whoever changes what decoding gives (here or in images.py).
 _DECODER = f"1, pillow {PIL.__version__}"
-_ROWS_A_WORKER = 4000  # below this a second process costs more than it saves
+_ROWS_A_WORKER = 1000  # below this a second process costs more than it saves
 
 
 def decode_once(dataset: Dataset, ids: list[str], image_column: str, cache_px: int) -> Dataset:

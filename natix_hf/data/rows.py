@@ -96,4 +96,9 @@ def load_image_data(config: DataConfig, splits: Splits | None = None) -> ImageDa
             raise DataError(
                 f"{config.source} lacks row {min(missing)} of splits.json: the source changed, begin a new run"
             )
+        # Rows are known by their place; only the pictures show whether the source still is what was divided.
+        now = dict(zip(rows.ids, decoded["sha256"], strict=True))
+        other = next((i for i, digest in zip(splits.ids, splits.sha256, strict=True) if now[i] != digest), None)
+        if other is not None:
+            raise DataError(f"row {other} of {config.source} holds another picture now: begin a new run")
     return ImageData(config, rows, decoded, splits)

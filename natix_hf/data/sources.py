@@ -83,7 +83,7 @@ def load_source(config: DataConfig) -> SourceRows:
         dataset=dataset,
         ids=ids,
         labels=labels,
-        groups=[None if g is None else str(g) for g in dataset[config.group_by]]
+        groups=[None if g is None or g != g else str(g) for g in dataset[config.group_by]]  # NaN is not itself
         if config.group_by
         else [None] * len(ids),
         official_test=official_test,
@@ -105,6 +105,8 @@ def _load_splits(config: DataConfig) -> dict[str, Dataset]:
         raise DataError(
             f"data.source: there is no folder {config.source} (seen from {Path.cwd()}): set data.source=FOLDER"
         )
+    if folder.is_dir() and config.revision is not None:
+        raise DataError(f"data.revision is for a dataset on the Hub: {config.source} is a folder")
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             loaded: Any = load_from_disk(str(folder))
@@ -131,7 +133,8 @@ def _labels(dataset: Dataset, ids: list[str], config: DataConfig) -> np.ndarray:
     feature = dataset.features[config.label_column]
     if isinstance(feature, ClassLabel):
         positive = feature.names.index(_positive_class(feature.names, config))
-        values = [None if value is None else int(value == positive) for value in values]
+        # -1 is what `datasets` keeps for "no label".
+        values = [None if value is None or value < 0 else int(value == positive) for value in values]
     elif config.positive_class is not None:
         held = f"{config.label_column!r} holds {feature.dtype} values"
         raise DataError(f"data.positive_class is for named classes: {held}")

@@ -52,6 +52,11 @@ def build_classifier(config: ModelConfig, seed: int) -> PreTrainedModel:
     return model
 
 
+def check_model(config: ModelConfig) -> None:
+    """Refuses what `build_classifier` would refuse, without loading weights."""
+    _architecture(config)
+
+
 def resolve_backbone(backbone: str) -> str:
     """`packaged:NAME` becomes the folder that comes with the package; anything else stays as it is."""
     if not backbone.startswith(PACKAGED_PREFIX):
@@ -121,6 +126,8 @@ def _architecture(config: ModelConfig) -> PreTrainedConfig:
             raise RecipeError(f"model.config: transformers refuses these values ({_one_line(error)})") from None
     else:
         source = resolve_backbone(config.backbone)
+        if config.revision is not None and Path(source).is_dir():
+            raise RecipeError(f"model.revision is for a backbone on the Hub: {config.backbone} is a folder")
         try:
             architecture = AutoConfig.from_pretrained(source, revision=config.revision)
         except (OSError, ValueError, StrictDataclassError) as error:

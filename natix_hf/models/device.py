@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -10,6 +12,19 @@ import torch
 def runs_on_cpu() -> bool:
     """Whether training here uses the CPU: there is no accelerator, or `accelerate launch --cpu` asked for it."""
     return not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """True float32 inside: on recent GPUs TF32 would round the inputs of convolutions and products to 10 bits, and the
+    logits of one model would differ between machines by far more than float32 does."""
+    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    before = convolutions.fp32_precision, products.fp32_precision
+    convolutions.fp32_precision = products.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision, products.fp32_precision = before
 
 
 def default_device() -> torch.device:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from natix_hf.models.classifier import head_of
+from natix_hf.models.device import full_float32
 from natix_hf.provenance.files import atomic_file, json_sha256
 
 View = tuple[Dataset[Any], Sequence[Any]]
@@ -59,7 +60,7 @@ def _settings(model: nn.Module) -> dict[str, str]:
 def cached_features(
     model: nn.Module, views: list[View], key: Any, batch_size: int, workers: int, device: torch.device
 ) -> np.ndarray:
-    """The input of the classifier layer for every view of every row: one forward pass per (model, rows, view), ever.
+    """The input of the classifier layer for every view of every row: one forward pass for equal arguments, ever.
 
     Args:
         views: `(dataset, keys)` pairs with equally many keys n; `dataset[key]` yields `pixel_values`.
@@ -85,7 +86,7 @@ def _compute(
     captured: list[torch.Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), full_float32():
             for number, (dataset, keys) in enumerate(views):
                 loader = DataLoader(dataset, sampler=keys, batch_size=batch_size, num_workers=workers)
                 start = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from natix_hf.errors import LeakageError, RunError, UsageError, VerificationError
 from natix_hf.phases.graph import PHASES, Phase, order_phases
-from natix_hf.provenance.files import ids_sha256, json_sha256, read_json, write_json
+from natix_hf.provenance.files import ids_sha256, json_sha256, read_json, remove_temporaries, write_json
 from natix_hf.provenance.manifest import MANIFEST, Draft, manifest_problems, read_manifest, write_manifest
 from natix_hf.recipe import Recipe
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 CHECKPOINTS = "checkpoints"
 ROWS_READ = "rows_read.json"
 IN_PROGRESS = "in_progress.json"
+_OF_THE_ATTEMPT = (CHECKPOINTS, IN_PROGRESS)
 
 
 @dataclass
@@ -66,9 +68,11 @@ class PhaseContext:
             raise LeakageError(f"{self.phase.folder} must not read rows of {role}: it may read {granted}")
 
     def begin(self) -> None:
-        """Clears what an earlier, different attempt left; the checkpoints of an equal attempt stay."""
+        """Makes room for this attempt: a finished result is set aside until `finish`, the checkpoints of an equal,
+        interrupted attempt stay, anything else goes."""
         self._draft = Draft(
             run_id=self.run_dir.name,
+            recipe=self.recipe.name,
             phase=self.phase.folder,
             section={name: self.recipe.section(name) for name in self.phase.sections},
             section_sha256=self.recipe.section_sha256(*self.phase.sections),
@@ -81,22 +85,68 @@ class PhaseContext:
             same = marker.is_file() and read_json(marker) == attempt
         except VerificationError:
             same = False
-        (self.folder / MANIFEST).unlink(missing_ok=True)
-        if not same and self.folder.exists():
+        if (self.folder / MANIFEST).is_file():
+            aside = _aside(self.folder)
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(self.folder, aside)
+        elif not same and self.folder.exists():
             shutil.rmtree(self.folder)
+        remove_temporaries(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(marker, attempt)
 
     def finish(self, metrics: dict[str, Any]) -> None:
-        """Writes the rows that were read, then the manifest, last."""
+        """Writes the rows that were read, then the manifest; only then do the checkpoints go."""
         assert self._draft is not None, "begin() comes before finish()"
-        shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
         write_json(self.folder / ROWS_READ, self._rows_read)
         self._draft.rows = {
             role: {"count": len(ids), "sha256": ids_sha256(ids)} for role, ids in self._rows_read.items()
         }
-        (self.folder / IN_PROGRESS).unlink(missing_ok=True)
-        write_manifest(self.folder, self._draft, metrics)
+        write_manifest(self.folder, self._draft, metrics, exclude=_OF_THE_ATTEMPT)
+        tidy(self.run_dir, self.phase)
+
+
+def tidy(run_dir: Path, phase: Phase) -> None:
+    """Removes what only an attempt needs from a finished phase; TensorBoard's curves move to the run folder."""
+    folder = run_dir / phase.folder
+    curves = folder / CHECKPOINTS / "runs"
+    if curves.is_dir():
+        shutil.copytree(curves, run_dir / "tensorboard" / phase.folder, dirs_exist_ok=True)
+    for leftover in (folder / CHECKPOINTS, _aside(folder)):
+        shutil.rmtree(leftover, ignore_errors=True)
+    (folder / IN_PROGRESS).unlink(missing_ok=True)
+
+
+def restore_set_aside(run_dir: Path, phase: Phase, recipe: Recipe) -> None:
+    """Brings back a finished result that an attempt with other settings set aside and never replaced."""
+    folder = run_dir / phase.folder
+    aside = _aside(folder)
+    if (folder / MANIFEST).is_file() or not (aside / MANIFEST).is_file():
+        return
+    if manifest_problems(aside):
+        return
+    if read_manifest(aside)["section_sha256"] == recipe.section_sha256(*phase.sections):
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(aside, folder)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.set_aside")
+
+
+def require_upstream(run_dir: Path, wanted: Sequence[int]) -> None:
+    """Raises `UsageError` if a wanted phase needs one that is neither wanted before it nor finished here."""
+    for number in wanted:
+        for above in PHASES[number].needs:
+            if above and above not in wanted and finished_digest(run_dir, PHASES[above]) is None:
+                raise _unfinished(PHASES[number], PHASES[above], run_dir)
+
+
+def _unfinished(phase: Phase, above: Phase, run_dir: Path) -> UsageError:
+    return UsageError(
+        f"phase {phase.number} needs phase {above.number}, which is not finished in {run_dir}: "
+        f"natix-hf run RECIPE --phases {above.number} --run-dir {run_dir}"
+    )
 
 
 def finished_digest(run_dir: Path, phase: Phase) -> str | None:
@@ -126,10 +176,7 @@ def upstream_digests(run_dir: Path, phase: Phase) -> dict[str, str]:
                 )
             digests[above.folder] = digest
         elif number in phase.needs:
-            raise UsageError(
-                f"phase {phase.number} needs phase {number}, which is not finished in {run_dir}: "
-                f"natix-hf run RECIPE --phases {number} --run-dir {run_dir}"
-            )
+            raise _unfinished(phase, above, run_dir)
     return digests
 
 

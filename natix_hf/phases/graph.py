@@ -39,7 +39,7 @@ PHASES: dict[int, Phase] = {
             1, "phase1_baseline", (0,), (), ("train", "val_select"), ("model", "phase1"), True, "train the baseline"
         ),
         Phase(2, "phase2_threshold", (0, 1), (), ("val_select",), ("phase2",), False, "champion and threshold"),
-        Phase(6, "phase6_export", (0, 2), (), ("test",), ("phase6",), False, "evaluate on test, build the bundle"),
+        Phase(6, "phase6_export", (0, 2), (), ("test",), ("phase6", "data.slices"), False, "test, build bundle"),
     )
 }
 ORDER = (0, 1, 4, 2, 3, 5, 6)

@@ -110,12 +110,25 @@ def ids_sha256(ids: Iterable[str]) -> str:
 
 def list_files(folder: Path) -> list[str]:
     """Every file under `folder` as a sorted relative POSIX path; unfinished temporary files are left out."""
-    found = []
-    for path in folder.rglob("*"):
-        relative = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(TEMPORARY_PREFIX) for part in relative.parts):
-            found.append(relative.as_posix())
-    return sorted(found)
+    found = (path for path in folder.rglob("*") if path.is_file() and not _unfinished(path, folder))
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def list_temporaries(folder: Path) -> list[str]:
+    """What interrupted writes left under `folder`: the topmost temporary files and folders, sorted."""
+    found = [path for path in folder.rglob(f"{TEMPORARY_PREFIX}*") if not _unfinished(path.parent, folder)]
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Sweeps up after writes that were killed."""
+    for name in list_temporaries(folder):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _unfinished(path: Path, folder: Path) -> bool:
+    return any(part.startswith(TEMPORARY_PREFIX) for part in path.relative_to(folder).parts)
 
 
 def folder_fingerprint(folder: Path) -> str:

@@ -26,6 +26,7 @@ class Draft:
     """What a phase knows about itself when it begins; `write_manifest` adds the files and the host."""
 
     run_id: str
+    recipe: str
     phase: str
     section: dict[str, Any]
     section_sha256: str
@@ -35,12 +36,20 @@ class Draft:
     started: float = field(default_factory=time.time)
 
 
-def write_manifest(folder: Path, draft: Draft, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Describes every file of `folder` and writes `manifest.json` last. Returns the manifest."""
-    files = describe_files(folder, (name for name in list_files(folder) if name != MANIFEST))
+def write_manifest(
+    folder: Path, draft: Draft, metrics: dict[str, Any], exclude: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Describes every file of `folder` and writes `manifest.json` last. Returns the manifest.
+
+    Args:
+        exclude: files and folders directly under `folder` that are no part of the result.
+    """
+    outside = (MANIFEST, *exclude)
+    files = describe_files(folder, (name for name in list_files(folder) if name.split("/")[0] not in outside))
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "run_id": draft.run_id,
+        "recipe": draft.recipe,
         "phase": draft.phase,
         "section": draft.section,
         "section_sha256": draft.section_sha256,

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from natix_hf.data.sampler import EpochSampler
@@ -85,13 +85,28 @@ class BaseTrainer(Trainer):
             self._data_wait, self._waiting_since = 0.0, now
         super().log(logs, start_time)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        if self.is_in_train:
+            self._require_finite_loss()
+        return super().evaluate(*args, **kwargs)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # Nothing is saved from a diverged run: its newest complete checkpoint must be one worth resuming from.
-        _require_finite(float(self._tr_loss), self.state.global_step, self.args.learning_rate)
-        super()._save_checkpoint(model, trial)
+        self._require_finite_loss()
+        # Trainer drops old checkpoints before this one is marked complete; a kill between the two would leave none.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            mark_complete(Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            folder = Path(str(self.args.output_dir))
+            mark_complete(folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint)
+
+    def _require_finite_loss(self) -> None:
+        _require_finite(float(self._tr_loss), self.state.global_step, self.args.learning_rate)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._load_weights(Path(resume_from_checkpoint), model)

@@ -20,7 +20,6 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "save_strategy": "epoch",
     "save_total_limit": 2,
     "metric_for_best_model": "mcc",
-    "greater_is_better": True,
     "load_best_model_at_end": True,
     "logging_steps": 20,
     "ddp_find_unused_parameters": False,
@@ -36,6 +35,9 @@ TRAINING_REFUSED: dict[str, str] = {
     "remove_unused_columns": "the Trainer keeps the columns it needs",
     "resume_from_checkpoint": "an interrupted phase continues by itself; see --run-dir",
     "logging_nan_inf_filter": "it would hide a NaN loss; a NaN always stops the run",
+    "data_seed": "`seed` decides the order of the rows and every view of them",
+    "batch_eval_metrics": "an epoch is scored on all its logits at once",
+    "prediction_loss_only": "an epoch is scored on its logits",
 }
 
 
@@ -53,7 +55,10 @@ class SupervisedConfig:
 
     def __post_init__(self) -> None:
         patience = self.early_stopping_patience
-        require(self.feature_views >= 1, "phase1.feature_views", self.feature_views, "at least 1")
+        views = self.feature_views
+        require(views >= 1, "phase1.feature_views", views, "at least 1")
+        require(views == 1 or self.adapter == "none", "phase1.feature_views", views, "1 unless adapter is none")
+        require(self.training.get("seed", 0) >= 0, "phase1.seed", self.training.get("seed"), "at least 0")
         require(patience is None or patience >= 1, "phase1.early_stopping_patience", patience, "at least 1, or null")
         for key in ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"):
             require(self.training.get(key, 1) > 0, f"phase1.{key}", self.training.get(key), "above 0")

@@ -43,6 +43,8 @@ def training_arguments(training: dict[str, Any], output_dir: Path) -> TrainingAr
         "logging_nan_inf_filter": False,
         "label_names": ["labels"],  # Trainer looks for it in forward(), where a head on features has none
         "disable_tqdm": not sys.stderr.isatty(),
+        "greater_is_better": not str(training.get("metric_for_best_model", "")).endswith(("loss", "nll")),
+        "restore_callback_states_from_checkpoint": True,  # early stopping goes on counting after a resume
     }
     try:
         arguments = TrainingArguments(output_dir=str(output_dir), **(settings | training))

@@ -97,6 +97,19 @@ def test_the_alphabet_does_not_decide_what_is_positive(tmp_path: Path) -> None:
         load_source(DataConfig(source=parquet_source(tmp_path / "numbers"), positive_class="roadwork"))
 
 
+def test_a_class_label_without_a_label_is_no_no(tmp_path: Path) -> None:
+    """`datasets` keeps -1 for a missing class."""
+    names = datasets.ClassLabel(names=["none", "roadwork"])
+    data = table([0, 1, -1]).cast_column("label", names)
+    with pytest.raises(DataError, match=r"row train/2 .* has label None"):
+        load_source(DataConfig(source=parquet(tmp_path, data)))
+
+
+def test_a_revision_of_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.revision is for a dataset on the Hub"):
+        load_source(DataConfig(source=parquet_source(tmp_path), revision="main"))
+
+
 def test_the_synthetic_source() -> None:
     config = DataConfig(synthetic=SyntheticConfig(videos=6, frames=2, image_size=16), group_by="video_info.vid_id")
     rows = load_source(config)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from natix_hf.pipeline import run_recipe
 from natix_hf.resources import resource_folder
 from natix_hf.verify import run_problems
 
@@ -57,6 +58,16 @@ def test_two_ranks_train_the_model_of_one_rank_with_accumulation(tiny_recipe_fil
     assert ids == ids_alone
     assert np.abs(z - z_alone).max() < 1e-5 and np.abs(z - z_alone).mean() < 1e-6
     assert np.ptp(z) > 1e-2, "the models are trained: their logits differ between rows"
+
+
+def test_natix_hf_run_launches_its_training_phases(tiny_recipe_file: Path, tmp_path: Path) -> None:
+    """The way `natix-hf run` takes on a machine with several GPUs, with the ranks on the CPU."""
+    config = resource_folder("accelerate_configs") / "cpu_2proc.yaml"
+    run = run_recipe(
+        str(tiny_recipe_file), [1, 2], tmp_path / "run with a space", config, ["phase1.num_train_epochs=1"]
+    )
+    assert json.loads((run / "phase1_baseline" / "manifest.json").read_text())["metrics"]["world_size"] == 2
+    assert run_problems(run) == []
 
 
 def test_a_phase_script_continues_the_newest_run_and_new_begins_another(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import TINY
 from torch.nn.functional import cross_entropy
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from natix_hf.data.config import AugmentConfig, DataConfig
 from natix_hf.data.rows import ImageData, load_image_data
@@ -22,7 +22,9 @@ from natix_hf.models.classifier import build_classifier, load_classifier
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import Preprocess, make_processor
 from natix_hf.trainers.base import COMPLETE, BaseTrainer, mark_complete, newest_complete_checkpoint
+from natix_hf.trainers.config import TRAINING_DEFAULTS
 from natix_hf.trainers.roadwork import EvaluationMetrics, RoadworkTrainer
+from natix_hf.trainers.supervised import training_arguments
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -284,6 +286,52 @@ def test_workers_draw_a_new_view_every_epoch(image_data: ImageData, tmp_path: Pa
     assert float(sum(s.double() for s in seen[:half])) != pytest.approx(float(expected), rel=1e-4)
 
 
+def test_a_checkpoint_is_complete_before_older_ones_go(
+    image_data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while the newest is written with save_total_limit 1: the one before must still be there."""
+    from natix_hf.trainers import base
+
+    def killed(checkpoint: Path) -> None:
+        if checkpoint.name == "checkpoint-18":
+            raise KeyboardInterrupt
+        mark_complete(checkpoint)
+
+    monkeypatch.setattr(base, "mark_complete", killed)
+    settings = {"save_total_limit": 1, "load_best_model_at_end": False, "eval_strategy": "no"}
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(image_data, tmp_path, **settings).train()
+    assert newest_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
+
+
+def test_a_nan_before_the_first_log_is_named_as_such(image_data: ImageData, tmp_path: Path) -> None:
+    """An epoch shorter than logging_steps is evaluated first, where NaN would look like bad data."""
+    trainer = make_trainer(image_data, tmp_path, logging_steps=1000, callbacks=[PoisonAt(3)])
+    with pytest.raises(RunError, match="loss is nan"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(("metric", "greater"), [("mcc", True), ("auroc", True), ("loss", False), ("eval_nll", False)])
+def test_the_best_checkpoint_is_the_best_by_its_metric(metric: str, greater: bool, tmp_path: Path) -> None:
+    training = TRAINING_DEFAULTS | {"metric_for_best_model": metric}
+    assert training_arguments(training, tmp_path).greater_is_better == greater
+    assert training_arguments(training | {"greater_is_better": not greater}, tmp_path).greater_is_better != greater
+
+
+def test_early_stopping_goes_on_counting_after_a_resume(image_data: ImageData, tmp_path: Path) -> None:
+    def trainer(*more: TrainerCallback) -> Any:
+        return make_trainer(
+            image_data, tmp_path, num_train_epochs=8, learning_rate=0.0, metric_for_best_model="mcc",
+            restore_callback_states_from_checkpoint=True, callbacks=[EarlyStoppingCallback(3), *more],
+        )  # fmt: skip
+
+    cut = trainer(StopAt(27))  # three epochs of nine steps: the first is the best, two without a better one
+    cut.train()
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=str(newest_complete_checkpoint(tmp_path)))
+    assert resumed.state.global_step == 36, "one more without a better score is the third"
+
+
 def test_drop_last_drops_no_evaluation_rows(image_data: ImageData, tmp_path: Path) -> None:
     """The 18 evaluation rows fill no batch of 64; Trainer would drop them all and fail for want of a metric."""
     trainer = make_trainer(image_data, tmp_path, dataloader_drop_last=True, per_device_eval_batch_size=64)
@@ -312,7 +360,7 @@ def test_the_loss_against_a_slow_reference(
     expected = 0.0
     for logits, label in zip(trainer.model(pixel_values=batch["pixel_values"]).logits, batch["labels"], strict=True):
         one = cross_entropy(logits[None], label[None], label_smoothing=smoothing)
-        expected += float(one) * (weights[int(label)] if weights else 1.0) / len(items)
+        expected += one.item() * (weights[int(label)] if weights else 1.0) / len(items)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
