@@ -86,7 +86,8 @@ def test_few_synthetic_videos(adapter: str, tmp_path: Path) -> None:
         },
         "model": {"config": TINY["vit"], "image_size": 28},
         "phase1": {
-            "adapter": adapter, "feature_views": 2, "num_train_epochs": 2, "dataloader_num_workers": 0,
+            "adapter": adapter, "feature_views": 2 if adapter == "none" else 1,
+            "num_train_epochs": 2, "dataloader_num_workers": 0,
             "early_stopping_patience": 1, "prior_by": "loss",
         },
         "phase2": {"n_resamples": 100},

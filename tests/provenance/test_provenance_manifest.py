@@ -25,6 +25,7 @@ from natix_hf.provenance.manifest import (
 def draft(**changes: Any) -> Draft:
     given: dict[str, Any] = {
         "run_id": "20260101T000000Z-000000",
+        "recipe": "tiny",
         "phase": "phase1_baseline",
         "section": {"phase1": {"learning_rate": 1e-4}},
         "section_sha256": "5" * 64,

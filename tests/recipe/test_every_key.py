@@ -167,6 +167,7 @@ EFFECTS: list[tuple[str, str, Any, Any]] = [
 ELSEWHERE = {
     ("data", "revision"): "test_revisions_reach_the_hub",
     ("data", "slices"): "test_slices",
+    ("data", "positive_class"): "test_positive_class",
     ("data", "on_overlap"): "test_on_overlap",
     ("data", "augment"): "a section",
     ("data", "synthetic"): "a section",
@@ -233,6 +234,13 @@ def test_slices(look: Callable[..., Any], sources: dict[str, str], _finished_run
     assert list(evaluation["slices"]) == TINY_RECIPE["data"]["slices"]
 
 
+def test_positive_class(parquet_source: Path) -> None:
+    from natix_hf.data.sources import load_source
+
+    with pytest.raises(DataError, match="positive_class is for named classes: 'label' holds int64"):
+        load_source(DataConfig(source=str(parquet_source), positive_class="roadwork"))
+
+
 @pytest.mark.parametrize("what", ["data", "model"])
 def test_revisions_reach_the_hub(what: str, monkeypatch: pytest.MonkeyPatch, sources: dict[str, str]) -> None:
     asked: list[Any] = []
@@ -283,7 +291,7 @@ TRAINING: dict[str, Any] = {
     # and some that have no default here
     "gradient_accumulation_steps": 4, "max_grad_norm": 0.3, "label_smoothing_factor": 0.1, "optim": "adafactor",
     "adam_beta2": 0.9, "max_steps": 12, "lr_scheduler_kwargs": {"num_cycles": 1}, "dataloader_prefetch_factor": None,
-    "data_seed": 3, "eval_steps": 5.0, "bf16_full_eval": True, "run_name": "mine", "use_cpu": True,
+    "eval_steps": 5.0, "bf16_full_eval": True, "run_name": "mine", "use_cpu": True,
     "disable_tqdm": True, "activation_checkpointing": True,
 }  # fmt: skip
 
