@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import sys
@@ -49,9 +50,10 @@ def training_arguments(training: dict[str, Any], output_dir: Path) -> TrainingAr
     try:
         arguments = TrainingArguments(output_dir=str(output_dir), **(settings | training))
     except (TypeError, ValueError, ImportError, RuntimeError) as error:
-        raise RecipeError(
-            f"phase1: transformers refuses these settings: {str(error).strip().splitlines()[0]}"
-        ) from None
+        reason = str(error).strip().splitlines()[0]
+        raise RecipeError(f"phase1: transformers refuses these settings: {reason}") from None
+    if "tensorboard" in (arguments.report_to or []) and importlib.util.find_spec("tensorboard") is None:
+        raise RecipeError("phase1.report_to: tensorboard is not installed: pip install 'natix_hf[tensorboard]'")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if arguments.world_size != launched:
         raise UsageError(
@@ -88,9 +90,7 @@ def train_classifier(
     arguments = training_arguments(config.training, checkpoints)
     preprocess = Preprocess(processor)
     seed = arguments.seed
-    views = TrainViews(
-        train, augment, processor.size["height"], processor.image_mean, processor.image_std, seed
-    )
+    views = TrainViews(train, augment, processor.size["height"], processor.image_mean, processor.image_std, seed)
     originals = OriginalViews(val_select, preprocess)
     trained: Any = model
     datasets: dict[str, Any] = {"train_dataset": views, "eval_dataset": originals}
