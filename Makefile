@@ -2,14 +2,29 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart test test-wheel test-lowest check clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/natix-hf run quickstart
 
 test: $(VENV)/installed-dev
 	$(BIN)/pytest -n 2 --dist loadgroup
+
+# As a user: the built wheel in an empty environment, the whole quickstart from an empty folder with empty caches.
+test-wheel:
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && set -x && \
+	$(PYTHON) -m venv "$$folder/venv" && pip="$$folder/venv/bin/pip --quiet" && \
+	$$pip wheel --no-deps --wheel-dir "$$folder" . && \
+	$$pip install --constraint constraints.txt torch && \
+	$$pip install --constraint constraints.txt "$$folder"/*.whl && \
+	mkdir "$$folder/empty" && cd "$$folder/empty" && export HF_HOME="$$folder/hf" && unset PYTHONPATH && \
+	"$$folder/venv/bin/natix-hf" run quickstart && "$$folder/venv/bin/natix-hf" verify outputs/quickstart/*
+
+# The suite on the lowest versions that pyproject.toml declares.
+test-lowest: $(LOWEST)/installed-dev
+	$(LOWEST)/bin/pytest -n 2 --dist loadgroup
 
 # Lint and types.
 check: $(VENV)/installed-dev
@@ -27,5 +42,12 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+$(LOWEST)/installed-dev: pyproject.toml tests/packaging/lowest.py
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(PYTHON) tests/packaging/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/constraints.txt torch
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/constraints.txt --editable ".[dev]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

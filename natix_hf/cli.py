@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from natix_hf.errors import NatixError, UsageError
-from natix_hf.reporting import fail, robust_streams, say
+from natix_hf.reporting import errors_in_one_line, fail, robust_streams, say
 
 app = typer.Typer(
     help="From images and a pretrained ViT to a deployable, calibrated roadwork classifier.",
@@ -131,15 +131,8 @@ def main(arguments: list[str] | None = None) -> Any:
     debug = "--debug" in given
     robust_streams()
     try:
-        return app(args=[argument for argument in given if argument != "--debug"], prog_name="natix-hf")
-    except NatixError as error:
-        if debug:
-            raise
-        fail(error)
-    except OSError as error:
-        if debug:
-            raise
-        fail(NatixError(f"{error.strerror or error} {error.filename or ''}".strip() + " (--debug shows where)"))
+        with errors_in_one_line(debug):
+            return app(args=[argument for argument in given if argument != "--debug"], prog_name="natix-hf")
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:  # what typer makes of Ctrl-C
             raise

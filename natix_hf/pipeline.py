@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from natix_hf.errors import NatixError, RunError, UsageError
+from natix_hf.errors import RunError, UsageError
 from natix_hf.phases.context import (
     PhaseContext,
     require_upstream,
@@ -24,7 +24,7 @@ from natix_hf.phases.context import (
 from natix_hf.phases.graph import PHASES, Phase, order_phases
 from natix_hf.provenance.runs import new_run, newest_run, open_run
 from natix_hf.recipe import Recipe, load_recipe
-from natix_hf.reporting import fail, robust_streams, say
+from natix_hf.reporting import errors_in_one_line, robust_streams, say
 from natix_hf.resources import resource_folder
 
 if TYPE_CHECKING:
@@ -100,12 +100,21 @@ def run_phase(
         context.begin()
     wait_for_everyone()  # no rank looks for a checkpoint before rank 0 has cleared what is stale
     import torch
+    from safetensors import SafetensorError
 
     try:
         metrics = importlib.import_module(phase.module).run(context)
+    except UsageError:  # bad input, found before work
+        if is_main:
+            context.put_back()
+        raise
     except torch.OutOfMemoryError as error:
         advice = "lower per_device_train_batch_size and raise gradient_accumulation_steps"
         raise RunError(f"phase {phase.number} ran out of memory ({str(error).splitlines()[0]}): {advice}") from None
+    except SafetensorError as error:  # what safetensors makes of a full disk
+        raise RunError(
+            f"phase {phase.number} could not write or read weights under {run_dir} ({error}): is there space left?"
+        ) from None
     if is_main:
         context.finish(metrics)
 
@@ -142,10 +151,12 @@ def _why_run(run_dir: Path, phase: Phase, recipe: Recipe) -> str | None:
 def _check_training(recipe: Recipe) -> None:
     """Lets transformers refuse model and settings before any work begins, not after every image was decoded."""
     from natix_hf.models.classifier import check_model
-    from natix_hf.trainers.supervised import training_arguments
+    from natix_hf.models.preprocess import make_processor
+    from natix_hf.trainers.supervised import check_training
 
-    training_arguments(recipe.phase1.training, OUTPUTS)
+    check_training(recipe.phase1.training, OUTPUTS)
     check_model(recipe.model)
+    make_processor(recipe.model)
 
 
 def _launch_options(accelerate_config: Path | None) -> list[str] | None:
@@ -182,12 +193,8 @@ def phase_script(number: int, arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override the recipe")
     given = parser.parse_intermixed_args(arguments)
     robust_streams()
-    try:
+    with errors_in_one_line(given.debug):
         _run_on_every_rank(number, given)
-    except NatixError as error:
-        if given.debug:
-            raise
-        fail(error)
 
 
 def _run_on_every_rank(number: int, given: argparse.Namespace) -> None:

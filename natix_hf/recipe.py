@@ -115,8 +115,8 @@ def packaged_recipes() -> list[Path]:
     return sorted(resource_folder("recipes").glob("*.yaml"))
 
 
-# PyYAML lets a ValueError out for a date such as 2026-13-45, and a TypeError for a list as a key.
-_NOT_YAML = (yaml.YAMLError, ValueError, TypeError)
+# PyYAML lets a ValueError out for a date such as 2026-13-45, a TypeError for a list as a key, and a RecursionError.
+_NOT_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)
 
 
 class _Loader(yaml.SafeLoader):
@@ -223,6 +223,8 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
             raise RecipeError(f"{key} is {value!r}: expected a section of keys")
         return _build(hint, value, where=f"{key}.")
     origin, arguments = get_origin(hint), get_args(hint)
+    if value is False and any("no" in [member.value for member in e] for e in (hint, *arguments) if _is_enum(e)):
+        value = "no"  # YAML 1.1 reads a bare `no` as false
     if origin in (Union, types.UnionType):
         if any(_is_enum(option) for option in arguments):  # transformers' `SchedulerType | str` takes no other text
             arguments = tuple(option for option in arguments if option is not str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -11,7 +12,7 @@ from natix_hf.data.config import AugmentConfig
 from natix_hf.data.images import tame_aspect
 
 # ITU-R 601 luma, as in PIL's own conversion to grey.
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_LUMA = (0.299, 0.587, 0.114)
 
 
 def augment(image: Image.Image, config: AugmentConfig, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -32,11 +33,14 @@ def augment(image: Image.Image, config: AugmentConfig, size: int, rng: np.random
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if config.blur and rng.random() < config.blur:
         view = view.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.1, 2.0)) * size / 224))
-    pixels = np.asarray(view, dtype=np.float32)
+    brightness, contrast, saturation = 1.0, 1.0, 1.0
     if config.jitter:
-        pixels = _jitter(pixels, config.jitter, rng)
+        brightness, contrast, saturation = (1 + rng.uniform(-config.jitter, config.jitter, 3)).tolist()
     if config.grey and rng.random() < config.grey:
-        pixels = np.repeat((pixels @ _LUMA)[..., None], 3, axis=2)
+        saturation = 0.0
+    if (brightness, contrast, saturation) != (1, 1, 1):
+        view = _recolour(view, brightness, contrast, saturation)
+    pixels = np.asarray(view, dtype=np.float32)
     if config.erase and rng.random() < config.erase:
         pixels = _erase(pixels, rng)
     return pixels
@@ -77,13 +81,20 @@ def _crop_box(
     return left, top, left + crop_width, top + crop_height
 
 
-def _jitter(pixels: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    brightness, contrast, saturation = 1 + rng.uniform(-strength, strength, 3).astype(np.float32)
-    grey = (pixels @ _LUMA)[..., None]
-    pixels = grey + (pixels - grey) * saturation
-    mean = float(grey.mean())
-    pixels = (mean + (pixels - mean) * contrast) * brightness
-    return np.clip(pixels, 0, 255, out=pixels)
+def _recolour(view: Image.Image, brightness: float, contrast: float, saturation: float) -> Image.Image:
+    """Scales the distance from each pixel's grey, then from the mean grey, then everything.
+
+    The three are one affine map of (R, G, B), which PIL applies in one pass over the bytes: in numpy they cost as much
+    as all the rest of a view.
+    """
+    red, green, blue = _LUMA
+    mean: Any = view.reduce(view.size).getpixel((0, 0))
+    shift = brightness * (1 - contrast) * (red * mean[0] + green * mean[1] + blue * mean[2])
+    own, grey = brightness * contrast * saturation, brightness * contrast * (1 - saturation)
+    red, green, blue = grey * red, grey * green, grey * blue
+    return view.convert(
+        "RGB", (own + red, green, blue, shift, red, own + green, blue, shift, red, green, own + blue, shift)
+    )
 
 
 def _erase(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -51,6 +51,7 @@ class DataConfig:
     label_rule: Literal["none", "scene_description"] = "none"  # the validator's: 1 needs a description, 0 has none
     slices: list[str] = field(default_factory=list)  # columns by whose values phase 6 breaks the test figures down
     on_overlap: Literal["drop", "error"] = "drop"
+    on_bad_image: Literal["error", "skip"] = "error"  # skip: rows whose image cannot be read are left out and listed
     target_prior: float | None = None  # share of label 1 that the model will meet; null: as found
     label_noise: float = 0.0  # share of train labels flipped on purpose
     cache_px: int = 256  # short side of the decode-once training cache; smaller images are kept as they are

@@ -9,43 +9,51 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import PIL
 
 from natix_hf.data.images import describe_cell, open_image, pixel_sha256, shrink, tame_aspect
+from natix_hf.errors import DataError
 from natix_hf.provenance.files import json_sha256
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 # Part of the cache's key: to be raised by whoever changes what decoding gives (here or in images.py).
-_DECODER = f"1, pillow {PIL.__version__}"
+_DECODER = f"2, pillow {PIL.__version__}"
 _ROWS_A_WORKER = 1000  # below this a second process costs more than it saves
 
 
-def decode_once(dataset: Dataset, ids: list[str], image_column: str, cache_px: int) -> Dataset:
+def decode_once(
+    dataset: Dataset,
+    ids: list[str],
+    image_column: str,
+    cache_px: int,
+    on_bad_image: Literal["error", "skip"] = "error",
+) -> Dataset:
     """Decodes every image once.
 
     Returns:
         A dataset aligned with `dataset`: `sha256` of the original pixels, and `pixels` (raw RGB bytes), `width`,
-        `height` of the copy whose short side is at most `cache_px`.
+        `height` of the copy whose short side is at most `cache_px`. Of an image that cannot be read, all of these are
+        null and `problem` says why; of any other, `problem` is null.
 
     Raises:
-        DataError: an image cannot be read; the line names its row.
+        DataError: an image cannot be read and `on_bad_image` is `error`; the line names its row.
     """
     from datasets import Features, Value, config
 
-    features = Features(
-        {"sha256": Value("string"), "width": Value("int32"), "height": Value("int32"), "pixels": Value("large_binary")}
-    )
+    kinds = {"sha256": "string", "width": "int32", "height": "int32", "pixels": "large_binary", "problem": "string"}
+    features = Features({name: Value(kind) for name, kind in kinds.items()})
+    # `on_bad_image` is no part of the key: a pass that ends well leaves the same file under both settings.
     key = json_sha256([dataset._fingerprint, ids, image_column, cache_px, _DECODER])[:32]
     workers = min(os.cpu_count() or 1, len(dataset) // _ROWS_A_WORKER)
-    return dataset.select_columns([image_column]).map(
+    decoded = dataset.select_columns([image_column]).map(
         _decode_row,
         with_indices=True,
-        fn_kwargs={"ids": ids, "image_column": image_column, "cache_px": cache_px},
+        fn_kwargs={"ids": ids, "image_column": image_column, "cache_px": cache_px, "strict": on_bad_image == "error"},
         features=features,
         remove_columns=[image_column],
         cache_file_name=str(Path(config.HF_DATASETS_CACHE) / "natix_hf" / f"decoded-{key}.arrow"),
@@ -54,16 +62,39 @@ def decode_once(dataset: Dataset, ids: list[str], image_column: str, cache_px: i
         writer_batch_size=200,
         desc="decoding images",
     )
+    if on_bad_image == "error":  # the file may be that of a run that skipped
+        for problem in decoded["problem"]:
+            if problem is not None:
+                raise _bad_image(problem)
+    return decoded
 
 
-def _decode_row(row: dict[str, Any], index: int, ids: list[str], image_column: str, cache_px: int) -> dict[str, Any]:
-    image = open_image(row[image_column], name=describe_cell(row[image_column], ids[index]))
+def _decode_row(
+    row: dict[str, Any], index: int, ids: list[str], image_column: str, cache_px: int, strict: bool
+) -> dict[str, Any]:
+    try:
+        image = open_image(row[image_column], name=describe_cell(row[image_column], ids[index]))
+    except DataError as error:
+        if strict:
+            raise _bad_image(str(error)) from None
+        return {"sha256": None, "width": None, "height": None, "pixels": None, "problem": str(error)}
     copy = shrink(tame_aspect(image), cache_px)
-    return {"sha256": pixel_sha256(image), "width": copy.width, "height": copy.height, "pixels": copy.tobytes()}
+    size = {"width": copy.width, "height": copy.height}
+    return {"sha256": pixel_sha256(image), **size, "pixels": copy.tobytes(), "problem": None}
 
 
-def pixels_of(arrow_rows: Dataset, index: int) -> np.ndarray:
-    """The training copy of one row of `decoded.with_format("arrow")`: read-only uint8 [H, W, 3] over the map."""
-    row = arrow_rows[index]
-    height, width = row["height"][0].as_py(), row["width"][0].as_py()
-    return np.frombuffer(row["pixels"][0].as_buffer(), dtype=np.uint8).reshape(height, width, 3)
+def _bad_image(problem: str) -> DataError:
+    return DataError(f"{problem}: repair it, or leave such rows out with data.on_bad_image=skip")
+
+
+def pixels_of(arrow_rows: Dataset, indices: list[int]) -> list[np.ndarray]:
+    """The training copies of rows of `decoded.with_format("arrow")`: read-only uint8 [H, W, 3] each.
+
+    Many rows at once: `datasets` takes longer to look one row up than to copy its pixels.
+    """
+    table = arrow_rows[indices]
+    sizes = zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True)
+    buffers = (pixels.as_buffer() for pixels in table["pixels"])
+    return [
+        np.frombuffer(buffer, dtype=np.uint8).reshape(*size, 3) for buffer, size in zip(buffers, sizes, strict=True)
+    ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from natix_hf.errors import DataError
 
@@ -39,6 +39,8 @@ def open_image(value: Any, name: str = "image") -> Image.Image:
             return to_rgb(image)
     except FileNotFoundError:
         raise DataError(f"{name}: there is no such file") from None
+    except UnidentifiedImageError:  # its own text holds the address of a buffer
+        raise DataError(f"{name} cannot be read as an image (it is of no known format)") from None
     except (OSError, ValueError, TypeError, AttributeError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} cannot be read as an image ({error})") from None
 

@@ -77,15 +77,17 @@ def load_image_data(config: DataConfig, splits: Splits | None = None) -> ImageDa
         DataError: as `load_source`, `decode_once` and `make_splits` say, or the source lacks a row of `splits`.
     """
     rows = load_source(config)
-    decoded = decode_once(rows.dataset, rows.ids, config.image_column, config.cache_px)
+    decoded = decode_once(rows.dataset, rows.ids, config.image_column, config.cache_px, config.on_bad_image)
+    problems = {row_id: why for row_id, why in zip(rows.ids, decoded["problem"], strict=True) if why is not None}
     if splits is None:
+        _require_readable(rows, problems, config.source)
         splits = make_splits(
             rows.ids,
             rows.labels,
             rows.groups,
             list(decoded["sha256"]),
             rows.official_test,
-            rows.left_out,
+            rows.left_out | {row_id: f"unreadable image: {why}" for row_id, why in problems.items()},
             seed=config.seed,
             on_overlap=config.on_overlap,
             label_noise=config.label_noise,
@@ -96,9 +98,24 @@ def load_image_data(config: DataConfig, splits: Splits | None = None) -> ImageDa
             raise DataError(
                 f"{config.source} lacks row {min(missing)} of splits.json: the source changed, begin a new run"
             )
+        lost = next((row_id for row_id in splits.ids if row_id in problems), None)
+        if lost is not None:
+            raise DataError(f"{problems[lost]}; when the rows were divided it could: repair it, or begin a new run")
         # Rows are known by their place; only the pictures show whether the source still is what was divided.
         now = dict(zip(rows.ids, decoded["sha256"], strict=True))
         other = next((i for i, digest in zip(splits.ids, splits.sha256, strict=True) if now[i] != digest), None)
         if other is not None:
             raise DataError(f"row {other} of {config.source} holds another picture now: begin a new run")
     return ImageData(config, rows, decoded, splits)
+
+
+def _require_readable(rows: SourceRows, problems: dict[str, str], source: str) -> None:
+    unreadable = np.array([row_id in problems for row_id in rows.ids])
+    for what, at in {
+        "images": np.ones(len(rows.ids), dtype=bool),
+        "images with label 0": rows.labels == 0,
+        "images with label 1": rows.labels == 1,
+    }.items():
+        if at.any() and unreadable[at].all():
+            first = problems[rows.ids[int(np.flatnonzero(at)[0])]]
+            raise DataError(f"none of the {at.sum()} {what} of {source} can be read ({first}): repair the source")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ def make_splits(
     ids: Sequence[str],
     labels: np.ndarray,
     groups: Sequence[str | None],
-    sha256: Sequence[str],
+    sha256: Sequence[str | None],
     official_test: np.ndarray,
     left_out: dict[str, str],
     seed: int,
@@ -73,7 +74,8 @@ def make_splits(
 
     Args:
         labels: int64 [n]. official_test: bool [n], rows of the source's own test split.
-        left_out: ids that the label rule refuses, with the reason.
+        sha256: digests of the pictures; of rows in `left_out` they may be None.
+        left_out: ids that the label rule refuses or whose image cannot be read, with the reason.
         on_overlap: what to do with a group or a picture that appears in two roles.
         label_noise: share of train labels to flip.
 
@@ -112,7 +114,7 @@ def make_splits(
         roles=[str(roles[i]) for i in at],
         groups=[own_groups[i] for i in at],
         labels=[int(used_labels[i]) for i in at],
-        sha256=[sha256[i] for i in at],
+        sha256=[str(sha256[i]) for i in at],
         dropped=dropped,
     )
     _require_both_classes(splits)
@@ -141,12 +143,12 @@ def _divide_groups(groups: list[str], labels: np.ndarray, shares: dict[str, floa
 
 
 def _overlaps(
-    at: list[int], ids: Sequence[str], roles: np.ndarray, groups: Sequence[str], sha256: Sequence[str]
+    at: list[int], ids: Sequence[str], roles: np.ndarray, groups: Sequence[str], sha256: Sequence[str | None]
 ) -> dict[int, str]:
     """Rows that must leave because their group or their picture is in a more protected role, with the reason."""
     reasons: dict[int, str] = {}
     for what, keys in (("group", groups), ("picture", sha256)):
-        strictest: dict[str, int] = {}
+        strictest: dict[str | None, int] = {}
         for i in at:
             if i not in reasons:
                 best = strictest.setdefault(keys[i], i)
@@ -171,11 +173,13 @@ def _require_both_classes(splits: Splits) -> None:
         if count["rows"] == 0:
             raise DataError(
                 f"no rows are left for {role}: the source has too few groups ({_group_total(splits)}) to divide"
+                + _besides(splits)
             )
         if count["positive_rows"] in (0, count["rows"]):
             missing = 1 if count["positive_rows"] == 0 else 0
             raise DataError(
                 f"{role} has no row with label {missing}: the source has too few groups of that class to divide"
+                + _besides(splits)
             )
 
 
@@ -183,14 +187,23 @@ def _group_total(splits: Splits) -> int:
     return len(set(splits.groups))
 
 
+def _besides(splits: Splits) -> str:
+    return f" (left out: {say_dropped(splits.dropped)})" if splits.dropped else ""
+
+
 def write_splits(path: Path, splits: Splits) -> None:
     columns = ("ids", "roles", "groups", "labels", "sha256", "dropped")
-    summary = {"schema": SCHEMA, "counts": splits.counts(), "dropped_reasons": dict(_kinds(splits.dropped))}
+    summary = {"schema": SCHEMA, "counts": splits.counts(), "dropped_reasons": dropped_reasons(splits.dropped)}
     write_json(path, summary | {name: getattr(splits, name) for name in columns})
 
 
-def _kinds(dropped: list[dict[str, str]]) -> Counter[str]:
-    return Counter(row["reason"].split(" as row ")[0] for row in dropped)
+def dropped_reasons(dropped: list[dict[str, str]]) -> dict[str, int]:
+    """How many rows were left out for which kind of reason."""
+    return dict(Counter(re.split(" as row |: ", row["reason"])[0] for row in dropped))
+
+
+def say_dropped(dropped: list[dict[str, str]]) -> str:
+    return ", ".join(f"{count} x {reason}" for reason, count in dropped_reasons(dropped).items())
 
 
 def read_splits(path: Path) -> Splits:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -32,22 +33,28 @@ class TrainViews(Dataset[Item]):
         self.labels = rows.labels
         self.config = config
         self.size = size
-        self.mean = np.asarray(mean, dtype=np.float32) * 255
-        self.std = np.asarray(std, dtype=np.float32) * 255
+        self.mean = np.asarray(mean, dtype=np.float32).reshape(3, 1, 1) * 255
+        self.std = np.asarray(std, dtype=np.float32).reshape(3, 1, 1) * 255
         self.seed = seed
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
-        epoch, row = key
-        rng = np.random.default_rng([self.seed, epoch, row])
-        view = augment(Image.fromarray(pixels_of(self.decoded, row)), self.config, self.size, rng)
-        normalised = (view - self.mean) / self.std
-        return {
-            "pixel_values": torch.from_numpy(normalised).permute(2, 0, 1).contiguous(),
-            "labels": int(self.labels[row]),
-        }
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Item]:
+        """A whole batch, as a DataLoader asks for it: what numpy and `datasets` cost a call is shared by its rows."""
+        copies = pixels_of(self.decoded, [row for _, row in keys])
+        pixels = np.empty((len(keys), 3, self.size, self.size), dtype=np.float32)
+        for place, (epoch, row) in enumerate(keys):
+            rng = np.random.default_rng([self.seed, epoch, row])
+            view = augment(Image.fromarray(copies[place]), self.config, self.size, rng)
+            pixels[place] = view.transpose(2, 0, 1)
+        pixels -= self.mean
+        pixels /= self.std
+        values = torch.from_numpy(pixels)
+        return [{"pixel_values": values[i], "labels": int(self.labels[row])} for i, (_, row) in enumerate(keys)]
 
 
 class OriginalViews(Dataset[Item]):
@@ -83,6 +90,22 @@ class FeatureViews(Dataset[Item]):
         return len(self.labels)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Item:
-        epoch, row = key if isinstance(key, tuple) else (0, key)
-        features = self.features[epoch % len(self.features), row]
-        return {"features": torch.from_numpy(np.array(features)), "labels": int(self.labels[row])}
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Item]:
+        """A whole batch, as a DataLoader asks for it."""
+        pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        views, rows = [epoch % len(self.features) for epoch, _ in pairs], [row for _, row in pairs]
+        values = torch.from_numpy(np.asarray(self.features)[views, rows])
+        return [{"features": values[i], "labels": int(self.labels[row])} for i, row in enumerate(rows)]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A spawned worker maps the file again; pickle would send it a copy of all features.
+        whole_file = isinstance(getattr(self.features, "base", None), mmap)
+        if isinstance(self.features, np.memmap) and whole_file:
+            return _map_features, (str(self.features.filename), self.labels)
+        return FeatureViews, (self.features, self.labels)
+
+
+def _map_features(path: str, labels: np.ndarray) -> FeatureViews:
+    return FeatureViews(np.load(path, mmap_mode="r"), labels)

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from transformers.utils import logging
 
 import natix_hf.models.dinov3  # noqa: F401  # registers the head that transformers lacks
-from natix_hf.errors import RecipeError, UsageError, VerificationError
+from natix_hf.errors import RecipeError, UsageError, VerificationError, require
 from natix_hf.models.config import ModelConfig
 from natix_hf.resources import resource_folder
 
@@ -53,8 +53,14 @@ def build_classifier(config: ModelConfig, seed: int) -> PreTrainedModel:
 
 
 def check_model(config: ModelConfig) -> None:
-    """Refuses what `build_classifier` would refuse, without loading weights."""
-    _architecture(config)
+    """Refuses, without loading weights, what `build_classifier` would refuse or what cannot take a picture."""
+    architecture = _architecture(config)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForImageClassification.from_config(architecture, dtype=torch.float32).train()
+            model(pixel_values=torch.zeros(2, 3, config.image_size, config.image_size))
+    except (ArithmeticError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RecipeError(f"model.config: no model can be made of these values ({_one_line(error)})") from None
 
 
 def resolve_backbone(backbone: str) -> str:
@@ -87,7 +93,7 @@ def load_strictly(model_class: Any, folder: Path) -> PreTrainedModel:
         model, info = model_class.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, use_safetensors=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise VerificationError(f"{folder} cannot be loaded as a model: {_first_line(error)}") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
@@ -148,6 +154,7 @@ def _architecture(config: ModelConfig) -> PreTrainedConfig:
                 setattr(architecture, key, value)
         except (StrictDataclassError, TypeError, ValueError) as error:
             raise RecipeError(f"model.config: transformers refuses these values ({_one_line(error)})") from None
+    _check_sizes(architecture)
     _check_image_size(architecture, config.image_size)
     return architecture
 
@@ -161,6 +168,16 @@ def _check_fields(architecture: PreTrainedConfig, given: dict[str, Any]) -> None
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f", did you mean {close[0]!r}?" if close else ""
             raise RecipeError(f"unknown key model.config.{key} for a {architecture.model_type}{hint}")
+
+
+def _check_sizes(architecture: PreTrainedConfig) -> None:
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+        value = getattr(architecture, key)
+        require(value >= 1, f"model.config.{key}", value, "at least 1")
+    width, heads = architecture.hidden_size, architecture.num_attention_heads
+    require(width % heads == 0, "model.config.hidden_size", width, f"a multiple of num_attention_heads, {heads}")
+    channels = architecture.num_channels
+    require(channels == 3, "model.config.num_channels", channels, "3, for images are RGB")
 
 
 def _check_image_size(architecture: PreTrainedConfig, image_size: int) -> None:
@@ -201,6 +218,9 @@ def _from_backbone(config: ModelConfig, architecture: PreTrainedConfig) -> PreTr
         raise UsageError(
             f"model.backbone: {config.backbone} lacks {len(lost)} tensors of its own architecture, as {lost[0]}"
         )
+    broken = next((name for name, weights in loaded.named_parameters() if not weights.isfinite().all()), None)
+    if broken is not None and not broken.startswith("classifier."):
+        raise UsageError(f"model.backbone: {config.backbone} holds NaN or infinity in {broken}: take another")
     _reset_head(head_of(loaded), architecture.initializer_range)
     return loaded
 

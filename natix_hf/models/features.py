@@ -71,8 +71,12 @@ def cached_features(
     """
     path = cache_folder() / "features" / f"{json_sha256([weights_sha256(model), _settings(model), key])}.npy"
     if not path.is_file():
-        with atomic_file(path) as temporary:
-            _compute(model.to(device).eval(), views, temporary, batch_size, workers, device)
+        try:
+            with atomic_file(path) as temporary:
+                _compute(model.to(device).eval(), views, temporary, batch_size, workers, device)
+        except PermissionError:
+            if not path.is_file():  # on Windows: a run beside this one was quicker and has it open, which is as good
+                raise
     cached: np.ndarray = np.load(path, mmap_mode="r")
     return cached
 
@@ -95,6 +99,7 @@ def _compute(
                     values = captured.pop().float().cpu().numpy()
                     features[number, start : start + len(values)] = values
                     start += len(values)
+        features.flush()
     finally:
         hook.remove()
-    features.flush()
+        del features  # Windows neither renames nor deletes a file that is mapped, if only by a traceback's frame

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 
 from natix_hf.data.images import centre_square, to_rgb
-from natix_hf.errors import UsageError
+from natix_hf.errors import UsageError, VerificationError
 from natix_hf.models.classifier import resolve_backbone
 from natix_hf.models.config import ModelConfig
 
@@ -54,7 +54,11 @@ def _normalisation(config: ModelConfig) -> tuple[list[float], list[float]]:
 
 def load_processor(folder: Path) -> Any:
     """The processor saved in a candidate or bundle, always with PIL: the same pixels on every machine."""
-    return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+    try:
+        return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise VerificationError(f"the preprocessor_config.json of {folder} cannot be used ({reason})") from None
 
 
 class Preprocess:

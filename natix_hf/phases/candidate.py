@@ -15,6 +15,7 @@ from natix_hf.bundle.inference import Inference
 from natix_hf.bundle.logits import LogitTable, write_logits
 from natix_hf.data.rows import Rows
 from natix_hf.data.views import OriginalViews
+from natix_hf.errors import RunError
 from natix_hf.provenance.files import atomic_folder, file_sha256
 
 MODEL = "model"
@@ -52,6 +53,9 @@ def compute_logits(candidate: Candidate, rows: Rows, workers: int = 1) -> LogitT
     """Logits of the original images by the saved folder, through the preprocessing of `predict`."""
     inference = Inference(candidate.model)
     logits = inference.logits(OriginalViews(rows, inference.preprocess), workers=workers, label=f"{rows.role} logits")
+    if not np.isfinite(logits).all():
+        first = rows.ids[int(np.flatnonzero(~np.isfinite(logits))[0])]
+        raise RunError(f"the model in {candidate.model} answers NaN, first to row {first}: lower learning_rate")
     return LogitTable(rows.ids, rows.groups, rows.labels, np.asarray(logits), candidate.sha256)
 
 

@@ -95,6 +95,12 @@ class PhaseContext:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(marker, attempt)
 
+    def put_back(self) -> None:
+        """Undoes `begin` where the attempt came to nothing: a finished result stands as before."""
+        if (_aside(self.folder) / MANIFEST).is_file() and not (self.folder / CHECKPOINTS).exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.replace(_aside(self.folder), self.folder)
+
     def finish(self, metrics: dict[str, Any]) -> None:
         """Writes the rows that were read, then the manifest; only then do the checkpoints go."""
         assert self._draft is not None, "begin() comes before finish()"
@@ -143,8 +149,9 @@ def require_upstream(run_dir: Path, wanted: Sequence[int]) -> None:
 
 
 def _unfinished(phase: Phase, above: Phase, run_dir: Path) -> UsageError:
+    state = "damaged" if (run_dir / above.folder / MANIFEST).is_file() else "not finished"
     return UsageError(
-        f"phase {phase.number} needs phase {above.number}, which is not finished in {run_dir}: "
+        f"phase {phase.number} needs phase {above.number}, which is {state} in {run_dir}: "
         f"natix-hf run RECIPE --phases {above.number} --run-dir {run_dir}"
     )
 

@@ -131,8 +131,8 @@ def git_state() -> dict[str, Any] | None:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=20)
-    return done.stdout.strip()
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=True, timeout=20)
+    return done.stdout.decode("utf-8", "replace").strip()
 
 
 def host_facts() -> dict[str, Any]:

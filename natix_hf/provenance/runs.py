@@ -43,7 +43,8 @@ def open_run(path: Path, recipe_name: str) -> Path:
         UsageError: `path` is a file, another recipe's run, or a folder with other things in it.
     """
     if (path / RUN_FILE).is_file():
-        recorded = read_json(path / RUN_FILE).get("recipe")
+        content = read_json(path / RUN_FILE)
+        recorded = content.get("recipe") if isinstance(content, dict) else None
         if recorded != recipe_name:
             raise UsageError(
                 f"--run-dir {path} holds a run of recipe {recorded!r}, not {recipe_name!r}: name another folder"

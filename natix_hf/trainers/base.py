@@ -23,7 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from natix_hf.data.sampler import EpochSampler
 from natix_hf.errors import RunError, VerificationError
 from natix_hf.models.classifier import load_strictly
-from natix_hf.provenance.files import describe_files, list_files, read_json, write_json
+from natix_hf.provenance.files import check_files, describe_files, list_files, read_json, write_json
 
 COMPLETE = "complete.json"
 
@@ -97,13 +97,25 @@ class BaseTrainer(Trainer):
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
+        except torch.OutOfMemoryError:
+            raise
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            raise RunError(
+                f"the checkpoint of step {self.state.global_step} could not be written to {self.args.output_dir} "
+                f"({str(error).splitlines()[0]}): free some space, the same --run-dir continues"
+            ) from None
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             folder = Path(str(self.args.output_dir))
-            mark_complete(folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self.save_extra(checkpoint)
+            mark_complete(checkpoint)
             rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint)
+
+    def save_extra(self, checkpoint: Path) -> None:
+        """For subclasses: writes what training holds beside weights, optimizer and state, before the marker."""
 
     def _require_finite_loss(self) -> None:
         _require_finite(float(self._tr_loss), self.state.global_step, self.args.learning_rate)
@@ -112,7 +124,10 @@ class BaseTrainer(Trainer):
         self._load_weights(Path(resume_from_checkpoint), model)
 
     def _load_best_model(self) -> None:
-        self._load_weights(Path(str(self.state.best_model_checkpoint)), None)
+        best = Path(str(self.state.best_model_checkpoint))
+        if (best / COMPLETE).is_file() and not _is_complete(best):
+            raise VerificationError(f"{best}, the best epoch, was damaged: remove {best.parent} and train again")
+        self._load_weights(best, None)
 
     def _load_weights(self, checkpoint: Path, model: nn.Module | None) -> None:
         # Checkpoints of ViT and DINOv2 carry the Hub's key names, the live modules other ones; Trainer loads with
@@ -154,24 +169,18 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def newest_complete_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the most steps whose marker was written and whose files are all there, or None.
+    """The checkpoint with the most steps whose marker was written and whose files are what it says, or None.
 
     Trainer writes checkpoints in place and its own `get_last_checkpoint` trusts the folder's name.
     """
-    found = []
-    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        steps = path.name.rpartition("-")[2]
-        if steps.isdigit() and _is_complete(path):
-            found.append((int(steps), path))
-    return max(found)[1] if found else None
+    numbered = [(path.name.rpartition("-")[2], path) for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
+    newest_first = sorted(((int(steps), path) for steps, path in numbered if steps.isdigit()), reverse=True)
+    return next((path for _, path in newest_first if _is_complete(path)), None)
 
 
 def _is_complete(checkpoint: Path) -> bool:
+    """By checksum: weights with a flipped byte load without a word."""
     try:
-        described = read_json(checkpoint / COMPLETE)["files"]
-    except VerificationError:
+        return not check_files(checkpoint, read_json(checkpoint / COMPLETE)["files"])
+    except (VerificationError, AttributeError, KeyError, TypeError):
         return False
-    return all(
-        (checkpoint / name).is_file() and (checkpoint / name).stat().st_size == facts["size"]
-        for name, facts in described.items()
-    )

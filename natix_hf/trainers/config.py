@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,6 +40,20 @@ TRAINING_REFUSED: dict[str, str] = {
     "batch_eval_metrics": "an epoch is scored on all its logits at once",
     "prediction_loss_only": "an epoch is scored on its logits",
 }
+# What `EvaluationMetrics` and the Trainer give to choose the best epoch by.
+SCORES = ("mcc", "mcc_at_half", "auroc", "nll", "loss")
+# Bounds that transformers does not check, or checks after every image was decoded: (keys, least, most).
+_BOUNDS: tuple[tuple[tuple[str, ...], float, float], ...] = (
+    (("gradient_accumulation_steps", "eval_accumulation_steps", "save_total_limit", "ddp_timeout"), 1, math.inf),
+    (("weight_decay", "max_grad_norm", "warmup_steps", "adam_epsilon", "dataloader_num_workers"), 0, math.inf),
+    (("eval_delay",), 0, math.inf),
+    (("seed",), 0, 2**32 - 1),
+)
+_ABOVE_0 = (
+    *("learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"),
+    *("logging_steps", "eval_steps", "save_steps"),
+)
+_BELOW_1 = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,7 @@ class SupervisedConfig:
     )
     feature_views: int = 1  # views a row for `adapter: none`: the first as predict sees it, the others augmented
     early_stopping_patience: int | None = None  # evaluations without a better score before training stops
+    ema_decay: float | None = None  # keep an average of the weights, over about 1 / (1 - ema_decay) steps; null: off
     prior_by: Literal["sampler", "loss"] = "sampler"  # how training meets data.target_prior
     training: dict[str, Any] = field(default_factory=dict)  # filled with the TrainingArguments fields of the section
 
@@ -58,7 +74,30 @@ class SupervisedConfig:
         views = self.feature_views
         require(views >= 1, "phase1.feature_views", views, "at least 1")
         require(views == 1 or self.adapter == "none", "phase1.feature_views", views, "1 unless adapter is none")
-        require(self.training.get("seed", 0) >= 0, "phase1.seed", self.training.get("seed"), "at least 0")
+        decay = self.ema_decay
+        require(decay is None or 0 < decay < 1, "phase1.ema_decay", decay, "a share between 0 and 1, or null")
         require(patience is None or patience >= 1, "phase1.early_stopping_patience", patience, "at least 1, or null")
-        for key in ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"):
-            require(self.training.get(key, 1) > 0, f"phase1.{key}", self.training.get(key), "above 0")
+        self._require_sane_training()
+
+    def _require_sane_training(self) -> None:
+        given = {key: value for key, value in self.training.items() if value is not None}
+        for keys, least, most in _BOUNDS:
+            allowed = f"at least {least}" if most == math.inf else f"{least} to {most}"
+            for key in keys:
+                require(least <= given.get(key, least) <= most, f"phase1.{key}", given.get(key), allowed)
+        for key in _ABOVE_0:
+            require(given.get(key, 1) > 0, f"phase1.{key}", given.get(key), "above 0")
+        for key in _BELOW_1:
+            require(0 <= given.get(key, 0) < 1, f"phase1.{key}", given.get(key), "0 to below 1")
+        steps = given.get("max_steps", -1)
+        require(steps == -1 or steps >= 1, "phase1.max_steps", steps, "at least 1, or -1 for num_train_epochs")
+        score = given.get("metric_for_best_model")
+        known = score is None or str(score).removeprefix("eval_") in SCORES
+        require(known, "phase1.metric_for_best_model", score, " | ".join(SCORES))
+        if self.early_stopping_patience is not None:
+            require(
+                score is not None, "phase1.metric_for_best_model", None, "a score where early_stopping_patience is set"
+            )
+            strategy = given.get("eval_strategy")
+            needed = "epoch or steps where early_stopping_patience is set"
+            require(strategy != "no", "phase1.eval_strategy", strategy, needed)

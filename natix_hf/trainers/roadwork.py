@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import EvalPrediction
 
+from natix_hf.errors import RunError
 from natix_hf.metrics import compute_metrics, prior_weights, select_threshold
 from natix_hf.models.classifier import logit_difference
+from natix_hf.trainers.average import WeightAverage
 from natix_hf.trainers.base import BaseTrainer
 
 
@@ -20,13 +23,46 @@ class RoadworkTrainer(BaseTrainer):
 
     Args:
         class_weights: [weight of label 0, weight of label 1]; None: equal.
+        ema_decay: score, choose and keep an average of the weights (`WeightAverage`); None: the weights themselves.
 
     Expects `labels` in every batch; the model returns `logits` [n, 2]. `label_smoothing_factor` is honoured.
     """
 
-    def __init__(self, *args: Any, class_weights: list[float] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, class_weights: list[float] | None = None, ema_decay: float | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._class_weights = class_weights
+        trained: Any = self.model
+        self._average = WeightAverage(trained, ema_decay) if ema_decay is not None else None
+        if self._average is not None:
+            self.add_callback(self._average)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        outcome = super().train(*args, **kwargs)
+        if self._average is not None:
+            self._average.copy_to_model()
+        return outcome
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        if self._average is None or not self.is_in_train:
+            return super().evaluate(*args, **kwargs)
+        with self._average.applied():
+            return super().evaluate(*args, **kwargs)
+
+    def save_extra(self, checkpoint: Path) -> None:
+        if self._average is not None:
+            self._average.save(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._average is not None:
+            self._average.load(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self._average is not None:
+            self._average.load(Path(str(self.state.best_model_checkpoint)))
 
     def compute_loss(
         self,
@@ -56,6 +92,8 @@ class EvaluationMetrics:
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         z = logit_difference(np.asarray(prediction.predictions))
+        if not np.isfinite(z).all():  # the last loss may still have been finite
+            raise RunError("training diverged, the model answers NaN in evaluation: lower learning_rate")
         labels = np.asarray(prediction.label_ids)
         probabilities = 1 / (1 + np.exp(-z))
         weights = prior_weights(labels, self.target_prior)

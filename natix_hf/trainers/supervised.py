@@ -11,8 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainingArguments, get_scheduler
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.training_args import OptimizerNames
 
 from natix_hf.data.config import AugmentConfig
 from natix_hf.data.rows import Rows
@@ -37,6 +40,8 @@ def training_arguments(training: dict[str, Any], output_dir: Path) -> TrainingAr
         RecipeError: transformers refuses the values. UsageError: the process was launched wrongly.
     """
     on_cpu = runs_on_cpu()
+    if on_cpu and training.get("fp16"):
+        raise RecipeError("phase1.fp16 needs a GPU: use bf16, or leave it out")
     settings: dict[str, Any] = {
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,
@@ -50,8 +55,7 @@ def training_arguments(training: dict[str, Any], output_dir: Path) -> TrainingAr
     try:
         arguments = TrainingArguments(output_dir=str(output_dir), **(settings | training))
     except (TypeError, ValueError, ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RecipeError(f"phase1: transformers refuses these settings: {reason}") from None
+        raise _refused(error) from None
     if "tensorboard" in (arguments.report_to or []) and importlib.util.find_spec("tensorboard") is None:
         raise RecipeError("phase1.report_to: tensorboard is not installed: pip install 'natix_hf[tensorboard]'")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -65,6 +69,29 @@ def training_arguments(training: dict[str, Any], output_dir: Path) -> TrainingAr
             "or show it one GPU with CUDA_VISIBLE_DEVICES=0"
         )
     return arguments
+
+
+def check_training(training: dict[str, Any], output_dir: Path) -> None:
+    """Refuses settings that transformers would refuse only when training begins: optimizer, schedule, reporting."""
+    arguments = training_arguments(training, output_dir)
+    try:
+        for report in get_reporting_integration_callbacks(arguments.report_to):
+            report()
+        if not OptimizerNames(arguments.optim).value.startswith(_NEED_A_MODEL):
+            make, settings = RoadworkTrainer.get_optimizer_cls_and_kwargs(arguments)
+            optimizer, schedule = make([nn.Parameter(torch.zeros(1))], **settings), arguments.lr_scheduler_type
+            extra: Any = arguments.lr_scheduler_kwargs
+            get_scheduler(schedule, optimizer, arguments.get_warmup_steps(100), 100, extra)
+    except (TypeError, ValueError, ImportError, RuntimeError) as error:
+        raise _refused(error) from None
+
+
+# Optimizers that look into the model.
+_NEED_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
+
+
+def _refused(error: Exception) -> RecipeError:
+    return RecipeError(f"phase1: transformers refuses these settings: {str(error).strip().splitlines()[0]}")
 
 
 def train_classifier(
@@ -97,18 +124,30 @@ def train_classifier(
     if config.adapter == "none":
         trained = Head(head_of(model))
         datasets = _feature_datasets(model, processor, train, val_select, views, originals, config, augment, arguments)
+        # To read a batch of features takes less than a worker takes to hand it over.
+        arguments.dataloader_num_workers, arguments.dataloader_persistent_workers = 0, False
     by_sampler = target_prior is not None and config.prior_by == "sampler"
     by_loss = target_prior is not None and config.prior_by == "loss"
     patience = config.early_stopping_patience
-    trainer = RoadworkTrainer(
-        model=trained,
-        args=arguments,
-        train_sampler=EpochSampler(train.labels, seed, target_prior if by_sampler else None),
-        class_weights=_class_weights(train, target_prior) if by_loss else None,
-        compute_metrics=EvaluationMetrics(target_prior),
-        callbacks=[EarlyStoppingCallback(patience)] if patience is not None else [],
-        **datasets,
-    )
+    batch = arguments.per_device_train_batch_size * arguments.world_size
+    if arguments.dataloader_drop_last and len(train) < batch:
+        raise UsageError(
+            f"phase1.dataloader_drop_last leaves nothing of {len(train)} train rows in batches of {batch}: "
+            "lower per_device_train_batch_size"
+        )
+    try:
+        trainer = RoadworkTrainer(
+            model=trained,
+            args=arguments,
+            train_sampler=EpochSampler(train.labels, seed, target_prior if by_sampler else None),
+            class_weights=_class_weights(train, target_prior) if by_loss else None,
+            ema_decay=config.ema_decay,
+            compute_metrics=EvaluationMetrics(target_prior),
+            callbacks=[EarlyStoppingCallback(patience)] if patience is not None else [],
+            **datasets,
+        )
+    except (ImportError, ValueError) as error:
+        raise _refused(error) from None
     resume = newest_complete_checkpoint(checkpoints)
     begin = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)

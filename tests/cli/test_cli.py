@@ -7,32 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import Command
 from PIL import Image
 
 from natix_hf import cli
 from natix_hf.errors import NatixError
 from natix_hf.recipe import packaged_recipes
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command in this process: exit code, output, errors."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main([str(argument) for argument in arguments])
-        seen = capsys.readouterr()
-        code = caught.value.code
-        return (code if isinstance(code, int) else 0), seen.out, seen.err
-
-    return run
 
 
 def _one_line(errors: str) -> str:

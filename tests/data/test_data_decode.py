@@ -66,13 +66,13 @@ def test_digest_and_copy_equal_a_direct_computation(tmp_path: Path) -> None:
     arrow = rows.with_format("arrow")
     for index, image in enumerate(pictures()):
         assert rows[index]["sha256"] == pixel_sha256(image), "of the original, not of the copy"
-        copy = pixels_of(arrow, index)
+        copy = pixels_of(arrow, [index])[0]
         assert (copy.shape[1], copy.shape[0]) == (rows[index]["width"], rows[index]["height"])
         assert min(copy.shape[:2]) == min(16, min(image.size))
         if image.size != (100, 10):  # 10 : 1 is beyond what is resized as it is: its centre square stays
             assert (copy == np.asarray(shrink(image, 16))).all()
-    assert pixels_of(arrow, 3).shape == (10, 10, 3)
-    assert (pixels_of(arrow, 0) == np.asarray(pictures()[0])).all(), "a smaller image is kept as it is"
+    assert pixels_of(arrow, [3])[0].shape == (10, 10, 3)
+    assert (pixels_of(arrow, [0])[0] == np.asarray(pictures()[0])).all(), "a smaller image is kept as it is"
 
 
 def test_the_second_call_reads_the_cache(tmp_path: Path, decoded_rows: list[int]) -> None:

@@ -1,58 +1,149 @@
-"""The recipes for the real thing, with their Hub names pointed at small local stand-ins: the same loading code."""
+"""Every recipe that comes with the package, run for a few steps through the real loading code.
+
+Where a recipe names data or weights that are not here, it is pointed at small local stand-ins of the same schema; all
+else is as the recipe says.
+"""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from conftest import TINY, write_parquet_source
+from conftest import TINY, png_bytes, striped_image
 from transformers import AutoConfig, AutoModel
 
+from natix_hf.data.splits import leaks_between_roles, read_splits
 from natix_hf.models.classifier import build_classifier, load_classifier
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import make_processor
 from natix_hf.pipeline import run_recipe
+from natix_hf.recipe import load_recipe, packaged_recipes
 from natix_hf.verify import run_problems
 
-ARCHITECTURE = {
-    "roadwork_dinov2_base": "dinov2",
-    "roadwork_dinov2_large": "dinov2",
-    "roadwork_dinov3": "dinov3_vit",
+FEW_STEPS = ["phase1.max_steps=3", "phase1.dataloader_num_workers=0", "phase6.n_resamples=100"]
+# The architecture behind each Hub id, tiny; patch and image size of the checkpoint's own config are kept.
+HUB_BACKBONES: dict[str, dict[str, Any]] = {
+    "facebook/dinov2-base": TINY["dinov2"] | {"image_size": 518},
+    "facebook/dinov2-large": TINY["dinov2"] | {"image_size": 518},
+    "facebook/dinov3-vitb16-pretrain-lvd1689m": TINY["dinov3_vit"] | {"patch_size": 16, "image_size": 224},
 }
+# Columns of natix-network-org/roadwork beside the image, with a value for row i of a video.
+ROADWORK_COLUMNS: dict[str, Any] = {
+    "id": lambda label, video, frame: f"{video}-{frame}",
+    "width": lambda label, video, frame: 36,
+    "height": lambda label, video, frame: 30,
+    "gps": lambda label, video, frame: "40.4406,-79.9959" if frame else None,
+    "city_name": lambda label, video, frame: "pittsburgh" if len(video) % 2 else "columbus",
+    "scene_description": lambda label, video, frame: "cones beside the road" if label else "",
+    "video_info.frame_id": lambda label, video, frame: frame,
+    "video_info.seq_id": lambda label, video, frame: 0,
+    "video_info.vid_id": lambda label, video, frame: video,
+    "scene_level_tags.daytime": lambda label, video, frame: "Light" if frame else "Dark",
+    "scene_level_tags.scene_environment": lambda label, video, frame: "Urban",
+    "scene_level_tags.travel_alteration": lambda label, video, frame: "None" if frame else None,
+    "scene_level_tags.weather": lambda label, video, frame: "Sunny" if label else "Cloudy",
+    "label": lambda label, video, frame: label,
+}
+COLUMNS = ROADWORK_COLUMNS | {"kind": lambda label, video, frame: "shirt" if label else "coat"}
+SCHEMAS = {
+    "natix-network-org/roadwork": list(ROADWORK_COLUMNS),
+    "../shared/data/gtsrb_roadwork": ["id", "label", "scene_description", "video_info.vid_id", "video_info.frame_id"],
+    "../shared/data/fashion_shirt": ["id", "label", "scene_description", "kind"],
+}
+TRAIN_VIDEOS, TEST_VIDEOS, SHARED_VIDEOS, FRAMES = 48, 12, 2, 2
 
 
-@pytest.fixture(scope="module")
-def hub_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As natix-network-org/roadwork: sorted by class, 83 % positive, dotted columns, an official test split."""
-    folder = tmp_path_factory.mktemp("roadwork")
-    return write_parquet_source(folder, groups=48, frames=2, positive_share=0.83, official_test=12)
+def write_stand_in(folder: Path, columns: list[str]) -> Path:
+    """As the Hub's dataset: sorted by class, 83 % positive, an official test split.
+
+    Planted overlap: the last two videos of train are the last two of test as well, where there are videos, and one
+    picture of train stands in test again.
+    """
+    import datasets
+
+    rng = np.random.default_rng(0)
+    whole = {"width", "height", "label", "video_info.frame_id", "video_info.seq_id"}
+    features = datasets.Features(
+        {name: datasets.Value("int64" if name in whole else "string") for name in columns}
+        | {"image": datasets.Image()}
+    )
+    (folder / "data").mkdir(parents=True)
+    twice = png_bytes(striped_image(1, rng))
+    for split, videos in {"train": TRAIN_VIDEOS, "test": TEST_VIDEOS}.items():
+        rows: dict[str, list[Any]] = {name: [] for name in features}
+        for number in range(videos):
+            label = int(number >= round(0.17 * videos))
+            from_train = split == "test" and number >= videos - SHARED_VIDEOS
+            video = f"train-{TRAIN_VIDEOS - videos + number}" if from_train else f"{split}-{number}"
+            for frame in range(FRAMES):
+                picture = twice if (number, frame) == (videos // 2, 0) else png_bytes(striped_image(label, rng))
+                rows["image"].append({"bytes": picture, "path": None})
+                for name in columns:
+                    rows[name].append(COLUMNS[name](label, video, frame))
+        table = datasets.Dataset.from_dict(rows, features=features)
+        table.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    return folder
 
 
-@pytest.mark.parametrize("recipe", ARCHITECTURE)
-def test_a_real_recipe_runs_on_stand_ins(recipe: str, hub_dataset: Path, tmp_path: Path) -> None:
-    architecture = ARCHITECTURE[recipe]
-    backbone = tmp_path / "backbone"
-    settings = {key: value for key, value in TINY[architecture].items() if key != "model_type"}
-    AutoModel.from_config(AutoConfig.for_model(architecture, **settings, image_size=28)).save_pretrained(backbone)
-    make_processor(ModelConfig(config=TINY[architecture], image_size=28)).save_pretrained(backbone)
-    overrides = [f"data.source={hub_dataset}", f"model.backbone={backbone}", "model.image_size=28", "data.cache_px=32"]
-    overrides += [
-        "data.slices=[scene_level_tags.weather]",
-        "phase1.num_train_epochs=1",
-        "phase1.dataloader_num_workers=0",
-    ]
-    overrides += ["phase1.per_device_train_batch_size=16", "phase6.n_resamples=100"]
-    run = run_recipe(recipe, run_dir=tmp_path / "run", overrides=overrides)
+def write_backbone(folder: Path, settings: dict[str, Any]) -> Path:
+    fields = {key: value for key, value in settings.items() if key != "model_type"}
+    AutoModel.from_config(AutoConfig.for_model(settings["model_type"], **fields)).save_pretrained(folder)
+    make_processor(ModelConfig(config=settings, image_size=224)).save_pretrained(folder)
+    return folder
+
+
+def test_there_is_a_stand_in_for_every_name() -> None:
+    for recipe in map(load_recipe, (path.stem for path in packaged_recipes())):
+        assert recipe.data.source in ("synthetic", *SCHEMAS)
+        backbone = recipe.model.backbone
+        assert backbone is None or backbone.startswith("packaged:") or backbone in HUB_BACKBONES
+
+
+@pytest.mark.parametrize("name", [path.stem for path in packaged_recipes()])
+def test_a_recipe_runs_on_stand_ins(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    overrides = list(FEW_STEPS)
+    if recipe.data.source == "synthetic":
+        overrides += ["data.synthetic.videos=60", "data.synthetic.frames=2"]
+    else:
+        source = write_stand_in(tmp_path / "source", SCHEMAS[recipe.data.source])
+        overrides.append(f"data.source={source}")
+    if recipe.model.backbone in HUB_BACKBONES:
+        backbone = write_backbone(tmp_path / "backbone", HUB_BACKBONES[recipe.model.backbone])
+        overrides.append(f"model.backbone={backbone}")
+    run = run_recipe(name, run_dir=tmp_path / "run", overrides=overrides)
     assert run_problems(run) == []
-    policy = json.loads((run / "phase6_export" / "bundle" / "policy.json").read_text())
-    evaluation = json.loads((run / "phase6_export" / "evaluation.json").read_text())
-    assert evaluation["rows"] == 24 and evaluation["at_target_prior"]["target_prior"] == 0.5
-    assert set(evaluation["slices"]) == {"scene_level_tags.weather"}
-    assert policy["fold"] == "decision"
+    manifest = json.loads((run / "phase1_baseline" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["metrics"]["steps"] == 3
     # bf16 is for autocast: what is stored is float32.
-    candidate = load_classifier(run / "phase1_baseline" / "model")
-    assert json.loads((run / "phase1_baseline" / "model" / "config.json").read_text())["dtype"] == "float32"
-    start = build_classifier(ModelConfig(backbone=str(backbone), image_size=28), seed=0).state_dict()
-    moved = {n for n, t in candidate.state_dict().items() if not n.startswith("classifier.") and not t.equal(start[n])}
-    assert bool(moved) == (recipe != "roadwork_dinov2_large"), "adapter: none leaves the backbone bit-equal"
+    config = json.loads((run / "phase1_baseline" / "model" / "config.json").read_text(encoding="utf-8"))
+    assert config["dtype"] == "float32"
+    if recipe.data.source in SCHEMAS:
+        check_splits(run, grouped=recipe.data.group_by is not None)
+    if 6 in recipe.phases:
+        evaluation = json.loads((run / "phase6_export" / "evaluation.json").read_text(encoding="utf-8"))
+        assert set(evaluation["slices"]) == set(recipe.data.slices)
+        assert ("at_target_prior" in evaluation) == (recipe.data.target_prior is not None)
+    if recipe.model.backbone in HUB_BACKBONES:
+        check_weights(run, backbone, recipe.phase1.adapter)
+
+
+def check_splits(run: Path, grouped: bool) -> None:
+    """The official test split is whole, and what overlaps with it has left the training side."""
+    splits = read_splits(run / "phase0_data" / "splits.json")
+    assert leaks_between_roles(splits) == []
+    assert len(splits.ids_of("test")) == TEST_VIDEOS * FRAMES
+    reasons = Counter(row["reason"].split(" is in test")[0] for row in splits.dropped)
+    assert reasons == ({"the same group": SHARED_VIDEOS * FRAMES} if grouped else {}) | {"the same picture": 1}
+
+
+def check_weights(run: Path, backbone: Path, adapter: str) -> None:
+    """`adapter: full` moves the backbone, `none` leaves it bit-equal."""
+    candidate = load_classifier(run / "phase1_baseline" / "model").state_dict()
+    start = build_classifier(ModelConfig(backbone=str(backbone), image_size=224), seed=0).state_dict()
+    moved = [n for n, t in candidate.items() if not n.startswith("classifier.") and not t.equal(start[n])]
+    assert bool(moved) == (adapter == "full")

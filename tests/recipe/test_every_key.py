@@ -161,6 +161,7 @@ EFFECTS: list[tuple[str, str, Any, Any]] = [
     ("phase1", "adapter", "none", lambda s: type(s.trained).__name__),
     ("phase1", "feature_views", 3, (("phase1", "adapter", "none"), lambda s: s.train_dataset.features.shape)),
     ("phase1", "early_stopping_patience", 2, lambda s: [c.early_stopping_patience for c in s.callbacks]),
+    ("phase1", "ema_decay", 0.9, lambda s: s.ema_decay),
     ("phase1", "prior_by", "loss", (PRIOR, lambda s: (s.class_weights, round(_positives(s), 1)))),
 ]  # fmt: skip
 # These are seen elsewhere in this file, by the test named.
@@ -169,6 +170,7 @@ ELSEWHERE = {
     ("data", "slices"): "test_slices",
     ("data", "positive_class"): "test_positive_class",
     ("data", "on_overlap"): "test_on_overlap",
+    ("data", "on_bad_image"): "test_on_bad_image",
     ("data", "augment"): "a section",
     ("data", "synthetic"): "a section",
     ("model", "backbone"): "test_backbone",
@@ -224,6 +226,22 @@ def test_on_overlap(look: Callable[..., Any], sources: dict[str, str]) -> None:
     assert look(_base(sources)).data.splits.dropped
     with pytest.raises(DataError, match="on_overlap=drop"):
         look(_with(_base(sources), "data", "on_overlap", "error"))
+
+
+def test_on_bad_image(parquet_source: Path, tmp_path: Path) -> None:
+    import datasets
+
+    from natix_hf.data.rows import load_image_data
+
+    content = _base({"a": str(tmp_path)})
+    rows = datasets.load_dataset(str(parquet_source), split="train").cast_column("image", datasets.Image(decode=False))
+    cells = [*rows["image"][:-1], {"bytes": b"no image", "path": None}]
+    rows = rows.remove_columns("image").add_column("image", cells, feature=datasets.Image())
+    rows.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="on_bad_image=skip"):
+        load_image_data(parse_recipe(content).data)
+    skipping = load_image_data(parse_recipe(_with(content, "data", "on_bad_image", "skip")).data)
+    assert [row["id"] for row in skipping.splits.dropped] == ["train/119"]
 
 
 def test_slices(look: Callable[..., Any], sources: dict[str, str], _finished_run: Path) -> None:

