@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from conftest import png_bytes, striped_image, write_parquet_source
 
@@ -184,17 +182,8 @@ def _empty_folder(folder: Path) -> str:
     return str(folder)
 
 
-def _empty_parquet(folder: Path) -> str:  # as datasets 5.2 writes it; 5.1 fails
-    folder.mkdir()
-    pq.write_table(table([0]).data.table.slice(0, 0), folder / "train.parquet")
-    return str(folder)
-
-
-def _empty_disk(folder: Path) -> str:  # as datasets 5.2 writes it; 5.1 fails
-    table([0]).save_to_disk(str(folder))
-    next(folder.glob("*.arrow")).unlink()
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    (folder / "state.json").write_text(json.dumps(state | {"_data_files": []}), encoding="utf-8")
+def _empty_disk(folder: Path) -> str:
+    table([0]).select([]).save_to_disk(str(folder))
     return str(folder)
 
 
@@ -203,7 +192,7 @@ WRONG: dict[str, tuple[Callable[[Path], str], dict[str, Any], str]] = {
     "no relative folder": (lambda f: "photos", {}, "there is no folder photos"),
     "a file": (lambda f: __file__, {}, "there is no folder .*test_data_sources"),
     "empty folder": (_empty_folder, {}, "source cannot be loaded"),
-    "no rows in parquet": (_empty_parquet, {}, "source"),
+    "no rows in parquet": (lambda f: parquet(f, table([0]).select([])), {}, "source"),
     "no rows in save_to_disk": (_empty_disk, {}, "source cannot be loaded"),
     "damaged parquet": (_damaged, {}, "source cannot be loaded"),
     "files do not fit": (_two_schemas, {}, "source cannot be loaded"),
