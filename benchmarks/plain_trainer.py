@@ -34,7 +34,7 @@ from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import read_json
 from natix_hf.recipe import load_recipe
 
-TIMING_STEPS = 20
+TIMING_STEPS = 50
 
 
 def ours(recipe_name: str, seed: int, overrides: list[str], folder: Path) -> tuple[np.ndarray, float, float]:

@@ -111,6 +111,27 @@ def test_rotation_keeps_most_of_the_picture() -> None:
         assert kept == pytest.approx(0.5 if degrees % 90 == 45 else 1, abs=0.06)
 
 
+def test_jitter_scales_saturation_contrast_and_brightness() -> None:
+    image, strength, size = picture(16, 16), 0.5, 16
+    luma = np.array([0.299, 0.587, 0.114])
+    for seed in range(8):
+        rng = np.random.default_rng([seed, 1, 2])
+        drawn = [rng.uniform(*NOTHING.crop_scale), rng.uniform(0, 0)]  # area and shape of the crop are drawn before
+        assert drawn == [1, 0]
+        brightness, contrast, saturation = 1 + rng.uniform(-strength, strength, 3)
+        pixels = np.asarray(image, dtype=np.float64)
+        grey = (pixels @ luma)[..., None]
+        expected = grey + (pixels - grey) * saturation
+        expected = np.clip((grey.mean() + (expected - grey.mean()) * contrast) * brightness, 0, 255)
+        found = view(replace(NOTHING, jitter=strength), image, size, seed)
+        np.testing.assert_allclose(found, expected, atol=1)  # a byte is rounded
+
+
+def test_a_grey_view_has_three_equal_channels() -> None:
+    grey = view(replace(NOTHING, grey=1.0, jitter=0.4))
+    assert (grey == grey[..., :1]).all() and grey.std() > 1
+
+
 def test_half_of_the_views_are_mirrored() -> None:
     mirrored = replace(NOTHING, flip=True)
     plain = view(NOTHING, picture(32, 32))
@@ -156,6 +177,15 @@ def test_an_original_that_cannot_be_read_names_its_row(rows: Rows, monkeypatch: 
     monkeypatch.setattr(views, "source", [{"image": {"bytes": b"x", "path": None}}])
     with pytest.raises(DataError, match=rows.ids[0]):
         views[0]
+
+
+def test_a_batch_is_its_rows_one_by_one(rows: Rows) -> None:
+    training: Any = train_views(rows)
+    features: Any = FeatureViews(np.arange(24, dtype=np.float32).reshape(2, 4, 3), np.array([0, 1, 0, 1]))
+    for views, keys in ((training, [(0, 3), (2, 1), (2, 3)]), (features, [(1, 0), (2, 3), 2])):
+        for item, key in zip(views.__getitems__(keys), keys, strict=True):
+            assert item["labels"] == views[key]["labels"]
+            assert all(torch.equal(item[k], views[key][k]) for k in item if k != "labels")
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("train", 2), ("original", 1)])  # each imports the libraries anew
