@@ -258,5 +258,3 @@ def test_the_order_is_a_function_of_seed_and_epoch(prior: float | None) -> None:
     torch.manual_seed(0)
     list(sampler), sampler.set_epoch(2)
     assert list(sampler) == drawn(prior, 1, 2), "neither global generators nor earlier epochs play a part"
-
-
