@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,10 +32,14 @@ class Side:
     """One side of a comparison: this script, started again with other arguments."""
 
     def __init__(self, script: str, *arguments: str, env: dict[str, str] | None = None) -> None:
-        command = [sys.executable, script, *arguments]
-        self._command = command
+        self._errors = tempfile.TemporaryFile("w+")  # a pipe that nobody empties would stop the side when it is full
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+            [sys.executable, script, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=env,
         )
 
     def figures(self) -> dict[str, Any]:
@@ -44,7 +49,8 @@ class Side:
             if line.startswith(_MARK):
                 found: dict[str, Any] = json.loads(line.removeprefix(_MARK))
                 return found
-        raise SystemExit(f"{' '.join(self._command)} ended early:\n{self.process.communicate()[1]}")
+        self._errors.seek(0)
+        raise SystemExit(f"{self.process.args!r} ended early:\n{self._errors.read()[-4000:]}")
 
     def take_turn(self) -> float:
         """Seconds of one of the side's `Turns`."""

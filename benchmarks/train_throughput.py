@@ -97,7 +97,7 @@ def pil_view(image: Image.Image, config: AugmentConfig, size: int, rng: np.rando
     """The recipe's augmentation as torchvision's v1 transforms would do it with PIL."""
     image = image.convert("RGB").rotate(rng.uniform(-config.rotate, config.rotate), Image.Resampling.BILINEAR)
     area = image.width * image.height * rng.uniform(config.crop_scale[0], config.crop_scale[1])
-    ratio = math.exp(rng.uniform(*np.log(config.crop_ratio)))
+    ratio = math.exp(rng.uniform(math.log(config.crop_ratio[0]), math.log(config.crop_ratio[1])))
     width, height = min(image.width, math.sqrt(area * ratio)), min(image.height, math.sqrt(area / ratio))
     left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
     view = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
