@@ -85,7 +85,8 @@ class Turns:
         within = self._step % (self.warm_up + self.steps)
         if within == 0:
             report(seconds=time.perf_counter() - self._begin)
-            sys.stdin.readline()
+            if not sys.stdin.readline():  # the benchmark is through, or gone
+                raise SystemExit
         if within == self.warm_up:
             self._begin = time.perf_counter()
         self._step += 1
