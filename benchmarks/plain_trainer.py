@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measure import plain_rows
 from results import record
 from transformers import Trainer, TrainingArguments
 
@@ -50,14 +51,7 @@ def ours(recipe_name: str, seed: int, overrides: list[str], folder: Path) -> tup
 def plain(recipe: Any, train: Rows, test: Rows, seed: int, seconds: float, folder: Path) -> tuple[np.ndarray, float]:
     """Decisions on test of a plain Trainer that trains for about `seconds`; and the epochs it had."""
     preprocess = Preprocess(make_processor(recipe.model))
-    rows = train.source.cast_column(train.image_column, _decoding_image())
-    labels = {"labels": train.labels.tolist()}
-    rows = rows.select_columns([train.image_column]).add_column("labels", labels["labels"])
-
-    def transform(batch: dict[str, Any]) -> dict[str, Any]:
-        return {"pixel_values": [preprocess(i) for i in batch[train.image_column]], "labels": batch["labels"]}
-
-    rows = rows.with_transform(transform)
+    rows = plain_rows(train, lambda images: [preprocess(image) for image in images])
     shared = recipe.phase1.training
     settings: dict[str, Any] = {
         name: shared[name] for name in ("learning_rate", "weight_decay", "per_device_train_batch_size")
@@ -82,12 +76,6 @@ def plain(recipe: Any, train: Rows, test: Rows, seed: int, seconds: float, folde
         batches = torch.utils.data.DataLoader(views, batch_size=64)
         z = np.concatenate([logit_difference(model(pixel_values=b["pixel_values"]).logits.numpy()) for b in batches])
     return z > 0, steps * settings["per_device_train_batch_size"] / len(train)
-
-
-def _decoding_image() -> Any:
-    from datasets import Image
-
-    return Image(decode=True)
 
 
 def mean_mcc(decisions: list[np.ndarray], labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
