@@ -50,7 +50,8 @@ def ours(recipe: Recipe, data: ImageData, model: Any, evaluation: str, scratch: 
     changes = {"eval_strategy": evaluation, "save_strategy": "no", "load_best_model_at_end": False}
     config = replace(recipe.phase1, training=recipe.phase1.training | changes)
     rows = data.role("train"), data.role("val_select")
-    train_classifier(model, make_processor(recipe.model), *rows, config, recipe.data.augment, None, scratch / "ours")
+    folder, processor = scratch / "ours", make_processor(recipe.model)
+    train_classifier(model, processor, *rows, config, recipe.data.augment, None, folder, save=lambda merged: folder)
 
 
 def plain(recipe: Recipe, data: ImageData, model: Any, evaluation: str, scratch: Path) -> None:

@@ -50,7 +50,8 @@ def ours(recipe: Recipe, train: Rows, val: Rows, model: Any, total: int, scratch
     only_train = {"max_steps": total, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     config = replace(recipe.phase1, training=recipe.phase1.training | only_train)
     processor = make_processor(recipe.model)
-    train_classifier(model, processor, train, val, config, recipe.data.augment, recipe.data.target_prior, scratch)
+    augment, prior = recipe.data.augment, recipe.data.target_prior
+    train_classifier(model, processor, train, val, config, augment, prior, scratch, save=lambda merged: scratch)
 
 
 def bare(recipe: Recipe, train: Rows, val: Rows, model: Any, total: int, scratch: Path) -> None:

@@ -31,6 +31,10 @@ class RunError(NatixError):
     """A phase could not finish. No manifest was written; complete checkpoints stay."""
 
 
+class MergeMismatchError(RunError):
+    """A merged model on disk does not answer as the trained one did. The unmerged weights stay."""
+
+
 class VerificationError(NatixError):
     """A file, manifest or bundle is not what its checksums say."""
 

@@ -64,7 +64,7 @@ def run_recipe(
     trains = any(PHASES[number].trains for number in wanted)
     launch_options = _launch_options(accelerate_config) if trains else None
     if trains and launch_options is None:
-        _check_training(recipe)
+        _check_training(recipe, [PHASES[number] for number in wanted])
     require_upstream(run_dir if run_dir is not None else OUTPUTS / recipe.name / "NEW", wanted)
     folder = open_run(run_dir, recipe.name) if run_dir is not None else new_run(OUTPUTS, recipe.name)
     say(f"run {folder}")
@@ -148,14 +148,24 @@ def _why_run(run_dir: Path, phase: Phase, recipe: Recipe) -> str | None:
     return why_not_current(run_dir, phase, recipe)
 
 
-def _check_training(recipe: Recipe) -> None:
+def _check_training(recipe: Recipe, phases: Sequence[Phase]) -> None:
     """Lets transformers refuse model and settings before any work begins, not after every image was decoded."""
+    from natix_hf.models.adapters import adapter_config
     from natix_hf.models.classifier import check_model
     from natix_hf.models.preprocess import make_processor
+    from natix_hf.phases.phase4_explora import check_explora
     from natix_hf.trainers.supervised import check_training
 
-    check_training(recipe.phase1.training, OUTPUTS)
-    check_model(recipe.model)
+    stages = [recipe.phase1]
+    if 4 in [phase.number for phase in phases]:
+        check_training(recipe.phase4.training, OUTPUTS, "phase4")
+        check_explora(recipe)
+        stages += [recipe.phase4.supervised] if recipe.phase4.supervised is not None else []
+    model = check_model(recipe.model)
+    for stage in stages:
+        check_training(stage.training, OUTPUTS, stage.where)
+        if stage.adapter not in ("none", "full"):
+            adapter_config(model, stage.adapter, stage.adapter_options, total_steps=10**6, where=stage.where)
     make_processor(recipe.model)
 
 
@@ -206,13 +216,13 @@ def _run_on_every_rank(number: int, given: argparse.Namespace) -> None:
     recipe, phase = load_recipe(given.recipe, given.overrides), PHASES[number]
     # The process group is made here, so the two keys of TrainingArguments that shape it must count from here on. The
     # other ranks wait while rank 0 downloads and decodes, which may take longer than torch's ten minutes.
-    training = recipe.phase1.training
+    training = recipe.training_of(number) if phase.trains else recipe.phase1.training
     group: dict[str, Any] = {"timeout": timedelta(seconds=training.get("ddp_timeout", _PATIENCE_S))}
     if training.get("ddp_backend"):
         group["backend"] = training["ddp_backend"]
     state = PartialState(cpu=runs_on_cpu(), **group)
     if phase.trains:
-        _check_training(recipe)
+        _check_training(recipe, [phase])
     # Rank 0 chooses the run and divides the rows; an error there ends it, and the launcher ends the others.
     agreed: list[Any] = [None, None]
     if state.is_main_process:

@@ -21,6 +21,7 @@ from natix_hf.phases.config import Phase2Config, Phase6Config
 from natix_hf.provenance.files import folder_fingerprint, json_sha256
 from natix_hf.resources import resource_folder
 from natix_hf.trainers.config import TRAINING_DEFAULTS, TRAINING_REFUSED, SupervisedConfig
+from natix_hf.trainers.explora_config import EXPLORA_DEFAULTS, ExploraConfig
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Recipe:
     model: ModelConfig = field(default_factory=lambda: ModelConfig(config={"model_type": "vit"}))
     phase1: SupervisedConfig = field(default_factory=SupervisedConfig)
     phase2: Phase2Config = field(default_factory=Phase2Config)
+    phase4: ExploraConfig = field(default_factory=ExploraConfig)
     phase6: Phase6Config = field(default_factory=Phase6Config)
     name: str = field(default="recipe", metadata={"not_a_key": True})
 
@@ -41,14 +43,24 @@ class Recipe:
         values = asdict(getattr(self, section))
         return values[key] if key else values
 
+    def training_of(self, number: int) -> dict[str, Any]:
+        """The TrainingArguments fields of a phase that trains."""
+        training: dict[str, Any] = getattr(self, f"phase{number}").training
+        return training
+
     def section_sha256(self, *names: str) -> str:
         """Hash of sections: a local folder counts with what it holds, not with where it lies."""
         return json_sha256({name: _identity(name, self.section(name)) for name in names})
 
 
-# The sections that take TrainingArguments fields beside their own keys.
-_TRAINING_SECTIONS = ("phase1",)
-_PATH_KEYS = ("source", "backbone")
+# The sections that take TrainingArguments fields beside their own keys: class and defaults. The outer one comes after
+# the one inside it.
+_TRAINING_SECTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "phase1": (SupervisedConfig, TRAINING_DEFAULTS),
+    "phase4.supervised": (SupervisedConfig, TRAINING_DEFAULTS),
+    "phase4": (ExploraConfig, EXPLORA_DEFAULTS),
+}
+_PATH_KEYS = ("source", "backbone", "unlabelled")
 
 
 # Keys that a later phase names by itself, so that a change of one does not make everything before it stale.
@@ -61,9 +73,16 @@ def _identity(name: str, section: Any) -> Any:
     resolved = {key: value for key, value in section.items() if key not in _NAMED_APART.get(name, ())}
     for key in _PATH_KEYS:
         value = resolved.get(key)
-        if isinstance(value, str) and Path(value).is_dir():
-            resolved[key] = {"folder": folder_fingerprint(Path(value))}
+        if isinstance(value, list):
+            resolved[key] = [_content(item) for item in value]
+        elif isinstance(value, str):
+            resolved[key] = _content(value)
     return resolved
+
+
+def _content(reference: str) -> Any:
+    """What a local folder holds; any other reference as it is."""
+    return {"folder": folder_fingerprint(Path(reference))} if Path(reference).is_dir() else reference
 
 
 def load_recipe(reference: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -162,17 +181,27 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
 def _collect_training_fields(content: dict[str, Any]) -> dict[str, Any]:
     """Moves the TrainingArguments fields of a section into its `training` mapping, checked, over the defaults."""
     collected = dict(content)
-    for section_name in _TRAINING_SECTIONS:
-        given = collected.get(section_name)
-        given = {} if given is None else given
-        if not isinstance(given, dict):
-            raise RecipeError(f"{section_name} is {given!r}: expected a section of keys")
-        own = {f.name for f in fields(SupervisedConfig)} - {"training"}
-        training = {key: value for key, value in given.items() if key not in own}
-        collected[section_name] = {key: value for key, value in given.items() if key in own}
-        defaults = {key: _coerce(value, _QUICK_TYPES[key], key) for key, value in TRAINING_DEFAULTS.items()}
-        collected[section_name]["training"] = defaults | _check_training(training, section_name, own)
+    for name, (cls, defaults) in _TRAINING_SECTIONS.items():
+        outer, _, inner = name.partition(".")
+        holder = collected
+        if inner:  # a section within a section stays null where it is not given
+            if not isinstance(collected.get(outer), dict) or collected[outer].get(inner) is None:
+                continue
+            holder = collected[outer] = dict(collected[outer])
+        holder[inner or outer] = _with_training(holder.get(inner or outer), name, cls, defaults)
     return collected
+
+
+def _with_training(given: Any, section: str, cls: Any, defaults: dict[str, Any]) -> dict[str, Any]:
+    given = {} if given is None else given
+    if not isinstance(given, dict):
+        raise RecipeError(f"{section} is {given!r}: expected a section of keys")
+    own = {f.name for f in fields(cls) if not f.metadata.get("not_a_key")} - {"training"}
+    training = {key: value for key, value in given.items() if key not in own}
+    filled = {key: _coerce(value, _QUICK_TYPES[key], key) for key, value in defaults.items()}
+    return {key: value for key, value in given.items() if key in own} | {
+        "training": filled | _check_training(training, section, own)
+    }
 
 
 def _check_training(given: dict[str, Any], section: str, own: set[str]) -> dict[str, Any]:
@@ -194,7 +223,7 @@ def _check_training(given: dict[str, Any], section: str, own: set[str]) -> dict[
 
 # Types of the keys that have defaults here, as TrainingArguments has them (a test compares): most recipes are checked
 # without the seconds that importing transformers takes.
-_QUICK_TYPES: dict[str, Any] = {key: type(value) for key, value in TRAINING_DEFAULTS.items()} | {
+_QUICK_TYPES: dict[str, Any] = {k: type(v) for k, v in (TRAINING_DEFAULTS | EXPLORA_DEFAULTS).items()} | {
     "num_train_epochs": float,
     "logging_steps": float,
     "report_to": str | list[str] | None,
@@ -213,6 +242,8 @@ def _build(cls: Any, content: dict[str, Any], where: str) -> Any:
             raise RecipeError(f"unknown key {full}{_nearest(str(key), allowed)}")
         if not (value is None and is_dataclass(hints[key])):  # `phase2:` with nothing under it means its defaults
             values[key] = _coerce(value, hints[key], full)
+    if "where" in hints:  # a section that stands in several places names the one in its errors
+        values["where"] = where.rstrip(".")
     return cls(**values)
 
 
@@ -229,6 +260,9 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
         if any(_is_enum(option) for option in arguments):  # transformers' `SchedulerType | str` takes no other text
             arguments = tuple(option for option in arguments if option is not str)
             hint = Union[arguments]  # noqa: UP007  # built at run time
+        section = next((option for option in arguments if is_dataclass(option)), None)
+        if section is not None and value is not None:
+            return _coerce(value, section, key)
         for option in sorted(arguments, key=lambda o: o is float):  # an int stays an int where both fit
             if _fits(value, option):
                 return _coerce(value, option, key)

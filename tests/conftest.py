@@ -48,6 +48,19 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     monkeypatch.setenv("NATIX_HF_CACHE", str(tmp_path_factory.getbasetemp() / "natix_cache"))
 
 
+def tiny_backbone(model_type: str, layers: int = 3, seed: int = 0, **fields: Any) -> Any:
+    """A backbone of 28 px without a head, whose weights answer differently to different pictures."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    given = {k: v for k, v in TINY[model_type].items() if k != "model_type"} | {"num_hidden_layers": layers}
+    given |= {"patch_size": 7, "initializer_range": 0.2} | fields
+    config = AutoConfig.for_model(model_type, image_size=28, **given)
+    torch.manual_seed(seed)
+    options = {"add_pooling_layer": False} if model_type == "vit" else {}
+    return AutoModel.from_config(config, dtype=torch.float32, **options)
+
+
 def striped_image(label: int, rng: np.random.Generator, size: tuple[int, int] = (36, 30)) -> Image.Image:
     """Noise with orange stripes for label 1 and a blue patch for label 0: learnable in a second, no two equal."""
     width, height = size
@@ -152,6 +165,9 @@ def _finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_recipe_file: Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NATIX_HF_CACHE", str(tmp_path_factory.mktemp("cache")))
         return run_recipe(str(tiny_recipe_file), run_dir=tmp_path_factory.mktemp("runs") / "finished")
+
+
+FINISHED = (0, 1, 2, 6)  # the phases of `finished_run`
 
 
 @pytest.fixture

@@ -48,6 +48,8 @@ class CardFacts:
     decision: dict[str, Any]
     policy: Policy
     training: dict[str, Any]
+    explora: dict[str, Any] | None  # what phase 4 measured, where the model comes from it
+    merges: dict[str, dict[str, Any]]  # the proof of every merge, by what was merged
     lineage: dict[str, Any]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +43,7 @@ def load_source(config: DataConfig) -> SourceRows:
     Raises:
         DataError: no such source, no rows, a missing column, or labels other than 0 and 1.
     """
-    from datasets import Image, concatenate_datasets
-
-    splits = _load_splits(config)
+    splits = _load_splits(config.source, config)
     wanted = [
         config.image_column,
         config.label_column,
@@ -59,21 +57,7 @@ def load_source(config: DataConfig) -> SourceRows:
         if missing:
             has = ", ".join(split.column_names)
             raise DataError(f"{config.source} split {name!r} has no column {missing[0]!r}: it has {has}")
-    try:
-        dataset = concatenate_datasets([split.with_format(None) for split in splits.values()])
-    except ValueError as error:
-        names, cause = ", ".join(splits), _first_line(error)[:200]
-        raise DataError(f"the splits {names} of {config.source} do not have the same columns ({cause})") from None
-    if len(dataset) == 0:
-        raise DataError(f"{config.source} has no rows")
-    if not isinstance(dataset.features[config.image_column], Image):
-        try:
-            dataset = dataset.cast_column(config.image_column, Image())
-        except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors are some of these
-            raise DataError(
-                f"column {config.image_column!r} of {config.source} does not hold images ({_first_line(error)})"
-            ) from None
-    dataset = dataset.cast_column(config.image_column, Image(decode=False))
+    dataset = _joined(splits, config.source, config.image_column)
     ids = [f"{name}/{index}" for name, split in splits.items() for index in range(len(split))]
     official_test = np.repeat([name == TEST_SPLIT for name in splits], [len(split) for split in splits.values()])
     if official_test.all():  # a source of nothing but a test split is simply a source
@@ -91,34 +75,75 @@ def load_source(config: DataConfig) -> SourceRows:
     )
 
 
-def _load_splits(config: DataConfig) -> dict[str, Dataset]:
+def load_unlabelled(source: str, config: DataConfig) -> tuple[Dataset, list[str], list[str | None]]:
+    """Every row of a further source, whatever its labels: the image column alone (undecoded), ids, and groups.
+
+    Args:
+        source: a folder or a Hub dataset id.
+        config: of the labelled data; names the image column, and the column of groups where `source` has it.
+
+    Raises:
+        DataError: no such source, no rows, or no images.
+    """
+    splits = _load_splits(source, replace(config, revision=None), key="phase4.unlabelled")
+    for name, split in splits.items():
+        if config.image_column not in split.column_names:
+            has = ", ".join(split.column_names)
+            raise DataError(f"{source} split {name!r} has no column {config.image_column!r}: it has {has}")
+    dataset = _joined(splits, source, config.image_column)
+    ids = [f"{Path(source).name}:{name}/{index}" for name, split in splits.items() for index in range(len(split))]
+    grouped = config.group_by is not None and config.group_by in dataset.column_names
+    values = dataset[config.group_by] if grouped else [None] * len(ids)
+    groups = [None if g is None or g != g else str(g) for g in values]  # NaN is not itself
+    return dataset.select_columns([config.image_column]), ids, groups
+
+
+def _joined(splits: dict[str, Dataset], source: str, image_column: str) -> Dataset:
+    """All splits as one dataset with an undecoded image column."""
+    from datasets import Image, concatenate_datasets
+
+    try:
+        dataset = concatenate_datasets([split.with_format(None) for split in splits.values()])
+    except ValueError as error:
+        names, cause = ", ".join(splits), _first_line(error)[:200]
+        raise DataError(f"the splits {names} of {source} do not have the same columns ({cause})") from None
+    if len(dataset) == 0:
+        raise DataError(f"{source} has no rows")
+    if not isinstance(dataset.features[image_column], Image):
+        try:
+            dataset = dataset.cast_column(image_column, Image())
+        except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors are some of these
+            raise DataError(
+                f"column {image_column!r} of {source} does not hold images ({_first_line(error)})"
+            ) from None
+    dataset = dataset.cast_column(image_column, Image(decode=False))
+    return dataset
+
+
+def _load_splits(source: str, config: DataConfig, key: str = "data.source") -> dict[str, Dataset]:
     from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
-    if config.source == "synthetic":
+    if source == "synthetic":
         return {"train": build_synthetic(config.synthetic)}
-    folder = Path(config.source)
-    looks_like_path = (
-        config.source.startswith((".", "/", "~")) or "\\" in config.source or config.source.count("/") > 1
-    )
-    if not folder.is_dir() and (looks_like_path or "/" not in config.source):
-        raise DataError(
-            f"data.source: there is no folder {config.source} (seen from {Path.cwd()}): set data.source=FOLDER"
-        )
+    folder = Path(source)
+    looks_like_path = source.startswith((".", "/", "~")) or "\\" in source or source.count("/") > 1
+    if not folder.is_dir() and (looks_like_path or "/" not in source):
+        raise DataError(f"{key}: there is no folder {source} (seen from {Path.cwd()}): set {key}=FOLDER")
     if folder.is_dir() and config.revision is not None:
-        raise DataError(f"data.revision is for a dataset on the Hub: {config.source} is a folder")
+        raise DataError(f"data.revision is for a dataset on the Hub: {source} is a folder")
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             loaded: Any = load_from_disk(str(folder))
         else:
-            loaded = load_dataset(config.source, revision=None if folder.is_dir() else config.revision)
+            loaded = load_dataset(source, revision=None if folder.is_dir() else config.revision)
     except DatasetNotFoundError as error:
         raise DataError(
-            f"data.source: no dataset {config.source!r} on the Hub, or no right to read it ({_first_line(error)})"
+            f"{key}: no dataset {source!r} on the Hub, or no right to read it ({_first_line(error)})"
         ) from None
     except (OSError, ValueError, IndexError, RuntimeError, DatasetsError) as error:  # IndexError: saved without rows
         cause = _first_line(error.__cause__ or error)  # DatasetGenerationError keeps what happened in its cause
-        raise DataError(f"data.source: {config.source} cannot be loaded by `datasets` ({cause})") from None
+        raise DataError(f"{key}: {source} cannot be loaded by `datasets` ({cause})") from None
     return {"train": loaded} if isinstance(loaded, Dataset) else dict(DatasetDict(loaded))
 
 

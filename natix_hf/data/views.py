@@ -57,6 +57,32 @@ class TrainViews(Dataset[Item]):
         return [{"pixel_values": values[i], "labels": int(self.labels[row])} for i, (_, row) in enumerate(keys)]
 
 
+class MaskedViews(Dataset[Item]):
+    """`TrainViews` without labels, with the random order of patches that a masked autoencoder hides by.
+
+    Indexed by `(epoch, row)`. Yields `pixel_values` and `noise` float32 [patches].
+    """
+
+    def __init__(self, views: TrainViews, patches: int) -> None:
+        self.views = views
+        self.patches = patches
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Item]:
+        """A whole batch, as a DataLoader asks for it."""
+        items = []
+        for (epoch, row), view in zip(keys, self.views.__getitems__(keys), strict=True):
+            # The last word keeps these numbers apart from those that the view itself was drawn with.
+            noise = np.random.default_rng([self.views.seed, epoch, row, 1]).random(self.patches, dtype=np.float32)
+            items.append({"pixel_values": view["pixel_values"], "noise": torch.from_numpy(noise)})
+        return items
+
+
 class OriginalViews(Dataset[Item]):
     """The original images through the preprocessing of `predict`. Yields `pixel_values` and `labels`."""
 

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 import natix_hf.models.dinov3  # noqa: F401  # registers the head that transformers lacks
@@ -52,15 +52,21 @@ def build_classifier(config: ModelConfig, seed: int) -> PreTrainedModel:
     return model
 
 
-def check_model(config: ModelConfig) -> None:
-    """Refuses, without loading weights, what `build_classifier` would refuse or what cannot take a picture."""
+def check_model(config: ModelConfig) -> PreTrainedModel:
+    """Refuses, without loading weights, what `build_classifier` would refuse or what cannot take a picture.
+
+    Returns:
+        The model on the meta device: its shapes and names, no weights.
+    """
     architecture = _architecture(config)
     try:
         with torch.device("meta"):
-            model = AutoModelForImageClassification.from_config(architecture, dtype=torch.float32).train()
+            model: PreTrainedModel = AutoModelForImageClassification.from_config(architecture, dtype=torch.float32)
+            model.train()
             model(pixel_values=torch.zeros(2, 3, config.image_size, config.image_size))
     except (ArithmeticError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(f"model.config: no model can be made of these values ({_one_line(error)})") from None
+    return model
 
 
 def resolve_backbone(backbone: str) -> str:
@@ -83,15 +89,41 @@ def load_classifier(folder: Path) -> PreTrainedModel:
     return load_strictly(AutoModelForImageClassification, folder)
 
 
-def load_strictly(model_class: Any, folder: Path) -> PreTrainedModel:
+def build_backbone(config: ModelConfig, seed: int) -> PreTrainedModel:
+    """The stock backbone without a head (or a ViT's pooler), every weight that is not loaded drawn from `seed`.
+
+    Raises: as `build_classifier`.
+    """
+    backbone: Any = build_classifier(config, seed).base_model
+    loaded: PreTrainedModel = backbone
+    return loaded
+
+
+def load_backbone(folder: Path) -> PreTrainedModel:
+    """Loads a saved backbone in float32, every tensor of it and no other.
+
+    Raises:
+        VerificationError: a tensor is missing, left over or of another shape.
+    """
+    model_type = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+    # transformers gives a ViT a pooler that classifiers have not, with random weights.
+    return load_strictly(AutoModel, folder, **({"add_pooling_layer": False} if model_type == "vit" else {}))
+
+
+def load_strictly(model_class: Any, folder: Path, **options: Any) -> PreTrainedModel:
     """`from_pretrained` of a local folder that refuses missing, unexpected or misshapen tensors, and an adapter left
-    beside merged weights, which it would attach."""
+    beside merged weights, which it would attach. `options` go to the model."""
     adapter = next(folder.glob("adapter_*"), None)
     if adapter is not None:
         raise VerificationError(f"{folder} holds {adapter.name} beside a merged model: remove it")
     try:
         model, info = model_class.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, use_safetensors=True
+            folder,
+            dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=True,
+            use_safetensors=True,
+            **options,
         )
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise VerificationError(f"{folder} cannot be loaded as a model: {_first_line(error)}") from None

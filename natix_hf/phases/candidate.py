@@ -12,11 +12,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from natix_hf.bundle.inference import Inference
-from natix_hf.bundle.logits import LogitTable, write_logits
+from natix_hf.bundle.logits import LogitTable, read_logits, write_logits
 from natix_hf.data.rows import Rows
 from natix_hf.data.views import OriginalViews
 from natix_hf.errors import RunError
-from natix_hf.provenance.files import atomic_folder, file_sha256
+from natix_hf.provenance.files import atomic_folder, file_sha256, write_json
 
 MODEL = "model"
 
@@ -38,6 +38,10 @@ class Candidate:
 
     def logits_file(self, role: str) -> Path:
         return self.folder / "logits" / f"{role}.parquet"
+
+    def stored_logits(self, role: str) -> LogitTable:
+        """What `store_logits` kept, checked to be of these very weights."""
+        return read_logits(self.logits_file(role), self.sha256)
 
 
 def save_candidate(folder: Path, model: PreTrainedModel, processor: Any) -> Candidate:
@@ -64,3 +68,13 @@ def store_logits(candidate: Candidate, rows: Rows) -> LogitTable:
     table = compute_logits(candidate, rows)
     write_logits(candidate.logits_file(rows.role), table)
     return table
+
+
+def write_history(path: Path, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keeps a Trainer's log without its wall-clock figures: equal trainings must leave equal files. Returns it."""
+    timeless = [
+        {k: v for k, v in row.items() if k != "data_wait" and not k.endswith(("_runtime", "_per_second"))}
+        for row in history
+    ]
+    write_json(path, timeless)
+    return timeless

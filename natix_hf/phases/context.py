@@ -77,7 +77,7 @@ class PhaseContext:
             section={name: self.recipe.section(name) for name in self.phase.sections},
             section_sha256=self.recipe.section_sha256(*self.phase.sections),
             upstream=upstream_digests(self.run_dir, self.phase),
-            seed=self.recipe.phase1.training["seed"] if self.phase.trains else self.recipe.data.seed,
+            seed=self.recipe.training_of(self.phase.number)["seed"] if self.phase.trains else self.recipe.data.seed,
         )
         attempt = {"attempt": json_sha256([self._draft.section_sha256, self._draft.upstream])}
         marker = self.folder / IN_PROGRESS
@@ -115,8 +115,7 @@ class PhaseContext:
 def tidy(run_dir: Path, phase: Phase) -> None:
     """Removes what only an attempt needs from a finished phase; TensorBoard's curves move to the run folder."""
     folder = run_dir / phase.folder
-    curves = folder / CHECKPOINTS / "runs"
-    if curves.is_dir():
+    for curves in (folder / CHECKPOINTS).rglob("runs"):
         shutil.copytree(curves, run_dir / "tensorboard" / phase.folder, dirs_exist_ok=True)
     for leftover in (folder / CHECKPOINTS, _aside(folder)):
         shutil.rmtree(leftover, ignore_errors=True)

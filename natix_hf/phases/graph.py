@@ -38,13 +38,23 @@ PHASES: dict[int, Phase] = {
         Phase(
             1, "phase1_baseline", (0,), (), ("train", "val_select"), ("model", "phase1"), True, "train the baseline"
         ),
-        Phase(2, "phase2_threshold", (0, 1), (), ("val_select",), ("phase2",), False, "champion and threshold"),
+        Phase(
+            4,
+            "phase4_explora",
+            (0,),
+            (1,),
+            ("train", "val_select"),
+            ("model", "phase1", "phase4"),
+            True,
+            "ExPLoRA: adapt the backbone without labels, then train on it and on the stock one",
+        ),
+        Phase(2, "phase2_threshold", (0, 1), (4,), ("val_select",), ("phase2",), False, "champion and threshold"),
         Phase(6, "phase6_export", (0, 2), (), ("test",), ("phase6", "data.slices"), False, "test, build bundle"),
     )
 }
 ORDER = (0, 1, 4, 2, 3, 5, 6)
 # The phases that leave a candidate, in the order in which they are compared; the first is the control.
-CANDIDATE_PHASES = (1,)
+CANDIDATE_PHASES = (1, 4)
 
 
 def parse_phases(text: str) -> list[int]:

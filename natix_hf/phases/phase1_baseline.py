@@ -8,9 +8,8 @@ from natix_hf.metrics import select_threshold
 from natix_hf.models.classifier import build_classifier
 from natix_hf.models.preprocess import make_processor
 from natix_hf.phases import plots
-from natix_hf.phases.candidate import save_candidate, store_logits
+from natix_hf.phases.candidate import Candidate, save_candidate, store_logits, write_history
 from natix_hf.phases.context import CHECKPOINTS, PhaseContext
-from natix_hf.provenance.files import write_json
 from natix_hf.trainers.supervised import train_classifier
 
 
@@ -20,24 +19,27 @@ def run(context: PhaseContext) -> dict[str, Any]:
     train, val_select = context.rows("train"), context.rows("val_select")
     model = build_classifier(recipe.model, seed=config.training["seed"])
     processor = make_processor(recipe.model)
+    parameters = sum(p.numel() for p in model.parameters())
     report = train_classifier(
-        model, processor, train, val_select, config, recipe.data.augment, prior, context.folder / CHECKPOINTS
+        model,
+        processor,
+        train,
+        val_select,
+        config,
+        recipe.data.augment,
+        prior,
+        context.folder / CHECKPOINTS,
+        save=lambda merged: save_candidate(context.folder, merged, processor).model,
     )
     if not context.is_main:
         return {}
-    candidate = save_candidate(context.folder, model, processor)
+    candidate = Candidate(context.folder.name, context.folder)
     table = store_logits(candidate, val_select)
-    history = report.pop("history")
-    write_json(context.folder / "history.json", [_without_times(row) for row in history])
+    history = write_history(context.folder / "history.json", report.pop("history"))
     plots.training(context.folder / "plots" / "training.png", history)
     best = select_threshold(table.logits, table.labels, target_prior=prior)
     return report | {
         "candidate_sha256": candidate.sha256,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": parameters,
         "val_select_mcc_optimistic": best.value,
     }
-
-
-def _without_times(row: dict[str, Any]) -> dict[str, Any]:
-    """A line of the Trainer's log without wall-clock figures: equal trainings must leave equal files."""
-    return {k: v for k, v in row.items() if k != "data_wait" and not k.endswith(("_runtime", "_per_second"))}

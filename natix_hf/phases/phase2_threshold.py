@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from natix_hf.bundle.logits import LogitTable, read_logits
+from natix_hf.bundle.logits import LogitTable
 from natix_hf.errors import RunError
 from natix_hf.metrics import count_groups, paired_difference, prior_weights, select_threshold, sweep
 from natix_hf.phases import plots
@@ -15,6 +15,7 @@ from natix_hf.phases.candidate import Candidate
 from natix_hf.phases.context import PhaseContext
 from natix_hf.phases.graph import CANDIDATE_PHASES, PHASES
 from natix_hf.provenance.files import atomic_file, write_json
+from natix_hf.provenance.manifest import MANIFEST
 
 THRESHOLD = "threshold.json"
 
@@ -22,7 +23,7 @@ THRESHOLD = "threshold.json"
 def run(context: PhaseContext) -> dict[str, Any]:
     config, prior = context.recipe.phase2, context.recipe.data.target_prior
     candidates = finished_candidates(context)
-    tables = {c.name: read_logits(c.logits_file("val_select"), c.sha256) for c in candidates}
+    tables = {c.name: c.stored_logits("val_select") for c in candidates}
     best = {name: select_threshold(t.logits, t.labels, config.objective, prior) for name, t in tables.items()}
     champion, comparisons = choose_champion(
         tables, {n: b.threshold for n, b in best.items()}, prior, config.n_resamples
@@ -50,7 +51,11 @@ def run(context: PhaseContext) -> dict[str, Any]:
 def finished_candidates(context: PhaseContext) -> list[Candidate]:
     """The candidates of this run, the control first."""
     folders = [context.upstream(number) for number in CANDIDATE_PHASES if number in PHASES]
-    return [Candidate(folder.name, folder) for folder in folders if (folder / "model").is_dir()]
+    return [
+        Candidate(folder.name, folder)
+        for folder in folders
+        if (folder / "model").is_dir() and (folder / MANIFEST).is_file()
+    ]
 
 
 def choose_champion(

@@ -126,8 +126,13 @@ def _card_facts(
     recipe, split = context.recipe, read_manifest(context.upstream(0))["metrics"]
     # What the champion was trained with, which need not be what this phase's recipe says now.
     made_by = read_manifest(champion.folder)
-    stage, model = made_by["section"][champion.name.partition("_")[0]], made_by["section"]["model"]
+    sections = made_by["section"]
+    explora = sections.get("phase4")
+    stage, model = (explora and explora["supervised"]) or sections["phase1"], sections["model"]
     source, backbone = recipe.data.source, model["backbone"]
+    measured = made_by["metrics"]
+    training = measured["supervised"] if explora else measured
+    trainings = ({"backbone": measured} if explora else {}) | {"classifier": training}
     return CardFacts(
         model_name=_model_name(recipe),
         description=recipe.phase6.description,
@@ -142,7 +147,9 @@ def _card_facts(
         evaluation=evaluation,
         decision=decision,
         policy=policy,
-        training=made_by["metrics"],
+        training=training,
+        explora=measured if explora else None,
+        merges={what: facts["merge"] for what, facts in trainings.items() if facts.get("merge")},
         lineage=lineage,
     )
 

@@ -49,6 +49,23 @@ def training(path: Path, history: list[dict[str, Any]]) -> None:
         axes.legend(frameon=False, loc="center right")
 
 
+def self_supervised(path: Path, history: list[dict[str, Any]], kept_step: int) -> None:
+    """Loss of the objective, and what probes of the frozen backbone found, over steps."""
+    losses = [(row["step"], row["loss"]) for row in history if "loss" in row]
+    with _figure(path, "Training without labels; probes are fitted on train, scored on val_select") as axes:
+        if losses:
+            axes.plot(*zip(*losses, strict=True), color="0.6", lw=1, label="training loss")
+        for name, style, label in (("linear", "C0o-", "linear probe"), ("knn", "C1s--", "nearest neighbours")):
+            key = f"eval_{name}_auroc"
+            found = [(row["step"], row[key]) for row in history if key in row]
+            if found:
+                axes.plot(*zip(*found, strict=True), style, ms=3, lw=1.6, label=f"{label}, AUROC")
+        axes.axvline(kept_step, color="k", lw=1, ls=":", label="kept")
+        axes.set_ylim(0, None)
+        axes.set_xlabel("step")
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
 def threshold(path: Path, curve: dict[str, np.ndarray], chosen: ThresholdResult, target_prior: float | None) -> None:
     """MCC, TPR and TNR over the decision threshold, with the chosen one."""
     prior = "as found" if target_prior is None else f"at a prior of {target_prior:g}"

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from natix_hf.errors import VerificationError
+from natix_hf.trainers.base import load_tensors
 
 AVERAGE = "average.safetensors"
 
@@ -64,27 +63,20 @@ class WeightAverage(TrainerCallback):
             self._average[name] = own
 
     @torch.no_grad()
-    def copy_to_model(self) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The model keeps the average; callbacks that were added later see it."""
         for name, parameter in self._parameters.items():
             parameter.copy_(self._average[name])
 
     def save(self, checkpoint: Path) -> None:
         save_file(self._average, checkpoint / AVERAGE)
 
-    @torch.no_grad()
     def load(self, checkpoint: Path) -> None:
         """Takes the average that `save` wrote.
 
         Raises:
             VerificationError: it is missing, damaged, or that of another model.
         """
-        path = checkpoint / AVERAGE
-        try:
-            stored = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise VerificationError(f"{path} cannot be loaded: {error}") from None
-        shapes = {name: tensor.shape for name, tensor in self._average.items()}
-        if {name: tensor.shape for name, tensor in stored.items()} != shapes:
-            raise VerificationError(f"{path} is the average of another model")
-        for name, tensor in stored.items():
-            self._average[name].copy_(tensor)
+        load_tensors(checkpoint / AVERAGE, self._average)

@@ -47,6 +47,7 @@ class BaseTrainer(Trainer):
         # The columns that the models here read; image columns of a `datasets` set_transform are among them, so that
         # nobody has to set remove_unused_columns.
         columns = ["image", "pixel_values", "features", "labels", "label"]
+        columns += ["noise", "global_crops", "local_crops", "masks"]  # of self-supervised views
         self._signature_columns = columns  # type: ignore[assignment]  # declared as None, a list in use
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[Any] | None:
@@ -69,6 +70,14 @@ class BaseTrainer(Trainer):
             return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
         finally:
             self.args.dataloader_drop_last = wanted
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A run that was cut off after its last step (while the model was merged, say) is resumed in the middle of an
+        # epoch, and Trainer would take one step more than max_steps.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]  # inherited, so not covered by the exclusion
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         begin = time.perf_counter()
@@ -135,12 +144,17 @@ class BaseTrainer(Trainer):
         target = self.accelerator.unwrap_model(self.model if model is None else model, keep_torch_compile=False)
         if isinstance(target, PreTrainedModel):
             state = load_strictly(type(target), checkpoint).state_dict()
+            target.load_state_dict(state, strict=True)
         else:
-            try:
-                state = load_file(checkpoint / SAFE_WEIGHTS_NAME)
-            except (OSError, SafetensorError) as error:
-                raise VerificationError(f"{checkpoint} cannot be loaded: {error}") from None
-        target.load_state_dict(state, strict=True)
+            load_tensors(checkpoint / SAFE_WEIGHTS_NAME, trained_tensors(target))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        # Of anything but a whole transformers model only what is trained: the rest is a function of backbone and seed,
+        # and some tuners share frozen tensors between layers, which safetensors refuses.
+        target = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if not isinstance(target, PreTrainedModel):
+            state_dict = {name: tensor.detach().contiguous() for name, tensor in trained_tensors(target).items()}
+        super()._save(output_dir, state_dict)
 
 
 class _SetEpoch(TrainerCallback):
@@ -160,6 +174,29 @@ def _require_finite(loss: float, step: int, learning_rate: float) -> None:
         raise RunError(
             f"the loss is {loss} at step {step}: lower learning_rate (now {learning_rate:g}) or check the data"
         )
+
+
+def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters that training changes, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def load_tensors(path: Path, targets: dict[str, torch.Tensor]) -> None:
+    """Copies the tensors of a file into `targets`: the same names and shapes, or an error.
+
+    Raises:
+        VerificationError: the file is missing, damaged, or that of another model.
+    """
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise VerificationError(f"{path} cannot be loaded: {error}") from None
+    shapes = {name: tensor.shape for name, tensor in targets.items()}
+    if {name: tensor.shape for name, tensor in stored.items()} != shapes:
+        raise VerificationError(f"{path} holds the tensors of another model")
+    for name, tensor in stored.items():
+        targets[name].copy_(tensor)
 
 
 def mark_complete(checkpoint: Path) -> None:

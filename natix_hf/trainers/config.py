@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from natix_hf.errors import require
+from natix_hf.models.adapters import check_adapter
 
 # What a stage uses where neither recipe nor command line says otherwise: fields of TrainingArguments.
 TRAINING_DEFAULTS: dict[str, Any] = {
@@ -60,44 +61,47 @@ _BELOW_1 = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 class SupervisedConfig:
     """Its own keys, beside any field of `transformers.TrainingArguments`."""
 
-    adapter: Literal["none", "full"] = (
-        "full"  # none: frozen backbone, head trained on cached features; full: everything
-    )
+    # none: frozen backbone, head trained on cached features; full: everything; else a tuner of PEFT, as lora or dora
+    adapter: str = "full"
+    adapter_options: dict[str, Any] = field(default_factory=dict)  # of the tuner's own config class in PEFT
     feature_views: int = 1  # views a row for `adapter: none`: the first as predict sees it, the others augmented
     early_stopping_patience: int | None = None  # evaluations without a better score before training stops
     ema_decay: float | None = None  # keep an average of the weights, over about 1 / (1 - ema_decay) steps; null: off
     prior_by: Literal["sampler", "loss"] = "sampler"  # how training meets data.target_prior
     training: dict[str, Any] = field(default_factory=dict)  # filled with the TrainingArguments fields of the section
+    where: str = field(default="phase1", metadata={"not_a_key": True})  # its place in the recipe, for errors
 
     def __post_init__(self) -> None:
         patience = self.early_stopping_patience
-        views = self.feature_views
-        require(views >= 1, "phase1.feature_views", views, "at least 1")
-        require(views == 1 or self.adapter == "none", "phase1.feature_views", views, "1 unless adapter is none")
+        views, where = self.feature_views, self.where
+        check_adapter(self.adapter, self.adapter_options, where)
+        require(views >= 1, f"{where}.feature_views", views, "at least 1")
+        require(views == 1 or self.adapter == "none", f"{where}.feature_views", views, "1 unless adapter is none")
         decay = self.ema_decay
-        require(decay is None or 0 < decay < 1, "phase1.ema_decay", decay, "a share between 0 and 1, or null")
-        require(patience is None or patience >= 1, "phase1.early_stopping_patience", patience, "at least 1, or null")
-        self._require_sane_training()
-
-    def _require_sane_training(self) -> None:
-        given = {key: value for key, value in self.training.items() if value is not None}
-        for keys, least, most in _BOUNDS:
-            allowed = f"at least {least}" if most == math.inf else f"{least} to {most}"
-            for key in keys:
-                require(least <= given.get(key, least) <= most, f"phase1.{key}", given.get(key), allowed)
-        for key in _ABOVE_0:
-            require(given.get(key, 1) > 0, f"phase1.{key}", given.get(key), "above 0")
-        for key in _BELOW_1:
-            require(0 <= given.get(key, 0) < 1, f"phase1.{key}", given.get(key), "0 to below 1")
-        steps = given.get("max_steps", -1)
-        require(steps == -1 or steps >= 1, "phase1.max_steps", steps, "at least 1, or -1 for num_train_epochs")
-        score = given.get("metric_for_best_model")
+        require(decay is None or 0 < decay < 1, f"{where}.ema_decay", decay, "a share between 0 and 1, or null")
+        require(patience is None or patience >= 1, f"{where}.early_stopping_patience", patience, "at least 1, or null")
+        require_sane_training(self.training, where)
+        score = self.training.get("metric_for_best_model")
         known = score is None or str(score).removeprefix("eval_") in SCORES
-        require(known, "phase1.metric_for_best_model", score, " | ".join(SCORES))
-        if self.early_stopping_patience is not None:
-            require(
-                score is not None, "phase1.metric_for_best_model", None, "a score where early_stopping_patience is set"
-            )
-            strategy = given.get("eval_strategy")
+        require(known, f"{where}.metric_for_best_model", score, " | ".join(SCORES))
+        if patience is not None:
+            needed = "a score where early_stopping_patience is set"
+            require(score is not None, f"{where}.metric_for_best_model", None, needed)
+            strategy = self.training.get("eval_strategy")
             needed = "epoch or steps where early_stopping_patience is set"
-            require(strategy != "no", "phase1.eval_strategy", strategy, needed)
+            require(strategy != "no", f"{where}.eval_strategy", strategy, needed)
+
+
+def require_sane_training(training: dict[str, Any], where: str) -> None:
+    """Refuses values of TrainingArguments that transformers would take and no training survives."""
+    given = {key: value for key, value in training.items() if value is not None}
+    for keys, least, most in _BOUNDS:
+        allowed = f"at least {least}" if most == math.inf else f"{least} to {most}"
+        for key in keys:
+            require(least <= given.get(key, least) <= most, f"{where}.{key}", given.get(key), allowed)
+    for key in _ABOVE_0:
+        require(given.get(key, 1) > 0, f"{where}.{key}", given.get(key), "above 0")
+    for key in _BELOW_1:
+        require(0 <= given.get(key, 0) < 1, f"{where}.{key}", given.get(key), "0 to below 1")
+    steps = given.get("max_steps", -1)
+    require(steps == -1 or steps >= 1, f"{where}.max_steps", steps, "at least 1, or -1 for num_train_epochs")

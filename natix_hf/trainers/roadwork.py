@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import EvalPrediction
 
+from natix_hf.callbacks.adalora import AdaLoraCallback
 from natix_hf.errors import RunError
 from natix_hf.metrics import compute_metrics, prior_weights, select_threshold
 from natix_hf.models.classifier import logit_difference
@@ -22,6 +23,7 @@ class RoadworkTrainer(BaseTrainer):
     """Cross-entropy over two labels, with class weights where the loss meets the target prior.
 
     Args:
+        adalora: the callback of an AdaLoRA adapter, whose state is kept and restored.
         class_weights: [weight of label 0, weight of label 1]; None: equal.
         ema_decay: score, choose and keep an average of the weights (`WeightAverage`); None: the weights themselves.
 
@@ -29,7 +31,12 @@ class RoadworkTrainer(BaseTrainer):
     """
 
     def __init__(
-        self, *args: Any, class_weights: list[float] | None = None, ema_decay: float | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        class_weights: list[float] | None = None,
+        ema_decay: float | None = None,
+        adalora: AdaLoraCallback | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._class_weights = class_weights
@@ -37,12 +44,9 @@ class RoadworkTrainer(BaseTrainer):
         self._average = WeightAverage(trained, ema_decay) if ema_decay is not None else None
         if self._average is not None:
             self.add_callback(self._average)
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        outcome = super().train(*args, **kwargs)
-        if self._average is not None:
-            self._average.copy_to_model()
-        return outcome
+        self._adalora = adalora
+        if adalora is not None:
+            self.add_callback(adalora)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         if self._average is None or not self.is_in_train:
@@ -53,11 +57,15 @@ class RoadworkTrainer(BaseTrainer):
     def save_extra(self, checkpoint: Path) -> None:
         if self._average is not None:
             self._average.save(checkpoint)
+        if self._adalora is not None:
+            self._adalora.save(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._average is not None:
             self._average.load(Path(resume_from_checkpoint))
+        if self._adalora is not None:
+            self._adalora.load(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -80,6 +88,8 @@ class RoadworkTrainer(BaseTrainer):
             # accumulation and several ranks would give another gradient than one large batch.
             losses = losses * logits.new_tensor(self._class_weights)[labels]
         loss = losses.mean()
+        if "penalty" in outputs:  # of an adapter that regularises itself
+            loss = loss + outputs["penalty"]
         return (loss, {"logits": outputs["logits"]}) if return_outputs else loss
 
 

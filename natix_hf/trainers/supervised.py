@@ -7,41 +7,46 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainingArguments, get_scheduler
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.training_args import OptimizerNames
 
+from natix_hf.callbacks.adalora import AdaLoraCallback
+from natix_hf.callbacks.merge_validation import MergeValidationCallback
 from natix_hf.data.config import AugmentConfig
 from natix_hf.data.rows import Rows
 from natix_hf.data.sampler import EpochSampler
 from natix_hf.data.views import FeatureViews, OriginalViews, TrainViews
 from natix_hf.errors import RecipeError, UsageError
 from natix_hf.metrics import prior_weights
-from natix_hf.models.classifier import head_of
+from natix_hf.models.adapters import adapted_modules, add_adapter
+from natix_hf.models.classifier import head_of, load_classifier
 from natix_hf.models.device import runs_on_cpu
 from natix_hf.models.features import Head, View, cached_features
 from natix_hf.models.preprocess import Preprocess
+from natix_hf.models.tuner import Adapted, count_trainable
 from natix_hf.provenance.files import ids_sha256
 from natix_hf.trainers.base import newest_complete_checkpoint
 from natix_hf.trainers.config import SupervisedConfig
 from natix_hf.trainers.roadwork import EvaluationMetrics, RoadworkTrainer
 
 
-def training_arguments(training: dict[str, Any], output_dir: Path) -> TrainingArguments:
-    """TrainingArguments of a recipe's section, with what a launched or plain process needs.
+def training_arguments(training: dict[str, Any], output_dir: Path, where: str = "phase1") -> TrainingArguments:
+    """TrainingArguments of a recipe's section `where`, with what a launched or plain process needs.
 
     Raises:
         RecipeError: transformers refuses the values. UsageError: the process was launched wrongly.
     """
     on_cpu = runs_on_cpu()
     if on_cpu and training.get("fp16"):
-        raise RecipeError("phase1.fp16 needs a GPU: use bf16, or leave it out")
+        raise RecipeError(f"{where}.fp16 needs a GPU: use bf16, or leave it out")
     settings: dict[str, Any] = {
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,
@@ -55,9 +60,9 @@ def training_arguments(training: dict[str, Any], output_dir: Path) -> TrainingAr
     try:
         arguments = TrainingArguments(output_dir=str(output_dir), **(settings | training))
     except (TypeError, ValueError, ImportError, RuntimeError) as error:
-        raise _refused(error) from None
+        raise _refused(error, where) from None
     if "tensorboard" in (arguments.report_to or []) and importlib.util.find_spec("tensorboard") is None:
-        raise RecipeError("phase1.report_to: tensorboard is not installed: pip install 'natix_hf[tensorboard]'")
+        raise RecipeError(f"{where}.report_to: tensorboard is not installed: pip install 'natix_hf[tensorboard]'")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if arguments.world_size != launched:
         raise UsageError(
@@ -71,9 +76,9 @@ def training_arguments(training: dict[str, Any], output_dir: Path) -> TrainingAr
     return arguments
 
 
-def check_training(training: dict[str, Any], output_dir: Path) -> None:
+def check_training(training: dict[str, Any], output_dir: Path, where: str = "phase1") -> None:
     """Refuses settings that transformers would refuse only when training begins: optimizer, schedule, reporting."""
-    arguments = training_arguments(training, output_dir)
+    arguments = training_arguments(training, output_dir, where)
     try:
         for report in get_reporting_integration_callbacks(arguments.report_to):
             report()
@@ -83,19 +88,19 @@ def check_training(training: dict[str, Any], output_dir: Path) -> None:
             extra: Any = arguments.lr_scheduler_kwargs
             get_scheduler(schedule, optimizer, arguments.get_warmup_steps(100), 100, extra)
     except (TypeError, ValueError, ImportError, RuntimeError) as error:
-        raise _refused(error) from None
+        raise _refused(error, where) from None
 
 
 # Optimizers that look into the model.
 _NEED_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
 
 
-def _refused(error: Exception) -> RecipeError:
-    return RecipeError(f"phase1: transformers refuses these settings: {str(error).strip().splitlines()[0]}")
+def _refused(error: Exception, where: str) -> RecipeError:
+    return RecipeError(f"{where}: transformers refuses these settings: {str(error).strip().splitlines()[0]}")
 
 
 def train_classifier(
-    model: nn.Module,
+    model: PreTrainedModel,
     processor: Any,
     train: Rows,
     val_select: Rows,
@@ -103,18 +108,25 @@ def train_classifier(
     augment: AugmentConfig,
     target_prior: float | None,
     checkpoints: Path,
+    save: Callable[[PreTrainedModel], Path],
 ) -> dict[str, Any]:
-    """Trains `model` in place and leaves its best weights in it; continues from `checkpoints` if training was cut off.
+    """Trains `model` in place and saves it with its best weights, an adapter merged and the merge proven; continues
+    from `checkpoints` if training was cut off.
 
     Args:
         config: `adapter: none` trains the head alone, on features computed once.
         target_prior: share of label 1 to train and score for; None: as found.
         checkpoints: folder of the Trainer's checkpoints.
+        save: writes the plain model and returns its folder; called on the writing rank alone.
 
     Returns:
-        What happened: `history` (Trainer's log), best score and step, seconds.
+        What happened: `history` (Trainer's log), best score and step, seconds; with an adapter of PEFT its modules,
+        and `merge`, the proof.
+
+    Raises:
+        MergeMismatchError: the saved model does not answer as the trained one did.
     """
-    arguments = training_arguments(config.training, checkpoints)
+    arguments = training_arguments(config.training, checkpoints, config.where)
     preprocess = Preprocess(processor)
     seed = arguments.seed
     views = TrainViews(train, augment, processor.size["height"], processor.image_mean, processor.image_std, seed)
@@ -126,13 +138,18 @@ def train_classifier(
         datasets = _feature_datasets(model, processor, train, val_select, views, originals, config, augment, arguments)
         # To read a batch of features takes less than a worker takes to hand it over.
         arguments.dataloader_num_workers, arguments.dataloader_persistent_workers = 0, False
+    adapted = None
+    if config.adapter not in ("none", "full"):
+        steps = _optimizer_steps(arguments, len(train))
+        adapted = add_adapter(model, config.adapter, config.adapter_options, steps, seed, config.where)
+        trained = Adapted(adapted)
     by_sampler = target_prior is not None and config.prior_by == "sampler"
     by_loss = target_prior is not None and config.prior_by == "loss"
     patience = config.early_stopping_patience
     batch = arguments.per_device_train_batch_size * arguments.world_size
     if arguments.dataloader_drop_last and len(train) < batch:
         raise UsageError(
-            f"phase1.dataloader_drop_last leaves nothing of {len(train)} train rows in batches of {batch}: "
+            f"{config.where}.dataloader_drop_last leaves nothing of {len(train)} train rows in batches of {batch}: "
             "lower per_device_train_batch_size"
         )
     try:
@@ -142,17 +159,28 @@ def train_classifier(
             train_sampler=EpochSampler(train.labels, seed, target_prior if by_sampler else None),
             class_weights=_class_weights(train, target_prior) if by_loss else None,
             ema_decay=config.ema_decay,
+            adalora=AdaLoraCallback(adapted) if adapted is not None and config.adapter == "adalora" else None,
             compute_metrics=EvaluationMetrics(target_prior),
             callbacks=[EarlyStoppingCallback(patience)] if patience is not None else [],
             **datasets,
         )
     except (ImportError, ValueError) as error:
-        raise _refused(error) from None
+        raise _refused(error, config.where) from None
+    facts: dict[str, Any] = {"trainable_parameters": count_trainable(trained)}
+    proof = None
+    if adapted is not None:
+        facts["adapted_modules"] = adapted_modules(adapted)
+        proof = MergeValidationCallback(adapted, lambda: first_images(originals), save, load_classifier)
+        trainer.add_callback(proof)  # the last one: it sees the weights that are kept
     resume = newest_complete_checkpoint(checkpoints)
     begin = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    model.to("cpu").eval()
-    return {
+    if proof is not None:
+        facts["merge"] = proof.proof
+    elif arguments.should_save:
+        nn.Module.to(model, device="cpu").eval()
+        save(model)
+    return facts | {
         "history": [
             {key: value if math.isfinite(value) else None for key, value in row.items()}
             for row in trainer.state.log_history
@@ -164,6 +192,21 @@ def train_classifier(
         "resumed_from": resume.name if resume else None,
         "train_s": round(time.perf_counter() - begin, 1),
     }
+
+
+def first_images(views: OriginalViews, most: int = 32) -> torch.Tensor:
+    """Some rows as `predict` sees them, float32 [n, 3, H, W]: evenly spaced, for the rows are sorted by class."""
+    chosen = torch.linspace(0, len(views) - 1, min(most, len(views))).round().long().tolist()
+    return torch.stack([views[row]["pixel_values"] for row in chosen])
+
+
+def _optimizer_steps(arguments: TrainingArguments, rows: int) -> int:
+    if arguments.max_steps > 0:
+        return int(arguments.max_steps)
+    batch = arguments.per_device_train_batch_size * arguments.world_size
+    batches = rows // batch if arguments.dataloader_drop_last else math.ceil(rows / batch)
+    an_epoch: int = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
+    return math.ceil(float(arguments.num_train_epochs) * an_epoch)
 
 
 def _feature_datasets(

@@ -299,6 +299,29 @@ def backbone(name: str, content: bytes | None) -> Make:
     return make
 
 
+def explora(*pairs: str) -> Make:
+    """Phase 4 of a fresh run, from the backbone of the finished one."""
+
+    def make(place: Place) -> list[Any]:
+        backbone = place.finished / "phase1_baseline" / "model"
+        settings = ("phase4.max_steps=2", "phase4.objective=mae", "phase4.dataloader_num_workers=0", *pairs)
+        return place.fresh(f"model.backbone={backbone}", "model.config={}", *settings, "--phases", "4")
+
+    return make
+
+
+def all_held(place: Place) -> list[Any]:
+    """The further source holds nothing but the test rows of the labelled one."""
+    splits = json.loads((place.finished / "phase0_data" / "splits.json").read_text(encoding="utf-8"))
+    held = {row for row, role in zip(splits["ids"], splits["roles"], strict=True) if role == "test"}
+    table = datasets.load_dataset(str(place.source), split="train", cache_dir=str(place.folder / "elsewhere"))
+    folder = place.folder / "frames"
+    folder.mkdir()
+    table.select([i for i in range(len(table)) if f"train/{i}" in held]).to_parquet(folder / "train.parquet")
+    place.guarded.append(folder)
+    return explora(f"phase4.unlabelled=[{folder}]")(place)
+
+
 def folder_as_recipe(place: Place) -> list[Any]:
     (place.folder / "my.yaml").mkdir()
     return ["run", place.folder / "my.yaml"]
@@ -510,6 +533,126 @@ TABLE: dict[str, tuple[Make, int, tuple[str, ...]]] = {
         2,
         ("model.backbone", "preprocessor_config.json"),
     ),
+    # Adapters.
+    "unknown adapter": (override("phase1.adapter=lorra"), 2, ("phase1.adapter is 'lorra'", "did you mean 'lora'")),
+    "an adapter for text": (override("phase1.adapter=prompt_tuning"), 2, ("phase1.adapter", "refused", "no place")),
+    "an adapter that stays": (override("phase1.adapter=xlora"), 2, ("phase1.adapter", "cannot be merged")),
+    "options beside full": (override("phase1.adapter_options.r=4"), 2, ("phase1.adapter_options", "adapter is full")),
+    "an option of our own": (
+        override("phase1.adapter=lora", "phase1.adapter_options.modules_to_save=[classifier]"),
+        2,
+        ("phase1.adapter_options.modules_to_save is refused", "trained beside the adapter"),
+    ),
+    "adapter's NaN": (
+        override("phase1.adapter=lora", "phase1.adapter_options.lora_alpha=.nan"),
+        2,
+        ("phase1.adapter_options.lora_alpha is nan", "finite"),
+    ),
+    "unknown adapter option": (
+        training("phase1.adapter=lora", "phase1.adapter_options.lora_alfa=4"),
+        2,
+        ("phase1.adapter_options.lora_alfa of LoraConfig", "did you mean 'lora_alpha'"),
+    ),
+    "adapter rank 0": (
+        training("phase1.adapter=lora", "phase1.adapter_options.r=0"),
+        2,
+        ("phase1.adapter_options", "PEFT refuses them for lora", "positive"),
+    ),
+    "adapter rank of text": (
+        training("phase1.adapter=lora", "phase1.adapter_options.r=many"),
+        2,
+        ("phase1.adapter_options", "PEFT refuses them for lora"),
+    ),
+    "adapter without a place": (
+        training("phase1.adapter=lora", "phase1.adapter_options.target_modules=[query]"),
+        2,
+        ("phase1.adapter_options.target_modules", "no module ends in query", "q_proj"),
+    ),
+    # Phase 4.
+    "explora: unknown key": (explora("phase4.rnak=4"), 2, ("unknown key phase4.rnak", "did you mean 'rank'")),
+    "explora: unknown inner key": (explora("phase4.mae.mask_rati=.5"), 2, ("phase4.mae.mask_rati", "'mask_ratio'")),
+    "explora: number for a section": (explora("phase4.crops=5"), 2, ("phase4.crops is 5", "a section of keys")),
+    "explora: random weights": (
+        lambda p: p.fresh("--phases", "4"),
+        2,
+        ("phase4.trainable=explora", "model.backbone names none", "trainable=all"),
+    ),
+    "explora: no such objective": (explora("phase4.objective=simclr"), 2, ("phase4.objective", "dinov2 | mae")),
+    "explora: rank 0": (explora("phase4.rank=0"), 2, ("phase4.rank is 0", "at least 1")),
+    "explora: alpha infinite": (explora("phase4.alpha=.inf"), 2, ("phase4.alpha is inf", "finite")),
+    "explora: learning rate NaN": (explora("phase4.learning_rate=.nan"), 2, ("phase4.learning_rate is nan", "finite")),
+    "explora: no steps": (explora("phase4.max_steps=0"), 2, ("phase4.max_steps is 0", "-1 for num_train_epochs")),
+    "explora: epochs beside steps": (
+        explora("phase4.num_train_epochs=5"),
+        2,
+        ("phase4.num_train_epochs is 5", "max_steps=-1"),
+    ),
+    "explora: smoothed labels": (
+        explora("phase4.label_smoothing_factor=.1"),
+        2,
+        ("phase4.label_smoothing_factor is 0.1", "no labels"),
+    ),
+    "explora: a probe's key": (explora("phase4.eval_steps=5"), 2, ("phase4.eval_steps is refused", "probe_steps")),
+    "explora: few probed rows": (explora("phase4.probe_rows=2"), 2, ("phase4.probe_rows is 2", "at least 20")),
+    "explora: a token": (explora("phase4.hub_token=x"), 2, ("phase4.hub_token is refused", "hf auth login")),
+    "explora: an upload": (explora("phase4.supervised.push_to_hub=true"), 2, ("phase4.supervised.push_to_hub is",)),
+    "explora: no such optimizer": (explora("phase4.optim=adamw_bnb_8bit"), 2, ("phase4: ", "bitsandbytes")),
+    "explora: all masked": (explora("phase4.mae.mask_ratio=1"), 2, ("phase4.mae.mask_ratio is 1", "between 0 and 1")),
+    "explora: width of the decoder": (explora("phase4.mae.decoder_width=90"), 2, ("decoder_width is 90", "of 4")),
+    "explora: heads that do not divide": (
+        explora("phase4.mae.decoder_heads=5"),
+        2,
+        ("phase4.mae.decoder_heads is 5", "a divisor of 96"),
+    ),
+    "explora: falling momentum": (explora("phase4.dinov2.ema=[1, .9]"), 2, ("phase4.dinov2.ema is", "not falling")),
+    "explora: half a temperature": (
+        explora("phase4.dinov2.teacher_temperature=[.04]"),
+        2,
+        ("phase4.dinov2.teacher_temperature is [0.04]", "[from, to]"),
+    ),
+    "explora: half a block": (explora("phase4.unfreeze_blocks=[.5]"), 2, ("phase4.unfreeze_blocks[0]", "whole")),
+    "explora: no such block": (
+        explora("phase4.unfreeze_blocks=[7]"),
+        2,
+        ("phase4.unfreeze_blocks is [7]", "blocks 0 to 1"),
+    ),
+    "explora: every block": (
+        explora("phase4.unfreeze_blocks=[0, 1]"),
+        2,
+        ("phase4.unfreeze_blocks is [0, 1]", "trainable=all"),
+    ),
+    "explora: crops not of patches": (
+        explora("phase4.objective=dinov2", "phase4.crops.local_size=20"),
+        2,
+        ("phase4.crops.local_size is 20", "patch of 14 px"),
+    ),
+    "explora: diverges": (
+        explora("phase4.learning_rate=1e38", "phase4.warmup_steps=0"),
+        1,
+        ("loss is nan", "lower learning_rate"),
+    ),
+    "explora: adapter of the stage": (
+        explora("phase4.supervised.adapter=lorra"),
+        2,
+        ("phase4.supervised.adapter is 'lorra'", "'lora'"),
+    ),
+    "explora: one folder as text": (explora("phase4.unlabelled=./frames"), 2, ("phase4.unlabelled is", "a list")),
+    "explora: no such folder": (
+        explora("phase4.unlabelled=[./frames]"),
+        2,
+        ("phase4.unlabelled", "no folder ./frames", "set phase4.unlabelled=FOLDER"),
+    ),
+    "explora: a folder of nothing": (
+        lambda p: [(p.folder / "frames").mkdir(), *explora("phase4.unlabelled=[./frames]")(p)][1:],
+        2,
+        ("phase4.unlabelled", "cannot be loaded"),
+    ),
+    "explora: nothing but test rows": (all_held, 2, ("phase4.unlabelled: no row of", "is left: all overlap")),
+    "explora: overlap": (
+        lambda p: explora(f"phase4.unlabelled=[{p.source}]", "data.on_overlap=error")(p),
+        2,
+        ("phase4.unlabelled: row", "overlaps with row", "data.on_overlap=drop"),
+    ),
     # A full disk, a folder that cannot be written.
     "full: the splits": (full_disk("splits.json"), 1, ("No space left on device", "splits.json", "free some space")),
     "full: at fsync": (full_at_fsync, 1, ("No space left on device", "splits.json", "free some space")),
@@ -627,7 +770,12 @@ TABLE: dict[str, tuple[Make, int, tuple[str, ...]]] = {
 
 
 # What only the rows, or the weights themselves, can show.
-FOUND_LATER = ("larger than all rows", "backbone with NaN", "backbone cut short")
+FOUND_LATER = (
+    *("larger than all rows", "backbone with NaN", "backbone cut short"),
+    *("unknown adapter option", "adapter rank 0", "adapter rank of text", "adapter without a place"),
+    *("explora: no such block", "explora: every block", "explora: crops not of patches"),
+    *("explora: no such folder", "explora: a folder of nothing", "explora: nothing but test rows"),
+)
 # A finished result of other settings is set aside while these are at work, and comes back with its settings.
 SETS_ASIDE = ("full: the sweep", "full: the bundle")
 
@@ -654,8 +802,8 @@ def test_bad_input_is_one_line_and_damages_nothing(name: str, place: Place, comm
         line = lines[0]
     for part in parts:
         assert part in line, line
-    settings = [str(argument) for argument in arguments[4:]]
-    about_training = bool(settings) and all(pair.startswith(("phase1.", "model.")) for pair in settings)
+    settings = [str(argument) for argument in arguments[4:] if "=" in str(argument)]
+    about_training = bool(settings) and all(pair.startswith(("phase1.", "phase4.", "model.")) for pair in settings)
     if expected == 2 and about_training and name not in FOUND_LATER:
         assert out == "", "found before any work began"
     for folder, files in before:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import write_parquet_source
+from conftest import FINISHED, write_parquet_source
 
 from natix_hf.errors import DataError, RunError, UsageError
 from natix_hf.phases.graph import PHASES
@@ -21,26 +21,26 @@ def manifest(run: Path, number: int) -> bytes:
 
 @pytest.mark.parametrize("override", ["model.config.patch_size=13", "phase1.seed=-1", "phase1.eval_strategy=steps"])
 def test_a_mistyped_override_deletes_nothing(override: str, finished_run: Path, tiny_recipe_file: Path) -> None:
-    before = [manifest(finished_run, n) for n in PHASES]
+    before = [manifest(finished_run, n) for n in FINISHED]
     with pytest.raises(UsageError):
         run_recipe(str(tiny_recipe_file), run_dir=finished_run, overrides=[override])
-    assert [manifest(finished_run, n) for n in PHASES] == before
+    assert [manifest(finished_run, n) for n in FINISHED] == before
     assert find_problems(str(finished_run)) == []
 
 
 def test_a_failed_attempt_with_other_settings_gives_the_old_result_back(
     finished_run: Path, tiny_recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = [manifest(finished_run, n) for n in PHASES]
+    before = [manifest(finished_run, n) for n in FINISHED]
     with monkeypatch.context() as patch:
         patch.setattr(
-            "natix_hf.phases.phase1_baseline.train_classifier", lambda *_: (_ for _ in ()).throw(RunError("no"))
+            "natix_hf.phases.phase1_baseline.train_classifier", lambda *_, **__: (_ for _ in ()).throw(RunError("no"))
         )
         with pytest.raises(RunError):
             run_recipe(str(tiny_recipe_file), run_dir=finished_run, overrides=["phase1.learning_rate=1e-3"])
     assert not (finished_run / "phase1_baseline" / "manifest.json").exists(), "what is unfinished has no manifest"
     run_recipe(str(tiny_recipe_file), run_dir=finished_run)
-    assert [manifest(finished_run, n) for n in PHASES] == before, "nothing was trained again"
+    assert [manifest(finished_run, n) for n in FINISHED] == before, "nothing was trained again"
     assert find_problems(str(finished_run)) == []
 
 

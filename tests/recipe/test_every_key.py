@@ -12,14 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import TINY, TINY_RECIPE, striped_image, write_recipe
+from test_every_key_phase4 import EFFECTS as PHASE4_EFFECTS
 
 from natix_hf.data.config import AugmentConfig, DataConfig
+from natix_hf.data.crops_config import CropConfig
 from natix_hf.data.synthetic import SyntheticConfig
 from natix_hf.errors import DataError
 from natix_hf.models.config import ModelConfig
 from natix_hf.phases.config import Phase2Config, Phase6Config
 from natix_hf.recipe import Recipe, parse_recipe
+from natix_hf.ssl.dinov2_config import DinoV2Config
+from natix_hf.ssl.mae_config import MaeConfig
 from natix_hf.trainers.config import TRAINING_DEFAULTS, SupervisedConfig
+from natix_hf.trainers.explora_config import ExploraConfig
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +72,9 @@ class _StubTrainer:
         _StubTrainer.seen = given
         self.state = SimpleNamespace(log_history=[], best_metric=0.0, best_global_step=0, global_step=0)
 
+    def add_callback(self, callback: Any) -> None:
+        _StubTrainer.seen["proof"] = callback
+
     def train(self, resume_from_checkpoint: str | None = None) -> None:
         pass
 
@@ -87,7 +95,7 @@ def look(sources: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         model = build_classifier(recipe.model, seed=recipe.phase1.training["seed"])
         supervised.train_classifier(
             model, make_processor(recipe.model), data.role("train"), data.role("val_select"), recipe.phase1,
-            recipe.data.augment, recipe.data.target_prior, tmp_path / "checkpoints",
+            recipe.data.augment, recipe.data.target_prior, tmp_path / "checkpoints", save=lambda merged: tmp_path,
         )  # fmt: skip
         seen = {"class_weights": None, **_StubTrainer.seen}
         keys = [(epoch, row) for epoch in (0, 1) for row in (0, 1, 2)]
@@ -128,6 +136,10 @@ def _positives(seen: Any) -> float:
     return float(np.mean([labels[row] for _, row in seen.order]))
 
 
+def _trainable(seen: Any) -> int:
+    return sum(p.numel() for p in seen.trained.parameters() if p.requires_grad)
+
+
 SYNTHETIC = ("data", "source", "synthetic")  # these keys matter with that source only
 PRIOR = ("data", "target_prior", 0.8)
 # section, key, new value, what must differ; a tuple in front of the observer: settings of both sides.
@@ -159,6 +171,8 @@ EFFECTS: list[tuple[str, str, Any, Any]] = [
     ("model", "config", TINY["vit"], lambda s: type(s.model).__name__),
     ("model", "image_size", 42, lambda s: s.views.shape),
     ("phase1", "adapter", "none", lambda s: type(s.trained).__name__),
+    ("phase1", "adapter", "lora", lambda s: type(s.trained).__name__),
+    ("phase1", "adapter_options", {"r": 4}, (("phase1", "adapter", "lora"), _trainable)),
     ("phase1", "feature_views", 3, (("phase1", "adapter", "none"), lambda s: s.train_dataset.features.shape)),
     ("phase1", "early_stopping_patience", 2, lambda s: [c.early_stopping_patience for c in s.callbacks]),
     ("phase1", "ema_decay", 0.9, lambda s: s.ema_decay),
@@ -180,11 +194,16 @@ ELSEWHERE = {
     ("phase2", "n_resamples"): "test_phase2",
     **{("phase6", f.name): "test_phase6" for f in fields(Phase6Config)},
     ("", "phases"): "test_phases",
-    **{("", section): "a section" for section in ("data", "model", "phase1", "phase2", "phase6")},
+    **{("", section): "a section" for section in ("data", "model", "phase1", "phase2", "phase4", "phase6")},
+    **{("phase4", key): "a section" for key in ("mae", "dinov2", "crops")},
+    **{("phase4", key): "tests/phases/test_phase4.py" for key in ("supervised", "use_labeled_data", "unlabelled")},
+    **{(section, key): "the table of phase 4" for section, key, *_ in PHASE4_EFFECTS},
+    ("phase4", "training"): "test_training_arguments",
 }
 DATACLASSES = {
     "": Recipe, "data": DataConfig, "data.augment": AugmentConfig, "data.synthetic": SyntheticConfig,
     "model": ModelConfig, "phase1": SupervisedConfig, "phase2": Phase2Config, "phase6": Phase6Config,
+    "phase4": ExploraConfig, "phase4.mae": MaeConfig, "phase4.dinov2": DinoV2Config, "phase4.crops": CropConfig,
 }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Trainer callbacks: the proof of a merge, AdaLoRA's budget."""

@@ -1,0 +1,88 @@
+"""Images without labels for self-supervised learning: further sources, without what val and test hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from natix_hf.data.config import DataConfig
+from natix_hf.data.decode import decode_once
+from natix_hf.data.rows import Rows
+from natix_hf.data.sources import load_unlabelled
+from natix_hf.data.splits import Splits
+from natix_hf.errors import DataError
+
+ROLE = "unlabelled"
+# Extended pre-training must not see what a threshold, a calibration or the test is measured on.
+_PROTECTED = ("val_select", "val_calib", "test")
+
+
+def unlabelled_rows(sources: Sequence[str], config: DataConfig, splits: Splits) -> tuple[list[Rows], dict[str, str]]:
+    """The rows of every further source; labels are 0 and mean nothing.
+
+    Args:
+        splits: their groups and pictures in val_select, val_calib and test are looked for; `data.on_overlap` says
+            whether a row that overlaps leaves or is an error.
+
+    Returns:
+        One `Rows` a source, and the rows left out: id -> reason.
+
+    Raises:
+        DataError: as `load_unlabelled` says, an unreadable image with `data.on_bad_image: error`, overlap with
+            `data.on_overlap: error`, or a source of which nothing is left.
+    """
+    held = [i for role in _PROTECTED for i in splits.positions(role)]
+    pictures = {splits.sha256[i]: splits.ids[i] for i in held}
+    groups = {splits.groups[i]: splits.ids[i] for i in held}
+    found, left_out = [], {}
+    for source in sources:
+        dataset, ids, own_groups = load_unlabelled(source, config)
+        decoded = decode_once(dataset, ids, config.image_column, config.cache_px, config.on_bad_image)
+        keep = []
+        facts = zip(ids, own_groups, decoded["sha256"], decoded["problem"], strict=True)
+        for at, (row_id, group, sha256, problem) in enumerate(facts):
+            other = pictures.get(sha256) or (groups.get(f"group:{group}") if group is not None else None)
+            if problem is not None:
+                left_out[row_id] = f"unreadable image: {problem}"
+            elif other is None:
+                keep.append(at)
+            elif config.on_overlap == "error":
+                raise DataError(
+                    f"phase4.unlabelled: row {row_id} overlaps with row {other} of val or test: "
+                    "data.on_overlap=drop leaves such rows out"
+                )
+            else:
+                left_out[row_id] = f"the same picture or group as row {other} of val or test"
+        if not keep:
+            raise DataError(f"phase4.unlabelled: no row of {source} is left: all overlap or are unreadable")
+        found.append(
+            Rows(
+                role=ROLE,
+                ids=[ids[at] for at in keep],
+                labels=np.zeros(len(keep), dtype=np.int64),
+                groups=np.asarray([own_groups[at] or ids[at] for at in keep]),
+                source=dataset.select(keep),
+                decoded=decoded.select(keep),
+                image_column=config.image_column,
+            )
+        )
+    return found, left_out
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """Rows of several sources as one, with nothing but images."""
+    from datasets import concatenate_datasets
+
+    if len(parts) == 1:
+        return parts[0]
+    column = parts[0].image_column
+    return Rows(
+        role=ROLE,
+        ids=[row_id for part in parts for row_id in part.ids],
+        labels=np.concatenate([part.labels for part in parts]),
+        groups=np.concatenate([part.groups for part in parts]),
+        source=concatenate_datasets([part.source.select_columns([column]) for part in parts]),
+        decoded=concatenate_datasets([part.decoded for part in parts]),
+        image_column=column,
+    )

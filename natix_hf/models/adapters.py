@@ -1,0 +1,258 @@
+"""One adapter setting: every tuner of PEFT that merges into a plain vision transformer, by name.
+
+Light: a recipe is checked against the names without importing torch or PEFT.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from natix_hf.errors import RecipeError
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class AdapterKind:
+    """One row of the table.
+
+    `config` is a class of PEFT; `defaults` are options that differ from PEFT's own; `divisors` are options that must
+    divide the model's width: the largest divisor up to the given number is taken; `targets` are the last parts of the
+    names of the adapted modules.
+    """
+
+    config: str
+    defaults: dict[str, Any] = field(default_factory=dict)
+    divisors: dict[str, int] = field(default_factory=dict)
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    note: str = ""
+
+
+_LORA = {"r": 8, "lora_alpha": 8}
+ADAPTERS: dict[str, AdapterKind] = {
+    "lora": AdapterKind("LoraConfig", _LORA, note="low-rank update, arXiv 2106.09685"),
+    "dora": AdapterKind("LoraConfig", {**_LORA, "use_dora": True}, note="magnitude and direction apart, 2402.09353"),
+    "rslora": AdapterKind("LoraConfig", {**_LORA, "use_rslora": True}, note="scaled by the root of r, 2312.03732"),
+    "pissa": AdapterKind(
+        "LoraConfig",
+        {**_LORA, "init_lora_weights": "pissa"},
+        note="starts from the largest singular vectors, which it takes out of the base, 2404.02948",
+    ),
+    "adalora": AdapterKind(
+        "AdaLoraConfig", {"init_r": 12, "target_r": 8, "lora_alpha": 12}, note="moves its ranks about, 2303.10512"
+    ),
+    "adamss": AdapterKind("AdamssConfig"),
+    "beft": AdapterKind("BeftConfig", note="biases alone"),
+    "boft": AdapterKind("BOFTConfig", {"boft_block_num": 0}, {"boft_block_size": 4}, note="butterflies, 2311.06243"),
+    "c3a": AdapterKind("C3AConfig", divisors={"block_size": 64}, note="circular convolution, 2407.19342"),
+    "deft": AdapterKind("DeftConfig"),
+    "delora": AdapterKind("DeloraConfig", {"r": 8, "delora_lambda": 8}, note="angle and strength apart, 2503.18225"),
+    "fourierft": AdapterKind("FourierFTConfig", {"n_frequency": 500}, note="sparse spectrum, 2405.03003"),
+    "frod": AdapterKind("FrodConfig"),
+    "glora": AdapterKind("GloraConfig", note="2306.07967"),
+    "gralora": AdapterKind("GraloraConfig", {"r": 8, "gralora_k": 2}, note="LoRA by blocks, 2505.20355"),
+    "hira": AdapterKind("HiraConfig", {"r": 8}),
+    "hra": AdapterKind("HRAConfig", {"r": 8}, note="Householder reflections, 2405.17484"),
+    "ia3": AdapterKind(
+        "IA3Config",
+        {"feedforward_modules": ["fc2", "down_proj"]},
+        targets=("k_proj", "v_proj", "fc2", "down_proj"),
+        note="scales activations, 2205.05638",
+    ),
+    "ln_tuning": AdapterKind(
+        "LNTuningConfig",
+        targets=("norm1", "norm2", "layernorm_before", "layernorm_after"),
+        note="norms alone, 2312.11420",
+    ),
+    "loha": AdapterKind("LoHaConfig", {"r": 8, "alpha": 8}, note="Hadamard product of two LoRA, 2108.06098"),
+    "lokr": AdapterKind("LoKrConfig", {"r": 8, "alpha": 8}, note="Kronecker product, 2309.14859"),
+    "miss": AdapterKind("MissConfig", divisors={"r": 64}, note="2409.15371"),
+    "oft": AdapterKind("OFTConfig", {"r": 0}, {"oft_block_size": 32}, note="rotations, 2306.07280"),
+    "osf": AdapterKind("OSFConfig", note="trains what is orthogonal to the base, which it decomposes, 2504.07097"),
+    "peanut": AdapterKind("PeanutConfig"),
+    "psoft": AdapterKind("PsoftConfig", {"r": 8}),
+    "pvera": AdapterKind("PveraConfig", {"r": 32}),
+    "randlora": AdapterKind("RandLoraConfig", {"r": 8}, note="random bases, 2502.00987"),
+    "road": AdapterKind("RoadConfig", divisors={"group_size": 64}, note="rotations in planes, 2409.00119"),
+    "shira": AdapterKind("ShiraConfig", {"r": 8}, note="some of the weights themselves, 2406.13175"),
+    "supertuning": AdapterKind("SupertuningConfig"),
+    "tinylora": AdapterKind("TinyLoraConfig"),
+    "unilora": AdapterKind("UniLoraConfig"),
+    "vblora": AdapterKind(
+        "VBLoRAConfig", {"topk": 2, "r": 4}, {"vector_length": 64}, note="a bank of vectors, 2405.15179"
+    ),
+    "vera": AdapterKind("VeraConfig", {"r": 64}, note="shared random LoRA, 2310.11454"),
+    "waveft": AdapterKind("WaveFTConfig", {"n_frequency": 500}, note="sparse wavelets, 2505.12532"),
+}
+_PROMPTS = "it adds tokens to the input of a language model, a merged ViT has no place for them"
+REFUSED: dict[str, str] = {
+    "lily": "PEFT cannot merge it (shared parts of several layers)",
+    "poly": "it mixes adapters by task, and cannot be merged",
+    "shadow": "it keeps a model of its own beside the base, and cannot be merged",
+    "xlora": "it mixes adapters by input, and cannot be merged",
+    "trainable_tokens": "a ViT has no vocabulary",
+    "cartridge": _PROMPTS,
+    "cpt": _PROMPTS,
+    "adaption_prompt": _PROMPTS,
+    "prompt_tuning": _PROMPTS,
+    "prefix_tuning": _PROMPTS,
+    "p_tuning": _PROMPTS,
+    "multitask_prompt_tuning": _PROMPTS,
+}
+# Options that the toolkit sets, or that would leave a merged model which is not the trained one.
+_OWN_OPTIONS = {
+    "modules_to_save": "the classifier layer is trained beside the adapter anyway",
+    "bias": "merged biases would not be undone where the adapter is switched off",
+    "task_type": "it is set for you",
+    "peft_type": "phase1.adapter names it",
+    "inference_mode": "the adapter is trained",
+    "total_step": "the length of the training decides it",
+    "alora_invocation_tokens": "a ViT has no vocabulary, and PEFT cannot merge aLoRA",
+    "trainable_token_indices": "a ViT has no vocabulary",
+}
+
+
+# What PEFT raises, or trips over, when it is given a value that it cannot use.
+_REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def check_adapter(name: str, options: dict[str, Any], where: str) -> None:
+    """Refuses an adapter that is not in the table, with the reason, and options beside `none` and `full`.
+
+    Raises:
+        RecipeError
+    """
+    if name in ("none", "full"):
+        if options:
+            raise RecipeError(f"{where}.adapter_options is for an adapter of PEFT: adapter is {name}")
+    elif name in REFUSED:
+        raise RecipeError(f"{where}.adapter is {name!r}, which is refused: {REFUSED[name]}")
+    elif name not in ADAPTERS:
+        close = difflib.get_close_matches(name, ["none", "full", *ADAPTERS], n=1)
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        raise RecipeError(f"{where}.adapter is {name!r}{hint}: allowed is none | full | {' | '.join(ADAPTERS)}")
+    for option in options:
+        if option in _OWN_OPTIONS:
+            raise RecipeError(f"{where}.adapter_options.{option} is refused: {_OWN_OPTIONS[option]}")
+
+
+def add_adapter(
+    model: PreTrainedModel, name: str, options: dict[str, Any], total_steps: int, seed: int, where: str = "phase1"
+) -> PeftModel:
+    """Puts an adapter around a classifier; adapter and classifier layer are trained, everything else is frozen.
+
+    Args:
+        model: changed in place.
+        options: of the tuner's own config class, over the table's defaults.
+        total_steps: optimizer steps of the training, which AdaLoRA's budget follows.
+        seed: of the adapter's first weights.
+
+    Raises:
+        RecipeError: an unknown option, or sizes that do not fit the model.
+    """
+    import torch
+
+    from natix_hf.models.classifier import head_of
+    from natix_hf.models.tuner import wrap_with_tuner
+
+    config = adapter_config(model, name, options, total_steps, where)
+    torch.manual_seed(seed)
+    try:
+        wrapped = wrap_with_tuner(model, config)
+    except _REFUSALS as error:
+        raise _refused(error, name, where) from None
+    # Not by modules_to_save: PEFT 0.21 leaves its wrapper after a merge, and the reloaded head is another one.
+    head_of(model).requires_grad_(True)
+    return wrapped
+
+
+def adapter_config(
+    model: PreTrainedModel, name: str, options: dict[str, Any], total_steps: int, where: str = "phase1"
+) -> PeftConfig:
+    """PEFT's configuration of an adapter for this very model, which may be on the meta device.
+
+    Raises:
+        RecipeError: an unknown option, a value that PEFT refuses, or no such module.
+    """
+    import peft
+
+    kind = ADAPTERS[name]
+    config_class = getattr(peft, kind.config)
+    known = sorted(f.name for f in dataclasses.fields(config_class))
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            hint = f", did you mean {close[0]!r}?" if close else f": allowed is {', '.join(known)}"
+            raise RecipeError(f"unknown key {where}.adapter_options.{option} of {kind.config}{hint}")
+    settings = kind.defaults | {key: _divisor(model.config.hidden_size, most) for key, most in kind.divisors.items()}
+    settings["target_modules"] = _target_modules(model, options.get("target_modules", kind.targets), where)
+    if name == "adalora":
+        settings["total_step"] = total_steps
+    settings |= {key: value for key, value in options.items() if key != "target_modules"}
+    final = settings.get("tfinal", 0)
+    if name == "adalora" and isinstance(final, int) and total_steps - final < 2:  # PEFT 0.21: a KeyError in training
+        raise RecipeError(
+            f"{where}.adapter is 'adalora', whose budget needs 2 steps before tfinal: there are {total_steps} steps "
+            f"and {where}.adapter_options.tfinal is {final}"
+        )
+    if "feedforward_modules" in settings:
+        ends = _names(settings["feedforward_modules"], f"{where}.adapter_options.feedforward_modules")
+        settings["feedforward_modules"] = [m for m in settings["target_modules"] if m.endswith(ends)]
+    try:
+        config: PeftConfig = config_class(**settings)
+    except _REFUSALS as error:
+        raise _refused(error, name, where) from None
+    return config
+
+
+def _refused(error: Exception, name: str, where: str) -> RecipeError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return RecipeError(f"{where}.adapter_options: PEFT refuses them for {name} ({reason})")
+
+
+def adapted_modules(model: PeftModel) -> list[str]:
+    """Names of the modules that the adapter changes, as the live model has them."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [name for name, module in model.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _target_modules(model: nn.Module, wanted: Any, where: str) -> list[str]:
+    """Whole names of the modules of the live model that end in one of `wanted`."""
+    key = f"{where}.adapter_options.target_modules"
+    wanted = _names(wanted, key)
+    names = [name for name, _ in model.named_modules()]
+    if any(name.partition(".")[0] == "classifier" or name == "classifier" for name in wanted):
+        raise RecipeError(f"{key}: the classifier layer is trained as it is")
+    found = [n for n in names if any(n == name or n.endswith(f".{name}") for name in wanted)]
+    if not found:
+        ends = sorted(
+            {name.rpartition(".")[2] for name in names if name.rpartition(".")[2].endswith(("proj", "fc1", "fc2"))}
+        )
+        raise RecipeError(f"{key}: no module ends in {' or '.join(wanted)}, there is {', '.join(ends)}")
+    return found
+
+
+def _names(value: Any, key: str) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value) or not value:
+        raise RecipeError(f"{key} is {value!r}: expected a list of module names")
+    return tuple(value)
+
+
+def _divisor(width: int, most: int) -> int:
+    return next(number for number in range(min(width, most), 0, -1) if width % number == 0)

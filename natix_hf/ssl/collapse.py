@@ -1,0 +1,58 @@
+"""Whether self-supervised learning has collapsed: every picture gets the same answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+# A healthy spread is about 1; random backbones and short trainings stay above .1 (tests/ssl).
+_LEAST_SPREAD = 0.02
+_LEAST_RANK = 1.5
+# Entropies, as shares of log K, that count as 0 and as 1.
+_NO_ENTROPY, _FULL_ENTROPY = 0.02, 0.995
+
+
+def feature_figures(features: np.ndarray) -> dict[str, float]:
+    """Spread and effective rank of features.
+
+    Args:
+        features: float [n, d], one row a picture.
+
+    Returns:
+        `spread`: standard deviation over pictures of the L2-normalised features, mean over dimensions, times sqrt(d):
+        1 where directions are uniform, 0 where all pictures agree (Chen and He, arXiv 2011.10566).
+        `rank`: exponential of the entropy of the singular values of the centred features (RankMe, arXiv 2210.02885);
+        0 where all pictures agree.
+    """
+    values = features.astype(np.float64)
+    norms = np.linalg.norm(values, axis=1, keepdims=True)
+    directions = values / np.maximum(norms, 1e-12)
+    spread = float(directions.std(axis=0).mean() * math.sqrt(values.shape[1]))
+    singular = np.linalg.svd(directions - directions.mean(axis=0), compute_uv=False)
+    total = singular.sum()
+    if total < 1e-9:
+        return {"spread": spread, "rank": 0.0}
+    share = singular[singular > 0] / total
+    return {"spread": spread, "rank": float(np.exp(-(share * np.log(share)).sum()))}
+
+
+def collapse_reason(figures: Mapping[str, float]) -> str | None:
+    """Why training has collapsed, or None.
+
+    Args:
+        figures: any of `spread` and `rank` of features (`feature_figures`), `target_entropy` (mean entropy of the
+            teacher's assignments) and `usage_entropy` (entropy of their mean), both as shares of log K.
+    """
+    spread, rank = figures.get("spread", math.inf), figures.get("rank", math.inf)
+    if spread < _LEAST_SPREAD:
+        return f"the features of different pictures agree (spread {spread:.4f}, 1 is healthy)"
+    if rank < _LEAST_RANK:
+        return f"the features lie on one line (effective rank {rank:.2f})"
+    if figures.get("usage_entropy", 1.0) < _NO_ENTROPY:
+        return "the teacher assigns every picture to the same prototype (entropy 0)"
+    if figures.get("target_entropy", 0.0) > _FULL_ENTROPY:
+        # The cross-entropy against flat targets cannot fall below log K, whatever the student does.
+        return "the teacher's targets are flat, so that the loss is stuck at log K"
+    return None

@@ -1,0 +1,242 @@
+"""The DINOv2 objective (Oquab et al., arXiv 2304.07193): a student learns to answer as its own average does.
+
+The teacher is the moving average of the student. It sees whole global crops; the student sees them with patches
+masked, and small local crops beside them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from natix_hf.errors import VerificationError
+from natix_hf.ssl.dinov2_config import DinoV2Config
+from natix_hf.ssl.explora import plain_backbone
+from natix_hf.ssl.heads import ProjectionHead
+from natix_hf.ssl.losses import Centre, centred_targets, dino_loss, ibot_loss, koleo_loss, sinkhorn_targets
+
+# Parts of the module that no gradient moves.
+_UNTRAINED = ("teacher.", "teacher_heads.", "centres.")
+
+
+class DinoV2Objective(nn.Module):
+    """DINO + iBOT + KoLeo, with everything that changes in a step. `natix_hf.ssl.objective` says how it is driven.
+
+    Every parameter with `requires_grad` gets a gradient in every step, whatever the masks. With gradient accumulation
+    each forward is a batch of its own to Sinkhorn and KoLeo.
+
+    Args:
+        student: ViT, DINOv2 or DINOv2 with registers, or a PeftModel around one. What it trains is the caller's
+            choice, but that a pooler is frozen, and that a ViT without a mask token gets one: the student alone, so
+            that the teacher stays what its class can load.
+        teacher: of the same structure; set equal to the student here, and frozen.
+        config: heads, targets, schedules.
+        seed: of the heads' initial weights.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, config: DinoV2Config, seed: int) -> None:
+        super().__init__()
+        self.settings = config
+        self.student = student
+        self.teacher = teacher
+        inner = plain_backbone(student)
+        _freeze_pooler(inner)
+        _add_mask_token(inner)
+        width = inner.config.hidden_size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.student_heads = self._make_heads(width)
+            self.teacher_heads = self._make_heads(width)
+        self.centres = nn.ModuleDict()
+        if config.targets == "centre":
+            self.centres.update({name: Centre(config.n_prototypes) for name in ("dino", "ibot")})
+        for module in (self.teacher, self.teacher_heads):
+            module.requires_grad_(False)
+        self._move_teacher(momentum=0.0)
+        self.teacher_temperature = config.teacher_temperature[0]
+        self.momentum = config.ema[0]
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """As ever, but that the teacher never drops anything."""
+        super().train(mode)
+        self.teacher.eval()
+        self.teacher_heads.eval()
+        return self
+
+    def forward(
+        self, global_crops: torch.Tensor, local_crops: torch.Tensor, masks: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """One batch.
+
+        Args:
+            global_crops: [b, 2, 3, S, S].
+            local_crops: [b, l, 3, s, s]; l may be 0.
+            masks: bool [b, 2, patches of a global crop], True: hidden from the student.
+
+        Returns:
+            `loss`; without gradient its parts `dino`, `ibot` and `koleo` (not weighted); as shares of log K,
+            `target_entropy` (mean entropy of the targets of the cls tokens) and `usage_entropy` (entropy of the mean
+            target); and `feature_std` (standard deviation of the teacher's L2-normalised cls features over this rank's
+            crops, mean over the dimensions, times the root of their number: about 1 where directions are uniform, 0
+            where all agree).
+        """
+        config = self.settings
+        batch = len(global_crops)
+        large, masks = global_crops.flatten(0, 1), masks.flatten(0, 1)
+        with torch.no_grad():
+            teacher_cls, teacher_patches = _tokens(self.teacher, large)
+            dino_targets = self._targets("dino", self.teacher_heads["dino"](teacher_cls))
+            ibot_targets = self._targets("ibot", _ibot_head(self.teacher_heads)(teacher_patches[masks]))
+
+        student_cls, student_patches = _tokens(self.student, large, masks)
+        cls_logits: torch.Tensor = self.student_heads["dino"](student_cls)
+        student_globals = cls_logits.view(batch, 2, -1)
+        student_locals = student_globals[:, :0]
+        if local_crops.shape[1]:
+            local_cls, _ = _tokens(self.student, local_crops.flatten(0, 1))
+            student_locals = self.student_heads["dino"](local_cls).view(batch, local_crops.shape[1], -1)
+
+        temperature = config.student_temperature
+        dino = dino_loss(student_globals, student_locals, dino_targets.view(batch, 2, -1), temperature)
+        masked_logits = _ibot_head(self.student_heads)(student_patches[masks])
+        ibot = ibot_loss(masked_logits, ibot_targets, masks, temperature)
+        koleo = koleo_loss(student_cls[0::2]) + koleo_loss(student_cls[1::2])
+        return {
+            "loss": dino + config.ibot_weight * ibot + config.koleo_weight * koleo,
+            "dino": dino.detach(),
+            "ibot": ibot.detach(),
+            "koleo": koleo.detach(),
+            **_figures(dino_targets, teacher_cls),
+        }
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """What Trainer calls for `activation_checkpointing: true`."""
+        plain_backbone(self.student).activation_checkpointing_enable(**kwargs)
+
+    def on_step_begin(self, step: int, total_steps: int) -> None:
+        """Sets the teacher's temperature and momentum for the step after `step` steps of `total_steps`."""
+        low, high = self.settings.teacher_temperature
+        warmup = self.settings.temperature_warmup * total_steps
+        self.teacher_temperature = high if step >= warmup else low + (high - low) * step / warmup
+        self.momentum = _cosine(self.settings.ema[0], self.settings.ema[1], step, total_steps)
+
+    def on_gradients(self, step: int, total_steps: int) -> None:
+        """Takes the prototypes' gradients away during the first steps: targets of a moving head teach nothing yet."""
+        if step >= round(self.settings.freeze_last_layer * total_steps):
+            return
+        for head in self.student_heads.values():
+            assert isinstance(head, ProjectionHead)
+            gradient = head.prototypes.grad
+            if gradient is not None:
+                gradient.zero_()
+
+    def on_step_end(self, step: int, total_steps: int) -> None:
+        """Moves the teacher, its heads and the centres; every rank must call."""
+        self._move_teacher(self.momentum)
+        for centre in self.centres.values():
+            assert isinstance(centre, Centre)
+            centre.update()
+
+    def weight_decay(self, step: int, total_steps: int, start: float) -> float:
+        """The weight decay after `step` of `total_steps`: from `start` to the configured end along a cosine."""
+        end = self.settings.weight_decay_end
+        return start if end is None else _cosine(start, end, step, total_steps)
+
+    def untrained_state(self) -> dict[str, torch.Tensor]:
+        """Copies of teacher, its heads and centres."""
+        return {name: value.detach().to("cpu", copy=True) for name, value in self._untrained().items()}
+
+    @torch.no_grad()
+    def load_untrained_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Takes back what `untrained_state` gave.
+
+        Raises:
+            VerificationError: it is that of another model.
+        """
+        own = self._untrained()
+        if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
+            raise VerificationError("the stored teacher is that of another model or other heads: begin a new run")
+        for name, value in state.items():
+            own[name].copy_(value)
+
+    def backbone(self) -> nn.Module:
+        """The teacher's: what is kept of a run."""
+        return self.teacher
+
+    def _make_heads(self, width: int) -> nn.ModuleDict:
+        config = self.settings
+        names = ["dino", "ibot"] if config.separate_ibot_head else ["dino"]
+        sizes = (width, config.n_prototypes, config.head_hidden, config.bottleneck)
+        return nn.ModuleDict({name: ProjectionHead(*sizes) for name in names})
+
+    def _targets(self, name: str, logits: torch.Tensor) -> torch.Tensor:
+        if self.settings.targets == "sinkhorn":
+            return sinkhorn_targets(logits, self.teacher_temperature)
+        centre = self.centres[name]
+        assert isinstance(centre, Centre)
+        if self.training:
+            centre.observe(logits)
+        return centred_targets(logits, centre.centre, self.teacher_temperature)
+
+    def _untrained(self) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in self.state_dict().items() if name.startswith(_UNTRAINED)}
+
+    @torch.no_grad()
+    def _move_teacher(self, momentum: float) -> None:
+        """teacher <- momentum * teacher + (1 - momentum) * student, parameters and buffers, heads too."""
+        for target, source in ((self.teacher, self.student), (self.teacher_heads, self.student_heads)):
+            new = dict(source.named_parameters()) | dict(source.named_buffers())
+            for name, value in [*target.named_parameters(), *target.named_buffers()]:
+                if value.is_floating_point():
+                    value.lerp_(new[name], 1 - momentum)  # leaves equal values bit-equal
+                else:
+                    value.copy_(new[name])
+
+
+def _tokens(
+    model: nn.Module, pixels: torch.Tensor, masks: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cls tokens [n, d] and patch tokens [n, patches, d] of [n, 3, H, W], with masked patches hidden."""
+    config = plain_backbone(model).config
+    arguments: dict[str, Any] = {"bool_masked_pos": masks}
+    if config.model_type == "vit":  # the others interpolate their positions without being asked
+        arguments["interpolate_pos_encoding"] = True
+    tokens = model(pixel_values=pixels, **arguments).last_hidden_state
+    return tokens[:, 0], tokens[:, 1 + getattr(config, "num_register_tokens", 0) :]
+
+
+def _ibot_head(heads: nn.ModuleDict) -> nn.Module:
+    return heads["ibot"] if "ibot" in heads else heads["dino"]
+
+
+def _freeze_pooler(backbone: PreTrainedModel) -> None:
+    pooler = getattr(backbone, "pooler", None)
+    if isinstance(pooler, nn.Module):
+        pooler.requires_grad_(False)
+
+
+def _add_mask_token(backbone: PreTrainedModel) -> None:
+    embeddings: Any = backbone.embeddings
+    if embeddings.mask_token is None:
+        embeddings.mask_token = nn.Parameter(torch.zeros_like(embeddings.cls_token))
+
+
+@torch.no_grad()
+def _figures(targets: torch.Tensor, features: torch.Tensor) -> dict[str, torch.Tensor]:
+    directions = nn.functional.normalize(features.float(), dim=-1)
+    spread = directions.std(dim=0, correction=0).mean() * math.sqrt(features.shape[-1])
+    most = math.log(targets.shape[-1])
+    return {
+        "target_entropy": torch.special.entr(targets).sum(dim=-1).mean() / most,
+        "usage_entropy": torch.special.entr(targets.mean(dim=0)).sum() / most,
+        "feature_std": spread,
+    }
+
+
+def _cosine(start: float, end: float, step: int, total_steps: int) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * min(step, total_steps) / total_steps)) / 2

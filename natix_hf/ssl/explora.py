@@ -1,0 +1,70 @@
+"""What ExPLoRA trains of a backbone (Khanna et al., arXiv 2406.10973): LoRA on most blocks, one block, all norms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from peft import LoraConfig, PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from natix_hf.errors import RecipeError
+from natix_hf.models.tuner import wrap_with_tuner
+
+_TARGETS = ["q_proj", "v_proj"]
+
+
+def apply_explora(
+    backbone: PreTrainedModel, rank: int = 64, alpha: float | None = None, unfreeze_blocks: Sequence[int] = (-1,)
+) -> PeftModel:
+    """The adapted, trainable backbone: LoRA on q and v of every block but `unfreeze_blocks`, and those blocks, every
+    normalisation layer and the cls token trained as they are; everything else frozen.
+
+    `save_pretrained` of the result would write the LoRA keys only: merge first, then save the whole backbone.
+
+    Args:
+        backbone: ViT, DINOv2 (with registers) or DINOv3, without a head. It is changed in place.
+        rank: r of LoRA; the paper's 64.
+        alpha: LoRA is scaled by alpha / rank; None: alpha = rank. (The paper's code defaults to 1.)
+        unfreeze_blocks: their numbers, negative ones from the end.
+
+    Raises:
+        RecipeError: no such block, or no block left for LoRA.
+    """
+    prefix, blocks = block_list(backbone)
+    whole = {number % len(blocks) if -len(blocks) <= number < len(blocks) else None for number in unfreeze_blocks}
+    if None in whole:
+        raise RecipeError(
+            f"phase4.unfreeze_blocks is {list(unfreeze_blocks)}: this backbone has blocks 0 to {len(blocks) - 1}"
+        )
+    adapted = [number for number in range(len(blocks)) if number not in whole]
+    if not adapted:
+        raise RecipeError(
+            f"phase4.unfreeze_blocks is {list(unfreeze_blocks)}: that leaves no block for LoRA, use trainable=all"
+        )
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,  # type: ignore[arg-type]  # declared as an int, used as a factor
+        target_modules=[f"{prefix}.{number}.attention.{name}" for number in adapted for name in _TARGETS],
+    )
+    model = wrap_with_tuner(backbone, config)
+    for number in whole:
+        blocks[number].requires_grad_(True)  # type: ignore[index]  # None was refused above
+    for module in backbone.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.requires_grad_(True)
+    cls_token = backbone.get_parameter("embeddings.cls_token")
+    cls_token.requires_grad_(True)
+    return model
+
+
+def block_list(backbone: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Name and list of a backbone's transformer blocks."""
+    return next((name, module) for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList))
+
+
+def plain_backbone(model: nn.Module) -> PreTrainedModel:
+    """The backbone itself, with or without a PeftModel around it."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(inner, PreTrainedModel)
+    return inner

@@ -1,0 +1,133 @@
+"""Masked-autoencoding extension of a plain encoder (He et al., arXiv 2111.06377): it sees the visible patches only.
+
+The decoder is `transformers`' own, starts from random weights and is thrown away.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import ViTMAEConfig
+from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
+
+from natix_hf.ssl.explora import block_list, plain_backbone
+from natix_hf.ssl.mae_config import MaeConfig
+
+
+class MaskedAutoencoder(nn.Module):
+    """Predicts the pixels of the patches that the encoder did not see.
+
+    Args:
+        encoder: a ViT, DINOv2 or DINOv2-with-registers backbone, or a PeftModel around one.
+        config: share of masked patches, size of the decoder, whether its targets are normalised by patch.
+        image_size: px of the square views.
+        seed: of the decoder's weights.
+    """
+
+    def __init__(self, encoder: nn.Module, config: MaeConfig, image_size: int, seed: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.mask_ratio = config.mask_ratio
+        self.norm_pix_loss = config.norm_pix_loss
+        inner = plain_backbone(encoder)
+        self.patch_size = int(inner.config.patch_size)
+        patches = (image_size // self.patch_size) ** 2
+        torch.manual_seed(seed)
+        shape = ViTMAEConfig(
+            hidden_size=inner.config.hidden_size,
+            patch_size=self.patch_size,
+            num_channels=inner.config.num_channels,
+            decoder_hidden_size=config.decoder_width,
+            decoder_num_hidden_layers=config.decoder_layers,
+            decoder_num_attention_heads=config.decoder_heads,
+            decoder_intermediate_size=4 * config.decoder_width,
+        )
+        shape._attn_implementation = "sdpa"
+        self.decoder = ViTMAEDecoder(shape, patches)
+        self.decoder.apply(_initialise)
+        for name, parameter in inner.named_parameters():  # plays no part here; DDP would wait for its gradient
+            if name.endswith("mask_token"):
+                parameter.requires_grad_(False)
+
+    def forward(self, pixel_values: torch.Tensor, noise: torch.Tensor) -> dict[str, Any]:
+        """The loss of a batch.
+
+        Args:
+            pixel_values: float32 [n, 3, H, W], normalised.
+            noise: float [n, patches]; the patches with the least noise are seen.
+
+        Returns:
+            `loss`: mean squared error over the hidden patches of all images.
+        """
+        order = noise.argsort(dim=1)
+        visible = order[:, : max(1, round(order.shape[1] * (1 - self.mask_ratio)))]
+        tokens = encode_visible(self.encoder, pixel_values, visible)
+        predicted = self.decoder(tokens, ids_restore=order.argsort(dim=1)).logits
+        target = patchify(pixel_values, self.patch_size)
+        if self.norm_pix_loss:
+            mean, variance = target.mean(dim=-1, keepdim=True), target.var(dim=-1, keepdim=True)
+            target = (target - mean) / (variance + 1e-6).sqrt()
+        hidden = torch.ones_like(noise).scatter(1, visible, 0.0)
+        errors = (predicted.float() - target).square().mean(dim=-1)
+        return {"loss": (errors * hidden).sum() / hidden.sum()}
+
+    def backbone(self) -> nn.Module:
+        return self.encoder
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """What Trainer calls for `activation_checkpointing: true`."""
+        plain_backbone(self.encoder).activation_checkpointing_enable(**kwargs)
+
+    def on_step_begin(self, step: int, total_steps: int) -> None:
+        """Nothing follows a schedule of its own."""
+
+    def weight_decay(self, step: int, total_steps: int, start: float) -> float:
+        """Constant."""
+        return start
+
+    def on_gradients(self, step: int, total_steps: int) -> None:
+        """No part is held back."""
+
+    def on_step_end(self, step: int, total_steps: int) -> None:
+        """There is no moving average."""
+
+    def untrained_state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load_untrained_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Nothing changes without a gradient."""
+
+
+def encode_visible(encoder: nn.Module, pixel_values: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """Tokens of the encoder when it sees the `visible` patches alone: float [n, 1 + v, d], the cls token first.
+
+    Args:
+        visible: int64 [n, v], numbers of patches in row order.
+    """
+    backbone: Any = plain_backbone(encoder)
+    embeddings: torch.Tensor = backbone.embeddings(pixel_values)
+    prefix = 1 + getattr(backbone.config, "num_register_tokens", 0)
+    chosen = (visible + prefix).unsqueeze(-1).expand(-1, -1, embeddings.shape[-1])
+    tokens = torch.cat([embeddings[:, :prefix], embeddings.gather(1, chosen)], dim=1)
+    for block in block_list(backbone)[1]:
+        tokens = block(tokens)
+    tokens = backbone.layernorm(tokens)
+    return torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1)
+
+
+def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """float [n, c, H, W] -> [n, patches in row order, patch_size * patch_size * c], as the decoder orders them."""
+    n, channels, height, width = pixel_values.shape
+    rows, columns = height // patch_size, width // patch_size
+    grid = pixel_values.reshape(n, channels, rows, patch_size, columns, patch_size)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(n, rows * columns, -1)
+
+
+def _initialise(module: nn.Module) -> None:
+    # The official MAE: Xavier for linear layers. transformers initialises a decoder only inside its own model.
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,58 @@
+"""What a frozen backbone knows: features of pictures as `predict` sees them, nearest neighbours, a linear probe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from natix_hf.ssl.explora import plain_backbone
+
+_NEIGHBOURS = 20
+
+
+@torch.no_grad()
+def backbone_features(
+    backbone: nn.Module, views: Dataset[Any], rows: Sequence[int], batch_size: int, workers: int = 0
+) -> np.ndarray:
+    """[cls token ; mean of the patch tokens] of chosen rows: float32 [n, 2 d].
+
+    Args:
+        backbone: a ViT, DINOv2 or DINOv3, or a PeftModel around one, on any device; its mode is left as it was.
+        views: `views[row]` yields `pixel_values`.
+    """
+    inner = plain_backbone(backbone)
+    training, device = inner.training, next(inner.parameters()).device
+    prefix = 1 + getattr(inner.config, "num_register_tokens", 0)
+    found = []
+    backbone.eval()
+    try:
+        for batch in DataLoader(views, sampler=list(rows), batch_size=batch_size, num_workers=workers):
+            tokens = inner(pixel_values=batch["pixel_values"].to(device)).last_hidden_state.float()
+            found.append(torch.cat([tokens[:, 0], tokens[:, prefix:].mean(dim=1)], dim=1).cpu().numpy())
+    finally:
+        backbone.train(training)
+    return np.concatenate(found)
+
+
+def probe_scores(
+    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
+) -> dict[str, float]:
+    """AUROC on `test` of a logistic regression (`linear_auroc`) and of 20 nearest neighbours by cosine (`knn_auroc`),
+    both fitted on `train`; features float [n, d], labels 0 or 1."""
+    linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
+    nearest = KNeighborsClassifier(min(_NEIGHBOURS, len(train)), metric="cosine")
+    scores = {}
+    for name, model in (("linear", linear), ("knn", nearest)):
+        model.fit(train, train_labels)
+        scores[f"{name}_auroc"] = float(roc_auc_score(test_labels, model.predict_proba(test)[:, 1]))
+    return scores

@@ -1,0 +1,197 @@
+"""Crops for self-supervised training: functions of (seed, epoch, row), each setting with its effect."""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_parquet_source
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from natix_hf.data.config import DataConfig
+from natix_hf.data.crops import MultiCropViews, _recolour, global_crop, local_crop
+from natix_hf.data.crops_config import CropConfig
+from natix_hf.data.rows import Rows, load_image_data
+from natix_hf.errors import RecipeError
+
+NOTHING = CropConfig(
+    global_scale=[1, 1], local_scale=[1, 1], ratio=[1, 1], flip=False, jitter_share=0, grey=0, blur=[0, 0, 0],
+    solarise=0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
+        source = write_parquet_source(tmp_path_factory.mktemp("source"), groups=20, frames=1)
+        return load_image_data(DataConfig(source=str(source))).role("train")
+
+
+def crops_of(rows: Rows, seed: int = 0, **changes: Any) -> MultiCropViews:
+    config = replace(CropConfig(local_crops=3), **changes)
+    return MultiCropViews(rows.decoded, config, 28, 7, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], seed)
+
+
+def picture(width: int = 64, height: int = 64) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(9).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def views(config: CropConfig, seed: int) -> list[np.ndarray]:
+    """Global 1, global 2 and a local crop of one picture, each drawn afresh."""
+    rng = [np.random.default_rng([seed, i]) for i in range(3)]
+    return [
+        global_crop(picture(), 0, config, 112, rng[0]),
+        global_crop(picture(), 1, config, 112, rng[1]),
+        local_crop(picture(), config, 48, 112, rng[2]),
+    ]
+
+
+def test_equal_seed_epoch_and_row_give_equal_bits(rows: Rows) -> None:
+    views, again = crops_of(rows), crops_of(rows)
+    for key in [(0, 0), (0, 5), (3, 5)]:
+        assert all(torch.equal(views[key][name], again[key][name]) for name in views[key])
+    for other in (views[1, 5], views[0, 6], crops_of(rows, seed=1)[0, 5]):
+        assert not torch.equal(views[0, 5]["global_crops"], other["global_crops"])
+        assert not torch.equal(views[0, 5]["local_crops"], other["local_crops"])
+    assert any(not torch.equal(views[0, row]["masks"], views[1, row]["masks"]) for row in range(8))
+
+
+def test_a_loader_gives_the_batch_that_the_objective_takes(rows: Rows) -> None:
+    keys = [(2, 0), (2, 3), (1, 7), (1, 1)]
+    expected = [crops_of(rows)[key] for key in keys]
+    for workers in (0, 1):
+        settings: dict[str, Any] = {"multiprocessing_context": "spawn"} if workers else {}
+        loader = DataLoader(crops_of(rows), batch_size=4, sampler=keys, num_workers=workers, **settings)  # type: ignore[arg-type]
+        (batch,) = loader
+        assert batch["global_crops"].shape == (4, 2, 3, 28, 28) and batch["global_crops"].dtype == torch.float32
+        assert batch["local_crops"].shape == (4, 3, 3, 14, 14) and batch["local_crops"].dtype == torch.float32
+        assert batch["masks"].shape == (4, 2, 16) and batch["masks"].dtype == torch.bool
+        for name, values in batch.items():
+            assert torch.equal(values, torch.stack([item[name] for item in expected]))
+
+
+def test_half_of_the_global_crops_are_masked(rows: Rows) -> None:
+    masks = torch.stack([crops_of(rows)[0, row]["masks"] for row in range(10)])
+    assert masks.any(-1).float().mean() == 0.5
+    all_masked = MultiCropViews(rows.decoded, CropConfig(), 28, 7, [0.5] * 3, [0.5] * 3, 0, 1.0, (0.25, 0.25))
+    assert (all_masked[0, 0]["masks"].sum(-1) == 4).all()
+
+
+def test_without_augmentation_a_crop_is_the_resized_picture_normalised(rows: Rows) -> None:
+    views = MultiCropViews(
+        rows.decoded, replace(NOTHING, ratio=[1.2, 1.2]), 28, 7, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], 0
+    )
+    cell = views.decoded.with_format(None)[3]
+    assert (cell["width"], cell["height"]) == (36, 30), "the crop of this shape is the whole picture"
+    whole = Image.frombytes("RGB", (36, 30), cell["pixels"])
+    for name, size in (("global_crops", 28), ("local_crops", 14)):
+        resized = np.asarray(whole.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2.0)) / 255
+        expected = (resized - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]
+        for crop in views[0, 3][name]:
+            np.testing.assert_allclose(crop.permute(1, 2, 0), expected, atol=1e-5)
+
+
+CHANGES: dict[str, tuple[dict[str, Any], list[bool]]] = {
+    # The change, and which of global 1, global 2 and local it reaches.
+    "global_scale": ({"global_scale": [0.4, 0.5]}, [True, True, False]),
+    "local_scale": ({"local_scale": [0.1, 0.2]}, [False, False, True]),
+    "ratio": ({"ratio": [0.5, 0.6]}, [True, True, True]),
+    "flip": ({"flip": True}, [True, True, True]),
+    "jitter": ({"jitter_share": 1.0, "jitter": [0.4, 0, 0, 0]}, [True, True, True]),
+    "jitter_share": ({"jitter_share": 1.0}, [True, True, True]),
+    "grey": ({"grey": 1.0}, [True, True, True]),
+    "blur": ({"blur": [1.0, 0, 0]}, [True, False, False]),
+    "solarise": ({"solarise": 1.0}, [False, True, False]),
+}
+
+
+def test_every_key_of_a_crop_is_tried() -> None:
+    assert set(CHANGES) | {"local_crops", "local_size"} == set(CropConfig.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_each_key_changes_the_crops_that_it_names(key: str) -> None:
+    change, expected = CHANGES[key]
+    found = [False] * 3
+    for seed in range(8):
+        pairs = zip(views(replace(NOTHING, **change), seed), views(NOTHING, seed), strict=True)
+        found = [seen or bool((one != other).any()) for seen, (one, other) in zip(found, pairs, strict=True)]
+    assert found == expected
+
+
+def test_blur_and_jitter_come_as_often_as_asked() -> None:
+    plain = views(NOTHING, 0)
+    for change, which, share in (({"blur": [0, 0.1, 0.5]}, 2, 0.5), ({"jitter_share": 0.8}, 0, 0.8)):
+        config = replace(NOTHING, **change)
+        changed = [bool((views(config, seed)[which] != plain[which]).any()) for seed in range(100)]
+        assert np.mean(changed) == pytest.approx(share, abs=0.12)
+
+
+def test_a_crop_covers_the_share_of_the_picture_that_its_scale_says() -> None:
+    ramp = np.zeros((256, 256, 3), dtype=np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(256)[None, :], np.arange(256)[:, None]
+    for scale in (0.05, 0.3, 0.9):
+        config = replace(NOTHING, global_scale=[scale, scale], ratio=[0.75, 4 / 3])
+        for seed in range(5):
+            view = global_crop(Image.fromarray(ramp), 0, config, 64, np.random.default_rng(seed)).astype(float)
+            sides = [(view[..., c].max() - view[..., c].min() + 1) / 256 for c in (0, 1)]
+            assert sides[0] * sides[1] == pytest.approx(scale, rel=0.15)
+            assert 0.7 < sides[0] / sides[1] < 1.43
+
+
+def test_the_hue_turns_and_the_grey_stays() -> None:
+    red = Image.new("RGB", (4, 4), (140, 100, 100))
+    luma = np.array([0.299, 0.587, 0.114])
+    for hue in (-0.1, 0.05, 0.1):
+        turned = np.asarray(_recolour(red, 1, 1, 1, hue))[0, 0].astype(float)
+        assert turned @ luma == pytest.approx(np.array([140, 100, 100]) @ luma, abs=1.5)
+        found = colorsys.rgb_to_hsv(*(turned / 255))[0]
+        assert abs(hue) / 2 < abs((found + 0.5) % 1 - 0.5) < 2 * abs(hue)
+    same = np.asarray(_recolour(picture(), 1, 1, 1, 1.0)).astype(int)  # a full circle
+    assert np.abs(same - np.asarray(picture())).max() <= 1
+    grey = np.asarray(_recolour(picture(), 1, 1, 0, 0.1)).astype(int)
+    assert (grey.max(-1) - grey.min(-1)).max() <= 1
+
+
+def test_brightness_contrast_and_saturation_are_those_of_supervised_training() -> None:
+    from natix_hf.data.augment import _recolour as supervised
+
+    for strengths in ((1.3, 1, 1), (1, 0.6, 1), (1, 1, 1.4), (0.8, 1.2, 0.7)):
+        one, other = (np.asarray(view, dtype=int) for view in (
+            _recolour(picture(), *strengths, 0), supervised(picture(), *strengths)
+        ))  # fmt: skip
+        assert np.abs(one - other).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "expected"), [(224, 14, 98), (224, 16, 96), (48, 8, 24), (28, 14, 14), (14, 14, 14)]
+)
+def test_a_local_crop_is_a_whole_number_of_patches(size: int, patch: int, expected: int) -> None:
+    assert CropConfig().local_pixels(size, patch) == expected
+    assert CropConfig(local_size=2 * patch).local_pixels(size, patch) == 2 * patch
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("local_crops", -1), ("local_size", 0), ("global_scale", [0.5]), ("global_scale", [0, 1]),
+        ("local_scale", [0.4, 0.3]), ("ratio", [0, 1]), ("jitter", [0.1, 0.1, 0.1]), ("jitter", [1, 0, 0, 0]),
+        ("jitter", [0, 0, 0, 0.6]), ("jitter_share", 1.1), ("grey", -0.1), ("blur", [1, 1]), ("blur", [1, 1, 2]),
+        ("solarise", 2),
+    ],
+)  # fmt: skip
+def test_impossible_settings_are_refused_by_name(key: str, value: Any) -> None:
+    with pytest.raises(RecipeError, match=f"phase4.crops.{key} is "):
+        replace(CropConfig(), **{key: value})
+    with pytest.raises(RecipeError, match=r"phase4\.crops\.local_size is 15"):
+        CropConfig(local_size=15).local_pixels(28, 14)
+
+
+def test_no_local_crops_is_a_batch_too(rows: Rows) -> None:
+    assert crops_of(rows, local_crops=0)[0, 0]["local_crops"].shape == (0, 3, 14, 14)

@@ -1,0 +1,82 @@
+"""Images without labels: any source, nothing of val or test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import striped_image, write_parquet_source
+
+from natix_hf.data.config import DataConfig
+from natix_hf.data.rows import ImageData, load_image_data
+from natix_hf.data.unlabelled import joined, unlabelled_rows
+from natix_hf.errors import DataError
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> ImageData:
+    source = write_parquet_source(tmp_path / "labelled")
+    return load_image_data(DataConfig(source=str(source), group_by="video_info.vid_id"))
+
+
+def _frames(folder: Path, images: list[Any]) -> str:
+    folder.mkdir()
+    for i, image in enumerate(images):
+        image.save(folder / f"frame-{i}.png")
+    return str(folder)
+
+
+def _new(count: int) -> list[Any]:
+    rng = np.random.default_rng(77)
+    return [striped_image(0, rng) for _ in range(count)]
+
+
+def test_a_folder_of_frames_needs_no_labels(data: ImageData, tmp_path: Path) -> None:
+    frames = _frames(tmp_path / "drive", _new(5))
+    [rows], left_out = unlabelled_rows([frames], data.config, data.splits)
+    assert rows.ids == [f"drive:train/{i}" for i in range(5)] and left_out == {}
+    train = data.role("train")
+    both = joined([train, rows])
+    assert both.ids == [*train.ids, *rows.ids]
+    assert len(both.decoded) == len(both.source) == len(both)
+    assert both.decoded["sha256"][-5:] == rows.decoded["sha256"][:]
+
+
+@pytest.mark.parametrize("role", ["val_select", "val_calib", "test"])
+def test_pictures_of_val_and_test_leave(data: ImageData, tmp_path: Path, role: str) -> None:
+    planted = next(iter(data.role(role).images()))
+    frames = _frames(tmp_path / "drive", [*_new(3), planted])
+    [rows], left_out = unlabelled_rows([frames], data.config, data.splits)
+    assert rows.ids == ["drive:train/0", "drive:train/1", "drive:train/2"]
+    assert left_out == {"drive:train/3": f"the same picture or group as row {data.role(role).ids[0]} of val or test"}
+    strict = DataConfig(**{**vars(data.config), "on_overlap": "error"})
+    with pytest.raises(DataError, match="overlaps with row"):
+        unlabelled_rows([frames], strict, data.splits)
+
+
+def test_train_pictures_may_be_there_twice(data: ImageData, tmp_path: Path) -> None:
+    frames = _frames(tmp_path / "drive", [next(iter(data.role("train").images()))])
+    [rows], left_out = unlabelled_rows([frames], data.config, data.splits)
+    assert len(rows) == 1 and left_out == {}
+
+
+def test_groups_of_test_leave_though_their_pictures_are_new(data: ImageData, tmp_path: Path) -> None:
+    """Other frames of the same videos: parquet with the column of groups."""
+    other = write_parquet_source(tmp_path / "other", seed=5)
+    [rows], left_out = unlabelled_rows([str(other)], data.config, data.splits)
+    protected = {g for role in ("val_select", "val_calib", "test") for g in data.role(role).groups.tolist()}
+    assert left_out and not {f"group:{g}" for g in rows.groups} & protected
+    assert len(rows) + len(left_out) == 120
+
+
+def test_a_source_of_nothing_new_is_refused(data: ImageData, tmp_path: Path) -> None:
+    frames = _frames(tmp_path / "drive", list(data.role("test").images()))
+    with pytest.raises(DataError, match=r"no row of .* is left"):
+        unlabelled_rows([frames], data.config, data.splits)
+
+
+def test_no_such_folder(data: ImageData) -> None:
+    with pytest.raises(DataError, match=r"phase4\.unlabelled: there is no folder \./nowhere"):
+        unlabelled_rows(["./nowhere"], data.config, data.splits)

@@ -1,0 +1,125 @@
+"""Phase 4 as a whole: both stages, the control, what they leave, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, TINY_RECIPE, striped_image, tiny_backbone, write_recipe
+from transformers import AutoModel
+
+from natix_hf.errors import RecipeError
+from natix_hf.models.classifier import load_classifier
+from natix_hf.pipeline import run_recipe
+from natix_hf.verify import run_problems
+
+STAGE_A: dict[str, Any] = {
+    "max_steps": 6,
+    "probe_steps": 3,
+    "learning_rate": 2e-3,
+    "per_device_train_batch_size": 16,
+    "dataloader_num_workers": 0,
+    "logging_steps": 2,
+    "rank": 4,
+    "mae": {"decoder_width": 16, "decoder_heads": 2, "decoder_layers": 1},
+    "dinov2": {"n_prototypes": 32, "head_hidden": 32, "bottleneck": 16},
+    "crops": {"local_crops": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained") / "backbone"
+    tiny_backbone("dinov2", layers=2).save_pretrained(folder)
+    return folder
+
+
+def _recipe(folder: Path, source: Path, backbone: Path | None, **phase4: Any) -> str:
+    model = {"backbone": str(backbone), "image_size": 28} if backbone else TINY_RECIPE["model"]
+    phase1 = {**TINY_RECIPE["phase1"], "num_train_epochs": 1}
+    content = TINY_RECIPE | {
+        "data": {**TINY_RECIPE["data"], "source": str(source)},
+        "model": model,
+        "phase1": phase1,
+        "phase4": STAGE_A | phase4,
+    }
+    return str(write_recipe(folder / "tiny.yaml", content))
+
+
+@pytest.mark.parametrize("objective", ["mae", "dinov2"])
+def test_both_stages_and_the_control(
+    objective: str, tmp_path: Path, parquet_source: Path, pretrained: Path
+) -> None:
+    recipe = _recipe(tmp_path, parquet_source, pretrained, objective=objective)
+    run = run_recipe(recipe, [1, 4, 2, 6], tmp_path / "run")
+    folder = run / "phase4_explora"
+    metrics = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+    assert metrics["objective"] == objective and metrics["steps"] == 6
+    assert metrics["merge"]["max_difference"] <= 1e-4 and metrics["merge"]["merged_layers"] == 2
+    assert metrics["control"] == {"from": "phase1_baseline"}  # phase 1 is the control: equal section
+    assert {"val_select_mcc_optimistic", "control_mcc_optimistic", "mcc_gain"} <= set(metrics["against_control"])
+    assert "history" not in metrics
+    # The backbone moved, AutoModel loads it, and the candidate was trained from it.
+    before, after = (AutoModel.from_pretrained(path).state_dict() for path in (pretrained, folder / "backbone"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "encoder.layer.1.mlp.fc1.weight" in moved  # the unfrozen block
+    assert "encoder.layer.0.attention.q_proj.weight" in moved  # LoRA, merged
+    assert {"embeddings.cls_token", "layernorm.weight"} <= moved
+    assert "encoder.layer.0.mlp.fc1.weight" not in moved and "encoder.layer.0.attention.k_proj.weight" not in moved
+    assert load_classifier(folder / "model")
+    assert not list(folder.rglob("adapter_*")) and not (folder / "checkpoints").exists()
+    history = json.loads((folder / "self_supervised_history.json").read_text(encoding="utf-8"))
+    assert [row["step"] for row in history if "eval_linear_auroc" in row] == [0, 3, 6]
+    decision = json.loads((run / "phase2_threshold" / "threshold.json").read_text(encoding="utf-8"))
+    assert [c["challenger"] for c in decision["comparisons"]] == ["phase4_explora"]
+    assert run_problems(run) == []
+
+
+def test_a_stage_of_its_own_has_a_control_of_its_own(tmp_path: Path, parquet_source: Path, pretrained: Path) -> None:
+    stage = {"adapter": "none", "num_train_epochs": 2, "dataloader_num_workers": 0}
+    recipe = _recipe(tmp_path, parquet_source, pretrained, objective="mae", supervised=stage)
+    folder = run_recipe(recipe, [4], tmp_path / "run") / "phase4_explora"
+    metrics = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+    assert metrics["control"]["from"] == "control"
+    control, stock = load_classifier(folder / "control" / "model").base_model, AutoModel.from_pretrained(pretrained)
+    for name, tensor in stock.state_dict().items():
+        assert torch.equal(control.state_dict()[name], tensor), name  # adapter none: the stock backbone as it was
+
+
+def test_without_labels_it_stops_after_the_backbone(tmp_path: Path, parquet_source: Path, pretrained: Path) -> None:
+    frames = tmp_path / "drive"
+    frames.mkdir()
+    rng = np.random.default_rng(3)
+    for i in range(4):
+        striped_image(0, rng).save(frames / f"{i}.png")
+    recipe = _recipe(tmp_path, parquet_source, pretrained, use_labeled_data=False, unlabelled=[str(frames)])
+    folder = run_recipe(recipe, [4], tmp_path / "run") / "phase4_explora"
+    metrics = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+    assert metrics["images"] == 72 + 4 and "supervised" not in metrics
+    assert (folder / "backbone" / "model.safetensors").is_file() and not (folder / "model").exists()
+    # Another recipe starts from it.
+    other = _recipe(tmp_path, parquet_source, folder / "backbone")
+    run_recipe(other, [1], tmp_path / "other")
+
+
+def test_random_weights_are_no_explora(tmp_path: Path, parquet_source: Path) -> None:
+    recipe = _recipe(tmp_path, parquet_source, None)
+    with pytest.raises(RecipeError, match="adapts a pretrained backbone"):
+        run_recipe(recipe, [4], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    plain = _recipe(tmp_path, parquet_source, None, trainable="all", use_labeled_data=False, objective="mae")
+    folder = run_recipe(plain, [4], tmp_path / "plain") / "phase4_explora"
+    metrics = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+    assert metrics["trainable"] == "all" and metrics["merge"]["merged_layers"] == 0
+
+
+def test_dinov3_cannot(tmp_path: Path, parquet_source: Path) -> None:
+    folder = tmp_path / "dinov3"
+    tiny_backbone("dinov3_vit").save_pretrained(folder)
+    with pytest.raises(RecipeError, match="dinov3_vit"):
+        run_recipe(_recipe(tmp_path, parquet_source, folder), [4], tmp_path / "run")
+    assert "dinov3_vit" in TINY

@@ -1,0 +1,66 @@
+"""What ExPLoRA trains: the paper's counts, on architectures from configs, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import TINY, tiny_backbone
+from transformers import AutoConfig, AutoModel
+
+from natix_hf.errors import RecipeError
+from natix_hf.models.tuner import count_trainable
+from natix_hf.ssl import apply_explora
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "heads", "expected"), [(1024, 24, 16, 18_724_864), (768, 12, 12, 9_288_192)]
+)
+def test_counts_of_the_paper(width: int, layers: int, heads: int, expected: int) -> None:
+    config = AutoConfig.for_model(
+        "dinov2", hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, patch_size=14, image_size=518
+    )
+    with torch.device("meta"):
+        backbone = AutoModel.from_config(config)
+        assert count_trainable(apply_explora(backbone, rank=64, unfreeze_blocks=(-1,))) == expected
+
+
+@pytest.mark.parametrize("model_type", list(TINY))
+def test_what_is_trainable(model_type: str) -> None:
+    """LoRA on q and v of all blocks but the last; the last block, norms and cls token whole; nothing else."""
+    model = apply_explora(tiny_backbone(model_type), rank=4)
+    names = {name.removeprefix("base_model.model.") for name, p in model.named_parameters() if p.requires_grad}
+    lora = {name for name in names if "lora_" in name}
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name in lora} == {"q_proj", "v_proj"}
+    assert len(lora) == 2 * 2 * 2  # blocks 0 and 1, q and v, A and B
+    whole = names - lora
+    block = {"vit": "layers.2.", "dinov3_vit": "model.layer.2."}.get(model_type, "encoder.layer.2.")
+    every = {name for name, _ in model.get_base_model().named_parameters()}
+    assert {name for name in whole if name.startswith(block)} == {name for name in every if name.startswith(block)}
+    others = {name for name in whole if not name.startswith(block)}
+    assert "embeddings.cls_token" in others
+    assert all("norm" in name for name in others - {"embeddings.cls_token"})
+    norms = {name for name in every if "norm" in name}
+    assert norms <= whole
+
+
+def test_adapting_changes_nothing_yet_and_merging_neither() -> None:
+    backbone, images = tiny_backbone("dinov2").eval(), torch.randn(4, 3, 28, 28)
+    with torch.no_grad():
+        before = backbone(pixel_values=images).last_hidden_state
+        adapted = apply_explora(backbone, rank=4).eval()
+        assert torch.equal(adapted(pixel_values=images).last_hidden_state, before)
+
+
+def test_alpha_scales_lora() -> None:
+    scales = []
+    for alpha in (None, 1.0):
+        model = apply_explora(tiny_backbone("dinov2"), rank=8, alpha=alpha)
+        layer = model.get_base_model().encoder.layer[0].attention.q_proj
+        scales.append(layer.scaling["default"])
+    assert scales == [1.0, 1 / 8]
+
+
+@pytest.mark.parametrize("blocks", [[3], [-4], [0, 1, 2]])
+def test_blocks_that_are_not_there_are_refused(blocks: list[int]) -> None:
+    with pytest.raises(RecipeError, match=r"phase4\.unfreeze_blocks"):
+        apply_explora(tiny_backbone("dinov2"), rank=4, unfreeze_blocks=blocks)

@@ -1,0 +1,185 @@
+"""The self-supervised stage: resumed it is what it would have been, the best is kept, a collapse stops it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_backbone, write_parquet_source
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from natix_hf.data.config import AugmentConfig, DataConfig
+from natix_hf.data.rows import ImageData, load_image_data
+from natix_hf.errors import RunError
+from natix_hf.models.config import ModelConfig
+from natix_hf.models.preprocess import make_processor
+from natix_hf.recipe import parse_recipe
+from natix_hf.ssl.dinov2 import DinoV2Objective
+from natix_hf.ssl.explora import plain_backbone
+from natix_hf.trainers import self_supervised
+from natix_hf.trainers.explora import ExploraTrainer
+from natix_hf.trainers.explora_config import ExploraConfig
+
+MODEL = ModelConfig(config={"model_type": "dinov2", "patch_size": 7}, image_size=28)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
+    source = write_parquet_source(tmp_path_factory.mktemp("source"))
+    return load_image_data(DataConfig(source=str(source), group_by="video_info.vid_id"))
+
+
+def _config(objective: str, **changes: Any) -> ExploraConfig:
+    section = {
+        "objective": objective, "rank": 4, "max_steps": 8, "probe_steps": 3, "learning_rate": 2e-3,
+        "per_device_train_batch_size": 16, "dataloader_num_workers": 0, "logging_steps": 1,
+        "mae": {"decoder_width": 16, "decoder_heads": 2, "decoder_layers": 1},
+        "dinov2": {"n_prototypes": 32, "head_hidden": 32, "bottleneck": 16}, "crops": {"local_crops": 2},
+    }  # fmt: skip
+    return parse_recipe({"phase4": section | changes}).phase4
+
+
+def _pretrain(
+    data: ImageData, config: ExploraConfig, folder: Path, model_type: str = "dinov2", labels: bool = True
+) -> dict[str, Any]:
+    def save(backbone: Any) -> Path:
+        backbone.save_pretrained(folder / "backbone")
+        return folder / "backbone"
+
+    return self_supervised.pretrain_backbone(
+        tiny_backbone(model_type), make_processor(MODEL), data.role("train"),
+        (data.role("train"), data.role("val_select")) if labels else None,
+        config, AugmentConfig(), save, folder / "checkpoints",
+    )  # fmt: skip
+
+
+class _Killed(Exception):
+    pass
+
+
+class _KillAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise _Killed
+
+
+@pytest.mark.parametrize(
+    ("objective", "model_type", "changes"),
+    [
+        ("mae", "dinov2", {}),
+        ("mae", "vit", {"trainable": "all"}),
+        ("dinov2", "dinov2", {}),
+        ("dinov2", "vit", {"dinov2": {"n_prototypes": 16, "head_hidden": 16, "bottleneck": 8, "targets": "centre"}}),
+    ],
+)
+def test_resumed_equals_uninterrupted_bit_by_bit(
+    objective: str, model_type: str, changes: dict[str, Any], data: ImageData, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    config = _config(objective, **changes)
+    whole = _pretrain(data, config, tmp_path / "whole", model_type)
+    with monkeypatch.context() as patch:
+        original = ExploraTrainer.__init__
+
+        def with_killer(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            self.add_callback(_KillAt(5))
+
+        patch.setattr(ExploraTrainer, "__init__", with_killer)
+        with pytest.raises(_Killed):
+            _pretrain(data, config, tmp_path / "cut", model_type)
+    resumed = _pretrain(data, config, tmp_path / "cut", model_type)
+    assert resumed["resumed_from"] == "checkpoint-3"
+    keys = ("loss", "grad_norm", "learning_rate", "eval_linear_auroc", "dino", "target_entropy")
+    losses = [[{k: row[k] for k in keys if k in row} for row in report["history"]] for report in (whole, resumed)]
+    assert [row for row in losses[0] if row] == [row for row in losses[1] if row]
+    one, other = (load_file(tmp_path / name / "backbone" / "model.safetensors") for name in ("whole", "cut"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_best_backbone_by_probe_is_kept(data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes that like step 3 best: what is saved is the backbone of step 3, teacher included."""
+    scores = iter([0.95, 0.9, 0.5, 0.6])  # the first is that of the backbone as it came
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def probe(self: Any, backbone: Any) -> dict[str, float]:
+        seen.append({k: v.clone() for k, v in backbone.state_dict().items()})
+        return {"linear_auroc": next(scores)}
+
+    monkeypatch.setattr(self_supervised._Probe, "__call__", probe)
+    config = _config("dinov2", trainable="all")
+    report = _pretrain(data, config, tmp_path)
+    assert (report["best_step"], report["best_score"], report["score_before"]) == (3, 0.9, 0.95)
+    saved = self_supervised.load_backbone(tmp_path / "backbone").state_dict()
+    assert all(torch.equal(saved[name], seen[1][name]) for name in saved)
+    assert not all(torch.equal(saved[name], seen[3][name]) for name in saved)
+
+
+def test_without_labels_the_last_one_is_kept(data: ImageData, tmp_path: Path) -> None:
+    report = _pretrain(data, _config("mae"), tmp_path, labels=False)
+    assert report["best_step"] == report["steps"] == 8
+    probes = [row for row in report["history"] if "eval_spread" in row]
+    assert [row["step"] for row in probes] == [0, 3, 6, 8] and not any("eval_linear_auroc" in row for row in probes)
+
+
+def test_a_collapse_stops_the_run(data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted one: the norm of the teacher's output gives every picture the same tokens."""
+
+    def flatten(self: DinoV2Objective, step: int, total_steps: int) -> None:
+        with torch.no_grad():
+            plain_backbone(self.teacher).layernorm.weight.zero_()
+
+    monkeypatch.setattr(DinoV2Objective, "on_step_end", flatten)
+    with pytest.raises(RunError, match=r"collapsed at step \d: the features of different pictures agree"):
+        _pretrain(data, _config("dinov2", probe_steps=1, logging_steps=100), tmp_path)
+    assert not (tmp_path / "backbone").exists()
+
+
+def test_flat_targets_stop_the_run(data: ImageData, tmp_path: Path) -> None:
+    config = _config("dinov2", probe_steps=0)
+    hot = replace(config, dinov2=replace(config.dinov2, teacher_temperature=[1e4, 1e4], targets="centre"))
+    with pytest.raises(RunError, match="stuck at log K"):
+        _pretrain(data, hot, tmp_path)
+
+
+def test_weight_decay_follows_its_cosine(data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[float]] = []
+    original = DinoV2Objective.on_gradients
+
+    def look(self: DinoV2Objective, step: int, total_steps: int) -> None:
+        original(self, step, total_steps)
+        seen.append([group["weight_decay"] for group in trainers[0].optimizer.param_groups])
+
+    trainers: list[Any] = []
+    init = ExploraTrainer.__init__
+
+    def keep(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        trainers.append(self)
+
+    monkeypatch.setattr(ExploraTrainer, "__init__", keep)
+    monkeypatch.setattr(DinoV2Objective, "on_gradients", look)
+    config = _config("dinov2", weight_decay=0.1, probe_steps=0)
+    config = replace(config, dinov2=replace(config.dinov2, weight_decay_end=0.5))
+    _pretrain(data, config, tmp_path)
+    decayed = [max(groups) for groups in seen]
+    assert decayed[0] == pytest.approx(0.1) and decayed == sorted(decayed) and 0.4 < decayed[-1] < 0.5
+    assert all(min(groups) == 0.0 for groups in seen)  # biases and norms stay without
+
+
+@pytest.mark.parametrize("objective", ["mae", "dinov2"])
+def test_activation_checkpointing_changes_no_number(objective: str, data: ImageData, tmp_path: Path) -> None:
+    losses = []
+    for on in (False, True):
+        config = _config(objective, activation_checkpointing=on, max_steps=3, probe_steps=0)
+        report = _pretrain(data, config, tmp_path / str(on))
+        losses.append([row["loss"] for row in report["history"] if "loss" in row])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
