@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -36,8 +37,10 @@ def unlabelled_rows(sources: Sequence[str], config: DataConfig, splits: Splits) 
     pictures = {splits.sha256[i]: splits.ids[i] for i in held}
     groups = {splits.groups[i]: splits.ids[i] for i in held}
     found, left_out = [], {}
-    for source in sources:
-        dataset, ids, own_groups = load_unlabelled(source, config)
+    for number, source in enumerate(sources):
+        dataset, names, own_groups = load_unlabelled(source, config)
+        same_name = [other for other in sources[:number] if Path(other).name == Path(source).name]
+        ids = [f"{len(same_name)}:{name}" for name in names] if same_name else names
         decoded = decode_once(dataset, ids, config.image_column, config.cache_px, config.on_bad_image)
         keep = []
         facts = zip(ids, own_groups, decoded["sha256"], decoded["problem"], strict=True)

@@ -110,12 +110,18 @@ _OWN_OPTIONS = {
     "modules_to_save": "the classifier layer is trained beside the adapter anyway",
     "bias": "merged biases would not be undone where the adapter is switched off",
     "task_type": "it is set for you",
-    "peft_type": "phase1.adapter names it",
+    "peft_type": "the key adapter names it",
     "inference_mode": "the adapter is trained",
     "total_step": "the length of the training decides it",
     "alora_invocation_tokens": "a ViT has no vocabulary, and PEFT cannot merge aLoRA",
     "trainable_token_indices": "a ViT has no vocabulary",
+    "target_parameters": "an adapter is put on modules, which target_modules names",
+    # PEFT does not look at these two where modules are given by their whole names.
+    "layers_to_transform": "name the modules of those layers in target_modules",
+    "layers_pattern": "name the modules of those layers in target_modules",
 }
+# Starts that PEFT takes from data, and without any replaces by a plain one without a word.
+_FROM_DATA = ("eva", "lora_ga")
 
 
 # What PEFT raises, or trips over, when it is given a value that it cannot use.
@@ -210,6 +216,9 @@ def adapter_config(
             f"{where}.adapter is 'adalora', whose budget needs 2 steps before tfinal: there are {total_steps} steps "
             f"and {where}.adapter_options.tfinal is {final}"
         )
+    if settings.get("init_lora_weights") in _FROM_DATA:
+        key, value = f"{where}.adapter_options.init_lora_weights", settings["init_lora_weights"]
+        raise RecipeError(f"{key} is {value!r}, which is refused: it looks at data before training, which is not done")
     if "feedforward_modules" in settings:
         ends = _names(settings["feedforward_modules"], f"{where}.adapter_options.feedforward_modules")
         settings["feedforward_modules"] = [m for m in settings["target_modules"] if m.endswith(ends)]

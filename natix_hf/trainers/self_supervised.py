@@ -35,7 +35,7 @@ from natix_hf.ssl.probe import backbone_features, probe_scores
 from natix_hf.trainers.base import newest_complete_checkpoint
 from natix_hf.trainers.explora import ExploraTrainer
 from natix_hf.trainers.explora_config import ExploraConfig
-from natix_hf.trainers.supervised import first_images, training_arguments
+from natix_hf.trainers.supervised import first_images, require_a_batch, training_arguments, training_refused
 
 _BEST_BY = "linear_auroc"
 
@@ -84,14 +84,20 @@ def pretrain_backbone(
     arguments.eval_on_start = config.probe_steps > 0 and resume is None  # what the backbone knew before
     trained: Any = model
     preprocess = Preprocess(processor)
-    trainer = ExploraTrainer(
-        model=trained,
-        args=arguments,
-        train_sampler=EpochSampler(images.labels, seed),
-        train_dataset=_views(images, processor, backbone.config.patch_size, objective, config, augment, seed),
-        eval_dataset=OriginalViews(images, preprocess),
-        probe=_Probe(images, probe_rows, preprocess, config.probe_rows, arguments.per_device_eval_batch_size, seed),
-    )
+    require_a_batch(arguments, len(images), "phase4")
+    try:
+        trainer = ExploraTrainer(
+            model=trained,
+            args=arguments,
+            train_sampler=EpochSampler(images.labels, seed),
+            train_dataset=_views(images, processor, backbone.config.patch_size, objective, config, augment, seed),
+            eval_dataset=OriginalViews(images, preprocess),
+            probe=_Probe(
+                images, probe_rows, preprocess, config.probe_rows, arguments.per_device_eval_batch_size, seed
+            ),
+        )
+    except (ImportError, ValueError) as error:
+        raise training_refused(error, "phase4") from None
     proof = MergeValidationCallback(
         model.backbone(), lambda: first_images(OriginalViews(images, preprocess)), save, load_backbone
     )
@@ -150,6 +156,15 @@ def _views(
     return MaskedViews(TrainViews(images, plain, size, mean, std, seed), (size // patch) ** 2)
 
 
+def _some_of_each_label(labels: np.ndarray, most: int, seed: int) -> list[int]:
+    """At most about `most` rows, drawn within each label, at least two of either: a probe needs both."""
+    rng = np.random.default_rng(seed)
+    share = min(1.0, most / len(labels))
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    drawn = [rng.permutation(rows)[: max(2, round(share * len(rows)))] for rows in members]
+    return [int(row) for row in np.sort(np.concatenate(drawn))]
+
+
 class _Probe:
     """Figures of a backbone: of its features, and of a linear and a nearest-neighbour probe where there are labels."""
 
@@ -165,9 +180,7 @@ class _Probe:
         self.rows = labelled if labelled is not None else (images,)
         self.labelled = labelled is not None
         self.views = [OriginalViews(rows, preprocess) for rows in self.rows]
-        rng = np.random.default_rng(seed)
-        # In random order: the rows are sorted by class.
-        self.chosen = [np.sort(rng.permutation(len(rows))[:most]).tolist() for rows in self.rows]
+        self.chosen = [_some_of_each_label(rows.labels, most, seed) for rows in self.rows]
         self.batch_size = batch_size
 
     def __call__(self, backbone: nn.Module) -> dict[str, float]:

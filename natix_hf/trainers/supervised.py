@@ -60,7 +60,7 @@ def training_arguments(training: dict[str, Any], output_dir: Path, where: str = 
     try:
         arguments = TrainingArguments(output_dir=str(output_dir), **(settings | training))
     except (TypeError, ValueError, ImportError, RuntimeError) as error:
-        raise _refused(error, where) from None
+        raise training_refused(error, where) from None
     if "tensorboard" in (arguments.report_to or []) and importlib.util.find_spec("tensorboard") is None:
         raise RecipeError(f"{where}.report_to: tensorboard is not installed: pip install 'natix_hf[tensorboard]'")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -88,14 +88,14 @@ def check_training(training: dict[str, Any], output_dir: Path, where: str = "pha
             extra: Any = arguments.lr_scheduler_kwargs
             get_scheduler(schedule, optimizer, arguments.get_warmup_steps(100), 100, extra)
     except (TypeError, ValueError, ImportError, RuntimeError) as error:
-        raise _refused(error, where) from None
+        raise training_refused(error, where) from None
 
 
 # Optimizers that look into the model.
 _NEED_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
 
 
-def _refused(error: Exception, where: str) -> RecipeError:
+def training_refused(error: Exception, where: str) -> RecipeError:
     return RecipeError(f"{where}: transformers refuses these settings: {str(error).strip().splitlines()[0]}")
 
 
@@ -146,12 +146,7 @@ def train_classifier(
     by_sampler = target_prior is not None and config.prior_by == "sampler"
     by_loss = target_prior is not None and config.prior_by == "loss"
     patience = config.early_stopping_patience
-    batch = arguments.per_device_train_batch_size * arguments.world_size
-    if arguments.dataloader_drop_last and len(train) < batch:
-        raise UsageError(
-            f"{config.where}.dataloader_drop_last leaves nothing of {len(train)} train rows in batches of {batch}: "
-            "lower per_device_train_batch_size"
-        )
+    require_a_batch(arguments, len(train), config.where)
     try:
         trainer = RoadworkTrainer(
             model=trained,
@@ -165,7 +160,7 @@ def train_classifier(
             **datasets,
         )
     except (ImportError, ValueError) as error:
-        raise _refused(error, config.where) from None
+        raise training_refused(error, config.where) from None
     facts: dict[str, Any] = {"trainable_parameters": count_trainable(trained)}
     proof = None
     if adapted is not None:
@@ -192,6 +187,16 @@ def train_classifier(
         "resumed_from": resume.name if resume else None,
         "train_s": round(time.perf_counter() - begin, 1),
     }
+
+
+def require_a_batch(arguments: TrainingArguments, rows: int, where: str) -> None:
+    """Raises `UsageError` where dropping what fills no batch would leave nothing to train on."""
+    batch = arguments.per_device_train_batch_size * arguments.world_size
+    if arguments.dataloader_drop_last and rows < batch:
+        raise UsageError(
+            f"{where}.dataloader_drop_last leaves nothing of {rows} train rows in batches of {batch}: "
+            "lower per_device_train_batch_size"
+        )
 
 
 def first_images(views: OriginalViews, most: int = 32) -> torch.Tensor:

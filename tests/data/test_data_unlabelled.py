@@ -80,3 +80,12 @@ def test_a_source_of_nothing_new_is_refused(data: ImageData, tmp_path: Path) -> 
 def test_no_such_folder(data: ImageData) -> None:
     with pytest.raises(DataError, match=r"phase4\.unlabelled: there is no folder \./nowhere"):
         unlabelled_rows(["./nowhere"], data.config, data.splits)
+
+
+def test_two_folders_of_one_name_keep_their_rows_apart(data: ImageData, tmp_path: Path) -> None:
+    for side in ("left", "right"):
+        (tmp_path / side).mkdir()
+    sources = [_frames(tmp_path / side / "drive", _new(2)) for side in ("left", "right")]
+    parts, _ = unlabelled_rows(sources, data.config, data.splits)
+    ids = [row_id for rows in parts for row_id in rows.ids]
+    assert len(set(ids)) == 4

@@ -236,6 +236,8 @@ def test_refused_in_the_recipe(section: dict[str, Any], says: str) -> None:
         ("boft", {"boft_block_size": 5}, "phase1.adapter_options: PEFT refuses them for boft"),
         ("adalora", {"tinit": 20}, "phase1.adapter_options: PEFT refuses them for adalora"),
         ("adalora", {"tfinal": 9}, "budget needs 2 steps before tfinal: there are 10 steps and .*tfinal is 9"),
+        ("lora", {"init_lora_weights": "eva"}, r"^phase1\.adapter_options\.init_lora_weights is 'eva', "),
+        ("dora", {"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga', which is refused"),
         ("ia3", {"feedforward_modules": 5}, "feedforward_modules is 5: expected a list"),
         ("ia3", {"feedforward_modules": [1]}, "feedforward_modules is .1.: expected a list"),
     ],
@@ -243,6 +245,13 @@ def test_refused_in_the_recipe(section: dict[str, Any], says: str) -> None:
 def test_refused_by_the_model(name: str, options: dict[str, Any], says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         add_adapter(_classifier(), name, options, total_steps=10, seed=0)
+
+
+def test_one_layer_alone_is_named_in_target_modules() -> None:
+    """What to do instead of layers_to_transform, which PEFT would pass over beside whole names."""
+    wanted = {"target_modules": ["layer.1.attention.q_proj"]}
+    adapted = add_adapter(_classifier(), "lora", wanted, total_steps=10, seed=0)
+    assert adapted_modules(adapted) == ["dinov2.encoder.layer.1.attention.q_proj"]
 
 
 def test_the_seed_decides_the_first_weights() -> None:

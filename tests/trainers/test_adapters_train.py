@@ -10,6 +10,7 @@ import torch
 from conftest import TINY, write_parquet_source
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, TrainerCallback
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 
 from natix_hf.callbacks.adalora import _MEMORY as MEMORY
 from natix_hf.callbacks.adalora import ALLOCATOR
@@ -206,9 +207,20 @@ def test_the_average_of_the_weights_is_what_is_merged(
     assert torch.equal(stored, average[name]) and not torch.equal(stored, last_step[name])
 
 
-def test_activation_checkpointing_changes_no_number(data: ImageData, tmp_path: Path) -> None:
-    losses = []
+def test_activation_checkpointing_changes_no_number(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is really on: every block is run a second time for its gradient."""
+    losses, runs = [], [0, 0]
+    forward = Dinov2Layer.forward
+
+    def count(self: Any, *args: Any, **kwargs: Any) -> Any:
+        runs[len(losses)] += self.training
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(Dinov2Layer, "forward", count)
     for on in (False, True):
         report = _train(data, tmp_path / str(on), "lora", activation_checkpointing=on, num_train_epochs=1)
         losses.append([row["loss"] for row in report["history"] if "loss" in row])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert runs[1] == 2 * runs[0] > 0
