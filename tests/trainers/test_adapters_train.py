@@ -10,17 +10,18 @@ import torch
 from conftest import TINY, write_parquet_source
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, TrainerCallback
-from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
+from transformers.models.dinov2.modeling_dinov2 import Dinov2MLP
 
 from natix_hf.callbacks.adalora import _MEMORY as MEMORY
 from natix_hf.callbacks.adalora import ALLOCATOR
 from natix_hf.callbacks.merge_validation import UNMERGED
 from natix_hf.data.config import AugmentConfig, DataConfig
 from natix_hf.data.rows import ImageData, load_image_data
+from natix_hf.data.views import OriginalViews
 from natix_hf.errors import MergeMismatchError
 from natix_hf.models.classifier import build_classifier
 from natix_hf.models.config import ModelConfig
-from natix_hf.models.preprocess import make_processor
+from natix_hf.models.preprocess import Preprocess, make_processor
 from natix_hf.recipe import parse_recipe
 from natix_hf.trainers import supervised
 from natix_hf.trainers.roadwork import RoadworkTrainer
@@ -207,18 +208,29 @@ def test_the_average_of_the_weights_is_what_is_merged(
     assert torch.equal(stored, average[name]) and not torch.equal(stored, last_step[name])
 
 
+def test_the_proof_sees_rows_of_both_classes(data: ImageData) -> None:
+    """Rows are sorted by class: the first ones would all be of one."""
+    rows = data.role("val_select")
+    assert list(rows.labels) == sorted(rows.labels) and len(set(rows.labels[:2])) == 1
+    views = OriginalViews(rows, Preprocess(make_processor(MODEL)))
+    first, last = supervised.first_images(views, most=2)
+    assert torch.equal(first, views[0]["pixel_values"])
+    assert torch.equal(last, views[len(rows) - 1]["pixel_values"])
+    assert len(supervised.first_images(views)) == min(32, len(rows))
+
+
 def test_activation_checkpointing_changes_no_number(
     data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is really on: every block is run a second time for its gradient."""
+    """It is really on: what is inside a block runs again. To replace the block's own forward would switch it off."""
     losses, runs = [], [0, 0]
-    forward = Dinov2Layer.forward
+    forward = Dinov2MLP.forward
 
     def count(self: Any, *args: Any, **kwargs: Any) -> Any:
         runs[len(losses)] += self.training
         return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(Dinov2Layer, "forward", count)
+    monkeypatch.setattr(Dinov2MLP, "forward", count)
     for on in (False, True):
         report = _train(data, tmp_path / str(on), "lora", activation_checkpointing=on, num_train_epochs=1)
         losses.append([row["loss"] for row in report["history"] if "loss" in row])
