@@ -64,7 +64,7 @@ def test_a_tiny_training_on_real_photographs(photographs: ImageData, tmp_path: P
         run_dir=tmp_path / "run",
         overrides=[
             f"data.source={GTSRB}", "data.slices=[video_info.frame_id]", f"model.config={config}",
-            "model.image_size=24",
+            "model.backbone=null", "model.image_size=24",
             "phase1.num_train_epochs=1", "phase1.dataloader_num_workers=0", "phase2.n_resamples=100",
             "phase6.n_resamples=100",
         ],

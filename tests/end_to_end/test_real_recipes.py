@@ -106,7 +106,7 @@ def test_there_is_a_stand_in_for_every_name() -> None:
 @pytest.mark.parametrize("name", [path.stem for path in packaged_recipes()])
 def test_a_recipe_runs_on_stand_ins(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
-    overrides = list(FEW_STEPS)
+    overrides = [*FEW_STEPS, "phase4.max_steps=2", "phase4.dataloader_num_workers=0"]
     if recipe.data.source == "synthetic":
         overrides += ["data.synthetic.videos=60", "data.synthetic.frames=2"]
     else:
@@ -117,6 +117,12 @@ def test_a_recipe_runs_on_stand_ins(name: str, tmp_path: Path) -> None:
         overrides.append(f"model.backbone={backbone}")
     run = run_recipe(name, run_dir=tmp_path / "run", overrides=overrides)
     assert run_problems(run) == []
+    if 4 in recipe.phases:
+        explora = json.loads((run / "phase4_explora" / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+        assert explora["steps"] == 2 and explora["merge"]["max_difference"] <= 1e-4
+        assert (run / "phase4_explora" / "backbone" / "model.safetensors").is_file()
+    if 1 not in recipe.phases:
+        return
     manifest = json.loads((run / "phase1_baseline" / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["metrics"]["steps"] == 3
     # bf16 is for autocast: what is stored is float32.
