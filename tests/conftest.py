@@ -176,6 +176,22 @@ def finished_run(_finished_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(_finished_run, tmp_path / _finished_run.name))
 
 
+class Killed(Exception):
+    """What `kill_at` raises."""
+
+
+def kill_at(step: int) -> Any:
+    """A callback that ends a training after `step` optimizer steps, as a kill would."""
+    from transformers import TrainerCallback
+
+    class KillAt(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == step:
+                raise Killed
+
+    return KillAt()
+
+
 Command = Callable[..., tuple[int, str, str]]
 
 

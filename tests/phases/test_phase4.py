@@ -12,8 +12,9 @@ import torch
 from conftest import TINY, TINY_RECIPE, striped_image, tiny_backbone, write_recipe
 from transformers import AutoModel
 
-from natix_hf.errors import RecipeError
+from natix_hf.errors import RecipeError, RunError
 from natix_hf.models.classifier import load_classifier
+from natix_hf.phases import phase4_explora
 from natix_hf.pipeline import run_recipe
 from natix_hf.verify import run_problems
 
@@ -123,3 +124,30 @@ def test_dinov3_cannot(tmp_path: Path, parquet_source: Path) -> None:
     with pytest.raises(RecipeError, match="dinov3_vit"):
         run_recipe(_recipe(tmp_path, parquet_source, folder), [4], tmp_path / "run")
     assert "dinov3_vit" in TINY
+
+
+def test_cut_off_in_the_control_it_repeats_nothing_and_is_no_candidate(
+    tmp_path: Path, parquet_source: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = {"adapter": "none", "num_train_epochs": 1, "dataloader_num_workers": 0}
+    recipe = _recipe(tmp_path, parquet_source, pretrained, objective="mae", supervised=stage)
+    trained: list[str] = []
+    real = phase4_explora.train_classifier
+
+    def train(*args: Any, **kwargs: Any) -> Any:
+        trained.append(args[-1].name)
+        if trained == ["phase4_explora", "control"]:
+            raise RunError("cut off")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(phase4_explora, "train_classifier", train)
+    with pytest.raises(RunError, match="cut off"):
+        run_recipe(recipe, [1, 4], tmp_path / "run")
+    folder = tmp_path / "run" / "phase4_explora"
+    assert (folder / "model").is_dir() and not (folder / "manifest.json").exists()
+    run_recipe(recipe, [2], tmp_path / "run")
+    decision = json.loads((tmp_path / "run" / "phase2_threshold" / "threshold.json").read_text(encoding="utf-8"))
+    assert decision["champion"] == "phase1_baseline" and decision["comparisons"] == []
+    monkeypatch.setattr(phase4_explora, "pretrain_backbone", None)  # stage (a) is not done again
+    run_recipe(recipe, [4], tmp_path / "run")
+    assert trained == ["phase4_explora", "control", "control"]  # neither is stage (b)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, write_parquet_source
+from conftest import TINY, Killed, kill_at, write_parquet_source
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, TrainerCallback
 from transformers.models.dinov2.modeling_dinov2 import Dinov2MLP
@@ -50,19 +50,6 @@ def _train(data: ImageData, folder: Path, adapter: str, save: Any = None, **sect
     )  # fmt: skip
 
 
-class _Killed(Exception):
-    pass
-
-
-class _KillAt(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise _Killed
-
-
 def _with(monkeypatch: pytest.MonkeyPatch, callback: TrainerCallback) -> None:
     original = RoadworkTrainer.__init__
 
@@ -87,8 +74,8 @@ def test_resumed_equals_uninterrupted_bit_by_bit(
     assert whole["merge"]["max_difference"] <= 1e-4 and whole["merge"]["adapter_effect"] > 0
     assert whole["adapted_modules"][0] == "dinov2.encoder.layer.0.attention.q_proj"
     with monkeypatch.context() as patch:
-        _with(patch, _KillAt(8))
-        with pytest.raises(_Killed):
+        _with(patch, kill_at(8))
+        with pytest.raises(Killed):
             _train(data, tmp_path / "cut", adapter, **section)
     [checkpoint] = (tmp_path / "cut" / "checkpoints").glob("checkpoint-*")
     assert checkpoint.name == "checkpoint-5" and whole["steps"] == 10

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_backbone, write_parquet_source
+from conftest import Killed, kill_at, tiny_backbone, write_parquet_source
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
 from natix_hf.data.config import AugmentConfig, DataConfig
 from natix_hf.data.rows import ImageData, load_image_data
@@ -57,19 +56,6 @@ def _pretrain(
     )  # fmt: skip
 
 
-class _Killed(Exception):
-    pass
-
-
-class _KillAt(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise _Killed
-
-
 @pytest.mark.parametrize(
     ("objective", "model_type", "changes"),
     [
@@ -90,10 +76,10 @@ def test_resumed_equals_uninterrupted_bit_by_bit(
 
         def with_killer(self: Any, *args: Any, **kwargs: Any) -> None:
             original(self, *args, **kwargs)
-            self.add_callback(_KillAt(5))
+            self.add_callback(kill_at(5))
 
         patch.setattr(ExploraTrainer, "__init__", with_killer)
-        with pytest.raises(_Killed):
+        with pytest.raises(Killed):
             _pretrain(data, config, tmp_path / "cut", model_type)
     resumed = _pretrain(data, config, tmp_path / "cut", model_type)
     assert resumed["resumed_from"] == "checkpoint-3"
@@ -183,3 +169,23 @@ def test_activation_checkpointing_changes_no_number(objective: str, data: ImageD
         report = _pretrain(data, config, tmp_path / str(on))
         losses.append([row["loss"] for row in report["history"] if "loss" in row])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_run_cut_off_after_its_last_step_takes_no_further_one(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while the model is merged, in the middle of an epoch: Trainer alone would train one step more."""
+
+    def killed(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise Killed
+
+    whole = _pretrain(data, _config("mae"), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(self_supervised.MergeValidationCallback, "on_train_end", killed)
+        with pytest.raises(Killed):
+            _pretrain(data, _config("mae"), tmp_path / "cut")
+    resumed = _pretrain(data, _config("mae"), tmp_path / "cut")
+    assert resumed["resumed_from"] == "checkpoint-8" and resumed["steps"] == whole["steps"] == 8
+    assert resumed["best_step"] == whole["best_step"]
+    one, other = (load_file(tmp_path / name / "backbone" / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
