@@ -61,6 +61,7 @@ def run_recipe(
         raise UsageError(
             f"--accelerate-config {accelerate_config}: no such file; see {resource_folder('accelerate_configs')}"
         )
+    _require_labels(recipe, wanted)
     trains = any(PHASES[number].trains for number in wanted)
     launch_options = _launch_options(accelerate_config) if trains else None
     if trains and launch_options is None:
@@ -95,15 +96,16 @@ def run_phase(
     if not sys.stderr.isatty():
         _hide_progress_bars()
     context = PhaseContext(phase, recipe, run_dir, load_data, is_main)
+    module = importlib.import_module(phase.module)
     if is_main:
         say(f"phase {phase.number} {phase.folder}: {phase.title} ({reason})")
-        context.begin()
+        context.begin(keep=module.finished_parts(context) if hasattr(module, "finished_parts") else ())
     wait_for_everyone()  # no rank looks for a checkpoint before rank 0 has cleared what is stale
     import torch
     from safetensors import SafetensorError
 
     try:
-        metrics = importlib.import_module(phase.module).run(context)
+        metrics = module.run(context)
     except UsageError:  # bad input, found before work
         if is_main:
             context.put_back()
@@ -150,23 +152,33 @@ def _why_run(run_dir: Path, phase: Phase, recipe: Recipe) -> str | None:
 
 def _check_training(recipe: Recipe, phases: Sequence[Phase]) -> None:
     """Lets transformers refuse model and settings before any work begins, not after every image was decoded."""
-    from natix_hf.models.adapters import adapter_config
+    from natix_hf.models.adapters import AUTO, adapter_config
     from natix_hf.models.classifier import check_model
     from natix_hf.models.preprocess import make_processor
     from natix_hf.phases.phase4_explora import check_explora
+    from natix_hf.trainers.bakeoff import entrants_for
     from natix_hf.trainers.supervised import check_training
 
     stages = [recipe.phase1]
     if 4 in [phase.number for phase in phases]:
         check_training(recipe.phase4.training, OUTPUTS, "phase4")
-        check_explora(recipe)
         stages += [recipe.phase4.supervised] if recipe.phase4.supervised is not None else []
     model = check_model(recipe.model)
+    if 4 in [phase.number for phase in phases]:
+        check_explora(recipe, model)
     for stage in stages:
         check_training(stage.training, OUTPUTS, stage.where)
-        if stage.adapter not in ("none", "full"):
+        if stage.adapter == AUTO:
+            entrants_for(model, stage.adapter_options, stage.where)
+        elif stage.adapter not in ("none", "full"):
             adapter_config(model, stage.adapter, stage.adapter_options, total_steps=10**6, where=stage.where)
     make_processor(recipe.model)
+
+
+def _require_labels(recipe: Recipe, wanted: Sequence[int]) -> None:
+    needing = [number for number in wanted if number != 4]
+    if recipe.data.source is None and needing:
+        raise UsageError(f"phase {needing[0]} needs labelled images, and data.source is null: only phase 4 does not")
 
 
 def _launch_options(accelerate_config: Path | None) -> list[str] | None:
@@ -214,6 +226,7 @@ def _run_on_every_rank(number: int, given: argparse.Namespace) -> None:
     from natix_hf.models.device import runs_on_cpu
 
     recipe, phase = load_recipe(given.recipe, given.overrides), PHASES[number]
+    _require_labels(recipe, [number])
     # The process group is made here, so the two keys of TrainingArguments that shape it must count from here on. The
     # other ranks wait while rank 0 downloads and decodes, which may take longer than torch's ten minutes.
     training = recipe.training_of(number) if phase.trains else recipe.phase1.training

@@ -61,6 +61,25 @@ def tiny_backbone(model_type: str, layers: int = 3, seed: int = 0, **fields: Any
     return AutoModel.from_config(config, dtype=torch.float32, **options)
 
 
+def save_vit_mae(folder: Path, **fields: Any) -> Any:
+    """A ViT-MAE of 28 px with its decoder, saved as on the Hub; no tensor stands where a fresh one would."""
+    import torch
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    given = {k: v for k, v in TINY["vit"].items() if k != "model_type"} | {"num_hidden_layers": 3, "patch_size": 7}
+    given |= {f"decoder_{k}": v for k, v in {
+        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32
+    }.items()}  # fmt: skip
+    torch.manual_seed(0)
+    model = ViTMAEForPreTraining(
+        ViTMAEConfig(**given | {"image_size": 28, "initializer_range": 0.2, "norm_pix_loss": True} | fields)
+    ).eval()
+    for tensor in model.state_dict().values():
+        tensor.add_(torch.randn_like(tensor) * 0.05)
+    model.save_pretrained(folder)
+    return model
+
+
 def striped_image(label: int, rng: np.random.Generator, size: tuple[int, int] = (36, 30)) -> Image.Image:
     """Noise with orange stripes for label 1 and a blue patch for label 0: learnable in a second, no two equal."""
     width, height = size
@@ -131,6 +150,39 @@ def write_recipe(path: Path, content: dict[str, Any]) -> Path:
 
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path
+
+
+STAGE_A: dict[str, Any] = {
+    "max_steps": 6,
+    "probe_steps": 3,
+    "learning_rate": 2e-3,
+    "per_device_train_batch_size": 16,
+    "dataloader_num_workers": 0,
+    "logging_steps": 2,
+    "rank": 4,
+    "mae": {"decoder_width": 16, "decoder_heads": 2, "decoder_layers": 1},
+    "dinov2": {"n_prototypes": 32, "head_hidden": 32, "bottleneck": 16},
+    "crops": {"local_crops": 2},
+}
+
+
+def explora_recipe(folder: Path, source: Path | None, backbone: Path | None, **phase4: Any) -> str:
+    """A tiny recipe with a phase 4, from a folder of weights or from none, with labelled images or without."""
+    content = TINY_RECIPE | {
+        "data": {**TINY_RECIPE["data"], "source": str(source) if source else None},
+        "model": {"backbone": str(backbone), "image_size": 28} if backbone else TINY_RECIPE["model"],
+        "phase1": {**TINY_RECIPE["phase1"], "num_train_epochs": 1},
+        "phase4": STAGE_A | phase4,
+    }
+    return str(write_recipe(folder / "tiny.yaml", content))
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny DINOv2 backbone."""
+    folder = tmp_path_factory.mktemp("pretrained") / "backbone"
+    tiny_backbone("dinov2", layers=2).save_pretrained(folder)
+    return folder
 
 
 def launch(config: str, script: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

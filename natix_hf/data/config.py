@@ -42,7 +42,8 @@ class AugmentConfig:
 class DataConfig:
     """Where the images come from and how their rows are divided."""
 
-    source: str = "synthetic"  # `synthetic`, a folder (images, parquet, save_to_disk) or a Hub dataset id
+    # `synthetic`, a folder (images, parquet, save_to_disk) or a Hub dataset id; null: no labels, see phase4.unlabelled
+    source: str | None = "synthetic"
     revision: str | None = None  # of a Hub dataset
     image_column: str = "image"
     label_column: str = "label"
@@ -61,7 +62,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         prior = self.target_prior
-        require(bool(self.source.strip()), "data.source", self.source, "synthetic, a folder or a Hub dataset id")
+        named = self.source is None or bool(self.source.strip())
+        require(named, "data.source", self.source, "synthetic, a folder, a Hub dataset id, or null")
         require(prior is None or 0 < prior < 1, "data.target_prior", prior, "a share between 0 and 1, or null")
         require(0 <= self.label_noise < 0.5, "data.label_noise", self.label_noise, "a share from 0 to below 0.5")
         require(self.cache_px >= 1, "data.cache_px", self.cache_px, "at least 1")

@@ -148,7 +148,7 @@ def _recolour(view: Image.Image, brightness: float, contrast: float, saturation:
     cos, sin = math.cos(2 * math.pi * hue), math.sin(2 * math.pi * hue)
     turn = _FROM_YIQ @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _TO_YIQ
     colour = saturation * turn + (1 - saturation) * _ROWS_OF_LUMA
-    mean = np.asarray(view.reduce(view.size))[0, 0].astype(np.float64)
+    mean = np.array(view.reduce(view.size).getpixel((0, 0)), dtype=np.float64)
     shift = brightness * (1 - contrast) * float(mean @ _LUMA)
     affine = np.column_stack([brightness * contrast * colour, np.full(3, shift)])
     return view.convert("RGB", tuple(affine.ravel().tolist()))

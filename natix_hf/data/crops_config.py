@@ -52,10 +52,11 @@ class CropConfig:
         """Side in px of a local crop beside global ones of `global_size` px.
 
         Raises:
-            RecipeError: `local_size` is not a multiple of the patch.
+            RecipeError: `local_size` is not a multiple of the patch, or larger than a global crop.
         """
         if self.local_size is None:
             return max(1, round(_LOCAL_SHARE * global_size / patch_size)) * patch_size
-        allowed = f"a multiple of the backbone's patch of {patch_size} px, or null"
-        require(self.local_size % patch_size == 0, "phase4.crops.local_size", self.local_size, allowed)
+        allowed = f"a multiple of the backbone's patch of {patch_size} px up to model.image_size, or null"
+        fits = self.local_size % patch_size == 0 and self.local_size <= global_size
+        require(fits, "phase4.crops.local_size", self.local_size, allowed)
         return self.local_size

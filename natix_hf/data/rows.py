@@ -71,11 +71,14 @@ class ImageData:
 
 
 def load_image_data(config: DataConfig, splits: Splits | None = None) -> ImageData:
-    """Loads the source, decodes every image once, and divides the rows unless `splits` are given.
+    """Loads the source, decodes every image once, and divides the rows unless `splits` are given. Without a source
+    every role is empty.
 
     Raises:
         DataError: as `load_source`, `decode_once` and `make_splits` say, or the source lacks a row of `splits`.
     """
+    if config.source is None:
+        return _nothing(config)
     rows = load_source(config)
     decoded = decode_once(rows.dataset, rows.ids, config.image_column, config.cache_px, config.on_bad_image)
     problems = {row_id: why for row_id, why in zip(rows.ids, decoded["problem"], strict=True) if why is not None}
@@ -107,6 +110,16 @@ def load_image_data(config: DataConfig, splits: Splits | None = None) -> ImageDa
         if other is not None:
             raise DataError(f"row {other} of {config.source} holds another picture now: begin a new run")
     return ImageData(config, rows, decoded, splits)
+
+
+def _nothing(config: DataConfig) -> ImageData:
+    from datasets import Dataset
+
+    images = Dataset.from_dict({config.image_column: []})
+    decoded = Dataset.from_dict({name: [] for name in ("sha256", "width", "height", "pixels", "problem")})
+    none = np.zeros(0, dtype=np.int64)
+    rows = SourceRows(images, [], none, [], none.astype(bool), {})
+    return ImageData(config, rows, decoded, Splits([], [], [], [], []))
 
 
 def _require_readable(rows: SourceRows, problems: dict[str, str], source: str) -> None:

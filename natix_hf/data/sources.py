@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 TEST_SPLIT = "test"
+_UNLABELLED = "phase4.unlabelled"
 # Class names whose order says which of them is 1.
 _KNOWN_CLASSES = (["none", "roadwork"], ["0", "1"], ["no", "yes"], ["false", "true"], ["negative", "positive"])
 
@@ -43,6 +44,7 @@ def load_source(config: DataConfig) -> SourceRows:
     Raises:
         DataError: no such source, no rows, a missing column, or labels other than 0 and 1.
     """
+    assert config.source is not None, "without a source there are no rows to load"
     splits = _load_splits(config.source, config)
     wanted = [
         config.image_column,
@@ -85,7 +87,7 @@ def load_unlabelled(source: str, config: DataConfig) -> tuple[Dataset, list[str]
     Raises:
         DataError: no such source, no rows, or no images.
     """
-    splits = _load_splits(source, replace(config, revision=None), key="phase4.unlabelled")
+    splits = _load_splits(source, replace(config, revision=None), key=_UNLABELLED)
     for name, split in splits.items():
         if config.image_column not in split.column_names:
             has = ", ".join(split.column_names)
@@ -129,7 +131,8 @@ def _load_splits(source: str, config: DataConfig, key: str = "data.source") -> d
     folder = Path(source)
     looks_like_path = source.startswith((".", "/", "~")) or "\\" in source or source.count("/") > 1
     if not folder.is_dir() and (looks_like_path or "/" not in source):
-        raise DataError(f"{key}: there is no folder {source} (seen from {Path.cwd()}): set {key}=FOLDER")
+        given = "[FOLDER]" if key == _UNLABELLED else "FOLDER"
+        raise DataError(f"{key}: there is no folder {source} (seen from {Path.cwd()}): set {key}={given}")
     if folder.is_dir() and config.revision is not None:
         raise DataError(f"data.revision is for a dataset on the Hub: {source} is a folder")
     try:

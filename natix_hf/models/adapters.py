@@ -10,7 +10,7 @@ import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from natix_hf.errors import RecipeError
+from natix_hf.errors import RecipeError, require
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -24,7 +24,7 @@ class AdapterKind:
 
     `config` is a class of PEFT; `defaults` are options that differ from PEFT's own; `divisors` are options that must
     divide the model's width: the largest divisor up to the given number is taken; `targets` are the last parts of the
-    names of the adapted modules.
+    names of the adapted modules. `in_bake_off`: `auto` compares it.
     """
 
     config: str
@@ -32,12 +32,20 @@ class AdapterKind:
     divisors: dict[str, int] = field(default_factory=dict)
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     note: str = ""
+    in_bake_off: bool = False
 
 
+AUTO = "auto"  # the best one of a bake-off, trainers/bakeoff.py
+_AUTO_OPTIONS = ("r", "target_modules")
 _LORA = {"r": 8, "lora_alpha": 8}
 ADAPTERS: dict[str, AdapterKind] = {
-    "lora": AdapterKind("LoraConfig", _LORA, note="low-rank update, arXiv 2106.09685"),
-    "dora": AdapterKind("LoraConfig", {**_LORA, "use_dora": True}, note="magnitude and direction apart, 2402.09353"),
+    "lora": AdapterKind("LoraConfig", _LORA, note="low-rank update, arXiv 2106.09685", in_bake_off=True),
+    "dora": AdapterKind(
+        "LoraConfig",
+        {**_LORA, "use_dora": True},
+        note="magnitude and direction apart, 2402.09353",
+        in_bake_off=True,
+    ),
     "rslora": AdapterKind("LoraConfig", {**_LORA, "use_rslora": True}, note="scaled by the root of r, 2312.03732"),
     "pissa": AdapterKind(
         "LoraConfig",
@@ -45,7 +53,10 @@ ADAPTERS: dict[str, AdapterKind] = {
         note="starts from the largest singular vectors, which it takes out of the base, 2404.02948",
     ),
     "adalora": AdapterKind(
-        "AdaLoraConfig", {"init_r": 12, "target_r": 8, "lora_alpha": 12}, note="moves its ranks about, 2303.10512"
+        "AdaLoraConfig",
+        {"init_r": 12, "target_r": 8, "lora_alpha": 12},
+        note="moves its ranks about, 2303.10512",
+        in_bake_off=True,
     ),
     "adamss": AdapterKind("AdamssConfig"),
     "beft": AdapterKind("BeftConfig", note="biases alone"),
@@ -71,7 +82,7 @@ ADAPTERS: dict[str, AdapterKind] = {
         note="norms alone, 2312.11420",
     ),
     "loha": AdapterKind("LoHaConfig", {"r": 8, "alpha": 8}, note="Hadamard product of two LoRA, 2108.06098"),
-    "lokr": AdapterKind("LoKrConfig", {"r": 8, "alpha": 8}, note="Kronecker product, 2309.14859"),
+    "lokr": AdapterKind("LoKrConfig", {"r": 8, "alpha": 8}, note="Kronecker product, 2309.14859", in_bake_off=True),
     "miss": AdapterKind("MissConfig", divisors={"r": 64}, note="2409.15371"),
     "oft": AdapterKind("OFTConfig", {"r": 0}, {"oft_block_size": 32}, note="rotations, 2306.07280"),
     "osf": AdapterKind("OSFConfig", note="trains what is orthogonal to the base, which it decomposes, 2504.07097"),
@@ -138,7 +149,7 @@ _REFUSALS = (
 
 
 def check_adapter(name: str, options: dict[str, Any], where: str) -> None:
-    """Refuses an adapter that is not in the table, with the reason, and options beside `none` and `full`.
+    """Refuses an adapter that is not in the table, with the reason, and options that `none`, `full` or `auto` lack.
 
     Raises:
         RecipeError
@@ -146,15 +157,26 @@ def check_adapter(name: str, options: dict[str, Any], where: str) -> None:
     if name in ("none", "full"):
         if options:
             raise RecipeError(f"{where}.adapter_options is for an adapter of PEFT: adapter is {name}")
+    elif name == AUTO:
+        _check_auto(options, where)
     elif name in REFUSED:
         raise RecipeError(f"{where}.adapter is {name!r}, which is refused: {REFUSED[name]}")
     elif name not in ADAPTERS:
-        close = difflib.get_close_matches(name, ["none", "full", *ADAPTERS], n=1)
+        close = difflib.get_close_matches(name, ["none", "full", AUTO, *ADAPTERS], n=1)
         hint = f", did you mean {close[0]!r}?" if close else ""
-        raise RecipeError(f"{where}.adapter is {name!r}{hint}: allowed is none | full | {' | '.join(ADAPTERS)}")
+        raise RecipeError(f"{where}.adapter is {name!r}{hint}: allowed is none | full | auto | {' | '.join(ADAPTERS)}")
     for option in options:
         if option in _OWN_OPTIONS:
             raise RecipeError(f"{where}.adapter_options.{option} is refused: {_OWN_OPTIONS[option]}")
+
+
+def _check_auto(options: dict[str, Any], where: str) -> None:
+    for option in options:
+        if option not in _AUTO_OPTIONS:
+            allowed = " and ".join(_AUTO_OPTIONS)
+            raise RecipeError(f"unknown key {where}.adapter_options.{option} of auto: allowed is {allowed}")
+    rank = options.get("r", 1)
+    require(type(rank) is int and rank >= 1, f"{where}.adapter_options.r", rank, "a whole number of at least 1")
 
 
 def add_adapter(

@@ -11,12 +11,21 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTMAEForPreTraining,
+)
+from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 from transformers.utils import logging
 
 import natix_hf.models.dinov3  # noqa: F401  # registers the head that transformers lacks
 from natix_hf.errors import RecipeError, UsageError, VerificationError, require
 from natix_hf.models.config import ModelConfig
+from natix_hf.models.vit_mae import VIT_MAE, encoder_config, encoder_of, load_decoder
 from natix_hf.resources import resource_folder
 
 ID2LABEL = {0: "None", 1: "Roadwork"}
@@ -99,13 +108,29 @@ def build_backbone(config: ModelConfig, seed: int) -> PreTrainedModel:
     return loaded
 
 
+def build_decoder(config: ModelConfig) -> ViTMAEDecoder | None:
+    """The pretrained decoder beside the backbone that `build_backbone` gives, in float32; None: it has none.
+
+    Raises: as `build_backbone`, and UsageError where a ViT-MAE lacks its decoder.
+    """
+    if config.backbone is None:
+        return None
+    source = resolve_backbone(config.backbone)
+    if _stock_config(config, source).model_type != VIT_MAE:
+        return None
+    return load_decoder(source, config.revision)
+
+
 def load_backbone(folder: Path) -> PreTrainedModel:
-    """Loads a saved backbone in float32, every tensor of it and no other.
+    """Loads a saved backbone in float32, every tensor of it and no other. Of a ViT-MAE, its encoder as a `vit`.
 
     Raises:
         VerificationError: a tensor is missing, left over or of another shape.
     """
     model_type = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+    if model_type == VIT_MAE:
+        whole: Any = load_strictly(ViTMAEForPreTraining, folder)
+        return encoder_of(whole)
     # transformers gives a ViT a pooler that classifiers have not, with random weights.
     return load_strictly(AutoModel, folder, **({"add_pooling_layer": False} if model_type == "vit" else {}))
 
@@ -164,16 +189,11 @@ def _architecture(config: ModelConfig) -> PreTrainedConfig:
             raise RecipeError(f"model.config: transformers refuses these values ({_one_line(error)})") from None
     else:
         source = resolve_backbone(config.backbone)
-        if config.revision is not None and Path(source).is_dir():
-            raise RecipeError(f"model.revision is for a backbone on the Hub: {config.backbone} is a folder")
-        try:
-            architecture = AutoConfig.from_pretrained(source, revision=config.revision)
-        except (OSError, ValueError, StrictDataclassError) as error:
-            raise UsageError(
-                f"model.backbone: {config.backbone} is neither a model folder nor on the Hub ({_first_line(error)})"
-            ) from None
+        architecture = _stock_config(config, source)
+        if architecture.model_type == VIT_MAE:
+            architecture = encoder_config(architecture)
         if architecture.model_type not in ARCHITECTURES:
-            supported = " | ".join(ARCHITECTURES)
+            supported = " | ".join((*ARCHITECTURES, VIT_MAE))
             raise RecipeError(f"model.backbone is a {architecture.model_type}: supported is {supported}")
         given_type = config.config.get("model_type", architecture.model_type)
         if given_type != architecture.model_type:
@@ -189,6 +209,18 @@ def _architecture(config: ModelConfig) -> PreTrainedConfig:
     _check_sizes(architecture)
     _check_image_size(architecture, config.image_size)
     return architecture
+
+
+def _stock_config(config: ModelConfig, source: str) -> PreTrainedConfig:
+    if config.revision is not None and Path(source).is_dir():
+        raise RecipeError(f"model.revision is for a backbone on the Hub: {config.backbone} is a folder")
+    try:
+        stock: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=config.revision)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise UsageError(
+            f"model.backbone: {config.backbone} is neither a model folder nor on the Hub ({_first_line(error)})"
+        ) from None
+    return stock
 
 
 def _check_fields(architecture: PreTrainedConfig, given: dict[str, Any]) -> None:

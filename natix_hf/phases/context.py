@@ -67,9 +67,9 @@ class PhaseContext:
             granted = ", ".join(self.phase.roles) or "none"
             raise LeakageError(f"{self.phase.folder} must not read rows of {role}: it may read {granted}")
 
-    def begin(self) -> None:
-        """Makes room for this attempt: a finished result is set aside until `finish`, the checkpoints of an equal,
-        interrupted attempt stay, anything else goes."""
+    def begin(self, keep: Sequence[str] = ()) -> None:
+        """Makes room for this attempt: a finished result is set aside until `finish`, an equal, interrupted attempt
+        stays, anything else goes but what `keep` names: paths in the folder that are good for this attempt too."""
         self._draft = Draft(
             run_id=self.run_dir.name,
             recipe=self.recipe.name,
@@ -89,8 +89,9 @@ class PhaseContext:
             aside = _aside(self.folder)
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(self.folder, aside)
+            _copy(aside, self.folder, keep)  # the finished result stays whole
         elif not same and self.folder.exists():
-            shutil.rmtree(self.folder)
+            _remove_all_but(self.folder, keep)
         remove_temporaries(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(marker, attempt)
@@ -110,6 +111,27 @@ class PhaseContext:
         }
         write_manifest(self.folder, self._draft, metrics, exclude=_OF_THE_ATTEMPT)
         tidy(self.run_dir, self.phase)
+
+
+def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
+    for path in (source / name for name in names):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            shutil.copytree(path, place)
+        elif path.exists():
+            shutil.copy2(path, place)
+
+
+def _remove_all_but(folder: Path, names: Sequence[str]) -> None:
+    kept = [folder / name for name in names]
+    for path in sorted(folder.rglob("*"), reverse=True):  # what a folder holds comes before it
+        if any(place == path or place in path.parents for place in kept):
+            continue
+        if not path.is_dir():
+            path.unlink()
+        elif not any(path.iterdir()):
+            path.rmdir()
 
 
 def tidy(run_dir: Path, phase: Phase) -> None:

@@ -7,40 +7,46 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils.memory import clear_device_cache
 from transformers import PreTrainedModel
 
 from natix_hf.data.unlabelled import joined, unlabelled_rows
 from natix_hf.errors import RecipeError
 from natix_hf.metrics import select_threshold
-from natix_hf.models.classifier import build_backbone, build_classifier
+from natix_hf.models.classifier import build_backbone, build_classifier, build_decoder
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import make_processor
 from natix_hf.phases import plots
 from natix_hf.phases.candidate import Candidate, save_candidate, store_logits, write_history
-from natix_hf.phases.context import CHECKPOINTS, PhaseContext
+from natix_hf.phases.context import CHECKPOINTS, PhaseContext, finished_digest
 from natix_hf.phases.graph import PHASES
 from natix_hf.phases.phase2_threshold import choose_champion
-from natix_hf.provenance.files import atomic_folder, read_json, write_json
-from natix_hf.provenance.manifest import MANIFEST, read_manifest
+from natix_hf.provenance.files import atomic_folder, file_sha256, read_json, write_json
+from natix_hf.provenance.manifest import MANIFEST, manifest_problems, read_manifest
 from natix_hf.recipe import Recipe
 from natix_hf.reporting import say
 from natix_hf.trainers.config import SupervisedConfig
-from natix_hf.trainers.self_supervised import pretrain_backbone
+from natix_hf.trainers.self_supervised import check_pretraining, pretrain_backbone
 from natix_hf.trainers.supervised import train_classifier
 
 BACKBONE = "backbone"
 CONTROL = "control"
 REPORT = "self_supervised.json"
 STAGE = "supervised.json"
+UNLABELLED = "unlabelled.json"
+_KEY = "self_supervised_key.json"
+_HISTORY = "self_supervised_history.json"
+_CURVE = "plots/self_supervised.png"
+_TRAINING = f"{CHECKPOINTS}/self_supervised"
 _RESAMPLES = 2000  # of the paired bootstrap against the control
 
 
 def run(context: PhaseContext) -> dict[str, Any]:
     recipe = context.recipe
-    check_explora(recipe)
     report = _adapt(context)
     if not recipe.phase4.use_labeled_data:
         return report
+    clear_device_cache(garbage_collection=True)  # the next model needs what the last one held of the GPU
     stage = recipe.phase4.supervised or recipe.phase1
     adapted = replace(recipe.model, backbone=str(context.folder / BACKBONE), revision=None)
     say("phase 4: the supervised stage on the adapted backbone")
@@ -48,6 +54,7 @@ def run(context: PhaseContext) -> dict[str, Any]:
     control = _control_of_phase1(context, stage)
     if control is None:
         say("phase 4: the same stage on the stock backbone, as control")
+        clear_device_cache(garbage_collection=True)
         control = Candidate(CONTROL, context.folder / CONTROL)
         report["control"] = {"from": CONTROL} | _train(context, control.folder, recipe.model, stage)
     else:
@@ -57,12 +64,38 @@ def run(context: PhaseContext) -> dict[str, Any]:
     return report
 
 
-def check_explora(recipe: Recipe) -> None:
-    """Refuses, before any work, what would not be ExPLoRA."""
-    if recipe.phase4.trainable == "explora" and recipe.model.backbone is None:
+def finished_parts(context: PhaseContext) -> list[str]:
+    """What a new attempt keeps of the last one: all of stage (a), where nothing that it depends on has changed. What
+    only stage (b) depends on (phase 1 and its candidate, `supervised`) may have."""
+    path, finished = context.folder / _KEY, (context.folder / MANIFEST).is_file()
+    if not path.is_file() or read_json(path) != _key(context) or (finished and manifest_problems(context.folder)):
+        return []
+    return [_KEY, REPORT, BACKBONE, UNLABELLED, _HISTORY, _CURVE, _TRAINING]
+
+
+def _key(context: PhaseContext) -> dict[str, Any]:
+    recipe = context.recipe
+    alone = replace(recipe, phase4=replace(recipe.phase4, supervised=None, use_labeled_data=False))
+    return {
+        "settings": alone.section_sha256("model", "phase4"),
+        "rows": finished_digest(context.run_dir, PHASES[0]),
+    }
+
+
+def check_explora(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Refuses, before any work, what would not be ExPLoRA or does not fit the model, which may be without weights."""
+    config = recipe.phase4
+    if config.trainable != "all" and recipe.model.backbone is None:
         raise RecipeError(
-            "phase4.trainable=explora adapts a pretrained backbone, and model.backbone names none: "
+            f"phase4.trainable={config.trainable} adapts a pretrained backbone, and model.backbone names none: "
             "name one, or set phase4.trainable=all for plain self-supervised pre-training"
+        )
+    backbone: Any = model.base_model
+    check_pretraining(backbone, config, recipe.model.image_size)
+    if recipe.data.source is None and (config.use_labeled_data or not config.unlabelled):
+        raise RecipeError(
+            "data.source is null, so there are no labels: set phase4.use_labeled_data=false and name images in "
+            "phase4.unlabelled"
         )
 
 
@@ -70,13 +103,16 @@ def _adapt(context: PhaseContext) -> dict[str, Any]:
     """Stage (a), unless a cut-off attempt with the same settings has finished it: leaves the merged backbone."""
     recipe, config = context.recipe, context.recipe.phase4
     train = context.rows("train")
-    probe = (train, context.rows("val_select")) if config.probe_steps else None  # without probes no label is read
-    done = context.folder / REPORT
-    finished = done.is_file()
+    labelled = config.probe_steps > 0 and len(train) > 0  # without probes no label is read
+    probe = (train, context.rows("val_select")) if labelled else None
+    done, weights = context.folder / REPORT, context.folder / BACKBONE / "model.safetensors"
+    found: dict[str, Any] = read_json(done) if done.is_file() else {}
+    finished = weights.is_file() and found.get("backbone_sha256") == file_sha256(weights)
     PartialState().wait_for_everyone()  # no rank writes the report before every rank has looked for it
     if finished:
-        found: dict[str, Any] = read_json(done)
         return found
+    if context.is_main:
+        write_json(context.folder / _KEY, _key(context))
     with PartialState().main_process_first():  # the others read what rank 0 has decoded
         parts, left_out = unlabelled_rows(config.unlabelled, recipe.data, context.load_data().splits)
     if left_out and context.is_main:
@@ -92,18 +128,21 @@ def _adapt(context: PhaseContext) -> dict[str, Any]:
     report = pretrain_backbone(
         build_backbone(recipe.model, seed=config.training["seed"]),
         processor,
-        joined([train, *parts]),
+        joined([part for part in (train, *parts) if len(part)]),
         probe,
         config,
         recipe.data.augment,
         save,
-        context.folder / CHECKPOINTS / "self_supervised",
+        context.folder / _TRAINING,
+        None if config.objective == "dinov2" else build_decoder(recipe.model),
     )
     if context.is_main:
-        history = write_history(context.folder / "self_supervised_history.json", report.pop("history"))
-        plots.self_supervised(context.folder / "plots" / "self_supervised.png", history, report["best_step"])
-        report = {"trainable": config.trainable, "unlabelled_left_out": len(left_out)} | report
-        write_json(context.folder / "unlabelled_left_out.json", left_out)
+        history = write_history(context.folder / _HISTORY, report.pop("history"))
+        plots.self_supervised(context.folder / _CURVE, history, report["best_step"])
+        read = [row_id for part in parts for row_id in part.ids]
+        write_json(context.folder / UNLABELLED, {"rows": read, "left_out": left_out})
+        facts = {"trainable": config.trainable, "unlabelled": len(read), "unlabelled_left_out": len(left_out)}
+        report = facts | report | {"backbone_sha256": file_sha256(weights)}
         write_json(done, report)
     PartialState().wait_for_everyone()  # the other ranks read the backbone that rank 0 has merged and written
     return report

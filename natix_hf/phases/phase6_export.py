@@ -129,7 +129,7 @@ def _card_facts(
     sections = made_by["section"]
     explora = sections.get("phase4")
     stage, model = (explora and explora["supervised"]) or sections["phase1"], sections["model"]
-    source, backbone = recipe.data.source, model["backbone"]
+    source, backbone = str(recipe.data.source), model["backbone"]
     measured = made_by["metrics"]
     training = measured["supervised"] if explora else measured
     trainings = ({"backbone": measured} if explora else {}) | {"classifier": training}
@@ -139,7 +139,7 @@ def _card_facts(
         version=recipe.phase6.version,
         architecture=read_json(champion.model / "config.json")["model_type"],
         backbone=_public_name(backbone) if backbone else "random weights",
-        adapter=stage["adapter"],
+        adapter=training.get("adapter", stage["adapter"]),  # of `auto` the one that it took
         image_size=model["image_size"],
         dataset=_public_name(source),
         counts=split["counts"],

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from natix_hf.errors import RunError
+
 # A healthy spread is about 1; random backbones and short trainings stay above .1 (tests/ssl).
 _LEAST_SPREAD = 0.02
 _LEAST_RANK = 1.5
@@ -25,7 +27,12 @@ def feature_figures(features: np.ndarray) -> dict[str, float]:
         1 where directions are uniform, 0 where all pictures agree (Chen and He, arXiv 2011.10566).
         `rank`: exponential of the entropy of the singular values of the centred features (RankMe, arXiv 2210.02885);
         0 where all pictures agree.
+
+    Raises:
+        RunError: a feature is NaN or infinite.
     """
+    if not np.isfinite(features).all():
+        raise RunError("the backbone answers NaN or infinity: lower phase4.learning_rate")
     values = features.astype(np.float64)
     norms = np.linalg.norm(values, axis=1, keepdims=True)
     directions = values / np.maximum(norms, 1e-12)

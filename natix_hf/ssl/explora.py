@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from natix_hf.errors import RecipeError
 from natix_hf.models.tuner import wrap_with_tuner
 
-_TARGETS = ["q_proj", "v_proj"]
+LORA_TARGETS = ["q_proj", "v_proj"]
 
 
 def apply_explora(
@@ -32,30 +32,54 @@ def apply_explora(
         RecipeError: no such block, or no block left for LoRA.
     """
     prefix, blocks = block_list(backbone)
-    whole = {number % len(blocks) if -len(blocks) <= number < len(blocks) else None for number in unfreeze_blocks}
-    if None in whole:
-        raise RecipeError(
-            f"phase4.unfreeze_blocks is {list(unfreeze_blocks)}: this backbone has blocks 0 to {len(blocks) - 1}"
-        )
-    adapted = [number for number in range(len(blocks)) if number not in whole]
-    if not adapted:
-        raise RecipeError(
-            f"phase4.unfreeze_blocks is {list(unfreeze_blocks)}: that leaves no block for LoRA, use trainable=all"
-        )
+    whole, adapted = divide_blocks(backbone, unfreeze_blocks)
     config = LoraConfig(
         r=rank,
         lora_alpha=rank if alpha is None else alpha,  # type: ignore[arg-type]  # declared as an int, used as a factor
-        target_modules=[f"{prefix}.{number}.attention.{name}" for number in adapted for name in _TARGETS],
+        target_modules=[f"{prefix}.{number}.attention.{name}" for number in adapted for name in LORA_TARGETS],
     )
     model = wrap_with_tuner(backbone, config)
     for number in whole:
-        blocks[number].requires_grad_(True)  # type: ignore[index]  # None was refused above
+        blocks[number].requires_grad_(True)
     for module in backbone.modules():
         if isinstance(module, nn.LayerNorm):
             module.requires_grad_(True)
     cls_token = backbone.get_parameter("embeddings.cls_token")
     cls_token.requires_grad_(True)
     return model
+
+
+def unfreeze_blocks_alone(backbone: PreTrainedModel, unfreeze_blocks: Sequence[int] = (-1,)) -> PreTrainedModel:
+    """What ExPLoRA is compared with in its paper: those blocks trained as they are, everything else frozen.
+
+    Raises:
+        RecipeError: no such block.
+    """
+    blocks = block_list(backbone)[1]
+    backbone.requires_grad_(False)
+    for number in divide_blocks(backbone, unfreeze_blocks, adapt_others=False)[0]:
+        blocks[number].requires_grad_(True)
+    return backbone
+
+
+def divide_blocks(
+    backbone: PreTrainedModel, unfreeze_blocks: Sequence[int], adapt_others: bool = True
+) -> tuple[list[int], list[int]]:
+    """Numbers of the blocks that are trained as they are, and of the others.
+
+    Raises:
+        RecipeError: no such block, or with `adapt_others` no other one.
+    """
+    count, given = len(block_list(backbone)[1]), list(unfreeze_blocks)
+    if not all(-count <= number < count for number in given):
+        raise RecipeError(f"phase4.unfreeze_blocks is {given}: this backbone has blocks 0 to {count - 1}")
+    whole = sorted({number % count for number in given})
+    others = [number for number in range(count) if number not in whole]
+    if adapt_others and not others:
+        raise RecipeError(f"phase4.unfreeze_blocks is {given}: that leaves no block for LoRA, use trainable=all")
+    if not adapt_others and not whole:
+        raise RecipeError("phase4.unfreeze_blocks is empty: with trainable=blocks nothing would be trained")
+    return whole, others
 
 
 def block_list(backbone: nn.Module) -> tuple[str, nn.ModuleList]:

@@ -1,6 +1,7 @@
 """Masked-autoencoding extension of a plain encoder (He et al., arXiv 2111.06377): it sees the visible patches only.
 
-The decoder is `transformers`' own, starts from random weights and is thrown away.
+The decoder is `transformers`' own and is thrown away. It starts from random weights, or is that of a ViT-MAE
+checkpoint: then it stays as it is but for LoRA and its norms, as in ExPLoRA (Khanna et al., arXiv 2406.10973).
 """
 
 from __future__ import annotations
@@ -8,12 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import ViTMAEConfig
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 
-from natix_hf.ssl.explora import block_list, plain_backbone
+from natix_hf.ssl.explora import LORA_TARGETS, block_list, plain_backbone
 from natix_hf.ssl.mae_config import MaeConfig
+
+_DECODER_RANK = 8  # r in the paper; alpha = r here
 
 
 class MaskedAutoencoder(nn.Module):
@@ -23,30 +27,24 @@ class MaskedAutoencoder(nn.Module):
         encoder: a ViT, DINOv2 or DINOv2-with-registers backbone, or a PeftModel around one.
         config: share of masked patches, size of the decoder, whether its targets are normalised by patch.
         image_size: px of the square views.
-        seed: of the decoder's weights.
+        seed: of the decoder's fresh weights: all of them, or those of its LoRA.
+        decoder: a pretrained one, for this encoder and image size; it is changed in place. None: a fresh one.
     """
 
-    def __init__(self, encoder: nn.Module, config: MaeConfig, image_size: int, seed: int) -> None:
+    def __init__(
+        self, encoder: nn.Module, config: MaeConfig, image_size: int, seed: int, decoder: ViTMAEDecoder | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.mask_ratio = config.mask_ratio
         self.norm_pix_loss = config.norm_pix_loss
         inner = plain_backbone(encoder)
         self.patch_size = int(inner.config.patch_size)
-        patches = (image_size // self.patch_size) ** 2
         torch.manual_seed(seed)
-        shape = ViTMAEConfig(
-            hidden_size=inner.config.hidden_size,
-            patch_size=self.patch_size,
-            num_channels=inner.config.num_channels,
-            decoder_hidden_size=config.decoder_width,
-            decoder_num_hidden_layers=config.decoder_layers,
-            decoder_num_attention_heads=config.decoder_heads,
-            decoder_intermediate_size=4 * config.decoder_width,
-        )
-        shape._attn_implementation = "sdpa"
-        self.decoder = ViTMAEDecoder(shape, patches)
-        self.decoder.apply(_initialise)
+        if decoder is None:
+            self.decoder = _fresh_decoder(inner.config, config, (image_size // self.patch_size) ** 2)
+        else:
+            self.decoder = _adapted_decoder(decoder)
         for name, parameter in inner.named_parameters():  # plays no part here; DDP would wait for its gradient
             if name.endswith("mask_token"):
                 parameter.requires_grad_(False)
@@ -123,6 +121,33 @@ def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
     rows, columns = height // patch_size, width // patch_size
     grid = pixel_values.reshape(n, channels, rows, patch_size, columns, patch_size)
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(n, rows * columns, -1)
+
+
+def _fresh_decoder(encoder: Any, config: MaeConfig, patches: int) -> ViTMAEDecoder:
+    shape = ViTMAEConfig(
+        hidden_size=encoder.hidden_size,
+        patch_size=encoder.patch_size,
+        num_channels=encoder.num_channels,
+        decoder_hidden_size=config.decoder_width,
+        decoder_num_hidden_layers=config.decoder_layers,
+        decoder_num_attention_heads=config.decoder_heads,
+        decoder_intermediate_size=4 * config.decoder_width,
+    )
+    shape._attn_implementation = "sdpa"
+    decoder = ViTMAEDecoder(shape, patches)
+    decoder.apply(_initialise)
+    return decoder
+
+
+def _adapted_decoder(decoder: ViTMAEDecoder) -> ViTMAEDecoder:
+    """LoRA on q and v of every layer, and the norms; the rest frozen: mask token, embedding and prediction too."""
+    layers = range(len(decoder.decoder_layers))
+    targets = [f"decoder_layers.{number}.attention.{name}" for number in layers for name in LORA_TARGETS]
+    inject_adapter_in_model(LoraConfig(r=_DECODER_RANK, lora_alpha=_DECODER_RANK, target_modules=targets), decoder)
+    for module in decoder.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.requires_grad_(True)
+    return decoder
 
 
 def _initialise(module: nn.Module) -> None:

@@ -13,6 +13,7 @@ class MaeConfig:
 
     mask_ratio: float = 0.75  # share of the patches that the encoder does not see
     norm_pix_loss: bool = True  # targets normalised by patch
+    # These three count without a pretrained decoder alone: a ViT-MAE checkpoint brings its own.
     decoder_layers: int = 2
     decoder_width: int = 96
     decoder_heads: int = 3

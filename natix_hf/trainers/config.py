@@ -61,9 +61,10 @@ _BELOW_1 = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 class SupervisedConfig:
     """Its own keys, beside any field of `transformers.TrainingArguments`."""
 
-    # none: frozen backbone, head trained on cached features; full: everything; else a tuner of PEFT, as lora or dora
+    # none: frozen backbone, head trained on cached features; full: everything; a tuner of PEFT, as lora or dora; auto:
+    # the best of lora, dora, adalora and lokr by a bake-off, which costs as many steps again
     adapter: str = "full"
-    adapter_options: dict[str, Any] = field(default_factory=dict)  # of the tuner's own config class in PEFT
+    adapter_options: dict[str, Any] = field(default_factory=dict)  # of PEFT's config class; auto: r, target_modules
     feature_views: int = 1  # views a row for `adapter: none`: the first as predict sees it, the others augmented
     early_stopping_patience: int | None = None  # evaluations without a better score before training stops
     ema_decay: float | None = None  # keep an average of the weights, over about 1 / (1 - ema_decay) steps; null: off

@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
 
 from natix_hf.errors import RunError, VerificationError
 from natix_hf.ssl.collapse import collapse_reason
@@ -122,5 +121,5 @@ class _Steps(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.objective.on_step_end(state.global_step, state.max_steps)
-        if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.NO:
+        if state.global_step >= state.max_steps:  # without any other probe too: nothing collapsed is kept
             control.should_evaluate = True

@@ -38,7 +38,8 @@ class ExploraConfig:
     """ExPLoRA. Its own keys, beside any field of `transformers.TrainingArguments` for the self-supervised stage."""
 
     objective: Literal["dinov2", "mae"] | None = None  # null: dinov2 for the DINOv2 family, mae for a plain ViT
-    trainable: Literal["explora", "all"] = "explora"  # all: plain self-supervised pre-training of every weight
+    # blocks: unfreeze_blocks alone, without LoRA, norms and cls token; all: plain self-supervised pre-training
+    trainable: Literal["explora", "blocks", "all"] = "explora"
     rank: int = 64  # of LoRA
     alpha: float | None = None  # LoRA is scaled by alpha / rank; null: alpha = rank
     unfreeze_blocks: list[int] = field(default_factory=lambda: [-1])  # trained as they are, without LoRA
@@ -60,6 +61,8 @@ class ExploraConfig:
         require_sane_training(self.training, "phase4")
         epochs, steps = self.training.get("num_train_epochs"), self.training.get("max_steps", -1)
         require(epochs is None or steps == -1, "phase4.num_train_epochs", epochs, "left out unless max_steps=-1")
+        noise = self.training.get("neftune_noise_alpha")
+        require(noise is None, "phase4.neftune_noise_alpha", noise, "left out: it is for language models")
         smoothing = self.training.get("label_smoothing_factor", 0)
         require(smoothing == 0, "phase4.label_smoothing_factor", smoothing, "0: no labels are read")
         if "num_train_epochs" in self.training and self.training.get("max_steps", -1) > 0:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
+from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 from transformers.trainer_utils import IntervalStrategy
 
 from natix_hf.callbacks.merge_validation import MergeValidationCallback
@@ -29,7 +30,7 @@ from natix_hf.models.preprocess import Preprocess
 from natix_hf.models.tuner import count_trainable
 from natix_hf.ssl.collapse import feature_figures
 from natix_hf.ssl.dinov2 import DinoV2Objective
-from natix_hf.ssl.explora import apply_explora
+from natix_hf.ssl.explora import apply_explora, divide_blocks, unfreeze_blocks_alone
 from natix_hf.ssl.mae import MaskedAutoencoder
 from natix_hf.ssl.probe import backbone_features, probe_scores
 from natix_hf.trainers.base import newest_complete_checkpoint
@@ -49,6 +50,7 @@ def pretrain_backbone(
     augment: AugmentConfig,
     save: Callable[[PreTrainedModel], Path],
     checkpoints: Path,
+    decoder: ViTMAEDecoder | None = None,
 ) -> dict[str, Any]:
     """Trains on `images` without their labels and saves the merged backbone, proven equal to the unmerged one.
 
@@ -59,10 +61,12 @@ def pretrain_backbone(
         augment: of the recipe; a masked autoencoder takes its flips and crop shapes.
         save: writes the merged backbone and returns its folder; called on one rank.
         checkpoints: folder of the Trainer's checkpoints; training continues from there if it was cut off.
+        decoder: of a masked autoencoder, pretrained with the backbone; it is changed in place. None: a fresh one.
 
     Returns:
-        `history` (Trainer's log, probes among it), the objective, best score by probe, its step and the score before
-        training, trainable parameters of the backbone, `merge` (the proof, on the writing rank), steps, seconds.
+        `history` (Trainer's log, probes among it), the objective and which decoder it had ("pretrained" or "fresh"),
+        best score by probe, its step and the score before training, trainable parameters of the backbone, `merge` (the
+        proof, on the writing rank), steps, seconds.
 
     Raises:
         MergeMismatchError: the saved backbone does not answer as the trained one did.
@@ -71,7 +75,8 @@ def pretrain_backbone(
     arguments = training_arguments(config.training, checkpoints, "phase4")
     seed, size = arguments.seed, int(processor.size["height"])
     objective = config.objective or objective_of(backbone)
-    model = _objective(backbone, objective, config, size, seed)
+    check_pretraining(backbone, config, size)
+    model = _objective(backbone, objective, config, size, seed, decoder)
     trainable = count_trainable(backbone)  # heads and decoder, which are thrown away, are not counted
     labelled = probe_rows is not None and config.probe_steps > 0
     if config.probe_steps > 0:
@@ -111,6 +116,7 @@ def pretrain_backbone(
     return {
         "history": history,
         "objective": objective,
+        "decoder": None if objective != "mae" else "fresh" if decoder is None else "pretrained",
         "best_score": trainer.state.best_metric,
         "best_step": trainer.state.best_global_step if labelled else trainer.state.global_step,
         "steps": trainer.state.global_step,
@@ -129,18 +135,37 @@ def objective_of(backbone: PreTrainedModel) -> str:
     return "dinov2" if backbone.config.model_type.startswith("dinov2") else "mae"
 
 
-def _objective(
-    backbone: PreTrainedModel, objective: str, config: ExploraConfig, size: int, seed: int
-) -> DinoV2Objective | MaskedAutoencoder:
+def check_pretraining(backbone: PreTrainedModel, config: ExploraConfig, image_size: int) -> None:
+    """Refuses settings that do not fit the backbone, which may be on the meta device.
+
+    Raises:
+        RecipeError
+    """
     if backbone.config.model_type == "dinov3_vit":
         raise RecipeError("phase4: a dinov3_vit cannot be trained without labels here: take a ViT or a DINOv2")
+    if config.trainable != "all":
+        divide_blocks(backbone, config.unfreeze_blocks, adapt_others=config.trainable == "explora")
+    if (config.objective or objective_of(backbone)) == "dinov2":
+        config.crops.local_pixels(image_size, backbone.config.patch_size)
+
+
+def _objective(
+    backbone: PreTrainedModel,
+    objective: str,
+    config: ExploraConfig,
+    size: int,
+    seed: int,
+    decoder: ViTMAEDecoder | None = None,
+) -> DinoV2Objective | MaskedAutoencoder:
     if config.trainable == "explora":
         torch.manual_seed(seed)  # LoRA's first weights
         student: nn.Module = apply_explora(backbone, config.rank, config.alpha, config.unfreeze_blocks)
+    elif config.trainable == "blocks":
+        student = unfreeze_blocks_alone(backbone, config.unfreeze_blocks)
     else:
         student = backbone.requires_grad_(True)
     if objective == "mae":
-        return MaskedAutoencoder(student, config.mae, size, seed)
+        return MaskedAutoencoder(student, config.mae, size, seed, decoder)
     return DinoV2Objective(student, copy.deepcopy(student), config.dinov2, seed)
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import math
 import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
@@ -26,13 +28,14 @@ from natix_hf.data.sampler import EpochSampler
 from natix_hf.data.views import FeatureViews, OriginalViews, TrainViews
 from natix_hf.errors import RecipeError, UsageError
 from natix_hf.metrics import prior_weights
-from natix_hf.models.adapters import adapted_modules, add_adapter
+from natix_hf.models.adapters import AUTO, adapted_modules, add_adapter
 from natix_hf.models.classifier import head_of, load_classifier
 from natix_hf.models.device import runs_on_cpu
 from natix_hf.models.features import Head, View, cached_features
 from natix_hf.models.preprocess import Preprocess
 from natix_hf.models.tuner import Adapted, count_trainable
 from natix_hf.provenance.files import ids_sha256
+from natix_hf.trainers.bakeoff import bake_off
 from natix_hf.trainers.base import newest_complete_checkpoint
 from natix_hf.trainers.config import SupervisedConfig
 from natix_hf.trainers.roadwork import EvaluationMetrics, RoadworkTrainer
@@ -114,54 +117,37 @@ def train_classifier(
     from `checkpoints` if training was cut off.
 
     Args:
-        config: `adapter: none` trains the head alone, on features computed once.
+        config: `adapter: none` trains the head alone, on features computed once; `auto` chooses an adapter first.
         target_prior: share of label 1 to train and score for; None: as found.
         checkpoints: folder of the Trainer's checkpoints.
         save: writes the plain model and returns its folder; called on the writing rank alone.
 
     Returns:
         What happened: `history` (Trainer's log), best score and step, seconds; with an adapter of PEFT its modules,
-        and `merge`, the proof.
+        and `merge`, the proof; with `auto` also what `bake_off` tells.
 
     Raises:
         MergeMismatchError: the saved model does not answer as the trained one did.
     """
     arguments = training_arguments(config.training, checkpoints, config.where)
-    preprocess = Preprocess(processor)
-    seed = arguments.seed
-    views = TrainViews(train, augment, processor.size["height"], processor.image_mean, processor.image_std, seed)
-    originals = OriginalViews(val_select, preprocess)
-    trained: Any = model
-    datasets: dict[str, Any] = {"train_dataset": views, "eval_dataset": originals}
-    if config.adapter == "none":
-        trained = Head(head_of(model))
-        datasets = _feature_datasets(model, processor, train, val_select, views, originals, config, augment, arguments)
-        # To read a batch of features takes less than a worker takes to hand it over.
-        arguments.dataloader_num_workers, arguments.dataloader_persistent_workers = 0, False
-    adapted = None
-    if config.adapter not in ("none", "full"):
-        steps = _optimizer_steps(arguments, len(train))
-        adapted = add_adapter(model, config.adapter, config.adapter_options, steps, seed, config.where)
-        trained = Adapted(adapted)
-    by_sampler = target_prior is not None and config.prior_by == "sampler"
-    by_loss = target_prior is not None and config.prior_by == "loss"
-    patience = config.early_stopping_patience
     require_a_batch(arguments, len(train), config.where)
-    try:
-        trainer = RoadworkTrainer(
-            model=trained,
-            args=arguments,
-            train_sampler=EpochSampler(train.labels, seed, target_prior if by_sampler else None),
-            class_weights=_class_weights(train, target_prior) if by_loss else None,
-            ema_decay=config.ema_decay,
-            adalora=AdaLoraCallback(adapted) if adapted is not None and config.adapter == "adalora" else None,
-            compute_metrics=EvaluationMetrics(target_prior),
-            callbacks=[EarlyStoppingCallback(patience)] if patience is not None else [],
-            **datasets,
-        )
-    except (ImportError, ValueError) as error:
-        raise training_refused(error, config.where) from None
-    facts: dict[str, Any] = {"trainable_parameters": count_trainable(trained)}
+    rows = (processor, train, val_select, augment, target_prior)
+    facts: dict[str, Any] = {}
+    if config.adapter == AUTO:
+        steps, folder = _optimizer_steps(arguments, len(train)), checkpoints / "bakeoff"
+
+        def trial(name: str, options: dict[str, Any], training: dict[str, Any]) -> float:
+            tried = replace(
+                config, adapter=name, adapter_options=options, training=training, early_stopping_patience=None
+            )
+            settings = training_arguments(training, folder, config.where)
+            trainer, *_ = _build(copy.deepcopy(model), *rows, tried, settings)
+            trainer.train()
+            return float(next(row["eval_mcc"] for row in trainer.state.log_history if "eval_mcc" in row))
+
+        config, facts = bake_off(model, config, steps, trial, folder)
+    trainer, trained, adapted, originals = _build(model, *rows, config, arguments)
+    facts["trainable_parameters"] = count_trainable(trained)
     proof = None
     if adapted is not None:
         facts["adapted_modules"] = adapted_modules(adapted)
@@ -187,6 +173,53 @@ def train_classifier(
         "resumed_from": resume.name if resume else None,
         "train_s": round(time.perf_counter() - begin, 1),
     }
+
+
+def _build(
+    model: PreTrainedModel,
+    processor: Any,
+    train: Rows,
+    val_select: Rows,
+    augment: AugmentConfig,
+    target_prior: float | None,
+    config: SupervisedConfig,
+    arguments: TrainingArguments,
+) -> tuple[RoadworkTrainer, nn.Module, PeftModel | None, OriginalViews]:
+    """The Trainer, what it trains, the adapter in that, and the rows that it is scored on."""
+    preprocess = Preprocess(processor)
+    seed = arguments.seed
+    views = TrainViews(train, augment, processor.size["height"], processor.image_mean, processor.image_std, seed)
+    originals = OriginalViews(val_select, preprocess)
+    trained: Any = model
+    datasets: dict[str, Any] = {"train_dataset": views, "eval_dataset": originals}
+    if config.adapter == "none":
+        trained = Head(head_of(model))
+        datasets = _feature_datasets(model, processor, train, val_select, views, originals, config, augment, arguments)
+        # To read a batch of features takes less than a worker takes to hand it over.
+        arguments.dataloader_num_workers, arguments.dataloader_persistent_workers = 0, False
+    adapted = None
+    if config.adapter not in ("none", "full"):
+        steps = _optimizer_steps(arguments, len(train))
+        adapted = add_adapter(model, config.adapter, config.adapter_options, steps, seed, config.where)
+        trained = Adapted(adapted)
+    by_sampler = target_prior is not None and config.prior_by == "sampler"
+    by_loss = target_prior is not None and config.prior_by == "loss"
+    patience = config.early_stopping_patience
+    try:
+        trainer = RoadworkTrainer(
+            model=trained,
+            args=arguments,
+            train_sampler=EpochSampler(train.labels, seed, target_prior if by_sampler else None),
+            class_weights=_class_weights(train, target_prior) if by_loss else None,
+            ema_decay=config.ema_decay,
+            adalora=AdaLoraCallback(adapted) if adapted is not None and config.adapter == "adalora" else None,
+            compute_metrics=EvaluationMetrics(target_prior),
+            callbacks=[EarlyStoppingCallback(patience)] if patience is not None else [],
+            **datasets,
+        )
+    except (ImportError, ValueError) as error:
+        raise training_refused(error, config.where) from None
+    return trainer, trained, adapted, originals
 
 
 def require_a_batch(arguments: TrainingArguments, rows: int, where: str) -> None:

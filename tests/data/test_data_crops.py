@@ -174,7 +174,10 @@ def test_brightness_contrast_and_saturation_are_those_of_supervised_training() -
 )
 def test_a_local_crop_is_a_whole_number_of_patches(size: int, patch: int, expected: int) -> None:
     assert CropConfig().local_pixels(size, patch) == expected
-    assert CropConfig(local_size=2 * patch).local_pixels(size, patch) == 2 * patch
+    assert CropConfig(local_size=patch).local_pixels(size, patch) == patch
+    for wrong in (patch + 1, size + patch):
+        with pytest.raises(RecipeError, match=f"phase4.crops.local_size is {wrong}"):
+            CropConfig(local_size=wrong).local_pixels(size, patch)
 
 
 @pytest.mark.parametrize(

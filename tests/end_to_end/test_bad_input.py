@@ -626,6 +626,21 @@ TABLE: dict[str, tuple[Make, int, tuple[str, ...]]] = {
         2,
         ("phase4.crops.local_size is 20", "patch of 14 px"),
     ),
+    "explora: local crops as large as the world": (
+        explora("phase4.objective=dinov2", "phase4.crops.local_size=280"),
+        2,
+        ("phase4.crops.local_size is 280", "up to model.image_size"),
+    ),
+    "explora: blocks of nothing": (
+        explora("phase4.trainable=blocks", "phase4.unfreeze_blocks=[]"),
+        2,
+        ("phase4.unfreeze_blocks is empty", "nothing would be trained"),
+    ),
+    "explora: noise for a language model": (
+        explora("phase4.neftune_noise_alpha=5"),
+        2,
+        ("phase4.neftune_noise_alpha is 5", "left out"),
+    ),
     "explora: diverges": (
         explora("phase4.learning_rate=1e38", "phase4.warmup_steps=0"),
         1,
@@ -640,7 +655,7 @@ TABLE: dict[str, tuple[Make, int, tuple[str, ...]]] = {
     "explora: no such folder": (
         explora("phase4.unlabelled=[./frames]"),
         2,
-        ("phase4.unlabelled", "no folder ./frames", "set phase4.unlabelled=FOLDER"),
+        ("phase4.unlabelled", "no folder ./frames", "set phase4.unlabelled=[FOLDER]"),
     ),
     "explora: a folder of nothing": (
         lambda p: [(p.folder / "frames").mkdir(), *explora("phase4.unlabelled=[./frames]")(p)][1:],
@@ -773,7 +788,6 @@ TABLE: dict[str, tuple[Make, int, tuple[str, ...]]] = {
 FOUND_LATER = (
     *("larger than all rows", "backbone with NaN", "backbone cut short"),
     *("unknown adapter option", "adapter rank 0", "adapter rank of text", "adapter without a place"),
-    *("explora: no such block", "explora: every block", "explora: crops not of patches"),
     *("explora: no such folder", "explora: a folder of nothing", "explora: nothing but test rows"),
 )
 # A finished result of other settings is set aside while these are at work, and comes back with its settings.

@@ -175,7 +175,7 @@ def test_an_unknown_one_is_told_what_there_is() -> None:
         check_adapter("zzz", {}, "phase1")
     told = str(caught.value)
     assert "\n" not in told and "did you mean" not in told
-    assert told.endswith(f"allowed is none | full | {' | '.join(ADAPTERS)}")
+    assert told.endswith(f"allowed is none | full | auto | {' | '.join(ADAPTERS)}")
 
 
 @pytest.mark.parametrize("option", _OWN_OPTIONS)

@@ -9,53 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TINY_RECIPE, striped_image, tiny_backbone, write_recipe
-from transformers import AutoModel
+from conftest import TINY, explora_recipe, save_vit_mae, striped_image, tiny_backbone
+from transformers import AutoModel, ViTModel
 
-from natix_hf.errors import RecipeError, RunError
+from natix_hf.errors import RecipeError, RunError, UsageError
 from natix_hf.models.classifier import load_classifier
 from natix_hf.phases import phase4_explora
 from natix_hf.pipeline import run_recipe
 from natix_hf.verify import run_problems
-
-STAGE_A: dict[str, Any] = {
-    "max_steps": 6,
-    "probe_steps": 3,
-    "learning_rate": 2e-3,
-    "per_device_train_batch_size": 16,
-    "dataloader_num_workers": 0,
-    "logging_steps": 2,
-    "rank": 4,
-    "mae": {"decoder_width": 16, "decoder_heads": 2, "decoder_layers": 1},
-    "dinov2": {"n_prototypes": 32, "head_hidden": 32, "bottleneck": 16},
-    "crops": {"local_crops": 2},
-}
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pretrained") / "backbone"
-    tiny_backbone("dinov2", layers=2).save_pretrained(folder)
-    return folder
-
-
-def _recipe(folder: Path, source: Path, backbone: Path | None, **phase4: Any) -> str:
-    model = {"backbone": str(backbone), "image_size": 28} if backbone else TINY_RECIPE["model"]
-    phase1 = {**TINY_RECIPE["phase1"], "num_train_epochs": 1}
-    content = TINY_RECIPE | {
-        "data": {**TINY_RECIPE["data"], "source": str(source)},
-        "model": model,
-        "phase1": phase1,
-        "phase4": STAGE_A | phase4,
-    }
-    return str(write_recipe(folder / "tiny.yaml", content))
 
 
 @pytest.mark.parametrize("objective", ["mae", "dinov2"])
 def test_both_stages_and_the_control(
     objective: str, tmp_path: Path, parquet_source: Path, pretrained: Path
 ) -> None:
-    recipe = _recipe(tmp_path, parquet_source, pretrained, objective=objective)
+    recipe = explora_recipe(tmp_path, parquet_source, pretrained, objective=objective)
     run = run_recipe(recipe, [1, 4, 2, 6], tmp_path / "run")
     folder = run / "phase4_explora"
     metrics = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["metrics"]
@@ -82,7 +50,7 @@ def test_both_stages_and_the_control(
 
 def test_a_stage_of_its_own_has_a_control_of_its_own(tmp_path: Path, parquet_source: Path, pretrained: Path) -> None:
     stage = {"adapter": "none", "num_train_epochs": 2, "dataloader_num_workers": 0}
-    recipe = _recipe(tmp_path, parquet_source, pretrained, objective="mae", supervised=stage)
+    recipe = explora_recipe(tmp_path, parquet_source, pretrained, objective="mae", supervised=stage)
     folder = run_recipe(recipe, [4], tmp_path / "run") / "phase4_explora"
     metrics = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["metrics"]
     assert metrics["control"]["from"] == "control"
@@ -97,32 +65,68 @@ def test_without_labels_it_stops_after_the_backbone(tmp_path: Path, parquet_sour
     rng = np.random.default_rng(3)
     for i in range(4):
         striped_image(0, rng).save(frames / f"{i}.png")
-    recipe = _recipe(tmp_path, parquet_source, pretrained, use_labeled_data=False, unlabelled=[str(frames)])
+    recipe = explora_recipe(tmp_path, parquet_source, pretrained, use_labeled_data=False, unlabelled=[str(frames)])
     folder = run_recipe(recipe, [4], tmp_path / "run") / "phase4_explora"
     metrics = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["metrics"]
     assert metrics["images"] == 72 + 4 and "supervised" not in metrics
     assert (folder / "backbone" / "model.safetensors").is_file() and not (folder / "model").exists()
     # Another recipe starts from it.
-    other = _recipe(tmp_path, parquet_source, folder / "backbone")
+    other = explora_recipe(tmp_path, parquet_source, folder / "backbone")
     run_recipe(other, [1], tmp_path / "other")
 
 
 def test_random_weights_are_no_explora(tmp_path: Path, parquet_source: Path) -> None:
-    recipe = _recipe(tmp_path, parquet_source, None)
+    recipe = explora_recipe(tmp_path, parquet_source, None)
     with pytest.raises(RecipeError, match="adapts a pretrained backbone"):
         run_recipe(recipe, [4], tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    plain = _recipe(tmp_path, parquet_source, None, trainable="all", use_labeled_data=False, objective="mae")
+    plain = explora_recipe(tmp_path, parquet_source, None, trainable="all", use_labeled_data=False, objective="mae")
     folder = run_recipe(plain, [4], tmp_path / "plain") / "phase4_explora"
     metrics = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["metrics"]
     assert metrics["trainable"] == "all" and metrics["merge"]["merged_layers"] == 0
+
+
+def test_a_vit_mae_brings_its_decoder_and_leaves_a_vit(tmp_path: Path, parquet_source: Path) -> None:
+    theirs = save_vit_mae(tmp_path / "mae")
+    recipe = explora_recipe(tmp_path, parquet_source, tmp_path / "mae", use_labeled_data=False)
+    folder = run_recipe(recipe, [4], tmp_path / "run") / "phase4_explora"
+    metrics = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+    assert (metrics["objective"], metrics["decoder"]) == ("mae", "pretrained")
+    assert metrics["merge"]["max_difference"] <= 1e-4 and metrics["merge"]["merged_layers"] == 4
+    backbone = AutoModel.from_pretrained(folder / "backbone", add_pooling_layer=False)
+    assert type(backbone) is ViTModel
+    before, after = theirs.vit.state_dict(), backbone.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    of_the_last_block = {name for name in before if name.startswith("layers.2.")}
+    norms = {name for name in before if "layernorm" in name}
+    lora = {f"layers.{number}.attention.{name}.weight" for number in (0, 1) for name in ("q_proj", "v_proj")}
+    # The last block's key bias moves no softmax: its gradient is zero.
+    assert moved | {"layers.2.attention.k_proj.bias"} == of_the_last_block | norms | lora | {"embeddings.cls_token"}
+    # Another recipe starts from it, as from any ViT, and its decoder is a fresh one.
+    other = explora_recipe(tmp_path, parquet_source, folder / "backbone", use_labeled_data=False)
+    again = run_recipe(other, [4], tmp_path / "other") / "phase4_explora"
+    metrics = json.loads((again / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+    assert (metrics["objective"], metrics["decoder"]) == ("mae", "fresh")
+
+
+def test_a_vit_mae_is_refused_at_another_size_or_without_its_decoder(tmp_path: Path, parquet_source: Path) -> None:
+    save_vit_mae(tmp_path / "large", image_size=56)
+    with pytest.raises(RecipeError, match="image_size 28: this vit is fixed to 56"):
+        run_recipe(explora_recipe(tmp_path, parquet_source, tmp_path / "large"), [4], tmp_path / "run")
+    save_vit_mae(tmp_path / "alone").vit.save_pretrained(tmp_path / "alone")
+    with pytest.raises(UsageError, match=r"lacks 40 tensors of its decoder.*phase4\.objective=dinov2"):
+        run_recipe(explora_recipe(tmp_path, parquet_source, tmp_path / "alone"), [4], tmp_path / "run")
+    recipe = explora_recipe(tmp_path, parquet_source, tmp_path / "alone", objective="dinov2", use_labeled_data=False)
+    folder = run_recipe(recipe, [4], tmp_path / "other") / "phase4_explora"
+    metrics = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+    assert (metrics["objective"], metrics["decoder"]) == ("dinov2", None)
 
 
 def test_dinov3_cannot(tmp_path: Path, parquet_source: Path) -> None:
     folder = tmp_path / "dinov3"
     tiny_backbone("dinov3_vit").save_pretrained(folder)
     with pytest.raises(RecipeError, match="dinov3_vit"):
-        run_recipe(_recipe(tmp_path, parquet_source, folder), [4], tmp_path / "run")
+        run_recipe(explora_recipe(tmp_path, parquet_source, folder), [4], tmp_path / "run")
     assert "dinov3_vit" in TINY
 
 
@@ -130,7 +134,7 @@ def test_cut_off_in_the_control_it_repeats_nothing_and_is_no_candidate(
     tmp_path: Path, parquet_source: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = {"adapter": "none", "num_train_epochs": 1, "dataloader_num_workers": 0}
-    recipe = _recipe(tmp_path, parquet_source, pretrained, objective="mae", supervised=stage)
+    recipe = explora_recipe(tmp_path, parquet_source, pretrained, objective="mae", supervised=stage)
     trained: list[str] = []
     real = phase4_explora.train_classifier
 

@@ -101,6 +101,7 @@ def _loss(seen: Any) -> float:
 EFFECTS: list[tuple[str, str, Any, Callable[[Any], Any], dict[str, Any]]] = [
     ("phase4", "objective", "mae", lambda s: type(s.model).__name__, DINO),
     ("phase4", "trainable", "all", lambda s: s.names, MAE),
+    ("phase4", "trainable", "blocks", lambda s: s.names, MAE),
     ("phase4", "rank", 2, lambda s: s.shapes, MAE),
     ("phase4", "alpha", 1.0, _scaling, MAE),
     ("phase4", "unfreeze_blocks", [0], lambda s: s.names, MAE),

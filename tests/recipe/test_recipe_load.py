@@ -89,7 +89,7 @@ def test_nothing_given_means_the_defaults(tmp_path: Path, text: str) -> None:
         ("data: {augment: {flip: 1}}\n", ("data.augment.flip is 1", "int", "true or false")),
         ("data: {augment: {jitter: lots}}\n", ("data.augment.jitter is 'lots'", "str", "a number")),
         ("data: {augment: {crop_scale: [0.5, x]}}\n", ("data.augment.crop_scale[1] is 'x'", "a number")),
-        ("data: {source: null}\n", ("data.source is None", "text")),
+        ("data: {source: 3}\n", ("data.source is 3", "text or null")),
         ("data: {target_prior: half}\n", ("data.target_prior is 'half'", "a number or null")),
         ("data: {on_overlap: dorp}\n", ("data.on_overlap is 'dorp'", "did you mean 'drop'", "drop | error")),
         ("phase6: {version: 1.0}\n", ("phase6.version is 1.0", "float", "text")),
@@ -180,7 +180,7 @@ def test_absurd_values_are_refused_before_work(tmp_path: Path, override: str) ->
         ("data.seed.deep=3", "data.seed"),
         ("data.slices=[a", "not valid YAML"),
         ("data.x=2026-13-45", "not valid YAML"),
-        ("data.source=", "data.source is None"),
+        ("data.label_column=", "data.label_column is None"),
     ],
 )
 def test_bad_overrides(tmp_path: Path, override: str, part: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from conftest import tiny_backbone
 from torch.utils.data import Dataset
 
+from natix_hf.errors import RunError
 from natix_hf.ssl.collapse import collapse_reason, feature_figures
 from natix_hf.ssl.probe import backbone_features, probe_scores
 
@@ -20,6 +21,11 @@ def test_uniform_directions_have_spread_one_and_full_rank() -> None:
     assert figures["spread"] == pytest.approx(1.0, abs=0.01)
     assert figures["rank"] == pytest.approx(16, rel=0.01)
     assert collapse_reason(figures) is None
+
+
+def test_features_that_are_no_numbers_say_so() -> None:
+    with pytest.raises(RunError, match="NaN or infinity"):
+        feature_figures(np.array([[1.0, np.nan], [0.0, 1.0]]))
 
 
 def test_equal_features_and_a_line_are_collapses() -> None:

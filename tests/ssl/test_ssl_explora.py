@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel
 from natix_hf.errors import RecipeError
 from natix_hf.models.tuner import count_trainable
 from natix_hf.ssl import apply_explora
+from natix_hf.ssl.explora import unfreeze_blocks_alone
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,16 @@ def test_what_is_trainable(model_type: str) -> None:
     assert all("norm" in name for name in others - {"embeddings.cls_token"})
     norms = {name for name in every if "norm" in name}
     assert norms <= whole
+
+
+@pytest.mark.parametrize("model_type", list(TINY))
+def test_blocks_alone_are_trained_alone(model_type: str) -> None:
+    backbone = unfreeze_blocks_alone(tiny_backbone(model_type), (0, -1))
+    block = {"vit": "layers.", "dinov3_vit": "model.layer."}.get(model_type, "encoder.layer.")
+    wanted = {name for name, _ in backbone.named_parameters() if name.startswith((f"{block}0.", f"{block}2."))}
+    assert wanted and {name for name, p in backbone.named_parameters() if p.requires_grad} == wanted
+    with pytest.raises(RecipeError, match="nothing would be trained"):
+        unfreeze_blocks_alone(backbone, ())
 
 
 def test_adapting_changes_nothing_yet_and_merging_neither() -> None:

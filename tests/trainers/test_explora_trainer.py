@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Killed, kill_at, tiny_backbone, write_parquet_source
+from conftest import Killed, kill_at, save_vit_mae, tiny_backbone, write_parquet_source
 from safetensors.torch import load_file
 
 from natix_hf.data.config import AugmentConfig, DataConfig
 from natix_hf.data.rows import ImageData, load_image_data
 from natix_hf.errors import RunError
+from natix_hf.models.classifier import load_backbone
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import make_processor
+from natix_hf.models.vit_mae import load_decoder
 from natix_hf.recipe import parse_recipe
 from natix_hf.ssl.dinov2 import DinoV2Objective
 from natix_hf.ssl.explora import plain_backbone
+from natix_hf.ssl.mae import MaskedAutoencoder
 from natix_hf.trainers import self_supervised
 from natix_hf.trainers.explora import ExploraTrainer
 from natix_hf.trainers.explora_config import ExploraConfig
@@ -43,16 +46,19 @@ def _config(objective: str, **changes: Any) -> ExploraConfig:
 
 
 def _pretrain(
-    data: ImageData, config: ExploraConfig, folder: Path, model_type: str = "dinov2", labels: bool = True
-) -> dict[str, Any]:
+    data: ImageData, config: ExploraConfig, folder: Path, model_type: str = "dinov2", labels: bool = True,
+    decoder: Any = None,
+) -> dict[str, Any]:  # fmt: skip
+    backbone = load_backbone(folder.parent / "mae") if decoder is not None else tiny_backbone(model_type)
+
     def save(backbone: Any) -> Path:
         backbone.save_pretrained(folder / "backbone")
         return folder / "backbone"
 
     return self_supervised.pretrain_backbone(
-        tiny_backbone(model_type), make_processor(MODEL), data.role("train"),
+        backbone, make_processor(MODEL), data.role("train"),
         (data.role("train"), data.role("val_select")) if labels else None,
-        config, AugmentConfig(), save, folder / "checkpoints",
+        config, AugmentConfig(), save, folder / "checkpoints", decoder,
     )  # fmt: skip
 
 
@@ -61,6 +67,7 @@ def _pretrain(
     [
         ("mae", "dinov2", {}),
         ("mae", "vit", {"trainable": "all"}),
+        ("mae", "vit_mae", {}),
         ("dinov2", "dinov2", {}),
         ("dinov2", "vit", {"dinov2": {"n_prototypes": 16, "head_hidden": 16, "bottleneck": 8, "targets": "centre"}}),
     ],
@@ -70,7 +77,14 @@ def test_resumed_equals_uninterrupted_bit_by_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     config = _config(objective, **changes)
-    whole = _pretrain(data, config, tmp_path / "whole", model_type)
+    if model_type == "vit_mae":
+        save_vit_mae(tmp_path / "mae")
+
+    def pretrain(name: str) -> dict[str, Any]:
+        decoder = load_decoder(str(tmp_path / "mae")) if model_type == "vit_mae" else None
+        return _pretrain(data, config, tmp_path / name, model_type, decoder=decoder)
+
+    whole = pretrain("whole")
     with monkeypatch.context() as patch:
         original = ExploraTrainer.__init__
 
@@ -80,8 +94,8 @@ def test_resumed_equals_uninterrupted_bit_by_bit(
 
         patch.setattr(ExploraTrainer, "__init__", with_killer)
         with pytest.raises(Killed):
-            _pretrain(data, config, tmp_path / "cut", model_type)
-    resumed = _pretrain(data, config, tmp_path / "cut", model_type)
+            pretrain("cut")
+    resumed = pretrain("cut")
     assert resumed["resumed_from"] == "checkpoint-3"
     keys = ("loss", "grad_norm", "learning_rate", "eval_linear_auroc", "dino", "target_entropy")
     losses = [[{k: row[k] for k in keys if k in row} for row in report["history"]] for report in (whole, resumed)]
@@ -89,6 +103,25 @@ def test_resumed_equals_uninterrupted_bit_by_bit(
     one, other = (load_file(tmp_path / name / "backbone" / "model.safetensors") for name in ("whole", "cut"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_of_a_pretrained_decoder_only_lora_and_norms_move(data: ImageData, tmp_path: Path) -> None:
+    theirs = save_vit_mae(tmp_path / "mae")
+    decoder = load_decoder(str(tmp_path / "mae"))
+    report = _pretrain(data, _config("mae"), tmp_path / "run", decoder=decoder)
+    assert report["decoder"] == "pretrained" and report["merge"]["merged_layers"] == 4  # q and v of the encoder's two
+    after = {name.replace(".base_layer", ""): value for name, value in decoder.state_dict().items()}
+    lora = {name for name in after if "lora_" in name}
+    before = theirs.decoder.state_dict()
+    norms = {name for name in before if "norm" in name}
+    assert after.keys() - lora == before.keys() and len(lora) == 8
+    assert {name for name in before if not torch.equal(before[name], after[name])} == norms
+    assert all(after[name].any() for name in lora), "B starts at zero"
+    [checkpoint] = (tmp_path / "run" / "checkpoints").glob("checkpoint-8")
+    stored = {name for name in load_file(checkpoint / "model.safetensors") if name.startswith("decoder.")}
+    assert stored == {f"decoder.{name}" for name in lora | norms}
+    saved = load_file(tmp_path / "run" / "backbone" / "model.safetensors")
+    assert not any("decoder" in name or "lora" in name for name in saved)
 
 
 def test_the_best_backbone_by_probe_is_kept(data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +159,21 @@ def test_a_collapse_stops_the_run(data: ImageData, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(DinoV2Objective, "on_step_end", flatten)
     with pytest.raises(RunError, match=r"collapsed at step \d: the features of different pictures agree"):
         _pretrain(data, _config("dinov2", probe_steps=1, logging_steps=100), tmp_path)
+    assert not (tmp_path / "backbone").exists()
+
+
+def test_without_probes_a_collapse_is_found_at_the_end(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A masked autoencoder has no figures of its own that would show it."""
+
+    def flatten(self: MaskedAutoencoder, step: int, total_steps: int) -> None:
+        with torch.no_grad():
+            plain_backbone(self.encoder).layernorm.weight.zero_()
+
+    monkeypatch.setattr(MaskedAutoencoder, "on_step_end", flatten)
+    with pytest.raises(RunError, match=r"collapsed at step 8: the features of different pictures agree"):
+        _pretrain(data, _config("mae", probe_steps=0), tmp_path, labels=False)
     assert not (tmp_path / "backbone").exists()
 
 

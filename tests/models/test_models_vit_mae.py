@@ -1,0 +1,193 @@
+"""ViT-MAE checkpoints: the encoder arrives as a plain ViT, bit by bit, the decoder beside it, or one clear line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import torch
+from conftest import save_vit_mae, tiny_backbone
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, ViTConfig, ViTImageProcessorPil, ViTMAEConfig, ViTMAEModel, ViTModel
+
+from natix_hf.errors import NatixError, RecipeError, UsageError, VerificationError
+from natix_hf.models.classifier import (
+    build_backbone,
+    build_classifier,
+    build_decoder,
+    check_model,
+    load_backbone,
+    load_classifier,
+)
+from natix_hf.models.config import ModelConfig
+from natix_hf.models.preprocess import make_processor
+
+Tensors = dict[str, torch.Tensor]
+
+
+def _equal(one: Tensors, other: Tensors) -> bool:
+    same_type = one.keys() == other.keys() and all(one[key].dtype == other[key].dtype for key in one)
+    return same_type and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def _config(folder: Path, size: int = 28, **fields: Any) -> ModelConfig:
+    return ModelConfig(backbone=str(folder), image_size=size, config=fields)
+
+
+def test_every_tensor_of_encoder_and_decoder_arrives(tmp_path: Path) -> None:
+    saved = save_vit_mae(tmp_path, qkv_bias=False, layer_norm_eps=1e-5, hidden_act="relu", hidden_dropout_prob=0.1)
+    encoder = saved.vit.state_dict()
+    classifier, backbone = build_classifier(_config(tmp_path), 0), build_backbone(_config(tmp_path), 0)
+    assert classifier.config.model_type == "vit" and isinstance(backbone, ViTModel)
+    assert _equal(backbone.state_dict(), encoder) and _equal(classifier.vit.state_dict(), encoder)
+    assert _equal(load_backbone(tmp_path).state_dict(), encoder) and not load_backbone(tmp_path).training
+    shared = ViTConfig.__annotations__.keys() & ViTMAEConfig.__annotations__.keys()
+    assert len(shared) == 13
+    for model in (backbone, load_backbone(tmp_path)):
+        assert all(getattr(model.config, name) == getattr(saved.config, name) for name in shared)
+    decoder = build_decoder(_config(tmp_path))
+    assert decoder is not None and _equal(decoder.state_dict(), saved.decoder.state_dict())
+
+
+def test_the_features_are_those_of_transformers(tmp_path: Path) -> None:
+    save_vit_mae(tmp_path)
+    theirs = ViTMAEModel.from_pretrained(tmp_path, mask_ratio=0.0).eval()
+    images = torch.randn(3, 3, 28, 28)
+    with torch.no_grad():
+        in_order = theirs(images, noise=torch.arange(16.0).expand(3, -1)).last_hidden_state
+        shuffled = theirs(images, noise=torch.rand(3, 16))
+        order = shuffled.ids_restore.unsqueeze(-1).expand(-1, -1, 32)
+        tokens = shuffled.last_hidden_state
+        restored = torch.cat([tokens[:, :1], tokens[:, 1:].gather(1, order)], dim=1)
+        for model in (build_backbone(_config(tmp_path), 0).eval(), load_backbone(tmp_path)):
+            mine = model(pixel_values=images).last_hidden_state
+            torch.testing.assert_close(mine, in_order, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(mine, restored, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_saved_is_an_ordinary_vit(tmp_path: Path) -> None:
+    saved = save_vit_mae(tmp_path / "mae")
+    build_backbone(_config(tmp_path / "mae"), 0).save_pretrained(tmp_path / "backbone")
+    auto = AutoModel.from_pretrained(tmp_path / "backbone", add_pooling_layer=False)
+    assert type(auto) is ViTModel and _equal(auto.state_dict(), saved.vit.state_dict())
+    model = build_classifier(_config(tmp_path / "backbone"), 1)
+    assert _equal(model.vit.state_dict(), saved.vit.state_dict())
+    model.save_pretrained(tmp_path / "candidate")
+    assert _equal(load_classifier(tmp_path / "candidate").state_dict(), model.state_dict())
+    assert build_decoder(_config(tmp_path / "backbone")) is None
+
+
+def test_a_half_precision_checkpoint_becomes_float32(tmp_path: Path) -> None:
+    saved = save_vit_mae(tmp_path).to(torch.bfloat16)
+    saved.save_pretrained(tmp_path)
+    decoder = build_decoder(_config(tmp_path))
+    assert decoder is not None
+    assert _equal(decoder.state_dict(), {k: v.float() for k, v in saved.decoder.state_dict().items()})
+    for backbone in (build_backbone(_config(tmp_path), 0), load_backbone(tmp_path)):
+        assert _equal(backbone.state_dict(), {k: v.float() for k, v in saved.vit.state_dict().items()})
+
+
+def test_it_is_checked_and_preprocessed_as_any_other(tmp_path: Path) -> None:
+    save_vit_mae(tmp_path)
+    ViTImageProcessorPil(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(tmp_path)
+    assert check_model(_config(tmp_path)).config.model_type == "vit"
+    processor = make_processor(_config(tmp_path))
+    assert list(processor.image_mean) == [0.1, 0.2, 0.3] and processor.size["height"] == 28
+    assert build_classifier(_config(tmp_path, hidden_dropout_prob=0.25), 0).config.hidden_dropout_prob == 0.25
+
+
+def test_none_but_a_vit_mae_brings_a_decoder(tmp_path: Path) -> None:
+    tiny_backbone("vit").save_pretrained(tmp_path)
+    assert build_decoder(_config(tmp_path)) is None
+    assert build_decoder(ModelConfig(config={"model_type": "vit"})) is None
+
+
+def test_a_revision_of_the_hub_is_that_of_encoder_and_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of a cache as the Hub's client lays it out: two revisions of one repository."""
+    repository = tmp_path / "models--some--mae"
+    (repository / "refs").mkdir(parents=True)
+    saved = {}
+    for name, commit, width in (("main", "a" * 40, 16), ("v2", "b" * 40, 24)):
+        saved[name] = save_vit_mae(repository / "snapshots" / commit, decoder_hidden_size=width)
+        (repository / "refs" / name).write_text(commit, encoding="utf-8")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for revision, name in ((None, "main"), ("v2", "v2")):
+        config = ModelConfig(backbone="some/mae", revision=revision, image_size=28)
+        assert _equal(build_backbone(config, 0).state_dict(), saved[name].vit.state_dict())
+        decoder = build_decoder(config)
+        assert decoder is not None and _equal(decoder.state_dict(), saved[name].decoder.state_dict())
+
+
+def _edit(change: Callable[[Tensors], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        save_vit_mae(folder)
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+    return edit
+
+
+def _without_decoder(folder: Path) -> None:
+    save_vit_mae(folder).vit.save_pretrained(folder)
+
+
+def _cut_off(folder: Path) -> None:
+    save_vit_mae(folder)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-50])
+
+
+_QUERY = "encoder.layer.0.attention.attention.query.weight"
+BROKEN_DECODERS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "encoder alone": (_without_decoder, "lacks 40 tensors of its decoder, as decoder.decoder_embed.bias: take a"),
+    "one missing": (_edit(lambda t: t.pop(f"decoder.decoder_{_QUERY}")), "lacks 1 tensors .*q_proj.weight"),
+    "no positions": (_edit(lambda t: t.pop("decoder.decoder_pos_embed")), "lacks 1 tensors .*decoder_pos_embed"),
+    "misshapen": (_edit(lambda t: t.update({"decoder.mask_token": torch.zeros(1, 1, 8)})), "lacks 1 .*mask_token"),
+    "not finite": (_edit(lambda t: t["decoder.mask_token"].fill_(float("nan"))), "NaN or infinity in .*mask_token"),
+    "cut off": (_cut_off, "the decoder of .* cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_DECODERS)
+def test_a_decoder_that_is_not_whole_is_one_line(case: str, tmp_path: Path) -> None:
+    make, expected = BROKEN_DECODERS[case]
+    make(tmp_path)
+    with pytest.raises(UsageError, match=expected) as caught:
+        build_decoder(_config(tmp_path))
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("case", ["encoder alone", "one missing", "not finite"])
+def test_a_broken_decoder_is_no_concern_of_the_encoder(case: str, tmp_path: Path) -> None:
+    BROKEN_DECODERS[case][0](tmp_path)
+    assert _equal(build_backbone(_config(tmp_path), 0).state_dict(), save_vit_mae(tmp_path / "whole").vit.state_dict())
+
+
+WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], type[NatixError], str]] = {
+    "image size": (save_vit_mae, {"size": 56}, RecipeError, r"model\.image_size 56: this vit is fixed to 28"),
+    "encoder": (_edit(lambda t: t.pop(f"vit.{_QUERY}")), {}, UsageError, "lacks 1 tensors .*q_proj.weight"),
+    "positions": (_edit(lambda t: t.pop("vit.embeddings.position_embeddings")), {}, UsageError, "lacks 1 tensors"),
+    "decoder field": (save_vit_mae, {"decoder_hidden_size": 8}, RecipeError, "decoder_hidden_size for a vit"),
+    "its type": (save_vit_mae, {"model_type": "vit_mae"}, RecipeError, "the backbone is a vit, leave it out"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_built_is_one_line(case: str, tmp_path: Path) -> None:
+    make, fields, error, expected = WRONG[case]
+    make(tmp_path)
+    with pytest.raises(error, match=expected) as caught:
+        build_classifier(_config(tmp_path, **fields), 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_from_random_weights_there_is_no_vit_mae(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"'vit_mae': supported is vit \| dinov2"):
+        build_classifier(ModelConfig(config={"model_type": "vit_mae"}), 0)
+    _without_decoder(tmp_path)
+    with pytest.raises(VerificationError, match="40 missing keys, as decoder"):
+        load_backbone(tmp_path)  # strict: every tensor of the folder's own architecture
