@@ -1,6 +1,6 @@
 """What ExPLoRA gains on real photographs, against what else one could do with the same steps: arms, seeds, intervals.
 
-    python benchmarks/explora_gain.py FOLDER [--seeds 0 1 2] [--steps 1000] [--arms control explora_r64 ...]
+    python benchmarks/explora_gain.py FOLDER [--seeds 0 1 2] [--steps 1000] [--arms control ...] [--probes-only]
 
 One source backbone that has never seen the target (the recipe's), trained further on the unlabelled train images of
 `gtsrb_roadwork`, with each of these:
@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -238,17 +239,19 @@ def resampled_scores(target: Target, folders: list[Path], how: str, question: st
     return np.asarray(np.mean(found, axis=0))
 
 
-def table(target: Target, results: dict[str, tuple[float, list[Path]]]) -> tuple[str, dict[str, Any]]:
+def table(
+    target: Target, results: dict[str, tuple[float, list[Path]]], hows: Sequence[str]
+) -> tuple[str, dict[str, Any]]:
     """The markdown table: score, and paired gain over the control with its 95 % interval over test tracks."""
     test = target.rows["test"]
     # Signs: all tracks in one stratum; road work: tracks within class.
     strata = {"signs": np.zeros(len(test), dtype=np.int64), "roadwork": test.labels}
-    heads = [f"{how.replace('_', ' ')}, {words}" for how in ("probe", "fine_tune") for words in QUESTIONS.values()]
+    heads = [f"{how.replace('_', ' ')}, {words}" for how in hows for words in QUESTIONS.values()]
     lines = [f"| arm | lr | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
     points: dict[str, Any] = {}
     for arm, (rate, folders) in results.items():
         cells = []
-        for how in ("probe", "fine_tune"):
+        for how in hows:
             for question in QUESTIONS:
                 drawn = np.concatenate(list(group_weights(test.groups, strata[question], 2000, 0)))
                 weights = np.concatenate([np.ones((1, len(test))), drawn]).astype(np.float64)
@@ -262,11 +265,11 @@ def table(target: Target, results: dict[str, tuple[float, list[Path]]]) -> tuple
     return "\n".join(lines), points
 
 
-def draw(points: dict[str, Any], arms: list[str], path: Path) -> None:
+def draw(points: dict[str, Any], arms: list[str], hows: Sequence[str], path: Path) -> None:
     """Paired gains over the control, with their intervals."""
     figure = Figure(figsize=(9, 4.2), dpi=130, layout="constrained")
     for axes, (question, words) in zip(figure.subplots(1, 2, sharey=True), QUESTIONS.items(), strict=True):
-        for shift, how, style in ((-0.12, "probe", "C0o"), (0.12, "fine_tune", "C1s")):
+        for shift, how, style in zip((-0.12, 0.12), hows, ("C0o", "C1s"), strict=False):
             for place, arm in enumerate(arms):
                 _, gain, low, high = points[f"{arm}/{how}/{question}"]
                 label = how.replace("_", " ") if place == 0 else None
@@ -288,6 +291,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--probes-only", action="store_true", help="no fine-tunes")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--plot", type=Path, help="where the picture of the gains goes")
     given = parser.parse_args()
@@ -295,15 +299,18 @@ def main() -> None:
         torch.set_num_threads(given.threads)
     given.folder.mkdir(parents=True, exist_ok=True)
     target = load_target()
-    for whole in (False, True):  # every arm's probes first: they answer the main question
+    for whole in (
+        (False,) if given.probes_only else (False, True)
+    ):  # every arm's probes first: they answer the main question
         results = {arm: study(target, arm, given.seeds, given.steps, given.folder, whole) for arm in given.arms}
     if "control" not in results:
         return
-    words, points = table(target, results)
+    hows = ("probe",) if given.probes_only else ("probe", "fine_tune")
+    words, points = table(target, results, hows)
     print(words)
     compared = [arm for arm in results if arm != "control"]
     if given.plot is not None and compared:
-        draw(points, compared, given.plot)
+        draw(points, compared, hows, given.plot)
     for arm in compared:
         own, gain, low, high = points[f"{arm}/probe/signs"]
         outcome = f"43-way probe accuracy {own:.3f}, gain over the control {gain:+.3f} [{low:+.3f}, {high:+.3f}]"

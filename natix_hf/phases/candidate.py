@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,14 @@ def store_logits(candidate: Candidate, rows: Rows) -> LogitTable:
 
 
 def write_history(path: Path, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Keeps a Trainer's log without its wall-clock figures: equal trainings must leave equal files. Returns it."""
+    """Keeps a Trainer's log, null for what is no number in JSON, and without its wall-clock figures: equal trainings
+    must leave equal files. Returns it."""
     timeless = [
-        {k: v for k, v in row.items() if k != "data_wait" and not k.endswith(("_runtime", "_per_second"))}
+        {
+            key: value if math.isfinite(value) else None
+            for key, value in row.items()
+            if key != "data_wait" and not key.endswith(("_runtime", "_per_second"))
+        }
         for row in history
     ]
     write_json(path, timeless)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -109,10 +108,7 @@ def pretrain_backbone(
     trainer.add_callback(proof)
     begin = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    history = [
-        {key: value if math.isfinite(value) else None for key, value in row.items()}
-        for row in trainer.state.log_history
-    ]
+    history = trainer.state.log_history
     return {
         "history": history,
         "objective": objective,

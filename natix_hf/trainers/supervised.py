@@ -162,10 +162,7 @@ def train_classifier(
         nn.Module.to(model, device="cpu").eval()
         save(model)
     return facts | {
-        "history": [
-            {key: value if math.isfinite(value) else None for key, value in row.items()}
-            for row in trainer.state.log_history
-        ],
+        "history": trainer.state.log_history,
         "best_score": trainer.state.best_metric,
         "best_step": trainer.state.best_global_step,
         "steps": trainer.state.global_step,

@@ -196,9 +196,11 @@ ELSEWHERE = {
     ("", "phases"): "test_phases",
     **{("", section): "a section" for section in ("data", "model", "phase1", "phase2", "phase4", "phase6")},
     **{("phase4", key): "a section" for key in ("mae", "dinov2", "crops")},
-    **{("phase4", key): "tests/phases/test_phase4.py" for key in ("supervised", "use_labeled_data", "unlabelled")},
+    ("phase4", "supervised"): "phases/test_phase4.py::test_a_stage_of_its_own_has_a_control_of_its_own",
+    ("phase4", "use_labeled_data"): "phases/test_phase4.py::test_without_labels_it_stops_after_the_backbone",
+    ("phase4", "unlabelled"): "phases/test_phase4_unlabelled.py::test_no_labels_and_no_splits_at_all",
     **{(section, key): "the table of phase 4" for section, key, *_ in PHASE4_EFFECTS},
-    ("phase4", "training"): "test_training_arguments",
+    ("phase4", "training"): "recipe/test_every_key_phase4.py::test_phase4_training_arguments",
 }
 DATACLASSES = {
     "": Recipe, "data": DataConfig, "data.augment": AugmentConfig, "data.synthetic": SyntheticConfig,
@@ -217,6 +219,9 @@ def test_no_key_is_forgotten() -> None:
     assert keys == {(section, key) for section, key, _, _ in EFFECTS} | set(ELSEWHERE)
     assert {f.name for f in fields(Recipe)} - {"phases", "name"} <= set(DATACLASSES)
     assert all(name in globals() for name in ELSEWHERE.values() if name.startswith("test_"))
+    tests = Path(__file__).parent.parent
+    for file, _, name in (value.partition("::") for value in ELSEWHERE.values() if "::" in value):
+        assert f"def {name}(" in (tests / file).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("section", "key", "value", "observe"), EFFECTS, ids=[f"{s}.{k}" for s, k, _, _ in EFFECTS])
