@@ -9,11 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from natix_hf import metrics
+    from natix_hf import calibration, metrics
     from natix_hf.bundle.load import Bundle, Prediction, load_bundle
 
 __version__ = "0.1.0"
-__all__ = ["Bundle", "Prediction", "__version__", "load_bundle", "metrics"]
+__all__ = ["Bundle", "Prediction", "__version__", "calibration", "load_bundle", "metrics"]
 
 _LAZY = {"Bundle": "natix_hf.bundle.load", "Prediction": "natix_hf.bundle.load", "load_bundle": "natix_hf.bundle.load"}
 
@@ -21,6 +21,6 @@ _LAZY = {"Bundle": "natix_hf.bundle.load", "Prediction": "natix_hf.bundle.load",
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    if name == "metrics":
-        return importlib.import_module("natix_hf.metrics")
+    if name in ("calibration", "metrics"):
+        return importlib.import_module(f"natix_hf.{name}")
     raise AttributeError(f"module 'natix_hf' has no attribute {name!r}")

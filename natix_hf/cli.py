@@ -62,6 +62,15 @@ def summarise(run_dir: Path) -> None:
     groups = evaluation["groups"]
     few = ", few groups: a wide interval" if groups["few"] else ""
     say(f"         {evaluation['rows']} test rows in {groups['groups']} groups{few}")
+    selective = evaluation["selective"]
+    if selective["promised"] is not None:
+        promise = json.loads((bundle / "policy.json").read_text(encoding="utf-8"))["risk_control"]
+        coverage, risk = (selective[name]["value"] for name in ("coverage", "risk"))
+        if promise["feasible"]:
+            kept = f"risk {risk:.3f} on test where at most {promise['alpha']:g} is promised, coverage {coverage:.3f}"
+        else:
+            kept = f"none: no threshold could be certified for a risk of {promise['alpha']:g}"
+        say(f"promise  {kept}")
     say(f"predict  natix-hf predict {bundle} image.jpg")
 
 
@@ -111,6 +120,24 @@ def predict(
             say(json.dumps({"image": str(path)} | asdict(answer)))
         else:
             say(f"{path}  {answer.decision:8s}  P(Roadwork) {answer.probability:.3f}")
+
+
+@app.command()
+def plan(
+    alpha: Annotated[float, typer.Option(help="Most risk among the accepted answers.")],
+    delta: Annotated[float, typer.Option(help="Probability of a false promise, at most.")],
+    error_rate: Annotated[float, typer.Option(help="That the accepted answers are expected to have.")] = 0.0,
+    coverage: Annotated[float, typer.Option(help="Share of answers that is expected to be accepted.")] = 1.0,
+) -> None:
+    """Calibration groups that a guarantee needs, before anybody labels them."""
+    from natix_hf.calibration import groups_needed
+
+    found = groups_needed(alpha, delta, error_rate, coverage)
+    say(f"{found.groups} calibration groups (videos, or rows that are their own group)")
+    say(f"{found.accepted} of them accepted, with at most {found.allowed_errors} wrong, certify a risk of {alpha:g}")
+    if error_rate:
+        say(f"with {error_rate:g} of the accepted answers wrong that succeeds in {found.probability:.0%} of all draws")
+    say(f"a false promise comes with probability {delta:g} at most; the phases put 15 to 17.5 % of the groups there")
 
 
 @app.command()

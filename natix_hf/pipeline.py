@@ -163,6 +163,8 @@ def _check_training(recipe: Recipe, phases: Sequence[Phase]) -> None:
     if 4 in [phase.number for phase in phases]:
         check_training(recipe.phase4.training, OUTPUTS, "phase4")
         stages += [recipe.phase4.supervised] if recipe.phase4.supervised is not None else []
+    if 3 in [phase.number for phase in phases]:
+        check_training(recipe.phase3.training, OUTPUTS, "phase3")
     model = check_model(recipe.model)
     if 4 in [phase.number for phase in phases]:
         check_explora(recipe, model)

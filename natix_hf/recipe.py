@@ -17,11 +17,12 @@ import yaml
 from natix_hf.data.config import DataConfig
 from natix_hf.errors import RecipeError
 from natix_hf.models.config import ModelConfig
-from natix_hf.phases.config import Phase2Config, Phase6Config
+from natix_hf.phases.config import Phase2Config, Phase5Config, Phase6Config
 from natix_hf.provenance.files import folder_fingerprint, json_sha256
 from natix_hf.resources import resource_folder
 from natix_hf.trainers.config import TRAINING_DEFAULTS, TRAINING_REFUSED, SupervisedConfig
 from natix_hf.trainers.explora_config import EXPLORA_DEFAULTS, ExploraConfig
+from natix_hf.trainers.gate_config import GATE_DEFAULTS, GateConfig
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class Recipe:
     model: ModelConfig = field(default_factory=lambda: ModelConfig(config={"model_type": "vit"}))
     phase1: SupervisedConfig = field(default_factory=SupervisedConfig)
     phase2: Phase2Config = field(default_factory=Phase2Config)
+    phase3: GateConfig = field(default_factory=GateConfig)
     phase4: ExploraConfig = field(default_factory=ExploraConfig)
+    phase5: Phase5Config = field(default_factory=Phase5Config)
     phase6: Phase6Config = field(default_factory=Phase6Config)
     name: str = field(default="recipe", metadata={"not_a_key": True})
 
@@ -57,6 +60,7 @@ class Recipe:
 # the one inside it.
 _TRAINING_SECTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "phase1": (SupervisedConfig, TRAINING_DEFAULTS),
+    "phase3": (GateConfig, GATE_DEFAULTS),
     "phase4.supervised": (SupervisedConfig, TRAINING_DEFAULTS),
     "phase4": (ExploraConfig, EXPLORA_DEFAULTS),
 }
@@ -223,7 +227,8 @@ def _check_training(given: dict[str, Any], section: str, own: set[str]) -> dict[
 
 # Types of the keys that have defaults here, as TrainingArguments has them (a test compares): most recipes are checked
 # without the seconds that importing transformers takes.
-_QUICK_TYPES: dict[str, Any] = {k: type(v) for k, v in (TRAINING_DEFAULTS | EXPLORA_DEFAULTS).items()} | {
+_DEFAULTS = TRAINING_DEFAULTS | EXPLORA_DEFAULTS | GATE_DEFAULTS
+_QUICK_TYPES: dict[str, Any] = {key: type(value) for key, value in _DEFAULTS.items()} | {
     "num_train_epochs": float,
     "logging_steps": float,
     "report_to": str | list[str] | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from natix_hf.data.splits import Splits, leaks_between_roles, read_splits
 from natix_hf.errors import UsageError, VerificationError
@@ -13,6 +13,9 @@ from natix_hf.phases.graph import ORDER, PHASES, Phase
 from natix_hf.provenance.files import ids_sha256, list_files, list_temporaries, read_json
 from natix_hf.provenance.manifest import MANIFEST, manifest_problems, read_manifest
 from natix_hf.provenance.runs import RUN_FILE
+
+if TYPE_CHECKING:
+    from natix_hf.bundle.policy import Policy
 
 
 def find_problems(reference: str) -> list[str]:
@@ -160,8 +163,30 @@ def _bundle_problems(run_dir: Path) -> list[str]:
             problems.append(f"{bundle / POLICY} holds another threshold than {PHASES[2].folder} fitted")
         if _bundle_lineage(run_dir).get("champion") != decision["champion"]:
             problems.append(f"{bundle} does not come from {decision['champion']}, the champion of this run")
+        problems += _policy_problems(run_dir, policy)
         return problems + folding_problems(bundle, run_dir / decision["champion"] / "model")
     except VerificationError as error:
         return [*problems, str(error)]
-    except (KeyError, TypeError):
-        return [*problems, f"{run_dir / PHASES[2].folder / 'threshold.json'} is damaged: keys are missing"]
+    except (AttributeError, KeyError, TypeError):
+        return [*problems, f"a report of {PHASES[2].folder}, 3 or 5 in {run_dir} is damaged: keys are missing"]
+
+
+def _policy_problems(run_dir: Path, policy: Policy) -> list[str]:
+    """That a bundle's calibration, promise and gate are those of phases 5 and 3, where it was made from these."""
+    path = run_dir / PHASES[6].folder / "bundle" / "policy.json"
+    if not (run_dir / PHASES[6].folder / MANIFEST).is_file():  # at work
+        return []
+    made_from = read_manifest(run_dir / PHASES[6].folder)["upstream"]
+    problems = []
+    if PHASES[5].folder in made_from:
+        folder = run_dir / PHASES[5].folder
+        fitted, risk = read_json(folder / "calibration.json"), read_json(folder / "scrc.json")
+        if any(getattr(policy.calibration, key) != fitted.get(key) for key in ("method", "slope", "intercept")):
+            problems.append(f"{path} holds another calibration than {PHASES[5].folder} fitted")
+        if any(risk.get(key) != value for key, value in policy.risk_control.items()):
+            problems.append(f"{path} promises something else than {PHASES[5].folder}")
+    if PHASES[3].folder in made_from:
+        learned = read_json(run_dir / PHASES[3].folder / "gate.json").get("gate_sha256")
+        if learned != policy.gate.get("sha256"):
+            problems.append(f"{path} holds another gate than {PHASES[3].folder} left")
+    return problems

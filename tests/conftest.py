@@ -99,9 +99,16 @@ def png_bytes(image: Image.Image) -> bytes:
 
 
 def write_parquet_source(
-    folder: Path, groups: int = 40, frames: int = 3, positive_share: float = 0.5, official_test: int = 0, seed: int = 0
+    folder: Path,
+    groups: int = 40,
+    frames: int = 3,
+    positive_share: float = 0.5,
+    official_test: int = 0,
+    seed: int = 0,
+    unclear: int = 0,
 ) -> Path:
-    """A parquet folder with the Hub dataset's column names, sorted by class, several frames a group."""
+    """A parquet folder with the Hub dataset's column names, sorted by class, several frames a group. One in `unclear`
+    groups shows rather the other class: whoever has learned from the others is wrong there."""
     import datasets
 
     rng = np.random.default_rng(seed)
@@ -114,7 +121,10 @@ def write_parquet_source(
         for group in range(count):
             label = int(group >= count - n_positive)
             for frame in range(frames):
-                rows["image"].append({"bytes": png_bytes(striped_image(label, rng)), "path": None})
+                picture = striped_image(label, rng)
+                if unclear and group % unclear == 0:
+                    picture = Image.blend(striped_image(1 - label, rng), picture, 0.4)
+                rows["image"].append({"bytes": png_bytes(picture), "path": None})
                 rows["id"].append(f"{split}-{group}-{frame}")
                 rows["label"].append(label)
                 rows["scene_description"].append("stripes" if label else "")
@@ -141,6 +151,8 @@ TINY_RECIPE: dict[str, Any] = {
         "logging_steps": 2,
     },
     "phase2": {"n_resamples": 200},
+    "phase3": {"num_train_epochs": 3, "folds": 2, "n_resamples": 100},
+    "phase5": {"n_resamples": 100},
     "phase6": {"n_resamples": 200},
 }
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from natix_hf.data.images import open_image
-from natix_hf.models.classifier import load_classifier, logit_difference
+from natix_hf.models.classifier import head_of, load_classifier, logit_difference
 from natix_hf.models.device import default_device, full_float32
 from natix_hf.models.preprocess import Preprocess, load_processor
 
@@ -43,15 +43,29 @@ class Inference:
         self.model.eval().to(self.device)
         self.preprocess = Preprocess(load_processor(folder))
 
-    @torch.inference_mode()
     def logits(
         self, dataset: Dataset[Any], batch_size: int = 32, workers: int = 0, label: str | None = None
     ) -> np.ndarray:
         """float64 [n], label 1 over label 0, of a dataset that yields `pixel_values`. `label` names a progress bar."""
+        return self.logits_and_features(dataset, batch_size, workers, label)[0]
+
+    @torch.inference_mode()
+    def logits_and_features(
+        self, dataset: Dataset[Any], batch_size: int = 32, workers: int = 0, label: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`logits`, and the input of the classifier layer behind each, float32 [n, d], from the same forward pass."""
         loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
-        with full_float32():
-            parts = [
-                logit_difference(self.model(pixel_values=batch["pixel_values"].to(self.device)).logits.cpu().numpy())
-                for batch in tqdm(loader, desc=label, disable=None if label else True)
-            ]
-        return np.concatenate(parts) if parts else np.zeros(0)
+        head, seen = head_of(self.model), []
+        hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu().numpy()))
+        try:
+            with full_float32():
+                parts = [
+                    logit_difference(
+                        self.model(pixel_values=batch["pixel_values"].to(self.device)).logits.cpu().numpy()
+                    )
+                    for batch in tqdm(loader, desc=label, disable=None if label else True)
+                ]
+        finally:
+            hook.remove()
+        empty = np.zeros((0, head.in_features), dtype=np.float32)
+        return np.concatenate([np.zeros(0), *parts]), np.concatenate([empty, *seen])

@@ -10,17 +10,19 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from natix_hf.bundle.confidence import Confidence
 from natix_hf.bundle.inference import ImageList, Inference
 from natix_hf.bundle.policy import POLICY, read_policy
 from natix_hf.bundle.verify import BUNDLE_MANIFEST, require_intact
 from natix_hf.errors import UsageError, VerificationError
-from natix_hf.models.classifier import ID2LABEL
+from natix_hf.models.gate import GATE
 from natix_hf.provenance.files import file_sha256
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer. `probability` is the calibrated P(roadwork); `label` follows the fitted threshold, not .5."""
+    """One answer. `probability` is the calibrated P(roadwork); `label` follows the fitted threshold, not .5;
+    `accepted` says whether the guarantee of the bundle's policy covers it, and `decision` is "abstain" where not."""
 
     probability: float
     label: str
@@ -39,11 +41,19 @@ class Bundle:
                 f"{folder / POLICY} belongs to other weights than model.safetensors: download the bundle again"
             )
         self._inference = Inference(folder, device)
+        learned = folder / GATE if self.policy.gate["kind"] == "learned" else None
+        if learned is not None and not (learned.is_file() and file_sha256(learned) == self.policy.gate["sha256"]):
+            raise VerificationError(f"{folder / POLICY} belongs to another {GATE}: download the bundle again")
+        self._confidence = Confidence(self.policy.threshold_logit, learned)
 
     def logits(self, images: Iterable[Any], batch_size: int = 32) -> np.ndarray:
         """The candidate's z (unfolded), float64 [n]."""
-        listed = _as_list(images)
-        return self.policy.unfold(self._inference.logits(ImageList(listed, self._inference.preprocess), batch_size))
+        return self._answers(images, batch_size)[0]
+
+    def _answers(self, images: Iterable[Any], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        listed = ImageList(_as_list(images), self._inference.preprocess)
+        folded, features = self._inference.logits_and_features(listed, batch_size)
+        return self.policy.unfold(folded), features
 
     def predict(self, images: Iterable[Any], batch_size: int = 32) -> list[Prediction]:
         """Answers for paths, PIL images, uint8 arrays [H, W(, 3)], or a `datasets` image column; one image works too.
@@ -51,14 +61,17 @@ class Bundle:
         Raises:
             DataError: an image cannot be read; the line names it.
         """
-        z = self.logits(images, batch_size)
-        answers = zip(self.policy.probability(z), self.policy.decide(z), strict=True)
-        return [_prediction(float(probability), bool(positive)) for probability, positive in answers]
+        z, features = self._answers(images, batch_size)
+        if not len(z):
+            return []
+        accepted = self.policy.accepts(z, self._confidence(z, features))
+        answers = zip(self.policy.probability(z), self.policy.decide(z), accepted, strict=True)
+        return [_prediction(float(probability), bool(positive), bool(sure)) for probability, positive, sure in answers]
 
 
-def _prediction(probability: float, positive: bool) -> Prediction:
-    label = ID2LABEL[int(positive)]
-    return Prediction(probability=probability, label=label, accepted=True, decision="Roadwork" if positive else "None")
+def _prediction(probability: float, positive: bool, accepted: bool) -> Prediction:
+    label: Literal["Roadwork", "None"] = "Roadwork" if positive else "None"
+    return Prediction(probability, label, accepted, label if accepted else "abstain")
 
 
 def _as_list(images: Iterable[Any]) -> list[Any]:

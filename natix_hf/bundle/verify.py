@@ -7,6 +7,7 @@ from pathlib import Path
 
 from natix_hf.bundle.policy import POLICY, read_policy
 from natix_hf.errors import VerificationError
+from natix_hf.models.gate import GATE
 from natix_hf.provenance.files import check_files, file_sha256, list_files, list_temporaries, read_json
 
 BUNDLE_MANIFEST = "bundle_manifest.json"
@@ -89,6 +90,10 @@ def folding_problems(bundle: Path, candidate: Path) -> list[str]:
         return [f"{bundle / POLICY} belongs to other candidate weights than {candidate}"]
     if file_sha256(bundle / "model.safetensors") != policy.model_sha256:
         return [f"{bundle / POLICY} belongs to other weights than {bundle / 'model.safetensors'}"]
+    if policy.gate["kind"] == "learned" and not (bundle / GATE).is_file():
+        return [f"{bundle / GATE} is missing"]
+    if policy.gate["kind"] == "learned" and file_sha256(bundle / GATE) != policy.gate["sha256"]:
+        return [f"{bundle / POLICY} belongs to another gate than {bundle / GATE}"]
     try:
         folded, plain = load_file(bundle / "model.safetensors"), load_file(candidate / "model.safetensors")
     except SafetensorError as error:
@@ -99,7 +104,7 @@ def folding_problems(bundle: Path, candidate: Path) -> list[str]:
     for name, tensor in plain.items():
         expected = tensor
         if name.startswith("classifier."):
-            expected = tensor.double() / policy.folded_temperature
+            expected = tensor.double() * policy.folded_slope
         if name == "classifier.bias":
             half = policy.folded_shift / 2
             expected = expected + expected.new_tensor([half, -half])

@@ -56,12 +56,18 @@ def save_candidate(folder: Path, model: PreTrainedModel, processor: Any) -> Cand
 
 def compute_logits(candidate: Candidate, rows: Rows, workers: int = 1) -> LogitTable:
     """Logits of the original images by the saved folder, through the preprocessing of `predict`."""
+    return compute_answers(candidate, rows, workers)[0]
+
+
+def compute_answers(candidate: Candidate, rows: Rows, workers: int = 1) -> tuple[LogitTable, np.ndarray]:
+    """`compute_logits`, and what a learned gate reads: the classifier layer's inputs, float32 [n, d]."""
     inference = Inference(candidate.model)
-    logits = inference.logits(OriginalViews(rows, inference.preprocess), workers=workers, label=f"{rows.role} logits")
+    views = OriginalViews(rows, inference.preprocess)
+    logits, features = inference.logits_and_features(views, workers=workers, label=f"{rows.role} logits")
     if not np.isfinite(logits).all():
         first = rows.ids[int(np.flatnonzero(~np.isfinite(logits))[0])]
         raise RunError(f"the model in {candidate.model} answers NaN, first to row {first}: lower learning_rate")
-    return LogitTable(rows.ids, rows.groups, rows.labels, np.asarray(logits), candidate.sha256)
+    return LogitTable(rows.ids, rows.groups, rows.labels, logits, candidate.sha256), features
 
 
 def store_logits(candidate: Candidate, rows: Rows) -> LogitTable:

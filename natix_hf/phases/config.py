@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from natix_hf.errors import require
@@ -21,12 +21,42 @@ class Phase2Config:
 
 
 @dataclass(frozen=True)
+class RiskConfig:
+    """What is promised of the accepted answers: at most `alpha` of them are wrong, or there is no promise."""
+
+    # error: any wrong answer; fnr: roadwork answered None, of the roadwork; fpr: None answered Roadwork, of the others
+    loss: Literal["error", "fnr", "fpr"] = "error"
+    alpha: float = 0.05  # most risk among the accepted
+    delta: float = 0.1  # probability, over the draw of the calibration groups, that the promise is false
+    min_coverage: float | None = None  # no promise at a smaller share of accepted answers than this; null: any
+    classwise: bool = False  # a threshold for each answer, so that abstaining from one hides nothing of the other
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "delta"):
+            value = getattr(self, name)
+            require(0 < value < 1, f"phase5.risk.{name}", value, "a share between 0 and 1")
+        least = self.min_coverage
+        require(least is None or 0 < least <= 1, "phase5.risk.min_coverage", least, "a share up to 1, or null")
+
+
+@dataclass(frozen=True)
+class Phase5Config:
+    """Calibration and selective risk control."""
+
+    method: Literal["temperature", "platt", "none"] = "temperature"  # of calibration
+    n_resamples: int = 500  # of the group bootstrap behind every interval
+    risk: RiskConfig = field(default_factory=RiskConfig)
+
+    def __post_init__(self) -> None:
+        require(self.n_resamples >= 100, "phase5.n_resamples", self.n_resamples, "at least 100")
+
+
+@dataclass(frozen=True)
 class Phase6Config:
     """Evaluation on test and the bundle."""
 
-    fold: Literal["decision", "none"] = (
-        "decision"  # decision: a stock pipeline's cut at .5 follows the fitted threshold
-    )
+    # What a stock pipeline's cut at .5 follows: the fitted threshold, the calibrated probability, or the model's own
+    fold: Literal["decision", "calibration", "none"] = "decision"
     n_resamples: int = 1000  # of the group bootstrap behind every interval
     model_name: str | None = None  # on the card; null: the recipe's name
     description: str = "Is there roadwork in this picture?"

@@ -49,7 +49,18 @@ PHASES: dict[int, Phase] = {
             "ExPLoRA: adapt the backbone without labels, then train on it and on the stock one",
         ),
         Phase(2, "phase2_threshold", (0, 1), (4,), ("val_select",), ("phase2",), False, "champion and threshold"),
-        Phase(6, "phase6_export", (0, 2), (), ("test",), ("phase6", "data.slices"), False, "test, build bundle"),
+        Phase(3, "phase3_gate", (0, 2), (), ("val_select",), ("phase3",), True, "a learned gate against the margin"),
+        Phase(
+            5,
+            "phase5_scrc",
+            (0, 2),
+            (3,),
+            ("val_select", "val_calib"),
+            ("phase5",),
+            False,
+            "calibrate, then control the risk of the accepted answers",
+        ),
+        Phase(6, "phase6_export", (0, 2), (3, 5), ("test",), ("phase6", "data.slices"), False, "test, build bundle"),
     )
 }
 ORDER = (0, 1, 4, 2, 3, 5, 6)

@@ -81,6 +81,53 @@ def threshold(path: Path, curve: dict[str, np.ndarray], chosen: ThresholdResult,
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
+def reliability(path: Path, probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray, title: str) -> None:
+    """Share of right answers over their top-1 confidence, in the 15 bins of ECE, with the rows behind each."""
+    confidence, right = np.maximum(probabilities, 1 - probabilities), (probabilities > 0.5) == (labels == 1)
+    edges = np.concatenate([[0.5], np.arange(8, 16) / 15])  # of the 15 bins of [0, 1] those above one half
+    bins = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, len(edges) - 2)
+    mass = np.bincount(bins, weights, len(edges) - 1)
+    with _figure(path, title) as axes:
+        filled = mass > 0
+        share = np.bincount(bins, weights * right, len(mass))[filled] / mass[filled]
+        trust = np.bincount(bins, weights * confidence, len(mass))[filled] / mass[filled]
+        axes.bar(edges[:-1][filled], share, np.diff(edges)[filled], align="edge", color="0.85", edgecolor="0.6")
+        axes.plot(trust, share, "C0o-", ms=4, lw=1.6, label="share of right answers")
+        axes.plot([0.5, 1], [0.5, 1], "k--", lw=1, label="calibrated")
+        for x, y, rows in zip(trust, share, mass[filled] / mass.sum(), strict=True):
+            axes.annotate(f"{rows:.0%}", (x, y), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
+        axes.set_xlim(0.5, 1)
+        axes.set_ylim(0, 1.08)
+        axes.set_xlabel("confidence in the likelier label")
+        axes.legend(frameon=False, loc="lower right")
+
+
+def risk_coverage(
+    path: Path,
+    curves: dict[str, tuple[np.ndarray, np.ndarray]],
+    title: str,
+    promise: float | None = None,
+    chosen: tuple[float, float, float] | None = None,
+) -> None:
+    """Risk among the accepted answers over the share of accepted ones; `promise` is alpha, `chosen` the coverage and
+    risk at the certified threshold, with the upper bound of that risk."""
+    with _figure(path, title) as axes:
+        for (name, (coverage, risk)), style in zip(curves.items(), ("C0-", "C1--"), strict=False):
+            axes.plot(coverage, risk, style, lw=1.6, label=name)
+        if promise is not None:
+            axes.axhline(promise, color="k", lw=1, ls="--", label=f"alpha {promise:g}")
+        if chosen is not None:
+            at, risk_there, bound = chosen
+            above = np.array([[0.0], [max(0.0, bound - risk_there)]])
+            label = "certified threshold, with its bound"
+            axes.errorbar([at], [risk_there], yerr=above, fmt="ks", ms=5, capsize=3, label=label)
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, None)
+        axes.set_xlabel("coverage: share of accepted answers")
+        axes.set_ylabel("risk")
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
 def test_scores(path: Path, logits: np.ndarray, labels: np.ndarray, threshold_logit: float) -> None:
     """Histogram of the logits of test rows by label, with the threshold."""
     with _figure(path, "Test rows by logit") as axes:

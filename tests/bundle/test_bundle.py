@@ -25,6 +25,7 @@ from natix_hf.bundle.load import Bundle, Prediction, find_bundle, load_bundle
 from natix_hf.bundle.logits import LogitTable, read_logits
 from natix_hf.bundle.policy import Policy
 from natix_hf.bundle.verify import bundle_problems, is_allowed
+from natix_hf.calibration import Calibration
 from natix_hf.errors import DataError, RunError, UsageError, VerificationError
 from natix_hf.provenance.files import describe_files, file_sha256, list_files, write_json
 
@@ -98,16 +99,26 @@ def _rebuilt(rich_run: Path, table: LogitTable, images: list[Any], target: Path,
     )  # fmt: skip
 
 
+COOL, WARM = Calibration("temperature", 2.5), Calibration("temperature", 0.4)
+PLATT = Calibration("platt", 1.7, -0.6)
+
+
 @pytest.mark.parametrize(
-    ("fold", "temperature"), [("decision", 1.0), ("decision", 2.5), ("decision", 0.3), ("none", 1.0), ("none", 2.5)]
-)
+    ("fold", "calibration"),
+    [
+        ("decision", Calibration("none")), ("decision", COOL), ("decision", WARM), ("decision", PLATT),
+        ("calibration", Calibration("none")), ("calibration", WARM), ("calibration", PLATT),
+        ("none", Calibration("none")), ("none", WARM), ("none", PLATT),
+    ],
+    ids=lambda value: getattr(value, "method", value),
+)  # fmt: skip
 def test_a_stock_pipeline_decides_as_the_policy_does(
-    fold: Any, temperature: float, rich_run: Path, rich_table: LogitTable, rich_images: list[Any], tmp_path: Path
+    fold: Any, calibration: Calibration, rich_run: Path, rich_table: LogitTable, rich_images: list[Any], tmp_path: Path
 ) -> None:
     """What the official miner does: the score of the label "Roadwork", cut at .5 where the decision is folded."""
     from transformers import pipeline
 
-    policy = _rebuilt(rich_run, rich_table, rich_images, tmp_path / "b", fold=fold, temperature=temperature)
+    policy = _rebuilt(rich_run, rich_table, rich_images, tmp_path / "b", fold=fold, calibration=calibration)
     # As the subnet sends them: square. A stock pipeline would squeeze any other shape where `predict` crops.
     squares = [image.crop((3, 0, 33, 30)) for image in rich_images]
     answers = pipeline("image-classification", model=str(tmp_path / "b"))(squares)
@@ -121,8 +132,10 @@ def test_a_stock_pipeline_decides_as_the_policy_does(
         z = policy.unfold(np.log(scores / (1 - scores)))
         np.testing.assert_allclose(policy.probability(z), policy.probability(rich_table.logits), atol=1e-5)
     else:
-        np.testing.assert_allclose(scores, 1 / (1 + np.exp(-rich_table.logits)), atol=1e-5)
-        np.testing.assert_array_equal(np.log(scores / (1 - scores)) > policy.threshold_logit, decided)
+        applied = calibration if fold == "calibration" else Calibration("none")
+        expected = applied.slope * rich_table.logits + applied.intercept
+        np.testing.assert_allclose(scores, 1 / (1 + np.exp(-expected)), atol=1e-5)
+        np.testing.assert_array_equal(np.log(scores / (1 - scores)) > policy.folded_threshold, decided)
     predictions = load_bundle(tmp_path / "b").predict(rich_images)
     np.testing.assert_allclose([p.probability for p in predictions], policy.probability(rich_table.logits), atol=1e-5)
     assert [p.label == "Roadwork" for p in predictions] == decided.tolist()

@@ -12,16 +12,21 @@ import torch
 from torch import nn
 
 from natix_hf.bundle.policy import Policy, fold_into, read_policy, write_policy
+from natix_hf.calibration import Calibration
 from natix_hf.errors import VerificationError
 
+NONE = Calibration("none")
 POLICIES = [
-    (0.0, 1.0), (0.7, 1.0), (-1.3, 2.5), (3.0, 0.4), (30.0, 1.7), (-45.0, 0.3), (200.0, 5.0),
+    (0.0, NONE), (0.7, NONE), (-1.3, Calibration("temperature", 1 / 2.5)), (3.0, Calibration("temperature", 2.5)),
+    (30.0, Calibration("temperature", 1 / 1.7)), (-45.0, Calibration("temperature", 1 / 0.3)),
+    (200.0, Calibration("temperature", 0.2)), (0.7, Calibration("platt", 0.6, -0.8)),
+    (-3.0, Calibration("platt", 2.2, 1.5)),
 ]  # fmt: skip
 
 
-def _policy(threshold: float, temperature: float = 1.0, **changed: Any) -> Policy:
+def _policy(threshold: float, calibration: Calibration = NONE, **changed: Any) -> Policy:
     given = {"candidate_sha256": "a" * 64, "model_sha256": "b" * 64} | changed
-    return Policy(threshold_logit=threshold, temperature=temperature, **given)
+    return Policy(threshold_logit=threshold, calibration=calibration, **given)
 
 
 def _z(head: nn.Linear, features: torch.Tensor) -> np.ndarray:
@@ -29,54 +34,81 @@ def _z(head: nn.Linear, features: torch.Tensor) -> np.ndarray:
     return logits[:, 1] - logits[:, 0]
 
 
-@pytest.mark.parametrize("fold", ["decision", "none"])
-@pytest.mark.parametrize(("threshold", "temperature"), POLICIES)
-def test_fold_and_unfold(threshold: float, temperature: float, fold: Any) -> None:
+@pytest.mark.parametrize("fold", ["decision", "calibration", "none"])
+@pytest.mark.parametrize(("threshold", "calibration"), POLICIES)
+def test_fold_and_unfold(threshold: float, calibration: Calibration, fold: Any) -> None:
     """In float64, so that what is measured is the arithmetic and not the rounding of a stored float32 bias."""
     torch.manual_seed(0)
     head = nn.Linear(16, 2).double()
     features = torch.randn(500, 16).double() * (1 + abs(threshold))
-    policy = _policy(threshold, temperature, fold=fold)
+    policy = _policy(threshold, calibration, fold=fold)
     z = _z(head, features)
     fold_into(head, policy)
     folded = _z(head, features)
-    expected = z / temperature - threshold / temperature if fold == "decision" else z
+    a, b = calibration.slope, calibration.intercept
+    expected = {"decision": a * (z - threshold), "calibration": a * z + b, "none": z}[fold]
     np.testing.assert_allclose(folded, expected, atol=1e-6, rtol=0)
     np.testing.assert_allclose(policy.unfold(folded), z, atol=1e-6, rtol=0)
     clear = np.abs(z - threshold) > 1e-6
     assert 0 < (z > threshold).sum() < len(z)
     np.testing.assert_array_equal((folded > policy.folded_threshold)[clear], policy.decide(z)[clear])
+    if fold == "calibration":
+        np.testing.assert_allclose(1 / (1 + np.exp(-folded)), policy.probability(z), atol=1e-6)
 
 
-@pytest.mark.parametrize(("threshold", "temperature"), [(0.0, 1.0), (0.7, 1.0), (-1.3, 2.5), (3.0, 0.4), (12.0, 1.7)])
-def test_fold_in_float32(threshold: float, temperature: float) -> None:
+@pytest.mark.parametrize(
+    ("threshold", "calibration"),
+    [policy for policy in POLICIES if abs(policy[0]) < 5] + [(12.0, Calibration("temperature", 1 / 1.7))],
+)
+def test_fold_in_float32(threshold: float, calibration: Calibration) -> None:
     """What is stored is float32; within the logits that a classifier gives it still is exact to 1e-5."""
     torch.manual_seed(0)
     head = nn.Linear(16, 2)
     features = torch.randn(500, 16)
-    policy = _policy(threshold, temperature)
+    policy = _policy(threshold, calibration)
     z = _z(head, features)
     fold_into(head, policy)
     np.testing.assert_allclose(policy.unfold(_z(head, features)), z, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("threshold", "temperature"), POLICIES)
-def test_the_folded_cut_is_zero_and_strict(threshold: float, temperature: float) -> None:
-    policy = _policy(threshold, temperature)
+@pytest.mark.parametrize(("threshold", "calibration"), POLICIES)
+def test_the_folded_cut_is_zero_and_strict(threshold: float, calibration: Calibration) -> None:
+    policy = _policy(threshold, calibration)
     assert policy.folded_threshold == 0.0
     assert not policy.decide(np.array([threshold]))[0]
     assert policy.decide(np.array([np.nextafter(threshold, np.inf)]))[0]
-    plain = _policy(threshold, temperature, fold="none")
-    assert (plain.folded_shift, plain.folded_temperature, plain.folded_threshold) == (0.0, 1.0, threshold)
+    plain = _policy(threshold, calibration, fold="none")
+    assert (plain.folded_shift, plain.folded_slope, plain.folded_threshold) == (0.0, 1.0, threshold)
+    calibrated = _policy(threshold, calibration, fold="calibration")
+    assert (calibrated.folded_slope, calibrated.folded_shift) == (calibration.slope, -calibration.intercept)
+    assert calibrated.folded_threshold == calibration.slope * threshold + calibration.intercept
+
+
+def test_answers_are_accepted_strictly_above_the_threshold_of_their_own_answer() -> None:
+    z, confidence = np.array([3.0, 3.0, 3.0, -1.0, -1.0, -1.0]), np.array([1.9, 2.0, 2.1, 0.4, 0.5, 0.6])
+    policy = _policy(0.0)
+    assert policy.accepts(z, confidence).all()  # nothing promised, so nothing refused
+    certified = _policy(0.0, risk_control={"feasible": True, "thresholds": {"None": 0.5, "Roadwork": 2.0}})
+    assert certified.accepts(z, confidence).tolist() == [False, False, True, False, False, True]
 
 
 def test_probabilities_do_not_overflow() -> None:
-    probabilities = _policy(0.0, 0.01).probability(np.array([-1e6, -1.0, 0.0, 1.0, 1e6]))
+    probabilities = _policy(0.0, Calibration("temperature", 100.0)).probability(np.array([-1e6, -1.0, 0.0, 1.0, 1e6]))
     assert probabilities[[0, 2, 4]].tolist() == [0.0, 0.5, 1.0]
     assert np.isfinite(probabilities).all()
 
 
-@pytest.mark.parametrize("policy", [_policy(0.123456789012345678, 1.7), _policy(-3.0, fold="none")])
+CERTIFIED = {"feasible": True, "guarantee": "x", "thresholds": {"None": 0.1, "Roadwork": 0.7}, "alpha": 0.05}
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        _policy(0.123456789012345678, Calibration("temperature", 1 / 1.7)), _policy(-3.0, fold="none"),
+        _policy(0.1, Calibration("platt", 1 / 3, 0.1), fold="calibration", risk_control=CERTIFIED),
+        _policy(0.1, gate={"kind": "learned", "method": "confidnet", "sha256": "c" * 64}),
+    ],
+)  # fmt: skip
 def test_round_trip(policy: Policy, tmp_path: Path) -> None:
     write_policy(tmp_path / "policy.json", policy)
     assert read_policy(tmp_path / "policy.json") == policy
@@ -85,8 +117,16 @@ def test_round_trip(policy: Policy, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"schema": 2}, {"schema": None}, {"temperature": 0.0}, {"temperature": -1.0}, {"temperature": "1"},
-        {"temperature": None}, {"threshold_logit": float("nan")}, {"threshold_logit": float("inf")},
+        {"schema": 1}, {"schema": None}, {"temperature": 1.0}, {"calibration": None}, {"calibration": 0.5},
+        *({"calibration": {"method": "temperature", "slope": slope, "intercept": 0.0}}
+          for slope in (0.0, -1.0, "1", None, float("inf"), float("nan"))),
+        {"calibration": {"method": "temperature", "slope": 0.5, "intercept": 0.1}}, {"calibration": {"slope": 0.5}},
+        {"calibration": {"method": "other", "slope": 0.5, "intercept": 0.0}},
+        *({"risk_control": {"feasible": True, "thresholds": thresholds}} for thresholds in (
+            {"None": 0.1}, {"None": 0.1, "Roadwork": float("nan")}, {"None": 0.1, "Roadwork": None}, [0.1, 0.2], 0.5,
+            {"None": 0.1, "Roadwork": 0.1, "Other": 0.1})),
+        {"risk_control": None}, {"gate": None}, {"gate": {}}, {"gate": {"kind": "x"}}, {"gate": {"kind": "learned"}},
+        {"threshold_logit": float("nan")}, {"threshold_logit": float("inf")},
         {"threshold_logit": "0"}, {"threshold_logit": [0.0]}, {"fold": "all"}, {"fold": None}, {"folded_shift": 0.5},
         {"surprise": 1},
     ],
@@ -94,20 +134,20 @@ def test_round_trip(policy: Policy, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_damaged_policy_is_refused(changed: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "policy.json"
-    write_policy(path, _policy(0.25, 2.0))
+    write_policy(path, _policy(0.25, Calibration("temperature", 0.5)))
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changed), encoding="utf-8")
     with pytest.raises(VerificationError, match=r"policy\.json"):
         read_policy(path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "{", '{"schema": 1}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "{", '{"schema": 2}'])
 def test_what_is_no_policy_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "policy.json").write_text(text, encoding="utf-8")
     with pytest.raises(VerificationError, match=r"policy\.json"):
         read_policy(tmp_path / "policy.json")
 
 
-@pytest.mark.parametrize("key", ["threshold_logit", "candidate_sha256", "model_sha256"])
+@pytest.mark.parametrize("key", ["threshold_logit", "candidate_sha256", "model_sha256", "calibration"])
 def test_a_policy_that_lacks_a_key(key: str, tmp_path: Path) -> None:
     path = tmp_path / "policy.json"
     write_policy(path, _policy(0.25))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from conftest import launch
+from conftest import TINY_RECIPE, launch, write_parquet_source, write_recipe
 
 from natix_hf.pipeline import run_recipe
 from natix_hf.resources import resource_folder
@@ -56,3 +56,18 @@ def test_an_error_on_rank_0_ends_every_rank_with_one_line(tiny_recipe_file: Path
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("natix-hf: ")]
     assert len(lines) == 1 and "phase 6 needs phase 2" in lines[0] and "--phases 2" in lines[0]
+
+
+def test_two_ranks_learn_one_gate(tmp_path: Path) -> None:
+    """On answers of which some are wrong: else phase 3 would have nothing to learn from."""
+    source = write_parquet_source(tmp_path / "source", groups=200, frames=2, seed=3, unclear=5)
+    content = TINY_RECIPE | {
+        "data": {**TINY_RECIPE["data"], "source": str(source)},
+        "phase1": {**TINY_RECIPE["phase1"], "num_train_epochs": 1},
+    }
+    recipe = write_recipe(tmp_path / "gate.yaml", content)
+    run = run_recipe(str(recipe), [1, 2], tmp_path / "run")
+    done = launch_phase("cpu_2proc.yaml", 3, recipe, tmp_path, "--run-dir", str(run))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((run / "phase3_gate" / "gate.json").read_text(encoding="utf-8"))["folds"] == 2
+    assert run_problems(run) == []

@@ -775,7 +775,7 @@ TABLE: dict[str, tuple[Make, int, tuple[str, ...]]] = {
     ),
     "sealed over: config": (resealed("config.json", b"null"), 1, ("bundle cannot be loaded as a model",)),
     "sealed over: weights": (resealed("model.safetensors", b""), 1, ("belongs to other weights",)),
-    "sealed over: policy": (resealed("policy.json", b'{"schema": 1}'), 1, ("policy.json is damaged",)),
+    "sealed over: policy": (resealed("policy.json", b'{"schema": 2}'), 1, ("policy.json is damaged",)),
     "sealed over: processor": (
         resealed("preprocessor_config.json", b"[]"),
         1,

@@ -66,7 +66,7 @@ def test_a_tiny_training_on_real_photographs(photographs: ImageData, tmp_path: P
             f"data.source={GTSRB}", "data.slices=[video_info.frame_id]", f"model.config={config}",
             "model.backbone=null", "model.image_size=24",
             "phase1.num_train_epochs=1", "phase1.dataloader_num_workers=0", "phase2.n_resamples=100",
-            "phase6.n_resamples=100",
+            "phase5.n_resamples=100", "phase6.n_resamples=100",
         ],
     )  # fmt: skip
     assert find_problems(str(run)) == []
@@ -74,6 +74,7 @@ def test_a_tiny_training_on_real_photographs(photographs: ImageData, tmp_path: P
     assert evaluation["rows"] == 1200
     assert evaluation["groups"] == {"groups": 168, "positive_groups": 8, "negative_groups": 160, "few": True}
     assert evaluation["as_found"]["metrics"]["n_positive"] == 240
+    assert 0 <= evaluation["selective"]["coverage"]["value"] <= 1
 
 
 @pytest.mark.parametrize("adapter", ["none", "full"])

@@ -24,7 +24,10 @@ from natix_hf.pipeline import run_recipe
 from natix_hf.recipe import load_recipe, packaged_recipes
 from natix_hf.verify import run_problems
 
-FEW_STEPS = ["phase1.max_steps=3", "phase1.dataloader_num_workers=0", "phase6.n_resamples=100"]
+FEW_STEPS = [
+    "phase1.max_steps=3", "phase1.dataloader_num_workers=0", "phase3.max_steps=3", "phase3.n_resamples=100",
+    "phase5.n_resamples=100", "phase6.n_resamples=100",
+]  # fmt: skip
 # The architecture behind each Hub id, tiny; patch and image size of the checkpoint's own config are kept.
 HUB_BACKBONES: dict[str, dict[str, Any]] = {
     "facebook/dinov2-base": TINY["dinov2"] | {"image_size": 518},
@@ -134,6 +137,7 @@ def test_a_recipe_runs_on_stand_ins(name: str, tmp_path: Path) -> None:
         evaluation = json.loads((run / "phase6_export" / "evaluation.json").read_text(encoding="utf-8"))
         assert set(evaluation["slices"]) == set(recipe.data.slices)
         assert ("at_target_prior" in evaluation) == (recipe.data.target_prior is not None)
+        assert (evaluation["selective"]["promised"] is not None) == (5 in recipe.phases)
     if recipe.model.backbone in HUB_BACKBONES:
         check_weights(run, backbone, recipe.phase1.adapter)
 

@@ -26,6 +26,7 @@ TINY = [
     "data.synthetic.videos=40", "data.synthetic.frames=1", "phase1.num_train_epochs=1",
     "phase1.dataloader_num_workers=0", "phase2.n_resamples=100", "phase6.n_resamples=100",
     "phase4.max_steps=2", "phase4.probe_steps=1", "phase4.dataloader_num_workers=0",
+    "phase3.num_train_epochs=2", "phase3.n_resamples=100", "phase5.n_resamples=100",
 ]  # fmt: skip
 
 

@@ -26,11 +26,10 @@ def test_any_order_is_dependency_order(given: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("all", [1, 2, 6]), (" all ", [1, 2, 6]), ("6,1,6", [1, 6]), (" 2 , 1", [1, 2])]
+    ("text", "expected"),
+    [("all", [1, 4, 2, 3, 5, 6]), (" all ", [1, 4, 2, 3, 5, 6]), ("6,5,3,1,6", [1, 3, 5, 6]), (" 2 , 1", [1, 2])],
 )
 def test_parse_phases(text: str, expected: list[int]) -> None:
-    if "all" in text:
-        expected = [n for n in ORDER if n in PHASES and n]
     assert parse_phases(text) == expected
 
 
@@ -45,7 +44,8 @@ def test_every_need_comes_earlier() -> None:
     for phase in PHASES.values():
         for number in phase.needs + phase.uses:
             assert ORDER.index(number) < ORDER.index(phase.number)
-    assert all("test" not in phase.roles for phase in PHASES.values() if phase.number != 6)
+    for role, reader in (("test", 6), ("val_calib", 5)):
+        assert [phase.number for phase in PHASES.values() if role in phase.roles] == [reader]
 
 
 class _Data:
@@ -56,9 +56,12 @@ class _Data:
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("number", sorted(PHASES))
 def test_rights_to_rows(number: int, role: str, tmp_path: Path) -> None:
-    granted = {0: (), 1: ("train", "val_select"), 2: ("val_select",), 6: ("test",)}
+    fitting, trainings = ("val_select",), ("train", "val_select")
+    granted: dict[int, tuple[str, ...]] = {
+        0: (), 1: trainings, 4: trainings, 2: fitting, 3: fitting, 5: ("val_select", "val_calib"), 6: ("test",)
+    }  # fmt: skip
     context = PhaseContext(PHASES[number], parse_recipe({}), tmp_path, _Data)  # type: ignore[arg-type]
-    if role in granted.get(number, PHASES[number].roles):
+    if role in granted[number]:
         assert context.rows(role).ids == [f"{role}/0"]
         context.note_rows(role, ["x"])
         return

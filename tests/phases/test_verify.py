@@ -273,7 +273,7 @@ def test_another_threshold_folded_consistently(finished_run: Path) -> None:
     bundle = finished_run / "phase6_export" / "bundle"
     policy = _read(bundle / "policy.json")
     policy["threshold_logit"] += 2.0
-    policy["folded_shift"] = policy["threshold_logit"] / policy["temperature"]
+    policy["folded_shift"] = policy["threshold_logit"] * policy["calibration"]["slope"]
     write_json(bundle / "policy.json", policy)
     tensors = load_file(bundle / "model.safetensors")
     tensors["classifier.bias"] += tensors["classifier.bias"].new_tensor([1.0, -1.0])

@@ -13,18 +13,20 @@ import numpy as np
 import pytest
 from conftest import TINY, TINY_RECIPE, striped_image, write_recipe
 from test_every_key_phase4 import EFFECTS as PHASE4_EFFECTS
+from test_every_key_selective import EFFECTS as SELECTIVE_EFFECTS
 
 from natix_hf.data.config import AugmentConfig, DataConfig
 from natix_hf.data.crops_config import CropConfig
 from natix_hf.data.synthetic import SyntheticConfig
 from natix_hf.errors import DataError
 from natix_hf.models.config import ModelConfig
-from natix_hf.phases.config import Phase2Config, Phase6Config
+from natix_hf.phases.config import Phase2Config, Phase5Config, Phase6Config, RiskConfig
 from natix_hf.recipe import Recipe, parse_recipe
 from natix_hf.ssl.dinov2_config import DinoV2Config
 from natix_hf.ssl.mae_config import MaeConfig
 from natix_hf.trainers.config import TRAINING_DEFAULTS, SupervisedConfig
 from natix_hf.trainers.explora_config import ExploraConfig
+from natix_hf.trainers.gate_config import GateConfig
 
 
 @pytest.fixture(scope="module")
@@ -194,18 +196,22 @@ ELSEWHERE = {
     ("phase2", "n_resamples"): "test_phase2",
     **{("phase6", f.name): "test_phase6" for f in fields(Phase6Config)},
     ("", "phases"): "test_phases",
-    **{("", section): "a section" for section in ("data", "model", "phase1", "phase2", "phase4", "phase6")},
+    **{("", section): "a section" for section in ("data", "model", *(f"phase{n}" for n in (1, 2, 3, 4, 5, 6)))},
     **{("phase4", key): "a section" for key in ("mae", "dinov2", "crops")},
     ("phase4", "supervised"): "phases/test_phase4.py::test_a_stage_of_its_own_has_a_control_of_its_own",
     ("phase4", "use_labeled_data"): "phases/test_phase4.py::test_without_labels_it_stops_after_the_backbone",
     ("phase4", "unlabelled"): "phases/test_phase4_unlabelled.py::test_no_labels_and_no_splits_at_all",
     **{(section, key): "the table of phase 4" for section, key, *_ in PHASE4_EFFECTS},
     ("phase4", "training"): "recipe/test_every_key_phase4.py::test_phase4_training_arguments",
+    **{(section, key): "the table of phases 3 and 5" for section, key, *_ in SELECTIVE_EFFECTS},
+    ("phase3", "training"): "recipe/test_every_key_selective.py::test_phase3_training_arguments",
+    ("phase5", "risk"): "a section",
 }
 DATACLASSES = {
     "": Recipe, "data": DataConfig, "data.augment": AugmentConfig, "data.synthetic": SyntheticConfig,
     "model": ModelConfig, "phase1": SupervisedConfig, "phase2": Phase2Config, "phase6": Phase6Config,
     "phase4": ExploraConfig, "phase4.mae": MaeConfig, "phase4.dinov2": DinoV2Config, "phase4.crops": CropConfig,
+    "phase3": GateConfig, "phase5": Phase5Config, "phase5.risk": RiskConfig,
 }  # fmt: skip
 
 
@@ -407,7 +413,13 @@ def test_phase6(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     content = {**TINY_RECIPE, "data": source["data"], "phase6": changed}
     before = {p.name: p.read_text(encoding="utf-8") for p in (finished_run / "phase6_export/bundle").glob("*.json")}
     recipe = write_recipe(tmp_path / "tiny.yaml", yaml.safe_load(yaml.safe_dump(content)))
+    selective: list[int] = []
+    real_selective = phase6_export.evaluate_selective
+    monkeypatch.setattr(
+        phase6_export, "evaluate_selective", lambda *args: selective.append(args[-1]) or real_selective(*args)
+    )
     run_recipe(str(recipe), [6], finished_run)
+    assert selective == [150]
     bundle = finished_run / "phase6_export" / "bundle"
     assert json.loads((bundle / "policy.json").read_text(encoding="utf-8"))["fold"] == "none"
     assert "model_card.json" not in before

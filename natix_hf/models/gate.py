@@ -1,0 +1,77 @@
+"""The learned gate: how far to trust an answer, from the features of the frozen classifier and its logit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from natix_hf.errors import VerificationError
+
+GATE = "gate.safetensors"
+
+
+class Gate(nn.Module):
+    """A small MLP on standardised inputs. `features` float [n, d] -> {"logits": float [n]}.
+
+    Args:
+        width: d of `gate_inputs`. hidden: width of its hidden layer.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+        self.layers = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+    def forward(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.layers((features - self.mean) / self.std).squeeze(-1)}
+
+    def standardise(self, inputs: np.ndarray) -> None:
+        """Takes mean and spread from the rows that the gate is trained on, float32 [n, d]."""
+        self.mean.copy_(torch.from_numpy(inputs.mean(axis=0)))
+        self.std.copy_(torch.from_numpy(inputs.std(axis=0) + 1e-6))
+
+    @torch.no_grad()
+    def confidence(self, inputs: np.ndarray) -> np.ndarray:
+        """float64 [n], the gate's logit: a probability would saturate, and rows would tie."""
+        self.eval()
+        logits: torch.Tensor = self(torch.from_numpy(inputs).to(self.mean.device))["logits"]
+        return logits.double().cpu().numpy()
+
+
+def gate_inputs(features: np.ndarray, logits: np.ndarray, threshold: float) -> np.ndarray:
+    """What a gate reads: the classifier layer's input [n, d], the distance to the decision threshold, and its size;
+    float32 [n, d + 2]. The size is the margin, so that a gate can be no worse than it by its form."""
+    distance = np.asarray(logits, dtype=np.float64) - threshold
+    return np.column_stack([features, distance, np.abs(distance)]).astype(np.float32)
+
+
+def save_gate(path: Path, gate: Gate) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in gate.state_dict().items()}, path)
+
+
+def load_gate(path: Path) -> Gate:
+    """Reads a gate; its sizes are those of its tensors.
+
+    Raises:
+        VerificationError: missing, damaged, or not a gate.
+    """
+    try:
+        state = load_file(path)
+        hidden, width = state["layers.0.weight"].shape
+        gate = Gate(width, hidden)
+        gate.load_state_dict(state, strict=True)
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise VerificationError(f"{path} is not a gate: {str(error).splitlines()[0]}") from None
+    if not all(tensor.isfinite().all() for tensor in state.values()):
+        raise VerificationError(f"{path} holds NaN or infinity: train the gate again")
+    gate.eval()
+    return gate

@@ -1,0 +1,137 @@
+"""The exact binomial test and the number of groups it needs, against rational numbers and published constants."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from natix_hf.calibration.plan import (
+    allowed_errors,
+    binomial_cdf,
+    groups_needed,
+    needed_at_rate,
+    smallest_accepted,
+    upper_bound,
+)
+from natix_hf.errors import UsageError
+
+
+def exact_cdf(errors: int, accepted: int, rate: float) -> Fraction:
+    p = Fraction(rate)
+    return sum((math.comb(accepted, k) * p**k * (1 - p) ** (accepted - k) for k in range(errors + 1)), Fraction(0))
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.1, 0.05, 0.01, 1e-9, 0.99])
+@pytest.mark.parametrize("accepted", [1, 2, 3, 17, 60])
+def test_tail_against_fractions(accepted: int, rate: float) -> None:
+    errors = np.arange(accepted + 1)
+    exact = [float(exact_cdf(int(k), accepted, rate)) for k in errors]
+    assert binomial_cdf(errors, np.full(errors.size, accepted), rate) == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("accepted", [10_000, 1_000_000, 10_000_000])
+def test_tail_of_large_counts(accepted: int) -> None:
+    rate = 0.05
+    for sigmas in (-6, -2, 0, 2):
+        errors = round(accepted * rate + sigmas * math.sqrt(accepted * rate * (1 - rate)))
+        # The sum of the probabilities that matter, in logs: another way than the incomplete beta function.
+        k = np.arange(max(errors - 40_000, 0), errors + 1)
+        summed = math.fsum(np.exp(binom.logpmf(k, accepted, rate)))
+        assert float(binomial_cdf(errors, accepted, rate)) == pytest.approx(summed, rel=1e-7)
+
+
+def test_tail_at_the_ends() -> None:
+    assert binomial_cdf(0, 0, 0.1) == binomial_cdf(7, 7, 0.1) == 1
+    assert float(binomial_cdf(0, 300, 0.05)) == pytest.approx(0.95**300, rel=1e-13)
+    assert float(binomial_cdf(6, 7, 1e-3)) == pytest.approx(1 - 1e-21, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("delta", "alpha", "groups"),
+    [(0.05, 0.05, 59), (0.05, 0.02, 149), (0.05, 0.01, 299), (0.1, 0.05, 45), (0.1, 0.02, 114), (0.1, 0.01, 230)],
+)
+def test_groups_without_an_error(delta: float, alpha: float, groups: int) -> None:
+    plan = groups_needed(alpha, delta)
+    assert (plan.groups, plan.accepted, plan.allowed_errors, plan.probability) == (groups, groups, 0, 1)
+    assert groups == math.ceil(math.log(delta) / math.log(1 - alpha))
+    assert groups_needed(alpha, delta, coverage=0.3).groups == math.ceil(groups / 0.3)
+    assert allowed_errors(groups, alpha, delta) == 0 and allowed_errors(groups - 1, alpha, delta) == -1
+
+
+@pytest.mark.parametrize(
+    ("delta", "alpha", "table"),
+    [
+        (0.1, 0.05, {100: 1, 200: 5, 500: 18, 1000: 40, 2000: 87}),
+        (0.1, 0.1, {50: 1, 100: 5, 200: 14, 500: 40}),
+        (0.1, 0.01, {500: 1, 1000: 5, 2000: 13}),
+        (0.05, 0.05, {100: 1, 200: 4, 500: 16, 1000: 38}),
+    ],
+)
+def test_allowed_errors(delta: float, alpha: float, table: dict[int, int]) -> None:
+    assert {m: allowed_errors(m, alpha, delta) for m in table} == table
+
+
+def test_smallest_accepted_is_exact() -> None:
+    for alpha, delta in ((0.05, 0.1), (0.3, 0.02), (0.5, 0.5), (0.02, 0.4)):
+        found = smallest_accepted(np.arange(8), alpha, delta)
+        for errors, accepted in enumerate(found.tolist()):
+            assert exact_cdf(errors, accepted, alpha) <= Fraction(delta) < exact_cdf(errors, accepted - 1, alpha)
+
+
+def test_upper_bound_is_the_inverse_of_the_tail() -> None:
+    for errors, accepted in ((0, 45), (1, 77), (40, 1000), (9, 10)):
+        bound = upper_bound(errors, accepted, 0.1)
+        assert float(binomial_cdf(errors, accepted, bound)) == pytest.approx(0.1, rel=1e-9)
+    assert upper_bound(5, 5, 0.1) == 1
+
+
+def test_plan_with_errors_is_the_smallest() -> None:
+    for alpha, delta, rate in ((0.05, 0.1, 0.01), (0.1, 0.05, 0.05), (0.3, 0.1, 0.17), (0.3, 0.1, 0.22)):
+        plan = groups_needed(alpha, delta, rate, coverage=0.5)
+
+        def passes(accepted: int, alpha: float = alpha, delta: float = delta, rate: float = rate) -> float:
+            allowed = allowed_errors(accepted, alpha, delta)
+            return float(binom.cdf(allowed, accepted, rate))
+
+        assert plan.probability == pytest.approx(passes(plan.accepted)) and plan.probability >= 0.9
+        assert all(passes(m) < 0.9 for m in range(1, plan.accepted))
+        assert plan.groups == 2 * plan.accepted
+        assert plan.allowed_errors == allowed_errors(plan.accepted, alpha, delta)
+
+
+def test_needed_at_the_rate_seen() -> None:
+    for errors, accepted in ((0, 45), (1, 45), (3, 200), (2, 45)):
+        needed = needed_at_rate(errors, accepted, 0.05, 0.1)
+        assert needed is not None
+        assert binomial_cdf(math.ceil(Fraction(errors * needed, accepted)), needed, 0.05) <= 0.1
+    assert needed_at_rate(0, 9, 0.05, 0.1) == 45
+    assert needed_at_rate(1, 20, 0.05, 0.1) is None
+    assert needed_at_rate(49_999, 1_000_000, 0.05, 0.1) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"alpha": 0}, "alpha must be between 0 and 1, both excluded, found 0"),
+        ({"alpha": 1.0}, "alpha must be"),
+        ({"alpha": float("nan")}, "alpha must be"),
+        ({"delta": 1}, "delta must be between"),
+        ({"error_rate": 0.05}, r"error_rate must be at least 0 and below alpha \(0.05\), found 0.05"),
+        ({"error_rate": -0.1}, "error_rate must be"),
+        ({"error_rate": 0.0499}, "too near to alpha 0.05: more than 1,000,000 accepted groups"),
+        ({"coverage": 0}, "coverage must be above 0 and at most 1, found 0"),
+        ({"coverage": 1.1}, "coverage must be"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        groups_needed(**({"alpha": 0.05, "delta": 0.1} | arguments))
+
+
+def test_bad_counts() -> None:
+    with pytest.raises(UsageError, match="accepted must not be negative, found -1"):
+        allowed_errors(-1, 0.05, 0.1)

@@ -1,0 +1,171 @@
+"""Risk-coverage, AURC and AUGRC, against values by hand, loops, every order of the ties, and AUROC."""
+
+from __future__ import annotations
+
+import doctest
+import math
+from fractions import Fraction
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from natix_hf.errors import DataError
+from natix_hf.metrics import augrc, aurc, risk_coverage, selective
+
+
+def accepted(c: list[int], losses: list[int], w: list[int], threshold: int) -> tuple[Fraction, Fraction]:
+    """The weight that is accepted, and that of the errors among it."""
+    rows = [(loss, weight) for value, loss, weight in zip(c, losses, w, strict=True) if value >= threshold]
+    return Fraction(sum(weight for _, weight in rows)), Fraction(sum(loss * weight for loss, weight in rows))
+
+
+def slow_aurc(c: list[int], losses: list[int], w: list[int]) -> Fraction:
+    """Mean over the rows of the risk where each is the least confident that is accepted."""
+    total = Fraction(0)
+    for value, weight in zip(c, w, strict=True):
+        if weight:
+            mass, lost = accepted(c, losses, w, value)
+            total += weight * lost / mass
+    return total / sum(w)
+
+
+def slow_augrc(c: list[int], losses: list[int], w: list[int]) -> Fraction:
+    """P(an error of a random row, which is accepted before a second random row), a tie counting half."""
+    total = Fraction(0)
+    for first, loss, weight in zip(c, losses, w, strict=True):
+        for second, other in zip(c, w, strict=True):
+            total += loss * weight * other * (Fraction(1) if first > second else Fraction(first == second, 2))
+    return total / sum(w) ** 2
+
+
+def test_by_hand() -> None:
+    c, losses = [0.9, 0.8, 0.7, 0.6], [0, 1, 0, 1]
+    coverage, risk, thresholds = risk_coverage(c, losses)
+    assert coverage.tolist() == [0.25, 0.5, 0.75, 1] and thresholds.tolist() == c
+    assert risk == pytest.approx(np.array([0, 1 / 2, 1 / 3, 1 / 2]))
+    assert aurc(c, losses) == pytest.approx((0 + 1 / 2 + 1 / 3 + 1 / 2) / 4)
+    # The points (1/4, 0), (1/2, 1/4), (3/4, 1/4), (1, 1/2) joined by lines.
+    assert augrc(c, losses) == pytest.approx((0 + 1 / 8 + 1 / 4 + 3 / 8) / 4)
+
+
+def test_by_hand_with_ties_and_weights() -> None:
+    # The two at .8 are accepted together: risks 0 of 1, 1 of 3, 2 of 4.
+    c, losses = [0.8, 0.6, 0.9, 0.8], [1, 1, 0, 0]
+    coverage, risk, thresholds = risk_coverage(c, losses)
+    assert coverage.tolist() == [0.25, 0.75, 1] and thresholds.tolist() == [0.9, 0.8, 0.6]
+    assert risk == pytest.approx(np.array([0, 1 / 3, 1 / 2]))
+    assert aurc(c, losses) == pytest.approx((0 + 2 / 3 + 1 / 2) / 4)
+    assert augrc(c, losses) == pytest.approx((0 + 2 * (0 + 1 / 4) / 2 + (1 / 4 + 2 / 4) / 2) / 4)
+    # Weights 1, 2, 4, 1 in 8.
+    coverage, risk, _ = risk_coverage(c, losses, [1, 2, 4, 1])
+    assert coverage.tolist() == [0.5, 0.75, 1]
+    assert risk == pytest.approx(np.array([0, 1 / 6, 3 / 8]))
+    assert aurc(c, losses, [1, 2, 4, 1]) == pytest.approx(0.25 / 6 + 0.25 * 3 / 8)
+    assert augrc(c, losses, [1, 2, 4, 1]) == pytest.approx(0.25 * (1 / 8) / 2 + 0.25 * (1 / 8 + 3 / 8) / 2)
+
+
+def test_loops() -> None:
+    generator = np.random.default_rng(0)
+    for levels in (2, 5, 1000):
+        for _ in range(40):
+            n = int(generator.integers(1, 15))
+            c, losses = generator.integers(0, levels, n).tolist(), generator.integers(0, 2, n).tolist()
+            w = generator.integers(0, 4, n).tolist()
+            for weights in ([1] * n, w) if any(w) else ([1] * n,):
+                given = None if weights == [1] * n else weights
+                assert aurc(c, losses, given) == pytest.approx(float(slow_aurc(c, losses, weights)), abs=1e-14)
+                assert augrc(c, losses, given) == pytest.approx(float(slow_augrc(c, losses, weights)), abs=1e-14)
+                coverage, risk, thresholds = risk_coverage(c, losses, given)
+                counted = sorted({value for value, weight in zip(c, weights, strict=True) if weight}, reverse=True)
+                assert thresholds.tolist() == counted
+                for k, threshold in enumerate(counted):
+                    mass, lost = accepted(c, losses, weights, threshold)
+                    assert coverage[k] == pytest.approx(float(mass / sum(weights)), abs=1e-14)
+                    assert risk[k] == pytest.approx(float(lost / mass), abs=1e-14)
+                assert coverage[-1] == 1
+
+
+def test_augrc_is_the_mean_over_orders_of_ties() -> None:
+    c, losses = [3, 3, 3, 2, 1, 1], [1, 0, 0, 1, 0, 1]
+    areas = []
+    for first in permutations(range(3)):
+        for last in permutations(range(2)):
+            order = [*first, 3, *(4 + k for k in last)]
+            lost = np.cumsum([0, *(losses[k] for k in order)]) / 6
+            areas.append(((lost[1:] + lost[:-1]) / 2).mean())
+    assert augrc(c, losses) == pytest.approx(np.mean(areas))
+    assert np.ptp(areas) > 0.01
+
+
+def test_augrc_closed_form() -> None:
+    generator = np.random.default_rng(3)
+    c, w = generator.integers(0, 30, 500), generator.random(500)
+    losses = (generator.random(500) < 0.4 - c / 100).astype(int)
+    for weights in (None, w):
+        e = np.average(losses, weights=weights)
+        expected = e**2 / 2 + e * (1 - e) * (1 - roc_auc_score(1 - losses, c, sample_weight=weights))
+        assert augrc(c, losses, weights) == pytest.approx(expected, abs=1e-14)
+
+
+def test_all_and_nothing() -> None:
+    for n in (1, 5):
+        c = list(range(n))
+        assert aurc(c, [0] * n) == augrc(c, [0] * n) == 0
+        assert aurc(c, [1] * n) == pytest.approx(1) and augrc(c, [1] * n) == pytest.approx(0.5)
+    # A confidence that tells nothing.
+    assert aurc([2, 2, 2, 2], [0, 1, 0, 0]) == 0.25 and augrc([2, 2, 2, 2], [0, 1, 0, 0]) == 0.125
+    assert [part.tolist() for part in risk_coverage([2, 2, -0.0, 0.0], [0, 1, 0, 0])] == [
+        [0.5, 1],
+        [0.5, 0.25],
+        [2, 0],
+    ]
+    # The best order is below every other, the worst above.
+    best, worst = [0, 0, 0, 1, 1], [1, 1, 0, 0, 0]
+    for area in (aurc, augrc):
+        areas = [area([5, 4, 3, 2, 1], list(order)) for order in set(permutations(best))]
+        assert area([5, 4, 3, 2, 1], best) == min(areas) < max(areas) == area([5, 4, 3, 2, 1], worst)
+
+
+def test_invariances() -> None:
+    generator = np.random.default_rng(5)
+    c, losses, w = generator.normal(size=300).round(1), generator.integers(0, 2, 300), generator.integers(0, 4, 300)
+    for area in (aurc, augrc):
+        found = area(c, losses, w)
+        assert area(np.repeat(c, w), np.repeat(losses, w)) == pytest.approx(found, abs=1e-14)
+        assert area(np.exp(3 * c), losses, w) == pytest.approx(found, abs=1e-14)
+        for factor in (1e-300, 5e307):
+            assert area(c, losses, w * factor) == pytest.approx(found, abs=1e-14)
+        shuffle = generator.permutation(300)
+        assert area(c[shuffle], losses[shuffle], w[shuffle]) == pytest.approx(found, abs=1e-14)
+        assert area(torch.tensor(c), torch.tensor(losses), torch.tensor(w)) == found
+        assert area(c, losses == 1, w) == found
+        # A row of next to no weight, the most confident one, is no 0/0.
+        assert area([9, 2, 1], [1, 0, 1], [1e-320, 1, 1]) == pytest.approx(area([2, 1], [0, 1]))
+    before = c.copy(), losses.copy(), w.copy()
+    risk_coverage(c, losses, w)
+    assert all(np.array_equal(a, b) for a, b in zip((c, losses, w), before, strict=True))
+
+
+def test_refused() -> None:
+    for function in (risk_coverage, aurc, augrc):
+        for bad in (math.nan, math.inf):
+            with pytest.raises(DataError, match=r"confidence must be finite, found .* at position 1"):
+                function([0.1, bad], [0, 1])
+        with pytest.raises(DataError, match=r"losses must be 0 or 1, found 0\.5 at position 0"):
+            function([0.1, 0.2], [0.5, 1])
+        with pytest.raises(DataError, match="found lengths: confidence 2, losses 3"):
+            function([0.1, 0.2], [0, 1, 1])
+        with pytest.raises(DataError, match="confidence is empty"):
+            function([], [])
+        with pytest.raises(DataError, match="sample_weight must not be negative"):
+            function([0.1, 0.2], [0, 1], [-1, 1])
+        with pytest.raises(DataError, match="sample_weight is 0 in every row"):
+            function([0.1, 0.2], [0, 1], [0, 0])
+
+
+def test_examples() -> None:
+    ran = doctest.testmod(selective)
+    assert ran.attempted >= 4 and ran.failed == 0

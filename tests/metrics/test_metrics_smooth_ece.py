@@ -1,0 +1,121 @@
+"""Smooth calibration error, against its definition by quadrature and against the authors' package."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from natix_hf.errors import DataError
+from natix_hf.metrics import smooth_calibration_error
+from natix_hf.metrics.calibration_error import smooth_ece
+
+NODES = (np.arange(20_000) + 0.5) / 20_000
+
+
+def by_quadrature(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> float:
+    """The sum over mirror images written out, the midpoint rule, and bisection for the fixed point."""
+
+    def error(sigma: float) -> float:
+        smoothed = np.zeros(NODES.size)
+        for probability, label, weight in zip(p, y, w, strict=True):
+            for turn in range(-5, 6):
+                for image in (2 * turn + probability, 2 * turn - probability):
+                    kernel = np.exp(-0.5 * ((NODES - image) / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
+                    smoothed += weight * (label - probability) * kernel
+        return float(np.abs(smoothed).mean() / w.sum())
+
+    low, high = 0.0, 1.0
+    for _ in range(24):
+        sigma = (low + high) / 2
+        low, high = (sigma, high) if error(sigma) > sigma else (low, sigma)
+    return (low + high) / 2
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_definition(n: int) -> None:
+    generator = np.random.default_rng(n)
+    p, y, w = generator.random(n), generator.integers(0, 2, n), generator.random(n)
+    assert smooth_calibration_error(p, y) == pytest.approx(by_quadrature(p, y, np.ones(n)), abs=1e-6)
+    assert smooth_calibration_error(p, y, w) == pytest.approx(by_quadrature(p, y, w), abs=1e-6)
+
+
+def test_definition_at_the_ends() -> None:
+    # Residuals of both signs, at and near 0 and 1, where the mirror images count.
+    p, y = np.array([0, 0.03, 0.1, 0.9, 0.98, 1, 1]), np.array([1, 0, 0, 1, 1, 0, 1])
+    assert smooth_calibration_error(p, y) == pytest.approx(by_quadrature(p, y, np.ones(7)), abs=1e-6)
+    # All wrong and all sure: the largest bandwidths, whose mirror images reach over the whole of [0, 1].
+    p, y = np.array([1.0, 0.0, 0.0]), np.array([0, 1, 1])
+    assert smooth_calibration_error(p, y) == pytest.approx(by_quadrature(p, y, np.ones(3)), abs=1e-6)
+
+
+def authors_sample() -> tuple[np.ndarray, np.ndarray]:
+    k = np.arange(200)
+    p = (k * 61 % 200 + 0.5) / 200
+    return p, ((k * 97 % 200 + 0.5) / 200 < np.clip(1.3 * p - 0.15, 0, 1)).astype(int)
+
+
+def test_authors_package() -> None:
+    """`relplot.smECE` of relplot 1.0.3: it finds sigma to 1e-3, and halves what lies at 0 and 1, so not there."""
+    p, y = authors_sample()
+    assert smooth_calibration_error(p, y) == pytest.approx(0.041236, abs=1e-3)
+    assert smooth_calibration_error(0.3 + 0.4 * p, y) == pytest.approx(0.126524, abs=1e-3)
+
+
+def test_by_hand() -> None:
+    # Residuals of one sign: smoothing cancels nothing, whatever sigma, so it is their mean.
+    assert smooth_calibration_error([0.9, 0.7], [0, 0]) == pytest.approx(0.8, abs=1e-8)
+    assert smooth_calibration_error([0.9, 0.7], [0, 0], [3, 1]) == pytest.approx(0.85, abs=1e-8)
+    assert smooth_calibration_error([0.0, 1.0], [1, 1]) == pytest.approx(0.5, abs=1e-8)
+    for n in (1, 3, 7, 1000):
+        assert smooth_calibration_error([0.0] * n, [1] * n) == pytest.approx(1, abs=1e-8)
+        assert smooth_calibration_error([1.0] * n, [0] * n) <= 1
+    # Errors of the ends, far apart: neither reaches the other.
+    assert smooth_calibration_error([0.0, 1.0, 0.0, 1.0] * 5, [1, 0] + [0, 1] * 9) == pytest.approx(0.1, abs=1e-6)
+    # Residuals that cancel in one place, and no residual at all.
+    assert smooth_calibration_error([0.5, 0.5], [0, 1]) == 0
+    assert smooth_calibration_error([0.0, 1.0], [0, 1]) == 0
+
+
+def test_it_is_of_both_classes() -> None:
+    # Where positives are trusted too much and negatives too little, the top confidence is right on the mean.
+    p, y = np.repeat([0.2, 0.8], 10), np.array([0] * 10 + [1] * 6 + [0] * 4)
+    correct = (p > 0.5) == y
+    assert smooth_calibration_error(np.maximum(p, 1 - p), correct) < 1e-6
+    assert smooth_calibration_error(p, y) > 0.15
+
+
+def test_near_zero() -> None:
+    """Errors far below .01, where the bandwidth nears the steps of the grid: within 1e-4."""
+    for error in (1e-5, 1e-4, 1e-3):
+        found = smooth_calibration_error([error, 1 - error, 0.5, 0.5], [0, 1, 0, 1])
+        assert found == pytest.approx(error / 2, abs=1e-6)
+    p, y = np.append(np.ones(100_000), 1.0), np.append(np.ones(100_000), 0)
+    assert smooth_calibration_error(p, y) == pytest.approx(1 / 100_001, abs=1e-6)
+
+
+def test_invariances() -> None:
+    p, y = authors_sample()
+    w = np.random.default_rng(0).integers(0, 4, 200)
+    found = smooth_calibration_error(p, y, w)
+    assert smooth_calibration_error(np.repeat(p, w), np.repeat(y, w)) == pytest.approx(found, abs=1e-9)
+    assert smooth_calibration_error(p, y, w * 1e-6) == pytest.approx(found, abs=1e-9)
+    shuffle = np.random.default_rng(1).permutation(200)
+    assert smooth_calibration_error(p[shuffle], y[shuffle], w[shuffle]) == pytest.approx(found, abs=1e-9)
+    # Calling the other class positive changes nothing.
+    assert smooth_calibration_error(1 - p, 1 - y, w) == pytest.approx(found, abs=1e-8)
+    assert smooth_calibration_error(torch.tensor(p), torch.tensor(y), w.tolist()) == found
+
+
+def test_refused() -> None:
+    with pytest.raises(DataError, match=r"probabilities must be in \[0, 1\], found 2\.5 at position 0"):
+        smooth_calibration_error([2.5], [1])
+    with pytest.raises(DataError, match="probabilities must be finite"):
+        smooth_calibration_error([math.nan], [1])
+    with pytest.raises(DataError, match="labels must be 0 or 1"):
+        smooth_calibration_error([0.5], [2])
+    with pytest.raises(DataError, match="found lengths"):
+        smooth_calibration_error([0.5], [1], [1, 1])
+    assert math.isnan(smooth_ece(np.array([0.5]), np.array([1], dtype=np.int8), np.array([0.0])))

@@ -1,0 +1,158 @@
+"""Phase 3: the learned gate stays only where it beats the margin on rows it has not seen."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from natix_hf.bundle.logits import LogitTable
+from natix_hf.errors import LeakageError
+from natix_hf.metrics import aurc, prior_weights
+from natix_hf.models.gate import gate_inputs, load_gate
+from natix_hf.phases import phase3_gate
+from natix_hf.phases.candidate import Candidate
+from natix_hf.phases.context import PhaseContext
+from natix_hf.phases.graph import PHASES
+from natix_hf.provenance.files import file_sha256, write_json
+from natix_hf.recipe import parse_recipe
+from natix_hf.trainers.gate import cross_fit, gate_targets
+
+THRESHOLD = 0.3
+
+
+def _case(signal: float, wrong_groups: int = 60, n: int = 600, seed: int = 0) -> tuple[LogitTable, np.ndarray]:
+    """Answers of 2 rows a group; those of some groups are wrong at any margin; a feature tells, by `signal`."""
+    rng = np.random.default_rng(seed)
+    numbers = np.arange(n) // 2
+    wrong = np.isin(numbers, rng.permutation(n // 2)[:wrong_groups])
+    logits = rng.choice([-1.0, 1.0], n) * rng.uniform(0.2, 4.0, n) + THRESHOLD
+    labels = np.where(wrong, logits <= THRESHOLD, logits > THRESHOLD).astype(np.int64)
+    features = rng.normal(size=(n, 5)).astype(np.float32)
+    features[:, 0] += np.float32(signal) * wrong
+    groups = np.array([f"v{number}" for number in numbers])
+    return LogitTable([f"train/{i}" for i in range(n)], groups, labels, logits, "c" * 64), features
+
+
+class _Rows(SimpleNamespace):
+    """What `load_data` gives: rows by role, of which only the ids matter here."""
+
+    def role(self, role: str) -> Any:
+        return SimpleNamespace(role=role, ids=self.ids)
+
+
+Run = Any
+
+
+@pytest.fixture
+def phase3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`phase3(table, features, **keys)`: the report of the phase on these answers of a champion."""
+
+    def run(table: LogitTable, features: np.ndarray, prior: float | None = None, **keys: Any) -> dict[str, Any]:
+        section = {"hidden": 16, "num_train_epochs": 12, "learning_rate": 1e-2, "folds": 3, "n_resamples": 200} | keys
+        recipe = parse_recipe({"phase3": section, "data": {"target_prior": prior}})
+        context = PhaseContext(PHASES[3], recipe, tmp_path, lambda: _Rows(ids=table.ids))  # type: ignore[arg-type, return-value]
+        asked: list[Any] = []
+
+        def stored(self: Candidate, role: str) -> LogitTable:
+            asked.append((self.folder, role))
+            return table
+
+        def answers(candidate: Candidate, rows: Any) -> tuple[LogitTable, np.ndarray]:
+            asked.append((candidate.folder, rows.role))
+            return table, features
+
+        monkeypatch.setattr(Candidate, "stored_logits", stored)
+        monkeypatch.setattr(phase3_gate, "compute_answers", answers)
+        decision = {"champion": "phase4_explora", "threshold_logit": THRESHOLD, "candidate_sha256": "c" * 64}
+        for folder in ("phase2_threshold", "phase3_gate"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        write_json(tmp_path / "phase2_threshold" / "threshold.json", decision)
+        report = phase3_gate.run(context)
+        assert set(asked) == {(tmp_path / "phase4_explora", "val_select")}  # the champion's, wherever it comes from
+        assert context._rows_read == {"val_select": table.ids}
+        assert json.loads((tmp_path / "phase3_gate" / "gate.json").read_text(encoding="utf-8")) == report
+        return report
+
+    return run
+
+
+def _gate(tmp_path: Path) -> Path:
+    return tmp_path / "phase3_gate" / "gate.safetensors"
+
+
+@pytest.mark.parametrize("method", ["correctness", "confidnet"])
+def test_a_gate_that_knows_more_than_the_margin_stays(method: str, phase3: Run, tmp_path: Path) -> None:
+    table, features = _case(signal=4.0)
+    if method == "confidnet":  # its target is the model's own probability: let that say who is wrong, and no more
+        flat = np.where(table.logits > THRESHOLD, 2.0, -2.0) + 0.01 * table.logits
+        table = replace(table, logits=flat)
+    report = phase3(table, features, method=method)
+    assert (report["kind"], report["method"], report["candidate_sha256"]) == ("learned", method, "c" * 64)
+    assert report["gate_sha256"] == file_sha256(_gate(tmp_path))
+    assert report["wrong_rows"] == 120 and report["folds"] == 3
+    compared = report["compared"]["aurc"]
+    assert compared["low"] <= compared["difference"] <= compared["high"] < 0
+    assert compared["difference"] == pytest.approx(compared["learned"] - compared["margin"], abs=1e-12)
+    assert f"{compared['learned']:.4f} against {compared['margin']:.4f}" in report["reason"]
+    assert set(report["compared"]) == {"aurc", "augrc"}
+    assert (tmp_path / "phase3_gate" / "plots" / "gate.png").is_file()
+    # The stored gate was trained on all of val_select, and ranks it.
+    confidence = load_gate(_gate(tmp_path)).confidence(gate_inputs(features, table.logits, THRESHOLD))
+    wrong = (table.logits > THRESHOLD) != (table.labels == 1)
+    assert aurc(confidence, wrong) < 0.5 * compared["margin"]
+
+
+def test_the_figures_are_those_of_the_cross_fit(phase3: Run) -> None:
+    """At a target prior; of the gates of the folds, not of the one that is stored."""
+    table, features = _case(signal=1.0)
+    report = phase3(table, features, prior=0.2)
+    config = parse_recipe({"phase3": {"hidden": 16, "num_train_epochs": 12, "learning_rate": 1e-2, "folds": 3}}).phase3
+    wrong = ((table.logits > THRESHOLD) != (table.labels == 1)).astype(np.int64)
+    targets = gate_targets("correctness", table.logits, table.labels, THRESHOLD)
+    learned = cross_fit(gate_inputs(features, table.logits, THRESHOLD), targets, wrong, table.groups, config)
+    weights = prior_weights(table.labels, 0.2)
+    assert report["compared"]["aurc"]["learned"] == aurc(learned, wrong, weights)
+    assert report["compared"]["aurc"]["margin"] == aurc(np.abs(table.logits - THRESHOLD), wrong, weights)
+    assert aurc(learned, wrong, weights) != aurc(learned, wrong)
+
+
+def test_a_gate_that_knows_nothing_goes(phase3: Run, tmp_path: Path) -> None:
+    report = phase3(*_case(signal=0.0))
+    assert report["kind"] == "margin" and "gate_sha256" not in report
+    assert report["compared"]["aurc"]["high"] >= 0
+    assert "does not beat the margin beyond doubt" in report["reason"]
+    assert not _gate(tmp_path).exists()
+    assert (tmp_path / "phase3_gate" / "plots" / "gate.png").is_file()
+
+
+def test_better_but_not_beyond_doubt_is_not_enough(phase3: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"a": 0.2, "b": 0.1, "difference": -0.1, "low": -0.2, "high": 0.0}
+    monkeypatch.setattr(
+        phase3_gate, "paired_selective_difference", lambda *args: {"aurc": found, "augrc": found | {"high": -0.05}}
+    )
+    assert phase3(*_case(signal=4.0))["kind"] == "margin"
+
+
+@pytest.mark.parametrize(("wrong_groups", "kept"), [(0, False), (2, False), (3, True)])
+def test_too_few_groups_with_a_wrong_answer(wrong_groups: int, kept: bool, phase3: Run, tmp_path: Path) -> None:
+    """Groups and not rows are counted: each has two wrong rows here. With enough of them the gate is tried."""
+    report = phase3(*_case(signal=8.0, wrong_groups=wrong_groups))
+    assert report["wrong_rows"] == 2 * wrong_groups
+    assert ("compared" in report) == kept
+    if not kept:
+        assert report["kind"] == "margin" and not _gate(tmp_path).exists()
+        told = f"wrong answers in {wrong_groups} groups: too few for 3 folds, so the margin stays"
+        assert report["reason"] == told
+
+
+@pytest.mark.parametrize("role", ["train", "val_calib", "test"])
+def test_it_may_read_val_select_alone(role: str, tmp_path: Path) -> None:
+    context = PhaseContext(PHASES[3], parse_recipe({}), tmp_path, lambda: _Rows(ids=["x"]))  # type: ignore[arg-type, return-value]
+    with pytest.raises(LeakageError, match=f"phase3_gate must not read rows of {role}: it may read val_select"):
+        context.rows(role)

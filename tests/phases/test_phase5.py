@@ -1,0 +1,392 @@
+"""Phase 5: calibrated on val_select, measured and promised on val_calib, by the very functions of `calibration`."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from natix_hf.bundle.logits import LogitTable, read_logits
+from natix_hf.bundle.policy import Policy
+from natix_hf.calibration import Calibration, fit_platt, fit_temperature
+from natix_hf.calibration.classwise import fit_classwise_risk_control
+from natix_hf.calibration.risk_control import fit_risk_control, make_grid
+from natix_hf.calibration.risk_rows import one_row_per_group, subsample_to_prior
+from natix_hf.errors import LeakageError, RunError
+from natix_hf.metrics import group_weights, prior_weights
+from natix_hf.models.gate import Gate, gate_inputs, save_gate
+from natix_hf.phases import phase5_scrc, phase6_export
+from natix_hf.phases.candidate import Candidate
+from natix_hf.phases.context import PhaseContext
+from natix_hf.phases.graph import PHASES
+from natix_hf.phases.phase6_export import evaluate, evaluate_selective
+from natix_hf.provenance.files import read_json, write_json
+from natix_hf.recipe import parse_recipe
+
+THRESHOLD = 0.4
+SHA = "c" * 64
+
+
+def _table(role: str, separation: float = 3.0, groups: int = 400, share: float = 0.4, seed: int = 0) -> LogitTable:
+    """Overconfident logits, two rows a group of one class."""
+    rng = np.random.default_rng([seed, len(role)])
+    labels = np.repeat((rng.random(groups) < share).astype(np.int64), 2)
+    logits = 2.5 * (separation * (labels - 0.5) + rng.normal(size=labels.size))
+    names = np.array([f"{role}-{i // 2}" for i in range(labels.size)])
+    return LogitTable([f"{role}/{i}" for i in range(labels.size)], names, labels, logits, SHA)
+
+
+def _features(table: LogitTable) -> np.ndarray:
+    rng = np.random.default_rng(len(table.ids))
+    return np.column_stack([table.logits * rng.uniform(0.5, 2, len(table.ids)), table.labels]).astype(np.float32)
+
+
+Run = Any
+
+
+@pytest.fixture
+def phase5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`phase5(select, calib, **recipe)`: both reports of the phase; the run lies in `tmp_path`."""
+    # smooth_ece takes seconds in every bootstrap; one test has it back.
+    monkeypatch.setattr(phase5_scrc, "_ERRORS", ("ece", "brier", "nll"))
+
+    def run(
+        select: LogitTable, calib: LogitTable, prior: float | None = None, seed: int = 0, **section: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        recipe = parse_recipe(
+            {"phase5": {"n_resamples": 100} | section, "data": {"target_prior": prior, "seed": seed}}
+        )
+        tables = {"val_select": select, "val_calib": calib}
+        data = SimpleNamespace(role=lambda role: SimpleNamespace(role=role, ids=tables[role].ids))
+        context = PhaseContext(PHASES[5], recipe, tmp_path, lambda: data)  # type: ignore[arg-type, return-value]
+        monkeypatch.setattr(Candidate, "stored_logits", lambda self, role: {"val_select": select}[role])
+        monkeypatch.setattr(
+            phase5_scrc, "compute_answers", lambda candidate, rows: (tables[rows.role], _features(tables[rows.role]))
+        )
+        decision = {"champion": "phase1_baseline", "threshold_logit": THRESHOLD, "candidate_sha256": SHA}
+        for folder in ("phase2_threshold", "phase3_gate", "phase5_scrc"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        write_json(tmp_path / "phase2_threshold" / "threshold.json", decision)
+        metrics = json.loads(json.dumps(phase5_scrc.run(context)))
+        assert context._rows_read == {role: table.ids for role, table in tables.items()}
+        calibration, risk = (read_json(tmp_path / "phase5_scrc" / f"{name}.json") for name in ("calibration", "scrc"))
+        assert metrics == {"calibration": calibration, "risk_control": risk}
+        assert risk["candidate_sha256"] == SHA
+        return calibration, risk
+
+    return run
+
+
+# Whose rows it reads.
+
+
+@pytest.mark.parametrize("number", [0, 1, 4, 2, 3, 6])
+def test_no_other_phase_may_read_val_calib(number: int, tmp_path: Path) -> None:
+    data = SimpleNamespace(role=lambda role: SimpleNamespace(ids=["x"]))
+    context = PhaseContext(PHASES[number], parse_recipe({}), tmp_path, lambda: data)  # type: ignore[arg-type, return-value]
+    for ask in (lambda: context.rows("val_calib"), lambda: context.note_rows("val_calib", ["x"])):
+        with pytest.raises(LeakageError, match=f"{PHASES[number].folder} must not read rows of val_calib"):
+            ask()
+
+
+@pytest.mark.parametrize("role", ["train", "test"])
+def test_it_may_not_read_train_or_test(role: str, tmp_path: Path) -> None:
+    context = PhaseContext(PHASES[5], parse_recipe({}), tmp_path, lambda: None)  # type: ignore[arg-type, return-value]
+    with pytest.raises(LeakageError, match=f"phase5_scrc must not read rows of {role}"):
+        context.rows(role)
+
+
+# Calibration.
+
+
+def _by_hand(p: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+    """ECE of 15 bins, Brier score and likelihood, row by row."""
+    of_label = [p[i] if labels[i] else 1 - p[i] for i in range(len(p))]
+    bins: dict[int, list[tuple[float, float, float]]] = {}
+    for i in range(len(p)):
+        confidence = max(p[i], 1 - p[i])
+        right = float((p[i] > 0.5) == bool(labels[i]))
+        bins.setdefault(math.ceil(confidence * 15), []).append((weights[i], confidence, right))
+    gaps = [abs(sum(w * (right - trust) for w, trust, right in rows)) for rows in bins.values()]
+    return {
+        "ece": sum(gaps) / weights.sum(),
+        "brier": float(np.average((p - labels) ** 2, weights=weights)),
+        "nll": float(np.average([-math.log(q) for q in of_label], weights=weights)),
+    }
+
+
+@pytest.mark.parametrize("prior", [None, 0.2])
+@pytest.mark.parametrize("method", ["temperature", "platt", "none"])
+def test_fitted_on_val_select_and_measured_on_val_calib(
+    method: str, prior: float | None, phase5: Run, tmp_path: Path
+) -> None:
+    select, calib = _table("val_select"), _table("val_calib", share=0.5)
+    report, _ = phase5(select, calib, prior, method=method)
+    weights = prior_weights(select.labels, prior)
+    slope, intercept = {
+        "temperature": lambda: (1 / fit_temperature(select.logits, select.labels, weights), 0.0),
+        "platt": lambda: fit_platt(select.logits, select.labels, weights),
+        "none": lambda: (1.0, 0.0),
+    }[method]()
+    assert (report["method"], report["slope"], report["intercept"]) == (method, slope, intercept)
+    assert report["temperature"] == (1 / slope if method == "temperature" else None)
+    if method == "temperature":
+        assert report["temperature"] != pytest.approx(fit_temperature(calib.logits, calib.labels), rel=1e-3)
+    assert (report["target_prior"], report["rows"], report["groups"]["groups"]) == (prior, 800, 400)
+    stored = read_logits(tmp_path / "phase5_scrc" / "logits" / "val_calib.parquet", SHA)
+    assert stored.ids == calib.ids
+    for name, (a, b) in {"before": (1.0, 0.0), "after": (slope, intercept)}.items():
+        p = 1 / (1 + np.exp(-(a * stored.logits + b)))
+        expected = _by_hand(p, stored.labels, prior_weights(stored.labels, prior))
+        for key, value in expected.items():
+            assert report[name][key]["value"] == pytest.approx(value, abs=1e-9), (name, key)
+            low, high = report[name][key]["interval"]
+            assert low < high and low - 0.02 < value < high + 0.02
+    gain = report["ece_reduction_percent"]
+    before, after = report["before"]["ece"]["value"], report["after"]["ece"]["value"]
+    assert gain == pytest.approx(100 * (before - after) / before)
+    if method == "temperature":
+        assert report["after"]["nll"]["value"] < report["before"]["nll"]["value"]
+    for name in ("before", "after"):
+        assert (tmp_path / "phase5_scrc" / "plots" / f"reliability_{name}.png").is_file()
+
+
+def test_every_error_has_a_value_and_an_interval(phase5: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ("ece", "ece_equal_mass", "smooth_ece", "mce", "brier", "nll")
+    monkeypatch.setattr(phase5_scrc, "_ERRORS", wanted)
+    report, _ = phase5(_table("val_select", groups=50), _table("val_calib", groups=50))
+    for name in ("before", "after"):
+        assert tuple(report[name]) == wanted
+        assert all(0 < figure["value"] < 3 and len(figure["interval"]) == 2 for figure in report[name].values())
+
+
+def test_where_no_temperature_is_best_none_is_taken(phase5: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a wrong answer on val_select the likelihood grows on to verdicts."""
+    report, _ = phase5(_table("val_select", separation=30.0), _table("val_calib"))
+    assert (report["no_optimum"], report["method"], report["slope"], report["intercept"]) == (True, "none", 1.0, 0.0)
+    assert report["after"] == report["before"] and report["ece_reduction_percent"] == 0
+    assert "no temperature fits val_select best" in capsys.readouterr().out
+    assert phase5(_table("val_select"), _table("val_calib"))[0]["no_optimum"] is False
+
+
+# Risk control.
+
+
+def _chosen(calib: LogitTable, loss: str, prior: float | None, seed: int = 0) -> np.ndarray:
+    at = one_row_per_group(calib.groups, seed)
+    if loss == "error" and prior is not None:
+        at = at[subsample_to_prior(calib.labels[at], prior, seed)]
+    return at
+
+
+@pytest.mark.parametrize("prior", [None, 0.2])
+@pytest.mark.parametrize("loss", ["error", "fnr", "fpr"])
+def test_the_promise_is_that_of_risk_control_on_one_row_a_group(
+    loss: str, prior: float | None, phase5: Run, tmp_path: Path
+) -> None:
+    select, calib = _table("val_select"), _table("val_calib", separation=2.4)
+    alpha, delta = {"error": 0.06, "fnr": 0.1, "fpr": 0.05}[loss], 0.1
+    risk = phase5(select, calib, prior, seed=3, risk={"loss": loss, "alpha": alpha, "delta": delta})[1]
+    at = _chosen(calib, loss, prior, seed=3)
+    labels, positive = calib.labels[at] == 1, calib.logits[at] > THRESHOLD
+    eligible = {"error": np.ones(at.size, bool), "fnr": labels, "fpr": ~labels}[loss]
+    losses = (labels != positive) & eligible
+    margin = np.abs(calib.logits[at] - THRESHOLD)
+    grid = make_grid(np.abs(select.logits - THRESHOLD))
+    found = fit_risk_control(margin, losses, alpha, delta, eligible, grid)
+    assert found.coverage is not None and found.risk_bound is not None and 0.1 < found.coverage < 1
+    assert risk["thresholds"] == {"None": found.threshold, "Roadwork": found.threshold}
+    assert (risk["feasible"], risk["rows"], risk["gate"]) == (True, at.size, "margin")
+    assert (risk["loss"], risk["alpha"], risk["delta"], risk["classwise"]) == (loss, alpha, delta, False)
+    (part,) = risk["parts"].values()
+    accepted = margin > found.threshold
+    assert part["coverage"] == accepted.mean()
+    assert part["accepted"] == (accepted & eligible).sum() and part["errors"] == losses[accepted].sum()
+    assert part["risk_bound"] == found.risk_bound <= alpha and part["reason"] == found.reason
+    assert part["coverage_interval"] == list(found.coverage_interval or ())
+    if loss == "error" and prior is not None:
+        assert labels.mean() == pytest.approx(prior, abs=0.01)
+    else:
+        assert at.size == 400  # no prior in a rate of one class: every group counts
+    told = {"error": "wrong answers", "fnr": "pictures with roadwork that", "fpr": "without roadwork that"}[loss]
+    assert told in risk["guarantee"] and f"at most {alpha:g}" in risk["guarantee"]
+    assert "with probability at least 0.9 " in risk["guarantee"]
+    assert ("share of 0.2 of roadwork" in risk["guarantee"]) == (loss == "error" and prior is not None)
+    assert (tmp_path / "phase5_scrc" / "plots" / "risk_coverage.png").is_file()
+
+
+def test_the_seed_draws_the_row_of_a_group(phase5: Run) -> None:
+    select, calib = _table("val_select"), _table("val_calib", separation=2.4)
+    rng = np.random.default_rng(0)
+    loose = LogitTable(calib.ids, calib.groups, calib.labels, calib.logits + rng.normal(size=800) * 4, SHA)
+    parts = [phase5(select, loose, seed=seed)[1]["parts"] for seed in (0, 0, 1)]
+    assert parts[0] == parts[1] != parts[2]
+
+
+@pytest.mark.parametrize("keys", [{"alpha": 0.001}, {"min_coverage": 0.999}])
+def test_where_nothing_can_be_promised_every_answer_is_accepted(keys: dict[str, float], phase5: Run) -> None:
+    risk = phase5(_table("val_select"), _table("val_calib", separation=2.4), risk={"alpha": 0.06} | keys)[1]
+    (part,) = risk["parts"].values()
+    assert (risk["feasible"], risk["thresholds"], part["threshold"]) == (False, None, None)
+    assert risk["guarantee"].startswith("none: every answer is accepted") and part["reason"] in risk["guarantee"]
+    assert "over the draw of the calibration groups" not in risk["guarantee"]
+    policy = Policy(THRESHOLD, SHA, SHA, risk_control=risk)
+    assert policy.accepts(np.array([-9.0, THRESHOLD, 9.0]), np.zeros(3)).all()
+
+
+@pytest.mark.parametrize("loss", ["error", "fnr", "fpr"])
+def test_classwise_gives_each_answer_its_own_threshold(loss: str, phase5: Run) -> None:
+    """`fnr` and `fpr` both mean the two rates together."""
+    select, calib = _table("val_select", separation=2.0), _table("val_calib", separation=2.4, share=0.5)
+    alpha = 0.1
+    risk = phase5(select, calib, risk={"loss": loss, "alpha": alpha, "delta": 0.2, "classwise": True})[1]
+    at = _chosen(calib, loss, None)
+    decisions, margin = (calib.logits[at] > THRESHOLD).astype(int), np.abs(calib.logits[at] - THRESHOLD)
+    sure, answered = np.abs(select.logits - THRESHOLD), select.logits > THRESHOLD
+    found = fit_classwise_risk_control(
+        margin, decisions, calib.labels[at], alpha, 0.2, "error" if loss == "error" else "rates",
+        (make_grid(sure[answered]), make_grid(sure[~answered])),
+    )  # fmt: skip
+    assert found.feasible and found.positive.threshold != found.negative.threshold
+    assert risk["thresholds"] == {"Roadwork": found.positive.threshold, "None": found.negative.threshold}
+    assert {name: part["coverage"] for name, part in risk["parts"].items()} == {
+        "Roadwork": found.positive.coverage, "None": found.negative.coverage,
+    }  # fmt: skip
+    assert (risk["feasible"], risk["classwise"]) == (True, True) and "the risk of either answer" in risk["guarantee"]
+
+
+def test_classwise_is_not_feasible_where_one_answer_is_not(phase5: Run) -> None:
+    calib = _table("val_calib", separation=2.4, share=0.02)  # next to no roadwork: few such answers, and half wrong
+    risk = phase5(_table("val_select"), calib, risk={"alpha": 0.1, "classwise": True})[1]
+    assert risk["parts"]["None"]["feasible"] and not risk["parts"]["Roadwork"]["feasible"]
+    assert (risk["feasible"], risk["thresholds"]) == (False, None)
+    assert "Roadwork: " in risk["guarantee"] and "None: " not in risk["guarantee"]
+
+
+# The gate.
+
+
+def test_a_learned_gate_ranks_the_answers(phase5: Run, tmp_path: Path) -> None:
+    select, calib = _table("val_select"), _table("val_calib", separation=2.4)
+    gate = Gate(4, 2)  # of the margin, and half as much of the first feature
+    gate.standardise(gate_inputs(_features(select), select.logits, THRESHOLD))
+    gate.load_state_dict(
+        gate.state_dict()
+        | {
+            "layers.0.weight": torch.tensor([[0.0, 0, 0, 1], [1, 0, 0, 0]]), "layers.0.bias": torch.full((2,), 9.0),
+            "layers.2.weight": torch.tensor([[1.0, 0.5]]), "layers.2.bias": torch.zeros(1),
+        }
+    )  # fmt: skip
+    (tmp_path / "phase3_gate").mkdir()
+    save_gate(tmp_path / "phase3_gate" / "gate.safetensors", gate)
+    by_margin = phase5(select, calib)[1]  # phase 3 has not finished: what lies there is not its result
+    assert by_margin["gate"] == "margin"
+    (tmp_path / "phase3_gate" / "manifest.json").write_text("{}", encoding="utf-8")
+    risk = phase5(select, calib)[1]
+    assert risk["gate"] == "learned" and risk["thresholds"] != by_margin["thresholds"]
+    scores = [gate.confidence(gate_inputs(_features(t), t.logits, THRESHOLD)) for t in (select, calib)]
+    at = _chosen(calib, "error", None)
+    wrong = (calib.logits[at] > THRESHOLD) != (calib.labels[at] == 1)
+    found = fit_risk_control(scores[1][at], wrong, 0.05, 0.1, grid=make_grid(scores[0]))
+    assert found.feasible and found.coverage is not None and found.coverage < 1
+    assert risk["thresholds"]["Roadwork"] == found.threshold
+    assert risk["parts"]["every answer"]["coverage"] == found.coverage
+
+
+# What phase 6 makes of it.
+
+
+def _phase6(run: Path, **decision: Any) -> tuple[Policy, Path | None]:
+    context = PhaseContext(PHASES[6], parse_recipe({}), run, lambda: None)  # type: ignore[arg-type, return-value]
+    given = {"champion": "phase1_baseline", "threshold_logit": THRESHOLD, "candidate_sha256": SHA}
+    return phase6_export._policy(context, given | decision)
+
+
+def test_the_policy_holds_what_was_fitted(phase5: Run, tmp_path: Path) -> None:
+    assert _phase6(tmp_path)[0].calibration == Calibration("none")
+    calibration, risk = phase5(_table("val_select"), _table("val_calib"), method="platt")
+    assert _phase6(tmp_path)[0].risk_control["thresholds"] is None  # not finished, so not taken
+    (tmp_path / "phase5_scrc" / "manifest.json").write_text("{}", encoding="utf-8")
+    policy, gate = _phase6(tmp_path)
+    assert gate is None and policy.gate == {"kind": "margin"}
+    assert policy.calibration == Calibration("platt", calibration["slope"], calibration["intercept"])
+    assert policy.risk_control == {key: risk[key] for key in policy.risk_control} and risk["feasible"]
+    assert {"feasible", "guarantee", "thresholds", "alpha", "delta", "loss"} <= set(policy.risk_control)
+
+
+@pytest.mark.parametrize("other", ["candidate", "gate"])
+def test_a_promise_about_another_candidate_or_gate_is_refused(other: str, phase5: Run, tmp_path: Path) -> None:
+    phase5(_table("val_select"), _table("val_calib"))
+    (tmp_path / "phase5_scrc" / "manifest.json").write_text("{}", encoding="utf-8")
+    if other == "gate":  # one that was learned after phase 5 was run
+        save_gate(tmp_path / "phase3_gate" / "gate.safetensors", Gate(4, 3))
+        write_json(tmp_path / "phase3_gate" / "gate.json", {"method": "correctness"})
+        (tmp_path / "phase3_gate" / "manifest.json").write_text("{}", encoding="utf-8")
+    changed = {"candidate_sha256": "d" * 64} if other == "candidate" else {}
+    with pytest.raises(RunError, match="another champion or gate: run phase 5 again"):
+        _phase6(tmp_path, **changed)
+
+
+@pytest.mark.parametrize("prior", [None, 0.2])
+@pytest.mark.parametrize("loss", ["error", "fnr", "fpr"])
+def test_selective_figures_equal_a_slow_loop(loss: str, prior: float | None) -> None:
+    table = _table("test", separation=1.5, groups=60)
+    accepted = np.random.default_rng(1).random(len(table.ids)) < 0.3 + 0.4 * (table.logits > THRESHOLD)
+    policy = Policy(THRESHOLD, SHA, SHA, risk_control={"loss": loss, "alpha": 0.07, "thresholds": None})
+    found = evaluate_selective(table, policy, accepted, prior, 100)
+    assert (found["loss"], found["promised"]) == (loss, 0.07)
+    weights = prior_weights(table.labels, prior)
+
+    def figures(times: np.ndarray) -> dict[str, float]:
+        sums = dict.fromkeys(["all", "accepted", "counted", "lost", "1", "accepted 1", "0", "accepted 0"], 0.0)
+        for i, label in enumerate(table.labels):
+            w, answer = weights[i] * times[i], int(table.logits[i] > THRESHOLD)
+            counts = {"error": True, "fnr": label == 1, "fpr": label == 0}[loss]
+            sums["all"] += w
+            sums[str(answer)] += w
+            if accepted[i]:
+                sums["accepted"] += w
+                sums[f"accepted {answer}"] += w
+                sums["counted"] += w * counts
+                sums["lost"] += w * (counts and answer != label)
+        return {
+            "coverage": sums["accepted"] / sums["all"], "risk": sums["lost"] / sums["counted"],
+            "coverage_roadwork": sums["accepted 1"] / sums["1"], "coverage_none": sums["accepted 0"] / sums["0"],
+        }  # fmt: skip
+
+    drawn = [row for chunk in group_weights(table.groups, table.labels, 100, 0) for row in chunk]
+    resampled = [figures(row) for row in drawn]
+    for name, value in figures(np.ones(len(table.ids))).items():
+        assert found[name]["value"] == pytest.approx(value, abs=1e-12) and 0 < value < 1
+        low, high = np.quantile([each[name] for each in resampled], [0.025, 0.975])
+        assert found[name]["interval"] == pytest.approx([low, high], abs=1e-12)
+
+
+def test_what_cannot_be_divided_is_null() -> None:
+    table = _table("test", groups=10)
+    policy = Policy(1e6, SHA, SHA, risk_control={"loss": "fnr", "alpha": 0.07, "thresholds": None})
+    found = evaluate_selective(table, policy, np.zeros(20, bool), None, 100)
+    assert found["coverage"]["value"] == 0
+    for name in ("risk", "coverage_roadwork"):
+        assert found[name] == {"value": None, "interval": [None, None]}
+    assert json.dumps(found, allow_nan=False)
+
+
+def test_rates_are_those_of_the_decisions_where_probabilities_saturate() -> None:
+    """At a small temperature both sides of the threshold have probability 1 in float64."""
+    labels = np.array([0, 1] * 20)
+    table = LogitTable(
+        [str(i) for i in range(40)], np.array([f"g{i}" for i in range(40)]), labels,
+        np.where(labels == 1, 1.0, 0.9), SHA,
+    )  # fmt: skip
+    policy = Policy(0.95, SHA, SHA, calibration=Calibration("temperature", 80.0))
+    assert set(policy.probability(table.logits)) == {1.0}
+    found = evaluate(table, policy, None, 100)["as_found"]
+    assert [found["metrics"][name] for name in ("mcc", "recall", "specificity", "tp", "fp")] == [1, 1, 1, 20, 0]
+    assert found["intervals"]["mcc"] == [1, 1] and found["metrics"]["brier"] == 0.5
