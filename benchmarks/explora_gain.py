@@ -269,7 +269,8 @@ def draw(points: dict[str, Any], arms: list[str], hows: Sequence[str], path: Pat
     """Paired gains over the control, with their intervals."""
     figure = Figure(figsize=(9, 4.2), dpi=130, layout="constrained")
     for axes, (question, words) in zip(figure.subplots(1, 2, sharey=True), QUESTIONS.items(), strict=True):
-        for shift, how, style in zip((-0.12, 0.12), hows, ("C0o", "C1s"), strict=False):
+        shifts = (0.0,) if len(hows) == 1 else (-0.12, 0.12)
+        for shift, how, style in zip(shifts, hows, ("C0o", "C1s"), strict=False):
             for place, arm in enumerate(arms):
                 _, gain, low, high = points[f"{arm}/{how}/{question}"]
                 label = how.replace("_", " ") if place == 0 else None
