@@ -22,6 +22,7 @@ from natix_hf.calibration import (
     subsample_to_prior,
 )
 from natix_hf.calibration.classwise import ClasswiseLoss
+from natix_hf.errors import DataError
 from natix_hf.metrics import (
     bootstrap_intervals,
     compute_metrics,
@@ -45,6 +46,7 @@ from natix_hf.provenance.manifest import MANIFEST
 from natix_hf.reporting import say
 
 CALIBRATION, RISK = "calibration.json", "scrc.json"
+_EVERY = "every answer"
 _ERRORS = ("ece", "ece_equal_mass", "smooth_ece", "mce", "brier", "nll")
 _RISKS = {
     "error": "the share of wrong answers among the accepted ones",
@@ -131,42 +133,25 @@ def _control(
     """Thresholds of acceptance with their guarantee, from one row of each calibration group."""
     risk, data = context.recipe.phase5.risk, context.recipe.data
     chosen = one_row_per_group(calib.groups, data.seed)
-    if risk.loss == "error" and data.target_prior is not None:  # fnr and fpr are within one class: no prior in them
-        chosen = chosen[subsample_to_prior(calib.labels[chosen], data.target_prior, data.seed)]
-    confidence, labels = scores["val_calib"][chosen], calib.labels[chosen]
-    decisions = (calib.logits[chosen] > threshold).astype(np.int8)
-    losses, eligible = losses_for(risk.loss, decisions, labels)
-    if risk.classwise:
+    parts, why = {}, ""
+    try:
+        if risk.loss == "error" and data.target_prior is not None:  # fnr and fpr are within one class: no prior
+            chosen = chosen[subsample_to_prior(calib.labels[chosen], data.target_prior, data.seed)]
+        decisions = (calib.logits[chosen] > threshold).astype(np.int8)
         answered = select.logits > threshold
-        grids = make_grid(scores["val_select"][answered]), make_grid(scores["val_select"][~answered])
-        kind: ClasswiseLoss = "error" if risk.loss == "error" else "rates"
-        found = fit_classwise_risk_control(
-            confidence, decisions, labels, risk.alpha, risk.delta, kind, grids, risk.min_coverage
-        )
-        parts = {ID2LABEL[1]: found.positive, ID2LABEL[0]: found.negative}
-        feasible = found.feasible
-    else:
-        grid = make_grid(scores["val_select"])
-        single = fit_risk_control(confidence, losses, risk.alpha, risk.delta, eligible, grid, risk.min_coverage)
-        parts, feasible = {"every answer": single}, single.feasible
-    coverage, share, _ = risk_coverage(confidence[eligible], losses[eligible])
-    point = None
-    if feasible and not risk.classwise:
-        point = (float((confidence[eligible] > single.threshold).mean()), single.errors / single.accepted)
-    plots.risk_coverage(
-        context.folder / "plots" / "risk_coverage.png",
-        {f"{risk.loss} on val_calib, one row a group": (coverage, share)},
-        "Risk among the accepted answers, over rows that count in it",
-        risk.alpha,
-        (*point, float(single.risk_bound or 0.0)) if point else None,
-    )
+        grid = scores["val_select"], answered
+        parts = _certify(risk, scores["val_calib"][chosen], decisions, calib.labels[chosen], *grid)
+    except DataError as error:  # no row of a class, or of an answer: that is no promise, and no reason to stop
+        why = str(error)
+    feasible = bool(parts) and all(part.feasible for part in parts.values())
+    _plot(context, feasible, parts.get(_EVERY), scores["val_calib"][chosen], calib.logits[chosen] > threshold,
+          calib.labels[chosen])  # fmt: skip
     thresholds = None
     if feasible:
-        every = parts.get("every answer")
-        thresholds = {label: (every or parts[label]).threshold for label in ID2LABEL.values()}
+        thresholds = {label: parts[label if label in parts else _EVERY].threshold for label in ID2LABEL.values()}
     return {
         "feasible": feasible,
-        "guarantee": _words(risk, feasible, parts, data.target_prior),
+        "guarantee": _words(risk, feasible, parts, why, data.target_prior),
         "thresholds": thresholds,
         "loss": risk.loss,
         "alpha": risk.alpha,
@@ -177,14 +162,67 @@ def _control(
     }
 
 
+def _certify(
+    risk: RiskConfig,
+    confidence: np.ndarray,
+    decisions: np.ndarray,
+    labels: np.ndarray,
+    select: np.ndarray,
+    select_positive: np.ndarray,
+) -> dict[str, RiskControl]:
+    """The certificate of every answer, or of each; the thresholds to try come from the confidences of val_select.
+
+    Raises:
+        DataError: there is no row of a class or of an answer.
+    """
+    if not risk.classwise:
+        losses, eligible = losses_for(risk.loss, decisions, labels)
+        grid = make_grid(select)
+        return {
+            _EVERY: fit_risk_control(confidence, losses, risk.alpha, risk.delta, eligible, grid, risk.min_coverage)
+        }
+    for label, answered in ((1, select_positive), (0, ~select_positive)):
+        if not answered.any():
+            raise DataError(f"val_select has no row that is answered {ID2LABEL[label]}, so there is nothing to try")
+    grids = make_grid(select[select_positive]), make_grid(select[~select_positive])
+    kind: ClasswiseLoss = "error" if risk.loss == "error" else "rates"
+    found = fit_classwise_risk_control(
+        confidence, decisions, labels, risk.alpha, risk.delta, kind, grids, risk.min_coverage
+    )
+    return {ID2LABEL[1]: found.positive, ID2LABEL[0]: found.negative}
+
+
+def _plot(
+    context: PhaseContext,
+    feasible: bool,
+    single: RiskControl | None,
+    confidence: np.ndarray,
+    decisions: np.ndarray,
+    labels: np.ndarray,
+) -> None:
+    risk = context.recipe.phase5.risk
+    losses, eligible = losses_for(risk.loss, decisions.astype(np.int8), labels)
+    point = None
+    if feasible and single is not None and single.threshold is not None:
+        coverage = float((confidence[eligible] > single.threshold).mean())
+        point = (coverage, single.errors / single.accepted, float(single.risk_bound or 0.0))
+    curves = {}
+    if eligible.any():
+        curves[f"{risk.loss} on val_calib, one row a group"] = risk_coverage(confidence[eligible], losses[eligible])[
+            :2
+        ]
+    path = context.folder / "plots" / "risk_coverage.png"
+    plots.risk_coverage(path, curves, "Risk among the accepted answers, over rows that count in it", risk.alpha, point)
+
+
 def _facts(part: RiskControl) -> dict[str, Any]:
     keys = ("feasible", "threshold", "coverage", "coverage_interval", "coverage_delta", "accepted", "errors")
     return {key: getattr(part, key) for key in (*keys, "risk_bound", "needed", "rows", "eligible", "reason")}
 
 
-def _words(risk: RiskConfig, feasible: bool, parts: dict[str, RiskControl], prior: float | None) -> str:
+def _words(risk: RiskConfig, feasible: bool, parts: dict[str, RiskControl], why: str, prior: float | None) -> str:
     if not feasible:
-        why = "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if not part.feasible)
+        why = why or "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if not part.feasible)
         return f"none: every answer is accepted. No threshold could be certified ({why})"
     what = _RISKS[risk.loss] if not risk.classwise else "the risk of either answer, among the accepted ones"
     met = "as found" if prior is None or risk.loss != "error" else f"with a share of {prior:g} of roadwork"

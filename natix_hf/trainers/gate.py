@@ -13,6 +13,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torch.utils.data import Dataset
+from transformers import PrinterCallback
 
 from natix_hf.data.sampler import EpochSampler
 from natix_hf.errors import RunError
@@ -80,6 +81,7 @@ def train_gate(inputs: np.ndarray, targets: np.ndarray, config: GateConfig) -> G
             )
         except (ImportError, ValueError) as error:
             raise training_refused(error, "phase3") from None
+        trainer.remove_callback(PrinterCallback)  # one line of run times a fold
         trainer.train()
     nn.Module.to(gate, device="cpu")
     gate.eval()

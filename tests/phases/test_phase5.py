@@ -240,6 +240,30 @@ def test_where_nothing_can_be_promised_every_answer_is_accepted(keys: dict[str, 
     assert policy.accepts(np.array([-9.0, THRESHOLD, 9.0]), np.zeros(3)).all()
 
 
+@pytest.mark.parametrize(
+    ("gone", "risk", "words"),
+    [
+        ("val_select answers None", {"classwise": True}, "val_select has no row that is answered Roadwork"),
+        ("val_calib answers None", {"classwise": True}, "decisions are 0"),
+        ("no roadwork", {"loss": "fnr"}, "0 rows that count"),
+    ],
+)
+def test_where_a_class_or_an_answer_is_missing_nothing_is_promised(
+    gone: str, risk: dict[str, Any], words: str, phase5: Run, tmp_path: Path
+) -> None:
+    select, calib = _table("val_select"), _table("val_calib", separation=2.4)
+    low = {name: LogitTable(t.ids, t.groups, t.labels, t.logits - 99, SHA) for name, t in
+           {"val_select": select, "val_calib": calib}.items()}  # fmt: skip
+    if gone == "no roadwork":
+        calib = LogitTable(calib.ids, calib.groups, np.zeros_like(calib.labels), calib.logits, SHA)
+    select = low["val_select"] if gone.startswith("val_select") else select
+    calib = low["val_calib"] if gone.startswith("val_calib") else calib
+    found = phase5(select, calib, risk=risk)[1]
+    assert (found["feasible"], found["thresholds"]) == (False, None)
+    assert found["guarantee"].startswith("none: every answer is accepted") and words in found["guarantee"]
+    assert (tmp_path / "phase5_scrc" / "plots" / "risk_coverage.png").is_file()
+
+
 @pytest.mark.parametrize("loss", ["error", "fnr", "fpr"])
 def test_classwise_gives_each_answer_its_own_threshold(loss: str, phase5: Run) -> None:
     """`fnr` and `fpr` both mean the two rates together."""
