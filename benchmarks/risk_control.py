@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from statistics import median
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from measure import median_ratio
 from results import record
+from selective_references import mapie_ltt
 
 from natix_hf.calibration.risk_control import fit_risk_control, make_grid
 
@@ -58,31 +58,16 @@ def against_mapie(n: int = 10**5) -> None:
     if find_spec("mapie") is None:
         print("MAPIE is not installed: no comparison with it (pip install mapie)")
         return
-    controller_class = import_module("mapie.risk_control").BinaryClassificationController
     confidence, losses = draw(n)
     # Without the strictest two: MAPIE starts at the first threshold, and a few accepted rows certify nothing.
     grid = make_grid(draw(n // 10)[0], 102)[:-2]
-    scale = confidence.max() + 1.0  # it takes probabilities
-    rows = (confidence / scale)[:, None]
-
-    def mapie() -> Any:
-        controller = controller_class(
-            lambda x: np.column_stack([1 - x[:, 0], x[:, 0]]),
-            risk="precision",
-            target_level=1 - ALPHA,
-            confidence_level=1 - DELTA,
-            list_predict_params=np.maximum(grid[::-1], 0.0) / scale,
-            fwer_method="fixed_sequence",
-        )
-        return controller.calibrate(rows, 1 - losses).best_predict_param
-
     times: dict[str, list[float]] = {"ours": [], "mapie": []}
     for _ in range(ROUNDS):
-        took, theirs = timed(mapie)
+        took, theirs = timed(lambda: mapie_ltt(confidence, losses, grid, ALPHA, DELTA, "fixed_sequence"))
         times["mapie"].append(took)
         took, ours = timed(lambda: fit_risk_control(confidence, losses, ALPHA, DELTA, grid=grid))
         times["ours"].append(took)
-    theirs_covers = 0.0 if theirs is None else (confidence >= theirs * scale).mean()
+    theirs_covers = 0.0 if theirs is None else (confidence >= theirs).mean()
     faster = median_ratio(times["mapie"], times["ours"])
     took_ours, took_mapie = (median(times[side]) * 1000 for side in ("ours", "mapie"))
     record(
