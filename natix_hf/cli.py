@@ -65,9 +65,11 @@ def summarise(run_dir: Path) -> None:
     selective = evaluation["selective"]
     if selective["promised"] is not None:
         promise = json.loads((bundle / "policy.json").read_text(encoding="utf-8"))["risk_control"]
-        coverage, risk = (selective[name]["value"] for name in ("coverage", "risk"))
         if promise["feasible"]:
-            kept = f"risk {risk:.3f} on test where at most {promise['alpha']:g} is promised, coverage {coverage:.3f}"
+            risks = [(name, figure["value"]) for name, figure in selective["risks"].items()]
+            found = ", ".join(f"{name} {'undefined' if risk is None else f'{risk:.3f}'}" for name, risk in risks)
+            kept = f"{found} on test where at most {promise['alpha']:g} is promised, "
+            kept += f"coverage {selective['coverage']['value']:.3f}"
         else:
             kept = f"none: no threshold could be certified for a risk of {promise['alpha']:g}"
         say(f"promise  {kept}")

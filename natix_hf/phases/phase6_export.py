@@ -15,11 +15,12 @@ from natix_hf.bundle.logits import LogitTable, write_logits
 from natix_hf.bundle.policy import Policy
 from natix_hf.bundle.verify import BUNDLE_MANIFEST
 from natix_hf.calibration import Calibration, losses_for
+from natix_hf.calibration.risk_rows import Loss
 from natix_hf.data.rows import Rows
 from natix_hf.errors import RunError
 from natix_hf.metrics import bootstrap_intervals, compute_metrics, count_groups, group_weights, prior_weights
 from natix_hf.metrics.bootstrap import MEANS, RATES
-from natix_hf.models.classifier import PACKAGED_PREFIX
+from natix_hf.models.classifier import ID2LABEL, PACKAGED_PREFIX
 from natix_hf.phases import plots
 from natix_hf.phases.candidate import Candidate, compute_answers
 from natix_hf.phases.context import PhaseContext
@@ -110,26 +111,46 @@ def _plots_of(context: PhaseContext, number: int) -> list[Path]:
 def evaluate_selective(
     table: LogitTable, policy: Policy, accepted: np.ndarray, target_prior: float | None, n_resamples: int
 ) -> dict[str, Any]:
-    """What the acceptance of answers is worth on test, beside the promise: coverage, by answer too, and risk among the
-    accepted, with group-bootstrap intervals."""
-    loss = policy.risk_control.get("loss", "error")
+    """What the acceptance of answers is worth on test, beside the promise: coverage, by answer too, and every promised
+    risk among the accepted, with group-bootstrap intervals."""
     positive = policy.decide(table.logits)
-    losses, eligible = losses_for(loss, positive.astype(np.int8), table.labels)
     weights = prior_weights(table.labels, target_prior)
-    columns = [accepted, np.ones_like(accepted), accepted & losses.astype(bool), accepted & eligible]
-    columns += [accepted & positive, positive, accepted & ~positive, ~positive]
-    sums = np.column_stack(columns) * weights[:, None]
+    everything = np.ones_like(accepted)
+    shares = {
+        "coverage": (accepted, everything),
+        "coverage_roadwork": (accepted & positive, positive),
+        "coverage_none": (accepted & ~positive, ~positive),
+    }
+    promised = _promised_risks(policy.risk_control, positive, table.labels)
+    risks = {name: (accepted & lost, accepted & counted) for name, (lost, counted) in promised.items()}
+    sums = np.column_stack([part for pair in (shares | risks).values() for part in pair]) * weights[:, None]
     drawn = np.concatenate(list(group_weights(table.groups, table.labels, n_resamples, 0))).astype(np.float64)
     resampled, whole = (drawn @ sums).T, sums.sum(axis=0)
-    names = ("coverage", "risk", "coverage_roadwork", "coverage_none")
-    result: dict[str, Any] = {"loss": loss, "promised": policy.risk_control.get("alpha")}
-    for i, name in enumerate(names):
+    figures = {}
+    for i, name in enumerate(shares | risks):
         with np.errstate(invalid="ignore", divide="ignore"):
             each, value = resampled[2 * i] / resampled[2 * i + 1], whole[2 * i] / whole[2 * i + 1]
         defined = each[np.isfinite(each)]
         interval = np.quantile(defined, [0.025, 0.975]).tolist() if defined.size else [None, None]
-        result[name] = {"value": _finite(value), "interval": interval}
-    return result
+        figures[name] = {"value": _finite(value), "interval": interval}
+    return {"promised": policy.risk_control.get("alpha")} | {
+        **{name: figures[name] for name in shares},
+        "risks": {name: figures[name] for name in risks},
+    }
+
+
+def _promised_risks(
+    risk_control: dict[str, Any], positive: np.ndarray, labels: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """By the name of each risk that phase 5 controls: which rows are losses, and which count; bool [n] both."""
+    loss, decisions = risk_control.get("loss", "error"), positive.astype(np.int8)
+    wanted: tuple[Loss, ...] = ("fnr", "fpr") if risk_control.get("classwise") else (loss,)
+    if risk_control.get("classwise") and loss == "error":
+        wrong = decisions != labels
+        of_answer = {ID2LABEL[1]: positive, ID2LABEL[0]: ~positive}
+        return {f"error of {label}": (wrong & answered, answered) for label, answered in of_answer.items()}
+    found = {name: losses_for(name, decisions, labels) for name in wanted}
+    return {name: (losses.astype(bool), counted) for name, (losses, counted) in found.items()}
 
 
 def evaluate(table: LogitTable, policy: Policy, target_prior: float | None, n_resamples: int) -> dict[str, Any]:

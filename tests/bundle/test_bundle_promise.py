@@ -185,7 +185,6 @@ def test_the_selective_figures_of_test_are_those_of_its_answers(promised_run: Pa
     w = np.where(table.labels == 1, 0.5 / share, 0.5 / (1 - share))
     expected = {
         "coverage": w[accepted].sum() / w.sum(),
-        "risk": w[accepted & wrong].sum() / w[accepted].sum(),
         "coverage_roadwork": w[accepted & positive].sum() / w[positive].sum(),
         "coverage_none": w[accepted & ~positive].sum() / w[~positive].sum(),
     }
@@ -193,7 +192,12 @@ def test_the_selective_figures_of_test_are_those_of_its_answers(promised_run: Pa
     found = evaluation["selective"]
     for name, value in expected.items():
         assert found[name]["value"] == pytest.approx(value, abs=1e-12)
-    assert (found["loss"], found["promised"]) == ("error", policy["risk_control"]["alpha"])
+    answers = {"error": np.ones_like(accepted)}
+    if policy["risk_control"]["classwise"]:
+        answers = {"error of Roadwork": positive, "error of None": ~positive}
+    risks = {name: w[accepted & wrong & a].sum() / w[accepted & a].sum() for name, a in answers.items()}
+    assert {name: figure["value"] for name, figure in found["risks"].items()} == pytest.approx(risks, abs=1e-12)
+    assert found["promised"] == policy["risk_control"]["alpha"]
     slices = evaluation["slices"]["scene_level_tags.weather"]
     counts = [row["coverage"] * row["n"] for row in slices.values()]
     assert sum(counts) == pytest.approx(accepted.sum()) and len(counts) == 2
@@ -205,8 +209,8 @@ def test_the_card_tells_the_promise(promised_run: Path) -> None:
     promise = policy["risk_control"]
     assert promise["feasible"] and f"Risk control: {promise['guarantee']}." in card
     assert f"at most {promise['alpha']}, with probability {1 - promise['delta']}" in card
-    for name in ("coverage", "risk"):
-        figure = evaluation["selective"][name]
+    selective = evaluation["selective"]
+    for figure in (selective["coverage"], *selective["risks"].values()):
         low, high = figure["interval"]
         assert f"{figure['value']:.3f} [{low:.3f}, {high:.3f}]" in card
     learned = policy["gate"]["kind"] == "learned"

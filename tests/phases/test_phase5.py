@@ -364,7 +364,8 @@ def test_selective_figures_equal_a_slow_loop(loss: str, prior: float | None) -> 
     accepted = np.random.default_rng(1).random(len(table.ids)) < 0.3 + 0.4 * (table.logits > THRESHOLD)
     policy = Policy(THRESHOLD, SHA, SHA, risk_control={"loss": loss, "alpha": 0.07, "thresholds": None})
     found = evaluate_selective(table, policy, accepted, prior, 100)
-    assert (found["loss"], found["promised"]) == (loss, 0.07)
+    assert found["promised"] == 0.07 and list(found["risks"]) == [loss]
+    found["risk"] = found["risks"][loss]
     weights = prior_weights(table.labels, prior)
 
     def figures(times: np.ndarray) -> dict[str, float]:
@@ -392,13 +393,34 @@ def test_selective_figures_equal_a_slow_loop(loss: str, prior: float | None) -> 
         assert found[name]["interval"] == pytest.approx([low, high], abs=1e-12)
 
 
+@pytest.mark.parametrize("loss", ["error", "fnr", "fpr"])
+def test_classwise_both_promised_risks_are_measured(loss: str) -> None:
+    table = _table("test", separation=1.5, groups=60)
+    accepted = np.random.default_rng(1).random(len(table.ids)) < 0.6
+    policy = Policy(THRESHOLD, SHA, SHA, risk_control={"loss": loss, "alpha": 0.07, "classwise": True})
+    risks = evaluate_selective(table, policy, accepted, None, 100)["risks"]
+    answers = table.logits > THRESHOLD
+    rows = list(zip(accepted, answers, table.labels, strict=True))
+    expected = {}
+    for name, truth in {"fnr": 1, "fpr": 0}.items():  # of the accepted of a class, the wrongly answered
+        errors = [answer != label for accept, answer, label in rows if accept and label == truth]
+        expected[name] = sum(errors) / len(errors)
+    if loss == "error":  # of the accepted rows with an answer, those that are wrong
+        expected = {}
+        for name, given in {"error of Roadwork": 1, "error of None": 0}.items():
+            errors = [answer != label for accept, answer, label in rows if accept and answer == given]
+            expected[name] = sum(errors) / len(errors)
+    assert {name: figure["value"] for name, figure in risks.items()} == pytest.approx(expected, abs=1e-12)
+    assert all(0 < value < 1 for value in expected.values()) and len(set(expected.values())) == 2
+
+
 def test_what_cannot_be_divided_is_null() -> None:
     table = _table("test", groups=10)
     policy = Policy(1e6, SHA, SHA, risk_control={"loss": "fnr", "alpha": 0.07, "thresholds": None})
     found = evaluate_selective(table, policy, np.zeros(20, bool), None, 100)
     assert found["coverage"]["value"] == 0
-    for name in ("risk", "coverage_roadwork"):
-        assert found[name] == {"value": None, "interval": [None, None]}
+    for figure in (found["risks"]["fnr"], found["coverage_roadwork"]):
+        assert figure == {"value": None, "interval": [None, None]}
     assert json.dumps(found, allow_nan=False)
 
 
