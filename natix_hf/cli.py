@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from natix_hf.errors import NatixError, UsageError
+from natix_hf.errors import NatixError, UsageError, VerificationError
 from natix_hf.reporting import errors_in_one_line, fail, robust_streams, say
 
 app = typer.Typer(
@@ -122,6 +122,42 @@ def predict(
             say(json.dumps({"image": str(path)} | asdict(answer)))
         else:
             say(f"{path}  {answer.decision:8s}  P(Roadwork) {answer.probability:.3f}")
+
+
+@app.command()
+def push(
+    reference: Annotated[str, typer.Argument(metavar="RUN_OR_BUNDLE", help="A run folder or a bundle folder.")],
+    repo_id: Annotated[str, typer.Argument(help="A Hub repository as org/name; it is made if there is none.")],
+    private: Annotated[bool, typer.Option("--private", help="If it is made now.")] = False,
+    tag: Annotated[str | None, typer.Option(help="Of the commit, as v1.0.0.")] = None,
+) -> None:
+    """Publish a bundle on the Hub in one commit, then read it back and verify it."""
+    from natix_hf.bundle.load import find_local_bundle
+    from natix_hf.bundle.push import push_bundle
+    from natix_hf.callbacks.push_bundle import say_published
+    from natix_hf.verify import find_problems
+
+    bundle = find_local_bundle(reference)
+    for problem in find_problems(reference):
+        raise VerificationError(f"{problem}; nothing was published")
+    say_published(push_bundle(bundle, repo_id, private, tag))
+
+
+@app.command()
+def pull(
+    repo_id: Annotated[str, typer.Argument(help="A Hub repository as org/name.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default: the main branch.")] = None,
+    to: Annotated[Path | None, typer.Option(help="A new folder; default: one named as the repository, here.")] = None,
+) -> None:
+    """Download a bundle and verify every file of it."""
+    from natix_hf.bundle.fetch import pull_bundle
+    from natix_hf.bundle.verify import BUNDLE_MANIFEST
+    from natix_hf.provenance.files import file_sha256
+
+    folder, commit = pull_bundle(repo_id, revision, to)
+    say(f"bundle    {folder}, verified")
+    say(f"revision  {commit}")
+    say(f"manifest  sha256 {file_sha256(folder / BUNDLE_MANIFEST)}")
 
 
 @app.command()

@@ -35,6 +35,10 @@ class MergeMismatchError(RunError):
     """A merged model on disk does not answer as the trained one did. The unmerged weights stay."""
 
 
+class HubError(NatixError):
+    """The Hub or the way to it failed. What was asked for may be asked for again."""
+
+
 class VerificationError(NatixError):
     """A file, manifest or bundle is not what its checksums say."""
 

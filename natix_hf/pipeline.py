@@ -22,6 +22,7 @@ from natix_hf.phases.context import (
     why_not_current,
 )
 from natix_hf.phases.graph import PHASES, Phase, order_phases
+from natix_hf.phases.pins import pinned_data
 from natix_hf.provenance.runs import new_run, newest_run, open_run
 from natix_hf.recipe import Recipe, load_recipe
 from natix_hf.reporting import errors_in_one_line, robust_streams, say
@@ -66,6 +67,10 @@ def run_recipe(
     launch_options = _launch_options(accelerate_config) if trains else None
     if trains and launch_options is None:
         _check_training(recipe, [PHASES[number] for number in wanted])
+    if 6 in wanted and recipe.phase6.push:  # what the Hub would refuse after hours of training
+        from natix_hf.bundle.push import check_push
+
+        check_push(str(recipe.phase6.repo_id), recipe.phase6.tag)
     require_upstream(run_dir if run_dir is not None else OUTPUTS / recipe.name / "NEW", wanted)
     folder = open_run(run_dir, recipe.name) if run_dir is not None else new_run(OUTPUTS, recipe.name)
     say(f"run {folder}")
@@ -140,7 +145,8 @@ def _data_loader(recipe: Recipe, run_dir: Path) -> Callable[[], ImageData]:
         from natix_hf.phases.phase0_data import SPLITS
 
         current = why_not_current(run_dir, PHASES[0], recipe) is None
-        return load_image_data(recipe.data, read_splits(run_dir / PHASES[0].folder / SPLITS) if current else None)
+        data = pinned_data(run_dir, recipe.data)
+        return load_image_data(data, read_splits(run_dir / PHASES[0].folder / SPLITS) if current else None)
 
     return load
 

@@ -12,14 +12,13 @@ import numpy as np
 
 from natix_hf.bundle.inference import ImageList, Inference
 from natix_hf.bundle.policy import POLICY, Policy, fold_into, write_policy
-from natix_hf.bundle.verify import BUNDLE_MANIFEST, SCHEMA, is_allowed, require_intact
+from natix_hf.bundle.verify import BUNDLE_MANIFEST, SCHEMA, WEIGHTS, is_allowed, require_intact
 from natix_hf.errors import RunError
 from natix_hf.models.classifier import head_of, load_classifier
 from natix_hf.models.gate import GATE
 from natix_hf.models.preprocess import load_processor
 from natix_hf.provenance.files import atomic_folder, describe_files, file_sha256, list_files, write_json, write_text
 
-WEIGHTS = "model.safetensors"
 # float32 folding moves a logit by rounding only; a wrong weight moves it by far more.
 RELOAD_TOLERANCE = 1e-4
 

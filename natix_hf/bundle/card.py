@@ -13,6 +13,8 @@ from natix_hf.models.classifier import ID2LABEL
 from natix_hf.resources import resource_folder
 
 _TEMPLATE = "bundle.md.jinja"
+# Where the card's examples name the bundle; a push puts the repository there.
+REPO_PLACEHOLDER = "PATH_OR_REPO_ID"
 _TOLD_METRICS = (
     "mcc",
     "balanced_accuracy",
@@ -41,6 +43,9 @@ class CardFacts:
     adapter: str
     image_size: int
     dataset: str
+    origins: dict[
+        str, dict[str, Any] | None
+    ]  # of "dataset" and "backbone", what `hub_origin` told; None: not from there
     counts: dict[str, dict[str, int]]
     dropped: int
     # measured
@@ -75,6 +80,8 @@ def render_card(facts: CardFacts) -> str:
         pipeline_tag="image-classification",
         tags=["natix_hf", "streetvision", "roadwork", facts.architecture],
         model_name=facts.model_name,
+        base_model=_repo(facts.origins["backbone"]),
+        datasets=_repo(facts.origins["dataset"]),
         eval_results=results,
     )
     card = ModelCard.from_template(
@@ -82,9 +89,14 @@ def render_card(facts: CardFacts) -> str:
         template_path=str(resource_folder("model_cards") / _TEMPLATE),
         facts=facts,
         told=_TOLD_METRICS,
+        repo=REPO_PLACEHOLDER,
         labels=ID2LABEL,
     )
     return str(card)
+
+
+def _repo(origin: dict[str, Any] | None) -> str | None:
+    return origin["repo"] if origin is not None else None
 
 
 def subnet_model_card(

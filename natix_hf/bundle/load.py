@@ -11,12 +11,14 @@ import numpy as np
 from PIL import Image
 
 from natix_hf.bundle.confidence import Confidence
+from natix_hf.bundle.fetch import fetch_bundle
 from natix_hf.bundle.inference import ImageList, Inference
 from natix_hf.bundle.policy import POLICY, read_policy
-from natix_hf.bundle.verify import BUNDLE_MANIFEST, require_intact
+from natix_hf.bundle.verify import BUNDLE_MANIFEST, WEIGHTS, policy_problems, require_intact
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.models.gate import GATE
 from natix_hf.provenance.files import file_sha256
+from natix_hf.provenance.hub import is_repo_id
 
 
 @dataclass(frozen=True)
@@ -31,19 +33,13 @@ class Prediction:
 
 
 class Bundle:
-    """A loaded bundle: `policy` says how it decides, `predict` answers."""
+    """A loaded bundle: `policy` says how it decides, `predict` answers. `load_bundle` checks the folder first."""
 
     def __init__(self, folder: Path, device: str | None = None) -> None:
         self.folder = folder
         self.policy = read_policy(folder / POLICY)
-        if file_sha256(folder / "model.safetensors") != self.policy.model_sha256:
-            raise VerificationError(
-                f"{folder / POLICY} belongs to other weights than model.safetensors: download the bundle again"
-            )
         self._inference = Inference(folder, device)
         learned = folder / GATE if self.policy.gate["kind"] == "learned" else None
-        if learned is not None and not (learned.is_file() and file_sha256(learned) == self.policy.gate["sha256"]):
-            raise VerificationError(f"{folder / POLICY} belongs to another {GATE}: download the bundle again")
         self._confidence = Confidence(self.policy.threshold_logit, learned)
 
     def logits(self, images: Iterable[Any], batch_size: int = 32) -> np.ndarray:
@@ -93,37 +89,39 @@ def load_bundle(
     Args:
         path_or_repo_id: a bundle folder, a run folder (its newest bundle), or `org/name` on the Hub.
         revision: branch, tag or commit on the Hub.
-        verify: check every file against `bundle_manifest.json` first.
+        verify: check every file against `bundle_manifest.json` first; False: only that the policy belongs to the
+            weights.
         expected: sha256 that the manifest itself must have.
         device: as torch names it; None takes the accelerator if there is one.
 
     Raises:
-        UsageError: there is no bundle there. VerificationError: a file is not what the manifest says.
+        UsageError: there is no bundle there, or no right to it. HubError: the Hub or the connection failed.
+        VerificationError: a file is not what the manifest says.
     """
     folder = find_bundle(path_or_repo_id, revision)
     if verify:
         require_intact(folder, expected)
+    else:
+        hashes = {name: file_sha256(folder / name) for name in (WEIGHTS, GATE) if (folder / name).is_file()}
+        for problem in policy_problems(folder, hashes):
+            raise VerificationError(problem)
     return Bundle(folder, device)
 
 
 def find_bundle(path_or_repo_id: str | Path, revision: str | None = None) -> Path:
     """The folder of a bundle: itself, `phase6_export/bundle` of a run, or a snapshot from the Hub."""
-    path = Path(path_or_repo_id)
+    if Path(path_or_repo_id).exists() or not is_repo_id(str(path_or_repo_id)):
+        return find_local_bundle(path_or_repo_id)
+    return fetch_bundle(str(path_or_repo_id), revision)
+
+
+def find_local_bundle(reference: str | Path) -> Path:
+    """The folder of a bundle: itself, or `phase6_export/bundle` of a run."""
+    path = Path(reference)
     for folder in (path, path / "phase6_export" / "bundle"):
         # A bundle that lost one of the two is still a damaged bundle, not a stranger.
         if (folder / POLICY).is_file() or (folder / BUNDLE_MANIFEST).is_file():
             return folder
     if path.exists():
         raise UsageError(f"{path} is not a bundle: it has no {POLICY}; run phase 6, or name the folder that has one")
-    if str(path_or_repo_id).count("/") != 1:
-        raise UsageError(f"there is no bundle {path_or_repo_id}: name a folder, or a Hub repository as org/name")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(path_or_repo_id), revision=revision))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(
-            f"{path_or_repo_id} is neither a folder here nor to be had from the Hub ({first_line})"
-        ) from None
+    raise UsageError(f"there is no bundle {reference}: name a folder, or a Hub repository as org/name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from natix_hf.models.gate import GATE
 from natix_hf.provenance.files import check_files, file_sha256, list_files, list_temporaries, read_json
 
 BUNDLE_MANIFEST = "bundle_manifest.json"
+WEIGHTS = "model.safetensors"
 SCHEMA = 1
 _ALLOWED = re.compile(
     r"config\.json|model\.safetensors|preprocessor_config\.json|README\.md|model_card\.json|policy\.json"
@@ -24,6 +26,8 @@ _REQUIRED = (
     "evaluation.json",
     "README.md",
 )
+# Far above any header of a model: 10,000 tensors fill a megabyte.
+_LONGEST_HEADER = 16 * 2**20
 # The Hub's own file, and the cache folder that `snapshot_download` leaves in a local folder.
 _HUB_OWN = re.compile(r"\.gitattributes|\.cache/.*")
 
@@ -31,6 +35,11 @@ _HUB_OWN = re.compile(r"\.gitattributes|\.cache/.*")
 def is_allowed(name: str) -> bool:
     """Whether a bundle may hold a file of this relative POSIX path."""
     return _ALLOWED.fullmatch(name) is not None
+
+
+def is_of_the_hub(name: str) -> bool:
+    """Whether a file is the Hub's own, and no part of a bundle."""
+    return _HUB_OWN.fullmatch(name) is not None
 
 
 def bundle_problems(folder: Path, expected: str | None = None) -> list[str]:
@@ -60,21 +69,80 @@ def bundle_problems(folder: Path, expected: str | None = None) -> list[str]:
     problems += [f"{path} names {name}, which a bundle may not hold" for name in refused]
     problems += [f"{folder / name} is missing from the manifest" for name in _REQUIRED if name not in named]
     problems += [
-        f"{folder / name} is a link, not a file"
-        for name in named
-        if (folder / name).is_symlink() and not _in_hub_cache(folder)
+        f"{folder / name} is a link, not a file" for name in [*named, BUNDLE_MANIFEST] if _is_stray_link(folder, name)
     ]
     problems += [
         f"{folder / name} is not in the manifest"
         for name in [*list_files(folder), *list_temporaries(folder)]
-        if name not in named and name != BUNDLE_MANIFEST and not _HUB_OWN.fullmatch(name)
+        if name not in named and name != BUNDLE_MANIFEST and not is_of_the_hub(name)
     ]
-    return problems + check_files(folder, {name: facts for name, facts in named.items() if name not in refused})
+    problems += check_files(folder, {name: facts for name, facts in named.items() if name not in refused})
+    if problems:
+        return problems
+    problems = [*_weights_problems(folder), *_config_problems(folder)]
+    return problems + policy_problems(folder, {name: facts["sha256"] for name, facts in named.items()})
 
 
-def _in_hub_cache(folder: Path) -> bool:
-    """In the Hub's cache every file of a snapshot is a link to a blob."""
-    return folder.parent.name == "snapshots"
+def policy_problems(folder: Path, sha256: dict[str, str]) -> list[str]:
+    """Whether the policy was fitted on these weights, and with this gate; `sha256` by the name of the file."""
+    try:
+        policy = read_policy(folder / POLICY)
+    except VerificationError as error:
+        return [str(error)]
+    problems = []
+    if policy.model_sha256 != sha256.get(WEIGHTS):
+        problems.append(f"{folder / POLICY} belongs to other weights than {WEIGHTS}: download the bundle again")
+    if policy.gate["kind"] == "learned" and policy.gate["sha256"] != sha256.get(GATE):
+        problems.append(f"{folder / POLICY} belongs to another {GATE}: download the bundle again")
+    return problems
+
+
+def _is_stray_link(folder: Path, name: str) -> bool:
+    """A link, or in a linked folder. In the Hub's cache every file of a snapshot is one, to a blob beside it."""
+    place = folder / name
+    links = [
+        path for path in (place, *place.parents) if path != folder and folder in path.parents and path.is_symlink()
+    ]
+    blobs = folder.parent.parent / "blobs"
+    in_cache = folder.parent.name == "snapshots" and place.resolve().parent == blobs.resolve()
+    return bool(links) and not (links == [place] and in_cache)
+
+
+def _weights_problems(folder: Path) -> list[str]:
+    """What is wrong with the header of a safetensors file: looked at before anything reads it whole."""
+    problems = []
+    for path in (folder / WEIGHTS, folder / GATE):
+        if not path.is_file():
+            continue
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            body = path.stat().st_size - 8
+            if not 2 <= length <= min(body, _LONGEST_HEADER):
+                problems.append(f"{path} says that its header has {length} bytes: it is no safetensors file")
+                continue
+            try:
+                header = json.loads(file.read(length))
+                ends = [int(facts["data_offsets"][1]) for name, facts in header.items() if name != "__metadata__"]
+            except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+                problems.append(f"{path} has a header that is not that of a safetensors file")
+                continue
+        if max(ends, default=0) != body - length:
+            problems.append(f"{path} holds {body - length} bytes of tensors, its header says {max(ends, default=0)}")
+    return problems
+
+
+def _config_problems(folder: Path) -> list[str]:
+    """A config that asks for code of the repository's own: this package runs none, and others might."""
+    problems = []
+    for name in ("config.json", "preprocessor_config.json"):
+        try:
+            content = read_json(folder / name)
+        except VerificationError as error:
+            problems.append(str(error))
+            continue
+        if not isinstance(content, dict) or "auto_map" in content or "custom_pipelines" in content:
+            problems.append(f"{folder / name} asks for code from the repository, which is never run")
+    return problems
 
 
 def folding_problems(bundle: Path, candidate: Path) -> list[str]:

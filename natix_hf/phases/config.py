@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from natix_hf.errors import require
+from natix_hf.provenance.hub import is_repo_id, is_tag
+from natix_hf.subnet.hotkey import is_hotkey
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,21 @@ class Phase6Config:
     description: str = "Is there roadwork in this picture?"
     version: str = "0.1.0"  # X.Y.Z
     submitted_by: str | None = None  # the miner's hotkey (ss58); null: the bundle has no model_card.json
+    push: bool = False  # publish the bundle on the Hub, in one commit, and read it back
+    repo_id: str | None = None  # where, as org/name
+    private: bool = False  # only for a repository that does not exist yet
+    tag: str | None = None  # of the commit, as in v1.0.0
 
     def __post_init__(self) -> None:
         require(self.n_resamples >= 100, "phase6.n_resamples", self.n_resamples, "at least 100")
         require(
             bool(re.fullmatch(r"\d+\.\d+\.\d+", self.version)), "phase6.version", self.version, "X.Y.Z, as in 1.0.2"
         )
+        hotkey, repo_id, tag = self.submitted_by, self.repo_id, self.tag
+        known = hotkey is None or is_hotkey(hotkey)
+        require(known, "phase6.submitted_by", hotkey, "an SS58 address with its checksum, or null")
+        require(repo_id is None or is_repo_id(repo_id), "phase6.repo_id", repo_id, "org/name, or null")
+        require(repo_id is not None or not self.push, "phase6.repo_id", repo_id, "org/name where phase6.push is true")
+        for name, given in {"repo_id": repo_id, "private": self.private, "tag": tag}.items():
+            require(self.push or not given, f"phase6.{name}", given, "nothing unless phase6.push is true")
+        require(tag is None or is_tag(tag), "phase6.tag", tag, "a name of letters, digits, dots and dashes, or null")

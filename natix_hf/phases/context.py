@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from natix_hf.errors import LeakageError, RunError, UsageError, VerificationError
+from natix_hf.models.config import ModelConfig
 from natix_hf.phases.graph import PHASES, Phase, order_phases
+from natix_hf.phases.pins import pin, pinned_model
 from natix_hf.provenance.files import ids_sha256, json_sha256, read_json, remove_temporaries, write_json
 from natix_hf.provenance.manifest import MANIFEST, Draft, manifest_problems, read_manifest, write_manifest
 from natix_hf.recipe import Recipe
@@ -39,6 +41,11 @@ class PhaseContext:
     @property
     def folder(self) -> Path:
         return self.run_dir / self.phase.folder
+
+    @property
+    def model(self) -> ModelConfig:
+        """The recipe's model, a backbone on the Hub at the commit of this run."""
+        return pinned_model(self.run_dir, self.recipe.model)
 
     def upstream(self, number: int) -> Path:
         """The folder of a finished phase that this one needs or uses."""
@@ -78,6 +85,7 @@ class PhaseContext:
             section_sha256=self.recipe.section_sha256(*self.phase.sections),
             upstream=upstream_digests(self.run_dir, self.phase),
             seed=self.recipe.training_of(self.phase.number)["seed"] if self.phase.trains else self.recipe.data.seed,
+            hub=pin(self.run_dir, self.recipe, self.phase),
         )
         attempt = {"attempt": json_sha256([self._draft.section_sha256, self._draft.upstream])}
         marker = self.folder / IN_PROGRESS

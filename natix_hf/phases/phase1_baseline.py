@@ -17,8 +17,8 @@ def run(context: PhaseContext) -> dict[str, Any]:
     recipe = context.recipe
     config, prior = recipe.phase1, recipe.data.target_prior
     train, val_select = context.rows("train"), context.rows("val_select")
-    model = build_classifier(recipe.model, seed=config.training["seed"])
-    processor = make_processor(recipe.model)
+    model = build_classifier(context.model, seed=config.training["seed"])
+    processor = make_processor(context.model)
     parameters = sum(p.numel() for p in model.parameters())
     report = train_classifier(
         model,

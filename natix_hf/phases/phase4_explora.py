@@ -56,7 +56,7 @@ def run(context: PhaseContext) -> dict[str, Any]:
         say("phase 4: the same stage on the stock backbone, as control")
         clear_device_cache(garbage_collection=True)
         control = Candidate(CONTROL, context.folder / CONTROL)
-        report["control"] = {"from": CONTROL} | _train(context, control.folder, recipe.model, stage)
+        report["control"] = {"from": CONTROL} | _train(context, control.folder, context.model, stage)
     else:
         report["control"] = {"from": control.name}
     if context.is_main:
@@ -117,7 +117,7 @@ def _adapt(context: PhaseContext) -> dict[str, Any]:
         parts, left_out = unlabelled_rows(config.unlabelled, recipe.data, context.load_data().splits)
     if left_out and context.is_main:
         say(f"phase 4: {len(left_out)} unlabelled rows left out, the first: {next(iter(left_out.items()))}")
-    processor = make_processor(recipe.model)
+    processor = make_processor(context.model)
 
     def save(backbone: PreTrainedModel) -> Path:
         with atomic_folder(context.folder / BACKBONE) as temporary:
@@ -126,7 +126,7 @@ def _adapt(context: PhaseContext) -> dict[str, Any]:
         return context.folder / BACKBONE
 
     report = pretrain_backbone(
-        build_backbone(recipe.model, seed=config.training["seed"]),
+        build_backbone(context.model, seed=config.training["seed"]),
         processor,
         joined([part for part in (train, *parts) if len(part)]),
         probe,
@@ -134,7 +134,7 @@ def _adapt(context: PhaseContext) -> dict[str, Any]:
         recipe.data.augment,
         save,
         context.folder / _TRAINING,
-        None if config.objective == "dinov2" else build_decoder(recipe.model),
+        None if config.objective == "dinov2" else build_decoder(context.model),
     )
     if context.is_main:
         history = write_history(context.folder / _HISTORY, report.pop("history"))

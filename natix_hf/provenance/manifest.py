@@ -33,6 +33,7 @@ class Draft:
     upstream: dict[str, str]
     seed: int
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hub: dict[str, Any] = field(default_factory=dict)  # what was read from the Hub, at which commit
     started: float = field(default_factory=time.time)
 
 
@@ -55,6 +56,7 @@ def write_manifest(
         "section_sha256": draft.section_sha256,
         "upstream": draft.upstream,
         "rows": draft.rows,
+        "hub": draft.hub,
         "files": files,
         "metrics": metrics,
         "seed": draft.seed,

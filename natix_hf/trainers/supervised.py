@@ -22,6 +22,7 @@ from transformers.training_args import OptimizerNames
 
 from natix_hf.callbacks.adalora import AdaLoraCallback
 from natix_hf.callbacks.merge_validation import MergeValidationCallback
+from natix_hf.callbacks.model_card import ModelCardCallback
 from natix_hf.data.config import AugmentConfig
 from natix_hf.data.rows import Rows
 from natix_hf.data.sampler import EpochSampler
@@ -123,8 +124,8 @@ def train_classifier(
         save: writes the plain model and returns its folder; called on the writing rank alone.
 
     Returns:
-        What happened: `history` (Trainer's log), best score and step, seconds; with an adapter of PEFT its modules,
-        and `merge`, the proof; with `auto` also what `bake_off` tells.
+        What happened: `history` (Trainer's log), `card` (what `ModelCardCallback` took down), best score and step,
+        seconds; with an adapter of PEFT its modules, and `merge`, the proof; with `auto` also what `bake_off` tells.
 
     Raises:
         MergeMismatchError: the saved model does not answer as the trained one did.
@@ -153,6 +154,8 @@ def train_classifier(
         facts["adapted_modules"] = adapted_modules(adapted)
         proof = MergeValidationCallback(adapted, lambda: first_images(originals), save, load_classifier)
         trainer.add_callback(proof)  # the last one: it sees the weights that are kept
+    card = ModelCardCallback()
+    trainer.add_callback(card)
     resume = newest_complete_checkpoint(checkpoints)
     begin = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -162,6 +165,7 @@ def train_classifier(
         nn.Module.to(model, device="cpu").eval()
         save(model)
     return facts | {
+        "card": card.facts,
         "history": trainer.state.log_history,
         "best_score": trainer.state.best_metric,
         "best_step": trainer.state.best_global_step,

@@ -287,7 +287,7 @@ def _redescribe(run: Path) -> None:
         ({"risk_control": {"alpha": 0.01}}, "promises something else"),
         ({"risk_control": {"thresholds": {"None": -99.0, "Roadwork": -99.0}}}, "promises something else"),
         ({"gate": {"kind": "margin"}}, "another gate than phase3_gate"),
-        ({"gate": {"sha256": "0" * 64}}, "another gate than phase3_gate"),
+        ({"gate": {"sha256": "0" * 64}}, "another gate.safetensors"),
     ],
     ids=str,
 )

@@ -189,7 +189,6 @@ def test_the_system_refuses(command: Command, monkeypatch: pytest.MonkeyPatch) -
         (("run", "RECIPE", "data.slices=[nope]"), "nope"),
         (("run", "RECIPE", "--phases", "6"), "--phases 2 --run-dir"),
         (("verify", "nothing"), "nothing"),
-        (("verify", "org/nothing"), "org/nothing"),
         (("verify", "."), "not a bundle"),
         (("predict", "nothing", "PICTURE"), "nothing"),
         (("predict", "nothing", "absent.png"), "absent.png: there is no such file"),

@@ -195,6 +195,7 @@ ELSEWHERE = {
     ("phase2", "objective"): "test_phase2",
     ("phase2", "n_resamples"): "test_phase2",
     **{("phase6", f.name): "test_phase6" for f in fields(Phase6Config)},
+    **{("phase6", k): "hub/test_push.py::test_a_run_publishes_itself" for k in ("push", "repo_id", "private", "tag")},
     ("", "phases"): "test_phases",
     **{("", section): "a section" for section in ("data", "model", *(f"phase{n}" for n in (1, 2, 3, 4, 5, 6)))},
     **{("phase4", key): "a section" for key in ("mae", "dinov2", "crops")},
@@ -393,22 +394,22 @@ def test_phase6(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """All keys of the section in one run: each leaves its own trace."""
     import yaml
 
-    from natix_hf.phases import phase6_export
+    from natix_hf.phases import evaluation, phase6_export
     from natix_hf.pipeline import run_recipe
 
     changed = {
         "fold": "none", "n_resamples": 150, "model_name": "Own name", "description": "What a question.",
-        "version": "3.2.1", "submitted_by": "5Grwva",
+        "version": "3.2.1", "submitted_by": "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY",
     }  # fmt: skip
     resamples: list[int] = []
-    real = phase6_export.bootstrap_intervals
+    real = evaluation.bootstrap_intervals
 
     def count(*args: Any, n_resamples: int, **kwargs: Any) -> Any:
         resamples.append(n_resamples)
         return real(*args, n_resamples=n_resamples, **kwargs)
 
-    monkeypatch.setattr(phase6_export, "bootstrap_intervals", count)
-    assert set(changed) == {f.name for f in fields(Phase6Config)}
+    monkeypatch.setattr(evaluation, "bootstrap_intervals", count)
+    assert set(changed) == {f.name for f in fields(Phase6Config)} - {"push", "repo_id", "private", "tag"}
     source = json.loads((finished_run / "phase0_data" / "manifest.json").read_text(encoding="utf-8"))["section"]
     content = {**TINY_RECIPE, "data": source["data"], "phase6": changed}
     before = {p.name: p.read_text(encoding="utf-8") for p in (finished_run / "phase6_export/bundle").glob("*.json")}
@@ -425,7 +426,7 @@ def test_phase6(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "model_card.json" not in before
     five = json.loads((bundle / "model_card.json").read_text(encoding="utf-8"))
     assert (five["model_name"], five["description"]) == ("Own name", "What a question.")
-    assert (five["version"], five["submitted_by"]) == ("3.2.1", "5Grwva")
+    assert (five["version"], five["submitted_by"]) == ("3.2.1", changed["submitted_by"])
     assert set(resamples) == {150}
     card = (bundle / "README.md").read_text(encoding="utf-8")
     assert "# Own name\n" in card and "What a question. Version 3.2.1." in card and "*not* folded in" in card

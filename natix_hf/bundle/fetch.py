@@ -1,0 +1,79 @@
+"""A bundle's files from the Hub: what a bundle may not hold is not downloaded, and a copy here is checked whole."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from natix_hf.bundle.verify import BUNDLE_MANIFEST, is_allowed, is_of_the_hub, require_intact
+from natix_hf.errors import HubError, UsageError, VerificationError
+from natix_hf.provenance.files import atomic_folder, list_files
+from natix_hf.provenance.hub import hub_errors
+
+_OUTCOME = "nothing was loaded"
+
+
+def fetch_bundle(repo_id: str, revision: str | None = None, cache: Path | None = None) -> Path:
+    """The folder of a bundle's snapshot in the Hub's cache, its files not yet checked. Where the Hub cannot be
+    reached, what the cache has of that revision.
+
+    Args:
+        cache: another cache folder than the Hub's own.
+
+    Raises:
+        UsageError: there is no such repository or revision, or no right to it. HubError: the Hub or the connection
+            failed, and the cache has no such snapshot. VerificationError: it holds a file that a bundle may not hold.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        with hub_errors(repo_id, "download", _OUTCOME):
+            info = HfApi().model_info(repo_id, revision=revision)
+    except HubError:
+        cached = _cached(repo_id, revision, cache)
+        if cached is None:
+            raise
+        return cached
+    names = [file.rfilename for file in info.siblings or []]
+    if BUNDLE_MANIFEST not in names:
+        raise UsageError(f"{repo_id} is not a bundle: it has no {BUNDLE_MANIFEST}")
+    for name in names:
+        if not is_allowed(name) and name != BUNDLE_MANIFEST and not is_of_the_hub(name):
+            raise VerificationError(f"{repo_id} holds {name}, which a bundle may not hold: nothing was downloaded")
+    with hub_errors(repo_id, "download", _OUTCOME):
+        return Path(snapshot_download(repo_id, revision=info.sha, cache_dir=cache))
+
+
+def _cached(repo_id: str, revision: str | None, cache: Path | None) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, cache_dir=cache, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def pull_bundle(repo_id: str, revision: str | None = None, to: Path | None = None) -> tuple[Path, str]:
+    """Downloads a bundle into a folder of its own, checked whole, or leaves nothing there.
+
+    Args:
+        to: the folder; it must not exist, or be empty. None: one named as the repository, here.
+
+    Returns:
+        The folder, and the commit that it is from.
+
+    Raises: as `fetch_bundle`, and
+        UsageError: there is something in the folder. VerificationError: a file is not what the manifest says.
+    """
+    target = to if to is not None else Path(repo_id.rsplit("/", 1)[-1])
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} exists already: name another folder with --to")
+    snapshot = fetch_bundle(repo_id, revision)
+    with atomic_folder(target) as folder:
+        for name in list_files(snapshot):
+            if not is_of_the_hub(name):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(snapshot / name, folder / name)
+        require_intact(folder)
+    return target, snapshot.name

@@ -1,0 +1,141 @@
+"""Publishing a bundle: staged from an allow-list, reloaded, one commit, then read back and checked byte for byte."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from natix_hf.bundle.build import write_bundle_manifest
+from natix_hf.bundle.card import REPO_PLACEHOLDER
+from natix_hf.bundle.fetch import fetch_bundle
+from natix_hf.bundle.load import Bundle
+from natix_hf.bundle.verify import BUNDLE_MANIFEST, is_of_the_hub, require_intact
+from natix_hf.errors import HubError, UsageError, VerificationError
+from natix_hf.provenance.files import file_sha256, list_files, read_json, write_text
+from natix_hf.provenance.hub import LOG_IN, hub_errors, is_repo_id, is_tag
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_OUTCOME = "nothing was published"
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a bundle lies on the Hub: `commit` pins its files there, `manifest_sha256` their content anywhere."""
+
+    repo_id: str
+    commit: str
+    manifest_sha256: str
+    tag: str | None
+
+
+def check_push(repo_id: str, tag: str | None = None) -> None:
+    """Refuses before any work what can be known then: a name that cannot be, no token, or one that is not accepted.
+
+    Raises: as `push_bundle`.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    if not is_repo_id(repo_id):
+        raise UsageError(f"{repo_id!r} cannot be a repository: name it as org/name")
+    if tag is not None and not is_tag(tag):
+        raise UsageError(f"{tag!r} cannot be a tag: use letters, digits, dots and dashes")
+    if get_token() is None:
+        raise UsageError(f"push to {repo_id}: there is no token: {LOG_IN}")
+    with hub_errors(repo_id, "push to", _OUTCOME):
+        HfApi().whoami()
+
+
+def push_bundle(bundle: Path, repo_id: str, private: bool = False, tag: str | None = None) -> Published:
+    """Publishes a bundle as one commit on the main branch of a repository, which is made if there is none.
+
+    The repository then holds the bundle's files and no other. A repetition of the same push makes no second commit.
+
+    Args:
+        bundle: an intact bundle folder.
+        repo_id: as `org/name`. One that exists must be empty or hold a bundle.
+        private: of a repository that is made now.
+        tag: of the commit.
+
+    Raises:
+        UsageError: no token, no right, a tag that is taken, or a repository of something else.
+        HubError: the Hub or the connection failed, or the repository moved meanwhile; the line says what is published.
+        VerificationError: the bundle is not intact, or what was read back is not what was sent.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    require_intact(bundle)
+    check_push(repo_id, tag)
+    api = HfApi()
+    with tempfile.TemporaryDirectory() as scratch:
+        staged = _stage(bundle, Path(scratch) / "bundle", repo_id)
+        manifest_sha256 = file_sha256(staged / BUNDLE_MANIFEST)
+        names = list_files(staged)
+        with hub_errors(repo_id, "push to", _OUTCOME):
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            head = api.model_info(repo_id)
+            there = [file.rfilename for file in head.siblings or [] if not is_of_the_hub(file.rfilename)]
+            _require_ours(repo_id, there, private and not head.private)
+            tagged = _require_free(api, repo_id, tag, str(head.sha), manifest_sha256)
+            operations: list[Any] = [CommitOperationAdd(name, str(staged / name)) for name in names]
+            operations += [CommitOperationDelete(name) for name in there if name not in names]
+            message = f"natix_hf bundle {manifest_sha256[:12]}"
+            commit = str(api.create_commit(repo_id, operations, commit_message=message, parent_commit=head.sha).oid)
+        if tag is not None and not tagged:
+            with hub_errors(repo_id, f"tag {tag} on", f"commit {commit} is published without it"):
+                api.create_tag(repo_id, tag=tag, revision=commit)
+        _read_back(repo_id, commit, manifest_sha256, Path(scratch) / "cache")
+    return Published(repo_id, commit, manifest_sha256, tag)
+
+
+def _stage(bundle: Path, staged: Path, repo_id: str) -> Path:
+    """A copy of the manifest's files alone, with the repository's name on its card, that loads."""
+    manifest = read_json(bundle / BUNDLE_MANIFEST)
+    for name in manifest["files"]:
+        (staged / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle / name, staged / name)
+    card = staged / "README.md"
+    write_text(card, card.read_text(encoding="utf-8").replace(REPO_PLACEHOLDER, repo_id))
+    write_bundle_manifest(staged, manifest["lineage"])
+    require_intact(staged)
+    Bundle(staged)
+    return staged
+
+
+def _require_ours(repo_id: str, there: list[str], would_be_public: bool) -> None:
+    """Refuses a repository whose files are not a bundle's: a push would remove them."""
+    if BUNDLE_MANIFEST not in there and set(there) - {"README.md"}:
+        other = min(set(there) - {"README.md"})
+        raise UsageError(f"push to {repo_id}: it holds {other} and is no bundle's repository: name a new one")
+    if would_be_public:
+        raise UsageError(f"push to {repo_id}: it is public already, so it cannot be made --private here")
+
+
+def _require_free(api: HfApi, repo_id: str, tag: str | None, head: str, manifest_sha256: str) -> bool:
+    """Whether this very bundle has the tag already; refuses one that is taken by anything else."""
+    from huggingface_hub import hf_hub_download
+
+    names = {reference.name: reference.target_commit for reference in api.list_repo_refs(repo_id).tags} if tag else {}
+    if tag is None or tag not in names:
+        return False
+    with tempfile.TemporaryDirectory() as scratch:
+        if names[tag] == head:
+            manifest = hf_hub_download(repo_id, BUNDLE_MANIFEST, revision=head, cache_dir=scratch)
+            if file_sha256(Path(manifest)) == manifest_sha256:
+                return True
+    raise UsageError(f"push to {repo_id}: the tag {tag} is taken by commit {names[tag][:12]}: name another")
+
+
+def _read_back(repo_id: str, commit: str, manifest_sha256: str, cache: Path) -> None:
+    """Downloads what was published, past every cache, and checks it as anybody else would."""
+    told = f"commit {commit} of {repo_id} is published"
+    try:
+        require_intact(fetch_bundle(repo_id, commit, cache), manifest_sha256)
+    except VerificationError as error:
+        raise VerificationError(f"{told}, but what the Hub gives back is not what was sent ({error})") from None
+    except (HubError, UsageError) as error:
+        raise HubError(f"{told}, but was not read back ({error})") from None

@@ -1,0 +1,65 @@
+"""The commits that a run's Hub ids stand for: looked up once, then the same for every phase, resume and rank."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from natix_hf.data.config import DataConfig
+from natix_hf.models.config import ModelConfig
+from natix_hf.phases.graph import Phase
+from natix_hf.provenance.files import read_json, write_json
+from natix_hf.provenance.hub import Kind, hub_origin, is_repo_id
+from natix_hf.recipe import Recipe
+
+PINS = "hub_commits.json"
+
+
+def pin(run_dir: Path, recipe: Recipe, phase: Phase) -> dict[str, Any]:
+    """Pins the dataset and the backbone that a phase's sections name, if they are on the Hub. Rank 0 calls it.
+
+    Returns:
+        `{"data" | "model": what hub_origin tells}` of what the phase reads from there.
+
+    Raises:
+        UsageError: there is no such repository or revision, or no right to it.
+    """
+    wanted: dict[str, tuple[Kind, str | None, str | None]] = {
+        "data": ("dataset", recipe.data.source, recipe.data.revision),
+        "model": ("model", recipe.model.backbone, recipe.model.revision),
+    }
+    found = {}
+    for section, (kind, repo_id, revision) in wanted.items():
+        if section in phase.sections and _on_hub(repo_id):
+            pins = _read(run_dir)
+            key = _key(section, str(repo_id), revision)
+            if key not in pins:
+                write_json(run_dir / PINS, pins | {key: hub_origin(str(repo_id), kind, revision)})
+            found[section] = _read(run_dir)[key]
+    return found
+
+
+def pinned_data(run_dir: Path, config: DataConfig) -> DataConfig:
+    """The same source at the commit of this run."""
+    origin = _read(run_dir).get(_key("data", str(config.source), config.revision))
+    return replace(config, revision=origin["commit"]) if origin and origin["commit"] else config
+
+
+def pinned_model(run_dir: Path, config: ModelConfig) -> ModelConfig:
+    """The same backbone at the commit of this run."""
+    origin = _read(run_dir).get(_key("model", str(config.backbone), config.revision))
+    return replace(config, revision=origin["commit"]) if origin and origin["commit"] else config
+
+
+def _on_hub(reference: str | None) -> bool:
+    return reference is not None and is_repo_id(reference) and not Path(reference).is_dir()
+
+
+def _key(section: str, repo_id: str, revision: str | None) -> str:
+    return f"{section} {repo_id} {revision or 'main'}"
+
+
+def _read(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / PINS
+    return dict(read_json(path)) if path.is_file() else {}

@@ -1,0 +1,1 @@
+"""What the StreetVision subnet asks of a miner."""
