@@ -12,12 +12,13 @@ import io
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from local_hub import LocalHub
 from PIL import Image
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -238,6 +239,19 @@ FINISHED = (0, 1, 2, 6)  # the phases of `finished_run`
 def finished_run(_finished_run: Path, tmp_path: Path) -> Path:
     """A private copy of one finished run of phases 1, 2 and 6: tests may damage it."""
     return Path(shutil.copytree(_finished_run, tmp_path / _finished_run.name))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """A Hub of this test's own. This process is logged in as ann, who may write to lab and to nothing else."""
+    with LocalHub() as local:
+        local.add_user(TOKEN, "ann", orgs=["lab"])
+        local.add_user("hf_reader", "reader", role="read", orgs=["lab"])
+        local.use_in_process(monkeypatch, tmp_path / "hf_home", token=TOKEN, waits=False)
+        yield local
+
+
+TOKEN = "hf_SecretOfAnn"
 
 
 class Killed(Exception):

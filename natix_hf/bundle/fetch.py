@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from natix_hf.bundle.verify import BUNDLE_MANIFEST, is_allowed, is_of_the_hub, require_intact
+from natix_hf.bundle.verify import BUNDLE_MANIFEST, bundle_problems, is_allowed, is_of_the_hub, require_intact
 from natix_hf.errors import HubError, UsageError, VerificationError
 from natix_hf.provenance.files import atomic_folder, list_files
 from natix_hf.provenance.hub import hub_errors
@@ -41,7 +41,11 @@ def fetch_bundle(repo_id: str, revision: str | None = None, cache: Path | None =
         if not is_allowed(name) and name != BUNDLE_MANIFEST and not is_of_the_hub(name):
             raise VerificationError(f"{repo_id} holds {name}, which a bundle may not hold: nothing was downloaded")
     with hub_errors(repo_id, "download", _OUTCOME):
-        return Path(snapshot_download(repo_id, revision=info.sha, cache_dir=cache))
+        # By the revision's own name, so that the cache knows what it stood for when the Hub cannot be reached.
+        snapshot = Path(snapshot_download(repo_id, revision=revision, cache_dir=cache, allow_patterns=names))
+    if snapshot.name != info.sha:
+        raise HubError(f"download {repo_id}: it moved meanwhile; {_OUTCOME}: run the same again")
+    return snapshot
 
 
 def _cached(repo_id: str, revision: str | None, cache: Path | None) -> Path | None:
@@ -52,6 +56,27 @@ def _cached(repo_id: str, revision: str | None, cache: Path | None) -> Path | No
         return Path(snapshot_download(repo_id, revision=revision, cache_dir=cache, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
+
+
+def require_intact_snapshot(snapshot: Path, repo_id: str, expected: str | None = None) -> None:
+    """`require_intact` of a folder that `fetch_bundle` gave; what is damaged leaves the cache, so that the next
+    attempt downloads it anew.
+
+    Raises:
+        VerificationError: with the first problem.
+    """
+    problems = bundle_problems(snapshot)
+    if problems:
+        for path in snapshot.rglob("*"):
+            if path.is_symlink():
+                path.resolve().unlink(missing_ok=True)
+        shutil.rmtree(snapshot)
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        first = problems[0].replace(f"{snapshot}/", "")
+        again = "run the same again to download it anew; if it stays so, it was published like that"
+        raise VerificationError(f"{repo_id} at {snapshot.name[:12]}: {first}{more}; {again}")
+    if expected is not None:
+        require_intact(snapshot, expected)
 
 
 def pull_bundle(repo_id: str, revision: str | None = None, to: Path | None = None) -> tuple[Path, str]:
@@ -70,10 +95,10 @@ def pull_bundle(repo_id: str, revision: str | None = None, to: Path | None = Non
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists already: name another folder with --to")
     snapshot = fetch_bundle(repo_id, revision)
+    require_intact_snapshot(snapshot, repo_id)
     with atomic_folder(target) as folder:
         for name in list_files(snapshot):
             if not is_of_the_hub(name):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(snapshot / name, folder / name)
-        require_intact(folder)
     return target, snapshot.name

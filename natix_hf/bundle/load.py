@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from natix_hf.bundle.confidence import Confidence
-from natix_hf.bundle.fetch import fetch_bundle
+from natix_hf.bundle.fetch import fetch_bundle, require_intact_snapshot
 from natix_hf.bundle.inference import ImageList, Inference
 from natix_hf.bundle.policy import POLICY, read_policy
 from natix_hf.bundle.verify import BUNDLE_MANIFEST, WEIGHTS, policy_problems, require_intact
@@ -99,7 +99,9 @@ def load_bundle(
         VerificationError: a file is not what the manifest says.
     """
     folder = find_bundle(path_or_repo_id, revision)
-    if verify:
+    if verify and is_from_hub(path_or_repo_id):
+        require_intact_snapshot(folder, str(path_or_repo_id), expected)
+    elif verify:
         require_intact(folder, expected)
     else:
         hashes = {name: file_sha256(folder / name) for name in (WEIGHTS, GATE) if (folder / name).is_file()}
@@ -110,9 +112,14 @@ def load_bundle(
 
 def find_bundle(path_or_repo_id: str | Path, revision: str | None = None) -> Path:
     """The folder of a bundle: itself, `phase6_export/bundle` of a run, or a snapshot from the Hub."""
-    if Path(path_or_repo_id).exists() or not is_repo_id(str(path_or_repo_id)):
-        return find_local_bundle(path_or_repo_id)
-    return fetch_bundle(str(path_or_repo_id), revision)
+    if is_from_hub(path_or_repo_id):
+        return fetch_bundle(str(path_or_repo_id), revision)
+    return find_local_bundle(path_or_repo_id)
+
+
+def is_from_hub(path_or_repo_id: str | Path) -> bool:
+    """Whether a reference names a Hub repository: a folder of that name comes first."""
+    return not Path(path_or_repo_id).exists() and is_repo_id(str(path_or_repo_id))
 
 
 def find_local_bundle(reference: str | Path) -> Path:

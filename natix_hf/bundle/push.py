@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from natix_hf.bundle.build import write_bundle_manifest
 from natix_hf.bundle.card import REPO_PLACEHOLDER
-from natix_hf.bundle.fetch import fetch_bundle
+from natix_hf.bundle.fetch import fetch_bundle, require_intact_snapshot
 from natix_hf.bundle.load import Bundle
 from natix_hf.bundle.verify import BUNDLE_MANIFEST, is_of_the_hub, require_intact
 from natix_hf.errors import HubError, UsageError, VerificationError
@@ -134,7 +134,7 @@ def _read_back(repo_id: str, commit: str, manifest_sha256: str, cache: Path) -> 
     """Downloads what was published, past every cache, and checks it as anybody else would."""
     told = f"commit {commit} of {repo_id} is published"
     try:
-        require_intact(fetch_bundle(repo_id, commit, cache), manifest_sha256)
+        require_intact_snapshot(fetch_bundle(repo_id, commit, cache), repo_id, manifest_sha256)
     except VerificationError as error:
         raise VerificationError(f"{told}, but what the Hub gives back is not what was sent ({error})") from None
     except (HubError, UsageError) as error:

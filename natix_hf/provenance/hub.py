@@ -40,7 +40,6 @@ def hub_errors(repo_id: str, doing: str, outcome: str) -> Iterator[None]:
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
-        LocalEntryNotFoundError,
         LocalTokenNotFoundError,
         OfflineModeIsEnabled,
     )
@@ -55,33 +54,36 @@ def hub_errors(repo_id: str, doing: str, outcome: str) -> Iterator[None]:
         raise HubError(f"{begin}: HF_HUB_OFFLINE is set; {outcome}: unset it") from None
     except HFValidationError as error:
         raise UsageError(f"{begin}: {_first_line(error)}") from None
-    except HfHubHTTPError as error:
-        raise _told(error, begin, outcome) from None
-    except LocalEntryNotFoundError as error:
-        cause = error.__cause__
-        if isinstance(cause, HfHubHTTPError):
-            raise _told(cause, begin, outcome) from None
-        raise HubError(
-            f"{begin}: it is not in the cache here and the Hub cannot be reached ({_first_line(cause or error)}); "
-            f"{outcome}: check the connection, then run the same again"
-        ) from None
-    except (http_error, ConnectionError, TimeoutError, OSError) as error:
+    except (http_error, OSError, RuntimeError, LookupError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
             raise  # a file of this machine
-        raise HubError(
-            f"{begin}: the connection failed ({_first_line(error)}); {outcome}: run the same again"
-        ) from None
+        answer = next((cause for cause in _causes(error) if isinstance(cause, HfHubHTTPError)), None)
+        if answer is not None:
+            raise _told(answer, begin, outcome) from None
+        broken = next((cause for cause in _causes(error) if isinstance(cause, http_error)), None)
+        what = "the connection failed" if broken or isinstance(error, OSError) else "the Hub's answer makes no sense"
+        raise HubError(f"{begin}: {what} ({_first_line(broken or error)}); {outcome}: run the same again") from None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The client wraps what happened in other errors: an upload's in a RuntimeError, a download's in others."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _told(error: Any, begin: str, outcome: str) -> UsageError | HubError:
     status = error.response.status_code
     said = _first_line(error.server_message or error)
     if status == 401:
-        return UsageError(f"{begin}: the token is not accepted, or there is none, or no such repository: {LOG_IN}")
+        refused = "the token is not accepted, or there is none, or no such repository"
+        return UsageError(f"{begin}: {refused}; {outcome}: {LOG_IN}")
     if status == 403:
-        return UsageError(f"{begin}: this token has no right to do that ({said}): use one that has")
+        return UsageError(f"{begin}: this token has no right to do that ({said}); {outcome}: use one that has")
     if status == 404:
-        return UsageError(f"{begin}: there is no such repository or revision, or this token must not see it")
+        return UsageError(
+            f"{begin}: there is no such repository or revision, or this token must not see it; {outcome}"
+        )
     again = f"{outcome}: run the same again"
     if status == 409:
         return HubError(f"{begin}: it exists already, or somebody else is at work on it ({said}); {again}")
