@@ -9,12 +9,15 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import posixpath
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
+
+import yaml
 
 LFS_FROM = 10_000_000  # bytes; what is larger or binary goes to LFS whatever its name
 _LFS = "7z arrow bin bz2 ckpt ftz gz h5 joblib mlmodel model msgpack npy npz onnx ot parquet pb pickle pkl pt pth rar"
@@ -192,10 +195,13 @@ class Repo:
                 lfs = {"sha256": blob.sha256, "size": len(blob.data), "pointerSize": len(blob.pointer)}
                 siblings[-1]["lfs"] = lfs
         first = next(iter(self.commits.values()))
+        card = commit.files.get("README.md")
+        head = re.match(r"---\n(.*?)\n---\n", card.data.decode(), flags=re.DOTALL) if card else None
         return {
             "_id": first.sha[:24], "id": self.id, "author": self.id.split("/")[0], "sha": commit.sha,
             "lastModified": commit.date, "createdAt": first.date, "private": self.private, "gated": False,
             "disabled": False, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings,
+            "cardData": yaml.safe_load(head[1]) if head else None,
         }  # fmt: skip
 
 

@@ -40,6 +40,7 @@ class CardFacts:
     # from the recipe and the splits
     architecture: str
     backbone: str
+    backbone_packaged: bool  # it comes with this package
     adapter: str
     image_size: int
     dataset: str

@@ -164,6 +164,7 @@ def _card_facts(
         version=recipe.phase6.version,
         architecture=read_json(champion.model / "config.json")["model_type"],
         backbone=_public_name(backbone) if backbone else "random weights",
+        backbone_packaged=bool(backbone) and backbone.startswith(PACKAGED_PREFIX),
         adapter=training.get("adapter", stage["adapter"]),  # of `auto` the one that it took
         image_size=model["image_size"],
         dataset=_public_name(source),

@@ -1,0 +1,110 @@
+"""A dataset and a backbone from the Hub: pinned by commit at first sight, the same for every phase, in manifest and
+card, and later commits of theirs change nothing in the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY_RECIPE, tiny_backbone, write_parquet_source, write_recipe
+from local_hub import LocalHub
+
+from natix_hf.errors import UsageError
+from natix_hf.pipeline import run_recipe
+from natix_hf.provenance.hub import hub_origin, is_repo_id, is_tag
+
+DATA, BACKBONE = "lab/streets", "lab/backbone"
+
+
+def manifest(run: Path, folder: str) -> dict[str, Any]:
+    return dict(json.loads((run / folder / "manifest.json").read_text(encoding="utf-8")))
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def commits(hub: LocalHub, parquet_source: Path, tmp_path: Path) -> dict[str, str]:
+    tiny_backbone("dinov2", layers=2).save_pretrained(tmp_path / "backbone")
+    card = b"---\nlicense: cc-by-4.0\n---\n# streets\n"
+    return {
+        "data": hub.create(DATA, {**content_of(parquet_source), "README.md": card}, kind="dataset"),
+        "model": hub.create(BACKBONE, {**content_of(tmp_path / "backbone"), "README.md": b"---\nlicense: mit\n---\n"}),
+    }
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, commits: dict[str, str]) -> str:
+    content = {
+        **TINY_RECIPE,
+        "data": {**TINY_RECIPE["data"], "source": DATA},
+        "model": {"backbone": BACKBONE, "image_size": 28},
+        "phase1": {**TINY_RECIPE["phase1"], "num_train_epochs": 1, "adapter": "none"},
+    }
+    return str(write_recipe(tmp_path / "hub.yaml", content))
+
+
+def test_the_first_sight_counts(hub: LocalHub, commits: dict[str, str], recipe: str, tmp_path: Path) -> None:
+    run = run_recipe(recipe, [1], tmp_path / "run")
+    assert manifest(run, "phase0_data")["hub"] == {
+        "data": {"repo": DATA, "commit": commits["data"], "license": "cc-by-4.0"}
+    }
+    assert manifest(run, "phase1_baseline")["hub"] == {
+        "model": {"repo": BACKBONE, "commit": commits["model"], "license": "mit"}
+    }
+    # Both move: another dataset, weights that nobody can load. The run goes on with what it began with.
+    other = write_parquet_source(tmp_path / "other", groups=12, seed=7)
+    hub.commit(DATA, content_of(other), kind="dataset")
+    hub.commit(BACKBONE, {"model.safetensors": b"broken"})
+    weights = (run / "phase1_baseline" / "model" / "model.safetensors").read_bytes()
+    run_recipe(recipe, [1, 2, 6], run)
+    assert (run / "phase1_baseline" / "model" / "model.safetensors").read_bytes() == weights
+    run_recipe(recipe, [1, 2], run, overrides=["phase1.num_train_epochs=2"])  # trains again, from the same backbone
+    assert manifest(run, "phase1_baseline")["hub"]["model"]["commit"] == commits["model"]
+    run_recipe(recipe, [6], run)
+    bundle = run / "phase6_export" / "bundle"
+    lineage = json.loads((bundle / "bundle_manifest.json").read_text(encoding="utf-8"))["lineage"]
+    assert lineage["hub"]["dataset"]["commit"] == commits["data"]
+    assert lineage["hub"]["backbone"]["commit"] == commits["model"]
+    card = (bundle / "README.md").read_text(encoding="utf-8")
+    assert f"backbone `{BACKBONE}` at commit `{commits['model']}`" in card
+    assert f"dataset `{DATA}` at commit `{commits['data']}`" in card and "Licence of the data: cc-by-4.0" in card
+    assert "Licence of the backbone: mit" in card
+    head = card.split("---\n")[1]
+    assert f"base_model: {BACKBONE}" in head and DATA in head
+
+
+def test_a_new_run_sees_what_is_there_now(hub: LocalHub, recipe: str, tmp_path: Path) -> None:
+    run_recipe(recipe, [1], tmp_path / "run")
+    later = hub.commit(BACKBONE, {"notes.txt": b"x"})
+    run = run_recipe(recipe, [1], tmp_path / "later")
+    assert manifest(run, "phase1_baseline")["hub"]["model"]["commit"] == later
+
+
+def test_a_revision_is_looked_up(hub: LocalHub, commits: dict[str, str], recipe: str, tmp_path: Path) -> None:
+    hub.commit(BACKBONE, {"model.safetensors": b"broken"})
+    run = run_recipe(recipe, [1], tmp_path / "run", overrides=[f"model.revision={commits['model']}"])
+    assert manifest(run, "phase1_baseline")["hub"]["model"]["commit"] == commits["model"]
+    with pytest.raises(UsageError, match="no such repository or revision"):
+        run_recipe(recipe, [1], tmp_path / "none", overrides=["data.revision=no-such-branch"])
+
+
+def test_a_run_goes_on_without_the_hub(hub: LocalHub, commits: dict[str, str], recipe: str, tmp_path: Path) -> None:
+    run = run_recipe(recipe, [1], tmp_path / "run")
+    hub.stop()
+    run_recipe(recipe, [2, 6], run)
+    for revision in (None, commits["model"]):  # what the cache knows
+        origin = {"repo": BACKBONE, "commit": commits["model"], "license": None}
+        assert hub_origin(BACKBONE, "model", revision) == origin
+    assert hub_origin("lab/never-seen", "model") == {"repo": "lab/never-seen", "commit": None, "license": None}
+
+
+def test_names() -> None:
+    good = ("natix-network-org/roadwork", "a/b", "facebook/dinov2-base", "a.b/c_d", "A1/b-2.x")
+    bad = ("", "a", "a/", "/b", "a/b/c", "a/..", "../b", "a b/c", "a--b/c", "./a", "a/b.git", "-a/b", "a/b-", "a" * 97)
+    assert all(map(is_repo_id, good)) and not any(map(is_repo_id, bad))
+    assert all(map(is_tag, ("v1.0.0", "a", "2026-11-24")))
+    assert not any(map(is_tag, ("", "a b", "a..b", "-a", "a/b", "a.")))
