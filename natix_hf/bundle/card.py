@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from natix_hf.bundle.policy import Policy
-from natix_hf.models.classifier import ID2LABEL
+from natix_hf.models.classifier import ID2LABEL, UNKNOWN_TO_THE_MINER
 from natix_hf.resources import resource_folder
 
 _TEMPLATE = "bundle.md.jinja"
@@ -91,6 +91,7 @@ def render_card(facts: CardFacts) -> str:
         facts=facts,
         told=_TOLD_METRICS,
         repo=REPO_PLACEHOLDER,
+        unknown_to_the_miner=UNKNOWN_TO_THE_MINER,
         labels=ID2LABEL,
     )
     return str(card)

@@ -30,6 +30,8 @@ from natix_hf.resources import resource_folder
 
 ID2LABEL = {0: "None", 1: "Roadwork"}
 ARCHITECTURES = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
+# The subnet's official miner (transformers 4.45.2) has no class for these.
+UNKNOWN_TO_THE_MINER = ("dinov2_with_registers", "dinov3_vit")
 # These fix the number of position embeddings at the image size of their config; the others interpolate.
 _FIXED_IMAGE_SIZE = ("vit",)
 PACKAGED_PREFIX = "packaged:"

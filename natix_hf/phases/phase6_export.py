@@ -19,7 +19,7 @@ from natix_hf.calibration import Calibration
 from natix_hf.callbacks.push_bundle import PushBundle
 from natix_hf.data.rows import Rows
 from natix_hf.errors import RunError, VerificationError
-from natix_hf.models.classifier import PACKAGED_PREFIX
+from natix_hf.models.classifier import PACKAGED_PREFIX, UNKNOWN_TO_THE_MINER
 from natix_hf.phases import plots
 from natix_hf.phases.candidate import Candidate, compute_answers
 from natix_hf.phases.context import PhaseContext
@@ -53,6 +53,9 @@ def run(context: PhaseContext) -> dict[str, Any]:
     write_json(context.folder / EVALUATION, evaluation)
     scores_plot = context.folder / "plots" / "test_scores.png"
     plots.test_scores(scores_plot, table.logits, table.labels, policy.threshold_logit)
+    architecture = read_json(champion.model / "config.json")["model_type"]
+    if architecture in UNKNOWN_TO_THE_MINER:
+        say(f"warning: the subnet's official miner (transformers 4.45.2) cannot load a {architecture}")
     lineage = _lineage(context, champion, decision)
     chosen = np.random.default_rng(recipe.data.seed).permutation(len(test))[:_COMPARED_IMAGES]
     policy = build_bundle(

@@ -1,0 +1,91 @@
+"""Phase 6: one look at test for each champion, and a word about who can load the bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINY, TINY_RECIPE, write_recipe
+
+from natix_hf.phases import phase6_export
+from natix_hf.pipeline import run_recipe
+
+WARNING = "warning: the subnet's official miner (transformers 4.45.2) cannot load a"
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for every forward pass over test."""
+    seen: list[int] = []
+    real = phase6_export.compute_answers
+    monkeypatch.setattr(phase6_export, "compute_answers", lambda *args: seen.append(1) or real(*args))
+    return seen
+
+
+@pytest.mark.parametrize(("architecture", "loads"), [("dinov2", True), ("dinov2_with_registers", False)])
+def test_who_cannot_load_it_is_told(
+    architecture: str, loads: bool, parquet_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {
+        **TINY_RECIPE,
+        "data": {**TINY_RECIPE["data"], "source": str(parquet_source)},
+        "model": {"config": TINY[architecture], "image_size": 28},
+        "phase1": {**TINY_RECIPE["phase1"], "num_train_epochs": 1},
+    }
+    run = run_recipe(str(write_recipe(tmp_path / "tiny.yaml", content)), [1, 2, 6], tmp_path / "run")
+    assert (f"{WARNING} {architecture}" in capsys.readouterr().out) == (not loads)
+    card = (run / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
+    assert ("**cannot load this model**" in card) == (not loads)
+
+
+def test_another_policy_is_measured_on_the_same_answers(
+    finished_run: Path, tmp_path: Path, looks: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    section = json.loads((finished_run / "phase0_data" / "manifest.json").read_text(encoding="utf-8"))["section"]
+    recipe = str(write_recipe(tmp_path / "tiny.yaml", {**TINY_RECIPE, "data": section["data"]}))
+    before = (finished_run / "phase6_export" / "logits" / "test.parquet").read_bytes()
+    run_recipe(recipe, [5, 6], finished_run, overrides=["phase5.risk.alpha=0.3"])
+    assert looks == [] and "test was answered by this champion before" in capsys.readouterr().out
+    assert (finished_run / "phase6_export" / "logits" / "test.parquet").read_bytes() == before
+    evaluation = json.loads((finished_run / "phase6_export" / "evaluation.json").read_text(encoding="utf-8"))
+    assert evaluation["selective"]["promised"] == 0.3
+
+
+def test_damaged_answers_are_not_used(finished_run: Path, tmp_path: Path, looks: list[int]) -> None:
+    section = json.loads((finished_run / "phase0_data" / "manifest.json").read_text(encoding="utf-8"))["section"]
+    recipe = str(write_recipe(tmp_path / "tiny.yaml", {**TINY_RECIPE, "data": section["data"]}))
+    path = finished_run / "phase6_export" / "logits" / "test.parquet"
+    before = path.read_bytes()
+    path.write_bytes(before[:-1] + b"x")
+    run_recipe(recipe, [6], finished_run)
+    assert looks == [1] and path.read_bytes() == before
+
+
+def test_what_a_learned_gate_reads_is_kept_too(
+    finished_run: Path, tmp_path: Path, looks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it a gate would need a second look."""
+    from natix_hf.models.gate import Gate, save_gate
+    from natix_hf.provenance.files import write_json
+
+    gate = tmp_path / "gate.safetensors"
+    save_gate(gate, Gate(66, 3))
+    report = {"method": "correctness"}
+
+    def learned(context: Any) -> Path:
+        write_json(context.upstream(3) / "gate.json", report)
+        return gate
+
+    section = json.loads((finished_run / "phase0_data" / "manifest.json").read_text(encoding="utf-8"))["section"]
+    recipe = str(write_recipe(tmp_path / "tiny.yaml", {**TINY_RECIPE, "data": section["data"]}))
+    monkeypatch.setattr(phase6_export, "learned_gate", learned)
+    run_recipe(recipe, [6], finished_run, overrides=["phase6.version=1.0.0"])
+    assert looks == [1]  # the margin had kept no features
+    first = json.loads((finished_run / "phase6_export" / "evaluation.json").read_text(encoding="utf-8"))
+    run_recipe(recipe, [6], finished_run, overrides=["phase6.version=1.0.1"])
+    assert looks == [1]
+    again = json.loads((finished_run / "phase6_export" / "evaluation.json").read_text(encoding="utf-8"))
+    np.testing.assert_equal(again, first)
