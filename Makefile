@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+MINER := .venv-miner
 
-.PHONY: quickstart test test-wheel test-lowest check clean
+.PHONY: quickstart test test-wheel test-lowest test-miner check clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/natix-hf run quickstart
@@ -25,6 +26,10 @@ test-wheel:
 # The suite on the lowest versions that pyproject.toml declares.
 test-lowest: $(LOWEST)/installed-dev
 	$(LOWEST)/bin/pytest -n 2 --dist loadgroup
+
+# Bundles in the hands of the subnet's official miner: transformers 4.45.2, which needs a Python below 3.12.
+test-miner: $(VENV)/installed-dev $(MINER)/installed
+	$(BIN)/pytest tests/miner
 
 # Lint and types.
 check: $(VENV)/installed-dev
@@ -49,5 +54,12 @@ $(LOWEST)/installed-dev: pyproject.toml tests/packaging/lowest.py
 	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/constraints.txt --editable ".[dev]"
 	touch $@
 
+$(MINER)/installed: tests/miner/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 12))' || \
+	{ echo "the official miner runs on Python 3.11: make test-miner PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(MINER)
+	$(MINER)/bin/pip install --quiet --requirement $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LOWEST) $(MINER) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

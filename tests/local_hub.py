@@ -363,7 +363,8 @@ class LocalHub:
         monkeypatch.setattr(hf_api.api, "_whoami_cache", {})
         monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
         monkeypatch.setattr(hf_file_system.HfFileSystem, "_cache", {})
-        fresh = {"endpoint": self.endpoint, "_api": HfApi(), "dircache": {}, "_repo_and_revision_exists_cache": {}}
+        fresh: dict[str, Any] = {"endpoint": self.endpoint, "_api": HfApi()}
+        fresh |= {"dircache": {}, "_repo_and_revision_exists_cache": {}}
         for name, value in fresh.items():
             monkeypatch.setattr(hf_file_system.hffs, name, value)
         if not waits:

@@ -1,1 +1,16 @@
-"""What the StreetVision subnet asks of a miner."""
+"""What the StreetVision subnet asks of a miner, and what it pays. Importing this imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_PLACES = {"challenge_image": "challenge", "expected_reward": "rewards", "is_hotkey": "hotkey", "reward": "rewards"}
+__all__ = ["challenge_image", "expected_reward", "is_hotkey", "reward"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"natix_hf.subnet.{_PLACES[name]}"), name)

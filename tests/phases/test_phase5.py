@@ -24,8 +24,8 @@ from natix_hf.models.gate import Gate, gate_inputs, save_gate
 from natix_hf.phases import phase5_scrc, phase6_export
 from natix_hf.phases.candidate import Candidate
 from natix_hf.phases.context import PhaseContext
-from natix_hf.phases.graph import PHASES
 from natix_hf.phases.evaluation import evaluate, evaluate_selective
+from natix_hf.phases.graph import PHASES
 from natix_hf.provenance.files import read_json, write_json
 from natix_hf.recipe import parse_recipe
 

@@ -1,0 +1,90 @@
+"""What the subnet pays: the validator's formula over a miner's history, and what to expect of a pair of rates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from natix_hf.errors import UsageError
+from natix_hf.metrics.arrays import Floats, Labels, as_labels, check_lengths
+from natix_hf.metrics.classification import matthews
+
+LONG_WINDOW, SHORT_WINDOW = 100, 10
+NO_ANSWER = -1.0  # an error, a time-out, an abstention
+
+
+def reward(probabilities: Any, labels: Any) -> float:
+    """The reward for the last answer of a history, by the subnet's public code (v2.0.4, January 2026).
+
+    `(.5 MCC of the last 100 + .5 accuracy of the last 10)` cubed. Probabilities are rounded, exactly .5 down to "no".
+    MCC is 0 where it is negative or labels or answers are of one class. An answer of -1 earns 0 and is left out of
+    both windows, though it takes its place in them; a probability outside [0, 1] earns 0 and is rounded as any other,
+    so that it may be a third class.
+
+    Args:
+        probabilities, labels (`array-like` of shape `(n,)`): oldest first; -1 for no answer; labels 0 or 1.
+
+    Returns:
+        `float` from 0 to 1.
+
+    Raises:
+        [`DataError`]: the labels are not what they must be. [`UsageError`]: lengths differ, or a probability is NaN.
+
+    Example:
+        >>> round(reward([0.9, 0.2, 0.8, 0.4] * 25, [1, 0, 1, 1] * 25), 4)
+        0.2605
+    """
+    y = as_labels(labels)
+    p = np.asarray(probabilities, dtype=np.float64)
+    check_lengths(probabilities=p, labels=y)
+    if np.isnan(p).any():
+        raise UsageError("probabilities hold NaN: the validator would take no such answer")
+    if p[-1] == NO_ANSWER or not 0 <= p[-1] <= 1:
+        return 0.0
+    long, short = slice(-LONG_WINDOW, None), slice(-SHORT_WINDOW, None)
+    return float((0.5 * _mcc(p[long], y[long]) + 0.5 * _accuracy(p[short], y[short])) ** 3)
+
+
+def _mcc(p: Floats, labels: Labels) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    given = p != NO_ANSWER
+    if len(np.unique(labels[given])) < 2:
+        return 0.0
+    return max(0.0, float(matthews_corrcoef(labels[given], np.round(p[given]))))
+
+
+def _accuracy(p: Floats, labels: Labels) -> float:
+    given = p != NO_ANSWER
+    return float((np.round(p[given]) == labels[given]).mean()) if given.any() else 0.0
+
+
+def expected_reward(tpr: float, tnr: float, histories: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """Mean reward of a miner with these rates, and the range of 95 % of its single rewards, from simulated histories
+    of 100 independent answers with labels that are 1 half of the time.
+
+    Args:
+        tpr, tnr (`float`): shares of the pictures with and without roadwork that are answered rightly.
+
+    Raises:
+        [`UsageError`]: for a rate outside [0, 1], or fewer than one history.
+
+    Example:
+        >>> [round(value, 2) for value in expected_reward(1.0, 1.0)]
+        [1.0, 1.0, 1.0]
+    """
+    if not (0 <= tpr <= 1 and 0 <= tnr <= 1):
+        raise UsageError(f"rates must be from 0 to 1, found {tpr} and {tnr}")
+    if histories < 1:
+        raise UsageError(f"histories must be at least 1, found {histories}")
+    generator = np.random.default_rng(seed)
+    labels = generator.random((histories, LONG_WINDOW)) < 0.5
+    right = generator.random(labels.shape) < np.where(labels, tpr, tnr)
+    answers = labels == right
+    cells = [answers & labels, answers & ~labels, ~answers & ~labels, ~answers & labels]
+    tp, fp, tn, fn = (cell.sum(axis=1).astype(np.float64) for cell in cells)
+    mcc = np.maximum(np.asarray(matthews(tp, fp, tn, fn)), 0.0)
+    rewards = (0.5 * mcc + 0.5 * right[:, -SHORT_WINDOW:].mean(axis=1)) ** 3
+    low, high = np.quantile(rewards, [0.025, 0.975])
+    return float(rewards.mean()), float(low), float(high)

@@ -1,0 +1,277 @@
+"""The exam against hand-written slow references: geometry exact, integer operations within one grey level."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from natix_hf.subnet.challenge import (
+    DISTORTIONS,
+    LEVELS,
+    SIZE,
+    Challenge,
+    apply_challenge,
+    challenge_image,
+    draw_challenge,
+    jpeg,
+)
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A coloured gradient with noise and hard edges: every fault of geometry or colour shows."""
+    rng = np.random.default_rng(seed)
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    pixels = np.stack([x, y, 255 - (x + y) / 2], axis=-1)
+    pixels[height // 3 : height // 2, width // 4 : width // 3] = (250, 120, 5)
+    return Image.fromarray(np.clip(pixels + rng.normal(0, 12, pixels.shape), 0, 255).astype(np.uint8))
+
+
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def only(name: str, strength: int, image: Image.Image, seed: int = 0) -> np.ndarray:
+    """One distortion of an image that is 224 px already."""
+    challenge = Challenge(0.0, (0, 0, SIZE), {name: strength})
+    return np.asarray(apply_challenge(image, challenge, generator(seed))).astype(np.int64)
+
+
+# Geometry.
+
+
+def slowly_rotated(image: Image.Image, degrees: float) -> np.ndarray:
+    """Every pixel asks where it came from: nearest neighbour, black fill, no expansion, counter-clockwise."""
+    pixels = np.asarray(image)
+    height, width = pixels.shape[:2]
+    out = np.zeros_like(pixels)
+    angle = math.radians(degrees)
+    for row in range(height):
+        for column in range(width):
+            x, y = column + 0.5 - width / 2, row + 0.5 - height / 2
+            from_x = math.cos(angle) * x - math.sin(angle) * y + width / 2
+            from_y = math.sin(angle) * x + math.cos(angle) * y + height / 2
+            if 0 <= from_x < width and 0 <= from_y < height:
+                out[row, column] = pixels[int(from_y), int(from_x)]
+    return out
+
+
+@pytest.mark.parametrize(("width", "height"), [(90, 60), (60, 90), (71, 71), (320, 224)])
+@pytest.mark.parametrize("degrees", [-20.0, -3.3, 7.7, 19.9])
+def test_rotation_is_exact(width: int, height: int, degrees: float) -> None:
+    image = picture(width, height)
+    side = min(width, height)
+    for left, top, size in ((0, 0, side), (width - side // 2, height - side // 2, side // 2)):
+        rotated = Image.fromarray(slowly_rotated(image, degrees))
+        expected = rotated.crop((left, top, left + size, top + size)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        found = apply_challenge(image, Challenge(degrees, (left, top, size)), generator())
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+def test_the_corners_are_black() -> None:
+    white, challenge = Image.new("RGB", (400, 400), "white"), Challenge(20.0, (0, 0, 400))
+    view = np.asarray(apply_challenge(white, challenge, generator()))
+    assert (view[0, 0] == 0).all() and (view[-1, -1] == 0).all() and (view[112, 112] == 255).all()
+
+
+@pytest.mark.parametrize(("width", "height", "box"), [
+    (400, 300, (50, 0, 300)), (300, 400, (0, 50, 300)), (301, 224, (38, 0, 224)), (224, 224, (0, 0, 224)),
+    (100, 50, (25, 0, 50)), (303, 224, (40, 0, 224)),
+])  # fmt: skip
+def test_level_0_is_the_centre_square(width: int, height: int, box: tuple[int, int, int]) -> None:
+    image = picture(width, height)
+    assert draw_challenge(width, height, 0, generator()) == Challenge(0.0, box)
+    left, top, side = box
+    expected = image.crop((left, top, left + side, top + side)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    found = apply_challenge(image, draw_challenge(width, height, 0, generator()), generator())
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+def test_a_224_picture_goes_through_level_0_as_its_jpeg() -> None:
+    image = picture(224, 224)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=75)
+    np.testing.assert_array_equal(np.asarray(challenge_image(image, 0, 5)), np.asarray(Image.open(buffer)))
+
+
+def test_the_area_that_is_kept() -> None:
+    """38.5 % of a 16:9 frame on average, a hundredth more or less; never below a fifth."""
+    rng = generator(1)
+    kept = np.array([draw_challenge(1920, 1080, 1, rng).crop[2] ** 2 / (1920 * 1080) for _ in range(20_000)])
+    assert abs(kept.mean() - 0.385) <= 0.01
+    assert kept.min() >= 0.1995 and kept.max() <= 1080 / 1920 + 1e-9
+
+
+def test_crops_lie_inside_and_everywhere() -> None:
+    rng = generator(2)
+    for width, height in ((1920, 1080), (300, 300), (97, 41), (1, 1), (5000, 20)):
+        for _ in range(300):
+            left, top, side = draw_challenge(width, height, 1, rng).crop
+            assert 0 <= left <= width - side and 0 <= top <= height - side and 1 <= side <= min(width, height)
+    crops = [draw_challenge(100, 100, 1, rng).crop for _ in range(3000)]
+    assert {0, 1} <= {left for left, _, _ in crops} and any(left + side == 100 for left, _, side in crops)
+    angles = [draw_challenge(9, 9, 3, rng).degrees for _ in range(4000)]
+    assert min(angles) < -19.8 and max(angles) > 19.8 and abs(np.mean(angles)) < 0.6
+    assert max(map(abs, angles)) <= 20
+
+
+def test_flips_never_occur() -> None:
+    """The left half stays left and the top stays up, whatever is drawn."""
+    image = Image.new("RGB", (300, 300), (20, 20, 20))
+    image.paste((240, 20, 20), (0, 0, 150, 300))
+    upright = Image.new("RGB", (300, 300), (20, 20, 20))
+    upright.paste((240, 20, 20), (0, 0, 300, 150))
+    for seed in range(60):
+        for level in (1, 2, 3):
+            view = np.asarray(challenge_image(image, level, seed))[..., 0].astype(float)
+            assert view[:, :112].mean() >= view[:, 112:].mean() - 1
+            view = np.asarray(challenge_image(upright, level, seed))[..., 0].astype(float)
+            assert view[:112].mean() >= view[112:].mean() - 1
+
+
+# Distortions, strength by strength.
+
+
+def slowly_saturated(pixels: np.ndarray, share: float) -> np.ndarray:
+    """OpenCV's YCrCb of floats, its video range, chroma scaled around .5, and back; decimals cut off."""
+    out = np.zeros_like(pixels)
+    for place in np.ndindex(pixels.shape[:2]):
+        r, g, b = (float(value) for value in pixels[place])
+        y = 0.299 * r + 0.587 * g + 0.114 * b
+        cb, cr = 0.564 * (b - y) + 0.5, 0.713 * (r - y) + 0.5
+        y_video = (y * 219 + 16) / 255
+        cb_video, cr_video = ((c * 224 + 16) / 255 for c in (cb, cr))
+        cb_video, cr_video = (0.5 + (c - 0.5) * share for c in (cb_video, cr_video))
+        y = (y_video * 255 - 16) / 219
+        cb, cr = ((c * 255 - 16) / 224 - 0.5 for c in (cb_video, cr_video))
+        out[place] = [int(v) for v in (y + 1.403 * cr, y - 0.714 * cr - 0.344 * cb, y + 1.773 * cb)]
+    return out
+
+
+@pytest.mark.parametrize(("strength", "share"), [(1, 0.4), (2, 0.3)])
+def test_saturation(strength: int, share: float) -> None:
+    image = picture(224, 224)
+    expected = slowly_saturated(np.asarray(image).astype(np.int64), share)
+    assert np.abs(only("saturation", strength, image) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(("strength", "factor"), [(1, 0.85), (2, 0.725)])
+def test_contrast(strength: int, factor: float) -> None:
+    image = picture(224, 224)
+    expected = [[[int(np.float32(v) * np.float32(factor)) for v in p] for p in row] for row in np.asarray(image)]
+    np.testing.assert_array_equal(only("contrast", strength, image), expected)
+
+
+def slowly_resized(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Bilinear between the nearest four pixels, edges repeated, as OpenCV resizes; rounded."""
+    was = pixels.shape[0]
+    out = np.zeros((size, size, 3))
+    for row, column in np.ndindex(size, size):
+        y, x = ((place + 0.5) * was / size - 0.5 for place in (row, column))
+        y0, x0 = math.floor(y), math.floor(x)
+        for dy, wy in ((0, 1 - (y - y0)), (1, y - y0)):
+            for dx, wx in ((0, 1 - (x - x0)), (1, x - x0)):
+                out[row, column] += wy * wx * pixels[min(max(y0 + dy, 0), was - 1), min(max(x0 + dx, 0), was - 1)]
+    return np.rint(out)
+
+
+@pytest.mark.parametrize(("strength", "factor"), [(1, 2), (2, 3)])
+def test_resampling(strength: int, factor: int) -> None:
+    image = picture(224, 224)
+    expected = slowly_resized(slowly_resized(np.asarray(image).astype(float), 224 // factor), 224)
+    assert np.abs(only("resampling", strength, image) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(("strength", "size"), [(1, 7), (2, 9)])
+def test_blur(strength: int, size: int) -> None:
+    image = picture(224, 224)
+    pixels = np.asarray(image).astype(float)
+    weights = [math.exp(-((i - size // 2) ** 2) / (2 * (size / 6) ** 2)) for i in range(size)]
+    padded = np.pad(pixels, ((size // 2,) * 2, (size // 2,) * 2, (0, 0)), mode="reflect")
+    expected = np.zeros_like(pixels)
+    for i in range(size):
+        for j in range(size):
+            expected += weights[i] * weights[j] / sum(weights) ** 2 * padded[i : i + 224, j : j + 224]
+    assert np.abs(only("blur", strength, image) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(("strength", "variance"), [(1, 0.001), (2, 0.002)])
+def test_noise(strength: int, variance: float) -> None:
+    """Its covariance is that of independent noise on Y, Cb and Cr in video range, carried over to R, G, B."""
+    grey = Image.new("RGB", (224, 224), (128, 128, 128))
+    added = np.concatenate([only("noise", strength, grey, seed).reshape(-1, 3) - 128 for seed in range(12)]) + 0.5
+    scale = 255 * math.sqrt(variance) * np.array([255 / 219, 255 / 224, 255 / 224])
+    to_rgb = np.array([[1, 0, 1.403], [1, -0.344, -0.714], [1, 1.773, 0]])
+    expected = to_rgb @ np.diag(scale**2) @ to_rgb.T + np.eye(3) / 12  # and what cutting off decimals adds
+    np.testing.assert_allclose(np.cov(added.T), expected, rtol=0.02, atol=0.6)
+    assert np.abs(added.mean(axis=0)).max() < 0.1
+    assert not np.array_equal(only("noise", strength, grey, 0), only("noise", strength, grey, 1))
+
+
+def test_noise_stays_in_range() -> None:
+    for colour in ((0, 0, 0), (255, 255, 255)):
+        view = only("noise", 2, Image.new("RGB", (224, 224), colour))
+        assert view.min() >= 0 and view.max() <= 255 and np.abs(view - colour[0]).max() < 200  # no wrap-around
+
+
+@pytest.mark.parametrize("name", ["saturation", "contrast", "resampling", "noise", "blur"])
+def test_strength_0_is_nothing(name: str) -> None:
+    image = picture(224, 224)
+    np.testing.assert_array_equal(only(name, 0, image), np.asarray(image))
+
+
+def test_strengths_are_drawn_as_stated() -> None:
+    rng, n = generator(3), 6000
+    for level, most in ((2, 1), (3, 2)):
+        names = ["saturation", "contrast", "resampling"] + (["noise", "blur"] if level == 3 else [])
+        drawn = [draw_challenge(50, 40, level, rng).strengths for _ in range(n)]
+        assert all(list(each) == names for each in drawn)
+        for name in names:
+            counts = np.bincount([each[name] for each in drawn], minlength=most + 1)
+            assert len(counts) == most + 1
+            assert np.abs(counts / n - 1 / (most + 1)).max() < 0.03
+        pairs = np.corrcoef(np.array([list(each.values()) for each in drawn]).T)
+        assert np.abs(pairs - np.eye(len(names))).max() < 0.06  # each by itself
+    assert draw_challenge(50, 40, 1, rng).strengths == {} == DISTORTIONS[0]
+
+
+def test_distortions_come_in_their_order() -> None:
+    image = picture(224, 224)
+    both = apply_challenge(image, Challenge(0.0, (0, 0, 224), {"contrast": 2, "resampling": 2}), generator())
+    first = Image.fromarray(only("contrast", 2, image).astype(np.uint8))
+    np.testing.assert_array_equal(np.asarray(both), only("resampling", 2, first))
+
+
+# The whole.
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_seed_decides_everything(level: int) -> None:
+    image = picture(330, 250)
+    once, again = challenge_image(image, level, 11), challenge_image(image, level, 11)
+    np.testing.assert_array_equal(np.asarray(once), np.asarray(again))
+    assert once.size == (224, 224) and once.mode == "RGB"
+    other = np.asarray(challenge_image(image, level, 12))
+    assert np.array_equal(np.asarray(once), other) == (level == 0)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_any_mode(mode: str) -> None:
+    assert challenge_image(picture(60, 40).convert(mode), 3, 0).mode == "RGB"
+
+
+def test_the_last_step_is_a_jpeg_of_75() -> None:
+    image = picture(224, 224)
+    assert not np.array_equal(np.asarray(jpeg(image)), np.asarray(image))
+    np.testing.assert_array_equal(np.asarray(jpeg(image)), np.asarray(jpeg(image, 75)))
+    assert not np.array_equal(np.asarray(jpeg(image)), np.asarray(jpeg(image, 74)))
+
+
+@pytest.mark.parametrize("arguments", [(4, 0), (-1, 0), (1, -1)])
+def test_what_cannot_be(arguments: Any) -> None:
+    with pytest.raises(ValueError, match=r"level|negative"):
+        challenge_image(picture(20, 20), *arguments)
