@@ -161,6 +161,35 @@ def pull(
 
 
 @app.command()
+def reward(
+    bundle: Annotated[str, typer.Argument(help="A bundle folder, a run folder or a Hub repository.")],
+    data: Annotated[str, typer.Option(help="Labelled pictures: a folder, or a Hub dataset id.")],
+    label_rule: Annotated[str, typer.Option(help="scene_description, the validator's, or none.")] = "none",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the bundle on the Hub.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the exam's views.")] = 0,
+) -> None:
+    """What the subnet would pay for the answers to its exam, on real pictures (half of what it asks)."""
+    if label_rule not in ("none", "scene_description"):
+        raise UsageError(f"--label-rule {label_rule!r}: give none or scene_description")
+    from natix_hf.bundle.load import load_bundle
+    from natix_hf.data.config import DataConfig
+    from natix_hf.reward import examine
+
+    rule: Any = label_rule
+    found = examine(load_bundle(bundle, revision), DataConfig(source=data, label_rule=rule), seed)
+    say(f"{found['rows']} pictures, {found['positives']} with roadwork, each at four levels; no synthetic ones")
+    say("level     TPR    TNR    MCC")
+    for name, rates in found["levels"].items():
+        say(f"{name:6s} {rates['tpr']:6.3f} {rates['tnr']:6.3f} {rates['mcc']:6.3f}")
+    ways = {"fitted": "the bundle's threshold", "half": "without it, at .5", "best": "the best threshold here"}
+    for name, way in ways.items():
+        paid = found["rewards"][name]
+        low, high = paid["range"]
+        rates = f"TPR {paid['tpr']:.3f}, TNR {paid['tnr']:.3f}"
+        say(f"reward {paid['expected']:.3f}, 95 % of them from {low:.3f} to {high:.3f}: {way} ({rates})")
+
+
+@app.command()
 def plan(
     alpha: Annotated[float, typer.Option(help="Most risk among the accepted answers.")],
     delta: Annotated[float, typer.Option(help="Probability of a false promise, at most.")],

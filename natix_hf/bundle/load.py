@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import Dataset
 
 from natix_hf.bundle.confidence import Confidence
 from natix_hf.bundle.fetch import fetch_bundle, require_intact_snapshot
@@ -17,6 +18,7 @@ from natix_hf.bundle.policy import POLICY, read_policy
 from natix_hf.bundle.verify import BUNDLE_MANIFEST, WEIGHTS, policy_problems, require_intact
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.models.gate import GATE
+from natix_hf.models.preprocess import Preprocess
 from natix_hf.provenance.files import file_sha256
 from natix_hf.provenance.hub import is_repo_id
 
@@ -41,6 +43,15 @@ class Bundle:
         self._inference = Inference(folder, device)
         learned = folder / GATE if self.policy.gate["kind"] == "learned" else None
         self._confidence = Confidence(self.policy.threshold_logit, learned)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """What an image goes through before the model; for a dataset of `logits_of`."""
+        return self._inference.preprocess
+
+    def logits_of(self, views: Dataset[Any], batch_size: int = 32, label: str | None = None) -> np.ndarray:
+        """`logits` of a dataset that yields `pixel_values`. `label` names a progress bar."""
+        return self.policy.unfold(self._inference.logits(views, batch_size, label=label))
 
     def logits(self, images: Iterable[Any], batch_size: int = 32) -> np.ndarray:
         """The candidate's z (unfolded), float64 [n]."""

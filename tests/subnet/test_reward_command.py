@@ -1,0 +1,81 @@
+"""`natix-hf reward`: a bundle in the exam, against the same exam done by hand with `predict`."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Command, write_parquet_source
+from PIL import Image
+from sklearn.metrics import matthews_corrcoef
+
+from natix_hf.bundle.load import load_bundle
+from natix_hf.data.config import DataConfig
+from natix_hf.errors import DataError
+from natix_hf.reward import examine
+from natix_hf.subnet.challenge import challenge_image
+from natix_hf.subnet.rewards import expected_reward
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_parquet_source(tmp_path_factory.mktemp("exam"), groups=10, frames=1, official_test=12, seed=4)
+
+
+def by_hand(run: Path, source: Path, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Decisions [rows, 4] of `predict`, logits, and labels, of the test rows in the file."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(next((source / "data").glob("test-*.parquet")))
+    bundle, decided, z = load_bundle(run), [], []
+    for row, cell in enumerate(table["image"].to_pylist()):
+        image = Image.open(io.BytesIO(cell["bytes"]))
+        views = [challenge_image(image, level, seed * 2**32 + row) for level in range(4)]
+        decided.append([answer.label == "Roadwork" for answer in bundle.predict(views)])
+        z.append(bundle.logits(views))
+    return np.array(decided), np.array(z), table["label"].to_numpy()
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_against_predict(seed: int, finished_run: Path, source: Path) -> None:
+    decided, z, labels = by_hand(finished_run, source, seed)
+    found = examine(load_bundle(finished_run), DataConfig(source=str(source)), seed)
+    assert (found["rows"], found["positives"]) == (12, labels.sum())
+    for level in range(4):
+        rates = found["levels"][str(level)]
+        assert rates["tpr"] == pytest.approx(decided[labels == 1, level].mean())
+        assert rates["tnr"] == pytest.approx(1 - decided[labels == 0, level].mean())
+    whole = found["levels"]["all"]
+    weights = np.where(labels == 1, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
+    every = np.repeat(labels, 4)
+    mcc = matthews_corrcoef(every, decided.ravel(), sample_weight=np.repeat(weights, 4))
+    assert whole["mcc"] == pytest.approx(mcc)
+    paid = found["rewards"]
+    assert (paid["fitted"]["expected"], *paid["fitted"]["range"]) == expected_reward(whole["tpr"], whole["tnr"])
+    assert paid["half"]["tpr"] == pytest.approx((z[labels == 1] > 0).mean())
+    best = max(  # over every threshold there is
+        (z[labels == 1] > t).mean() + (z[labels == 0] <= t).mean() for t in np.append(np.unique(z), -np.inf)
+    )
+    assert paid["best"]["tpr"] + paid["best"]["tnr"] >= best - 0.1
+    assert paid["best"]["expected"] >= paid["fitted"]["expected"] - 0.02
+
+
+def test_all_rows_where_there_is_no_test_split(finished_run: Path, parquet_source: Path) -> None:
+    assert examine(load_bundle(finished_run), DataConfig(source=str(parquet_source)))["rows"] == 120
+
+
+def test_one_class_is_no_exam(finished_run: Path, tmp_path: Path) -> None:
+    source = write_parquet_source(tmp_path / "one", groups=4, positive_share=0.0)
+    with pytest.raises(DataError, match="rows of one class only"):
+        examine(load_bundle(finished_run), DataConfig(source=str(source)))
+
+
+def test_the_command(finished_run: Path, source: Path, command: Command) -> None:
+    code, out, _ = command("reward", finished_run, "--data", source, "--label-rule", "scene_description")
+    assert code == 0 and "12 pictures, 6 with roadwork" in out and out.count("reward ") == 3
+    found = examine(load_bundle(finished_run), DataConfig(source=str(source)))
+    assert f"reward {found['rewards']['fitted']['expected']:.3f}, 95 % of them" in out
+    assert command("reward", finished_run, "--data", source, "--label-rule", "mine")[0] == 2
+    assert command("reward", finished_run, "--data", "absent")[0] == 2
