@@ -24,8 +24,8 @@ def examine(bundle: Bundle, config: DataConfig, seed: int = 0) -> dict[str, Any]
 
     Returns:
         `rows`, `positives`; `levels`, for each level and `"all"` the `tpr`, `tnr` and `mcc` of the bundle's decisions
-        at a prior of .5; `rewards`, by the way of deciding, with `tpr`, `tnr` and the `expected` reward and its `range`
-        (see `expected_reward`): `fitted`, the bundle's threshold; `half`, without it, probability .5 of the model;
+        at a prior of .5; `rewards`, by the way of deciding, with `tpr`, `tnr`, and what `expected_reward` says of them
+        (`expected`, `range`): `fitted`, the bundle's threshold; `half`, without it, probability .5 of the model;
         `best`, the threshold that would have been best on these very views, which nobody knows beforehand.
 
     Raises:
