@@ -8,22 +8,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY_RECIPE, launch, tiny_backbone, write_recipe
+from conftest import TINY_RECIPE, launch, save_vit_mae, tiny_backbone, write_recipe
 from safetensors.torch import load_file
 
 from natix_hf.resources import resource_folder
 from natix_hf.verify import run_problems
 
 
-@pytest.mark.parametrize("objective", ["mae", "dinov2"])
-def test_two_ranks_are_one_rank_of_the_double_batch(objective: str, parquet_source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["mae", "dinov2", "mae of a ViT-MAE with its decoder"])
+def test_two_ranks_are_one_rank_of_the_double_batch(what: str, parquet_source: Path, tmp_path: Path) -> None:
     """At a small learning rate: AdamW makes steps of the rounding where the true gradient is zero (key biases)."""
-    backbone = tmp_path / "backbone"
-    tiny_backbone("dinov2", layers=2).save_pretrained(backbone)
+    backbone, objective = tmp_path / "backbone", what.split()[0]
+    if "ViT-MAE" in what:
+        save_vit_mae(backbone)
+    else:
+        tiny_backbone("dinov2", layers=2).save_pretrained(backbone)
     stage: dict[str, Any] = {
         "objective": objective, "max_steps": 4, "probe_steps": 2, "learning_rate": 1e-4, "rank": 4,
         "dataloader_num_workers": 0, "dataloader_drop_last": True, "logging_steps": 1,
-        "mae": {"decoder_width": 16, "decoder_heads": 2, "decoder_layers": 1},
+        "mae": {} if "ViT-MAE" in what else {"decoder_width": 16, "decoder_heads": 2, "decoder_layers": 1},
         "dinov2": {"n_prototypes": 32, "head_hidden": 32, "bottleneck": 16}, "crops": {"local_crops": 2},
         "supervised": {"adapter": "lora", "num_train_epochs": 1, "dataloader_num_workers": 0},
     }  # fmt: skip
