@@ -178,7 +178,9 @@ def logit_difference(logits: np.ndarray) -> np.ndarray:
 
 
 def _architecture(config: ModelConfig) -> PreTrainedConfig:
-    fields = {"num_labels": 2, "id2label": ID2LABEL, "label2id": {name: i for i, name in ID2LABEL.items()}}
+    fields: dict[str, Any] = {"num_labels": 2, "id2label": ID2LABEL}
+    # Of a backbone that was trained as a classifier: by it the official miner would answer a sigmoid, not a softmax.
+    fields |= {"label2id": {name: i for i, name in ID2LABEL.items()}, "problem_type": None}
     if config.backbone is None:
         given = {key: value for key, value in config.config.items() if key != "model_type"}
         model_type = config.config["model_type"]
@@ -228,8 +230,8 @@ def _stock_config(config: ModelConfig, source: str) -> PreTrainedConfig:
 def _check_fields(architecture: PreTrainedConfig, given: dict[str, Any]) -> None:
     known = architecture.to_dict()
     for key in given:
-        if key in ("id2label", "label2id", "num_labels"):
-            raise RecipeError(f"model.config.{key} is refused: the labels are always {ID2LABEL}")
+        if key in ("id2label", "label2id", "num_labels", "problem_type"):
+            raise RecipeError(f"model.config.{key} is refused: it is one of the two labels {ID2LABEL}")
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f", did you mean {close[0]!r}?" if close else ""

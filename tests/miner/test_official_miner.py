@@ -194,7 +194,6 @@ def test_it_loads_a_published_bundle(hub: LocalHub, images: list[Path], tmp_path
     assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= fetched
 
 
-@pytest.mark.xfail(reason="build_classifier keeps a backbone's problem_type", strict=True)
 def test_a_backbone_that_was_trained_as_a_classifier(images: list[Path], tmp_path: Path) -> None:
     """transformers notes `problem_type` in the config of what it trains; of this one 4.45.2 makes the sigmoid of a
     label's own logit, where 5.23 answers the softmax."""
