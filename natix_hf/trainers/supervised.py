@@ -169,6 +169,7 @@ def train_classifier(
         "history": trainer.state.log_history,
         "best_score": trainer.state.best_metric,
         "best_step": trainer.state.best_global_step,
+        "kept_step": trainer.state.best_global_step if arguments.load_best_model_at_end else trainer.state.global_step,
         "steps": trainer.state.global_step,
         "world_size": arguments.world_size,
         "resumed_from": resume.name if resume else None,

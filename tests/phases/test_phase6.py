@@ -89,3 +89,16 @@ def test_what_a_learned_gate_reads_is_kept_too(
     assert looks == [1]
     again = json.loads((finished_run / "phase6_export" / "evaluation.json").read_text(encoding="utf-8"))
     np.testing.assert_equal(again, first)
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_the_card_says_which_weights_were_kept(best: bool, finished_run: Path, tmp_path: Path) -> None:
+    """All epochs but the first come too late here: every one of them has an MCC of 1."""
+    section = json.loads((finished_run / "phase0_data" / "manifest.json").read_text(encoding="utf-8"))["section"]
+    recipe = str(write_recipe(tmp_path / "tiny.yaml", {**TINY_RECIPE, "data": section["data"]}))
+    run_recipe(recipe, [1, 2, 6], finished_run, overrides=[f"phase1.load_best_model_at_end={str(best).lower()}"])
+    manifest = json.loads((finished_run / "phase1_baseline" / "manifest.json").read_text(encoding="utf-8"))
+    metrics = manifest["metrics"]
+    assert 0 < metrics["best_step"] < metrics["steps"]
+    card = (finished_run / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
+    assert f"Kept: the weights of step {metrics['best_step' if best else 'steps']}." in card
