@@ -68,11 +68,10 @@ def push_bundle(bundle: Path, repo_id: str, private: bool = False, tag: str | No
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    require_intact(bundle)
-    check_push(repo_id, tag)
     api = HfApi()
     with tempfile.TemporaryDirectory() as scratch:
         staged = _stage(bundle, Path(scratch) / "bundle", repo_id)
+        check_push(repo_id, tag)
         manifest_sha256 = file_sha256(staged / BUNDLE_MANIFEST)
         names = list_files(staged)
         with hub_errors(repo_id, "push to", _OUTCOME):
@@ -94,14 +93,15 @@ def push_bundle(bundle: Path, repo_id: str, private: bool = False, tag: str | No
 
 def _stage(bundle: Path, staged: Path, repo_id: str) -> Path:
     """A copy of the manifest's files alone, with the repository's name on its card, that loads."""
+    require_intact(bundle)
     manifest = read_json(bundle / BUNDLE_MANIFEST)
-    for name in manifest["files"]:
+    for name in [*manifest["files"], BUNDLE_MANIFEST]:
         (staged / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle / name, staged / name)
+    require_intact(staged)  # what was copied, whatever happened to the bundle meanwhile
     card = staged / "README.md"
     write_text(card, card.read_text(encoding="utf-8").replace(REPO_PLACEHOLDER, repo_id))
     write_bundle_manifest(staged, manifest["lineage"])
-    require_intact(staged)
     Bundle(staged)
     return staged
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from natix_hf.bundle.push import push_bundle
 from natix_hf.bundle.verify import BUNDLE_MANIFEST, bundle_problems, is_allowed
 from natix_hf.errors import HubError, UsageError, VerificationError
 from natix_hf.pipeline import run_recipe
-from natix_hf.provenance.files import file_sha256, list_files
+from natix_hf.provenance.files import describe_files, file_sha256, list_files, write_json
 
 REPO = "lab/roadwork"
 
@@ -178,6 +179,53 @@ def test_a_damaged_bundle_never_reaches_the_hub(damage: str, bundle: Path, hub: 
     code, _, err = command("push", bundle, REPO)
     assert code == 1 and "nothing was published" in err and err.count("\n") == 1
     assert not hub.requests
+
+
+def test_a_bundle_that_does_not_load_is_not_published(bundle: Path, hub: LocalHub) -> None:
+    """Manifest and checksums are right; the config belongs to another model."""
+    config = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
+    write_json(bundle / "config.json", config | {"hidden_size": 64})
+    rest = [name for name in list_files(bundle) if name != BUNDLE_MANIFEST]
+    manifest = json.loads((bundle / BUNDLE_MANIFEST).read_text(encoding="utf-8"))
+    write_json(bundle / BUNDLE_MANIFEST, manifest | {"files": describe_files(bundle, rest)})
+    assert bundle_problems(bundle) == []
+    with pytest.raises(VerificationError):
+        push_bundle(bundle, REPO)
+    assert not hub.requests
+
+
+def test_a_bundle_that_changes_while_it_is_copied(
+    bundle: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = push.shutil.copyfile
+
+    def late(source: Path, target: Path) -> Any:
+        if source.name == "policy.json":
+            source.write_text(source.read_text(encoding="utf-8").replace("decision", "none"), encoding="utf-8")
+        return real(source, target)
+
+    monkeypatch.setattr(push.shutil, "copyfile", late)
+    with pytest.raises(VerificationError, match=r"policy\.json"):
+        push_bundle(bundle, REPO)
+    assert not hub.requests
+
+
+def test_what_is_read_back_comes_from_the_hub_itself(bundle: Path, hub: LocalHub) -> None:
+    done = push_bundle(bundle, REPO)
+    natix_hf.load_bundle(REPO, done.commit)  # now the cache has it
+    before = len(hub.asked("GET", r"/resolve/.*model\.safetensors"))
+    push_bundle(bundle, REPO)
+    assert len(hub.asked("GET", r"/resolve/.*model\.safetensors")) == before + 1
+
+
+def test_another_bundle_than_was_sent_is_noticed(
+    bundle: Path, hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Intact in itself, but not this one: its card has not been told the repository."""
+    other = Path(shutil.copytree(bundle, tmp_path / "other"))
+    monkeypatch.setattr(push, "fetch_bundle", lambda *_: other)
+    with pytest.raises(VerificationError, match="what the Hub gives back is not what was sent"):
+        push_bundle(bundle, REPO)
 
 
 def test_a_run_whose_parts_do_not_fit_is_not_published(finished_run: Path, hub: LocalHub, command: Command) -> None:
