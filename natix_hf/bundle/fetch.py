@@ -7,7 +7,7 @@ from pathlib import Path
 
 from natix_hf.bundle.verify import BUNDLE_MANIFEST, bundle_problems, is_allowed, is_of_the_hub, require_intact
 from natix_hf.errors import HubError, UsageError, VerificationError
-from natix_hf.provenance.files import atomic_folder, list_files
+from natix_hf.provenance.files import atomic_folder, check_files, list_files, read_json
 from natix_hf.provenance.hub import hub_errors
 
 _OUTCOME = "nothing was loaded"
@@ -67,16 +67,31 @@ def require_intact_snapshot(snapshot: Path, repo_id: str, expected: str | None =
     """
     problems = bundle_problems(snapshot)
     if problems:
-        for path in snapshot.rglob("*"):
-            if path.is_symlink():
-                path.resolve().unlink(missing_ok=True)
-        shutil.rmtree(snapshot)
+        _forget(snapshot)
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         first = problems[0].replace(f"{snapshot}/", "")
         again = "run the same again to download it anew; if it stays so, it was published like that"
         raise VerificationError(f"{repo_id} at {snapshot.name[:12]}: {first}{more}; {again}")
     if expected is not None:
         require_intact(snapshot, expected)
+
+
+def _forget(snapshot: Path) -> None:
+    """Removes a snapshot, and of its blobs those that are not what the manifest says: others may share the rest."""
+    try:
+        named = read_json(snapshot / BUNDLE_MANIFEST)["files"]
+    except (VerificationError, KeyError, TypeError):
+        named = {}
+    blobs = (snapshot.parent.parent / "blobs").resolve()
+    for path in snapshot.rglob("*"):
+        name = path.relative_to(snapshot).as_posix()
+        facts = named.get(name) if isinstance(named, dict) else None
+        described = isinstance(facts, dict) and {"sha256", "size"} <= set(facts)
+        intact = described and not check_files(snapshot, {name: dict(facts or {})})
+        intact = intact or is_of_the_hub(name) or (name == BUNDLE_MANIFEST and bool(named))
+        if path.is_symlink() and path.resolve().parent == blobs and not intact:
+            path.resolve().unlink(missing_ok=True)
+    shutil.rmtree(snapshot)
 
 
 def pull_bundle(repo_id: str, revision: str | None = None, to: Path | None = None) -> tuple[Path, str]:

@@ -235,6 +235,25 @@ def test_links_of_a_cache_may_lead_to_its_own_blobs_only(bundle: Path, published
     assert any("README.md is a link" in problem for problem in bundle_problems(folder))
 
 
+def test_damage_takes_nothing_else_out_of_the_cache(
+    bundle: Path, published: Published, hub: LocalHub, tmp_path: Path
+) -> None:
+    """Two revisions share most of their blobs; a link that leads out of the cache leads to what is not ours."""
+    good = load_bundle(REPO, "v1").folder
+    hub.commit(REPO, {"policy.json": b"{}"})
+    with pytest.raises(VerificationError, match=r"policy\.json"):
+        load_bundle(REPO)
+    hub.stop()
+    assert load_bundle(REPO, "v1").folder == good and bundle_problems(good) == []
+    mine = tmp_path / "mine.md"
+    mine.write_bytes((good / "README.md").read_bytes())
+    (good / "README.md").unlink()
+    (good / "README.md").symlink_to(mine)
+    with pytest.raises(VerificationError, match=r"README\.md is a link"):
+        load_bundle(REPO, "v1")
+    assert mine.is_file() and not good.exists()
+
+
 # Without this package.
 
 
