@@ -254,6 +254,38 @@ def test_damage_takes_nothing_else_out_of_the_cache(
     assert mine.is_file() and not good.exists()
 
 
+def test_a_repository_that_moves_while_it_is_downloaded(
+    published: Published, hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came meanwhile was not on the list that was looked at: it is not downloaded."""
+    import huggingface_hub
+
+    real = huggingface_hub.snapshot_download
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        hub.commit(REPO, {"evil.py": b"import os"})
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", late)
+    with pytest.raises(HubError, match="moved meanwhile"):
+        load_bundle(REPO)
+    assert not hub.asked("GET", r"/resolve/.*evil\.py")
+
+
+@pytest.mark.parametrize("length", [2**24 + 1, 2**31])
+def test_a_header_of_absurd_length_is_not_read(length: int, bundle: Path) -> None:
+    """Even where the file is long enough: it is sparse here."""
+    with (bundle / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", length))
+        file.truncate(8 + length)
+    rest = [name for name in list_files(bundle) if name != BUNDLE_MANIFEST]
+    manifest = json.loads((bundle / BUNDLE_MANIFEST).read_text(encoding="utf-8"))
+    if length < 2**30:  # its checksum takes a while
+        write_json(bundle / BUNDLE_MANIFEST, manifest | {"files": describe_files(bundle, rest)})
+    with pytest.raises(VerificationError, match=r"model\.safetensors (says that its header|has \d+ bytes)"):
+        load_bundle(bundle)
+
+
 # Without this package.
 
 
