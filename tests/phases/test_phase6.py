@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import TINY, TINY_RECIPE, write_recipe
 
+from natix_hf.bundle.logits import read_logits, write_logits
 from natix_hf.phases import phase6_export
 from natix_hf.pipeline import run_recipe
 
@@ -102,3 +104,26 @@ def test_the_card_says_which_weights_were_kept(best: bool, finished_run: Path, t
     assert 0 < metrics["best_step"] < metrics["steps"]
     card = (finished_run / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
     assert f"Kept: the weights of step {metrics['best_step' if best else 'steps']}." in card
+
+
+@pytest.mark.parametrize(("what", "again"), [("labels", 1), ("ids", 1), ("groups", 0)])
+def test_answers_are_used_for_the_rows_that_are_test_now(
+    what: str, again: int, finished_run: Path, tmp_path: Path, looks: list[int]
+) -> None:
+    """An attempt that was cut off left answers about other rows. A group is no part of an answer."""
+    section = json.loads((finished_run / "phase0_data" / "manifest.json").read_text(encoding="utf-8"))["section"]
+    recipe = str(write_recipe(tmp_path / "tiny.yaml", {**TINY_RECIPE, "data": section["data"]}))
+    path = finished_run / "phase6_export" / "logits" / "test.parquet"
+    threshold = json.loads((finished_run / "phase2_threshold" / "threshold.json").read_text(encoding="utf-8"))
+    table = read_logits(path, threshold["candidate_sha256"])
+    right = json.loads((finished_run / "phase6_export" / "evaluation.json").read_text(encoding="utf-8"))
+    (finished_run / "phase6_export" / "manifest.json").unlink()
+    other = {
+        "labels": replace(table, labels=1 - table.labels),
+        "ids": replace(table, ids=table.ids[::-1]),
+        "groups": replace(table, groups=np.asarray(["one"] * len(table.ids))),
+    }
+    write_logits(path, other[what])
+    run_recipe(recipe, [6], finished_run)
+    found = json.loads((finished_run / "phase6_export" / "evaluation.json").read_text(encoding="utf-8"))
+    assert len(looks) == again and found == right
