@@ -140,7 +140,9 @@ def _config_problems(folder: Path) -> list[str]:
         except VerificationError as error:
             problems.append(str(error))
             continue
-        if not isinstance(content, dict) or "auto_map" in content or "custom_pipelines" in content:
+        if not isinstance(content, dict):
+            problems.append(f"{folder / name} cannot be used: it holds no JSON object")
+        elif "auto_map" in content or "custom_pipelines" in content:
             problems.append(f"{folder / name} asks for code from the repository, which is never run")
     return problems
 

@@ -34,9 +34,10 @@ def pin(run_dir: Path, recipe: Recipe, phase: Phase) -> dict[str, Any]:
         if section in phase.sections and _on_hub(repo_id):
             pins = _read(run_dir)
             key = _key(section, str(repo_id), revision)
-            if key not in pins:
-                write_json(run_dir / PINS, pins | {key: hub_origin(str(repo_id), kind, revision)})
-            found[section] = _read(run_dir)[key]
+            origin = pins[key] if key in pins else hub_origin(str(repo_id), kind, revision)
+            if origin["commit"] is not None and key not in pins:  # else a later attempt may reach the Hub
+                write_json(run_dir / PINS, pins | {key: origin})
+            found[section] = origin
     return found
 
 

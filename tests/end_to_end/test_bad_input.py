@@ -773,8 +773,8 @@ TABLE: dict[str, tuple[Make, int, tuple[str, ...]]] = {
         1,
         ("weights.pkl is not in the manifest",),
     ),
-    "sealed over: config": (resealed("config.json", b"null"), 1, ("bundle cannot be loaded as a model",)),
-    "sealed over: weights": (resealed("model.safetensors", b""), 1, ("belongs to other weights",)),
+    "sealed over: config": (resealed("config.json", b"null"), 1, ("config.json cannot be used: it holds no JSON object",)),
+    "sealed over: weights": (resealed("model.safetensors", b""), 1, ("it is no safetensors file",)),
     "sealed over: policy": (resealed("policy.json", b'{"schema": 2}'), 1, ("policy.json is damaged",)),
     "sealed over: processor": (
         resealed("preprocessor_config.json", b"[]"),
