@@ -773,7 +773,7 @@ TABLE: dict[str, tuple[Make, int, tuple[str, ...]]] = {
         1,
         ("weights.pkl is not in the manifest",),
     ),
-    "sealed over: config": (resealed("config.json", b"null"), 1, ("config.json cannot be used: it holds no JSON object",)),
+    "sealed over: config": (resealed("config.json", b"null"), 1, ("config.json cannot be used: it holds no JSON",)),
     "sealed over: weights": (resealed("model.safetensors", b""), 1, ("it is no safetensors file",)),
     "sealed over: policy": (resealed("policy.json", b'{"schema": 2}'), 1, ("policy.json is damaged",)),
     "sealed over: processor": (
