@@ -1,6 +1,6 @@
 """Images a second of phase 1 (`adapter: full`) on gtsrb_roadwork, beside a bare PyTorch loop and a plain Trainer.
 
-    python benchmarks/train_throughput.py [--source FOLDER] [--turns 5]
+    python benchmarks/train_throughput.py [--turns 5] [--challenge] [KEY=VALUE ...]
 
 Three sides, each in a process of its own, take turns of one epoch: 48 steps, after a few untimed ones that refill the
 loader. All train the recipe's ViT on the same rows with the recipe's batch, AdamW (fused), schedule and gradient clip.
@@ -11,6 +11,9 @@ loader. All train the recipe's ViT on the same rows with the recipe's batch, Ada
 - plain: `Trainer` over `with_transform`, decoding and augmenting with PIL (rotation, random resized crop, blur,
   brightness, contrast and saturation by the recipe's figures, one call each) and the image processor on the whole
   batch, by one loader worker. It averages no weights, where the recipe asks ours to.
+
+With `--challenge` ours with `data.augment: challenge`, views as the subnet's exam draws them, beside ours with the
+recipe's own augmentation. KEY=VALUE change the recipe.
 
 Evaluation and checkpoints are off on all sides. Memory is what lies in a side's process and its worker between two
 turns (proportional set size: shared pages count once), the largest of all turns.
@@ -54,6 +57,10 @@ def ours(recipe: Recipe, train: Rows, val: Rows, model: Any, total: int, scratch
     train_classifier(model, processor, train, val, config, augment, prior, scratch, save=lambda merged: scratch)
 
 
+def challenge(recipe: Recipe, train: Rows, val: Rows, model: Any, total: int, scratch: Path) -> None:
+    ours(replace(recipe, data=replace(recipe.data, augment="challenge")), train, val, model, total, scratch)
+
+
 def bare(recipe: Recipe, train: Rows, val: Rows, model: Any, total: int, scratch: Path) -> None:
     settings = recipe.phase1.training
     views = OriginalViews(train, Preprocess(make_processor(recipe.model)))
@@ -82,11 +89,12 @@ def bare(recipe: Recipe, train: Rows, val: Rows, model: Any, total: int, scratch
 
 
 def plain(recipe: Recipe, train: Rows, val: Rows, model: Any, total: int, scratch: Path) -> None:
-    processor = make_processor(recipe.model)
+    processor, config = make_processor(recipe.model), recipe.data.augment
+    assert config != "challenge"
     rng = np.random.default_rng()
 
     def to_pixels(images: list[Image.Image]) -> torch.Tensor:
-        views = [pil_view(image, recipe.data.augment, recipe.model.image_size, rng) for image in images]
+        views = [pil_view(image, config, recipe.model.image_size, rng) for image in images]
         pixels: torch.Tensor = processor(views, return_tensors="pt")["pixel_values"]
         return pixels
 
@@ -109,16 +117,22 @@ def pil_view(image: Image.Image, config: AugmentConfig, size: int, rng: np.rando
     return view
 
 
-SIDES: dict[str, Callable[[Recipe, Rows, Rows, Any, int, Path], None]] = {"ours": ours, "bare": bare, "plain": plain}
+SIDES: dict[str, Callable[[Recipe, Rows, Rows, Any, int, Path], None]] = {
+    "ours": ours,
+    "bare": bare,
+    "plain": plain,
+    "challenge": challenge,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", help="folder of the photographs; default: the recipe's")
     parser.add_argument("--turns", type=int, default=5, help="epochs of each side")
+    parser.add_argument("--challenge", action="store_true", help="two augmentations beside each other")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     given = parser.parse_args()
-    recipe = load_recipe(RECIPE, [f"data.source={given.source}"] if given.source else [])
+    recipe = load_recipe(RECIPE, given.overrides)
     data = load_image_data(recipe.data)  # decoded before the sides begin, for all of them
     train = data.role("train")
     steps = math.ceil(len(train) / recipe.phase1.training["per_device_train_batch_size"])
@@ -128,12 +142,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             SIDES[given.side](recipe, train, data.role("val_select"), model, total, Path(scratch))
         return
-    arguments = ["--turns", str(given.turns), *(["--source", given.source] if given.source else [])]
-    sides = {name: Side(__file__, "--side", name, *arguments) for name in SIDES}
+    names = ("ours", "challenge") if given.challenge else ("ours", "bare", "plain")
+    sides = {name: Side(__file__, "--side", name, "--turns", str(given.turns), *given.overrides) for name in names}
     for side in sides.values():
         side.figures()  # it waits for its first turn
-    seconds: dict[str, list[float]] = {name: [] for name in SIDES}
-    memory = dict.fromkeys(SIDES, 0.0)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    memory = dict.fromkeys(names, 0.0)
     for _ in range(given.turns):
         for name, side in sides.items():
             seconds[name].append(side.take_turn())
@@ -142,13 +156,16 @@ def main() -> None:
     for side in sides.values():
         side.finish()
     speed = {name: len(train) / median(took) for name, took in seconds.items()}
-    each = ", ".join(f"{name} {speed[name]:.0f} images/s with {memory[name]:.0f} MiB" for name in SIDES)
-    record(
-        "train_throughput gtsrb_roadwork",
-        f"{each}; ours is {median_ratio(seconds['bare'], seconds['ours']):.2f} of the bare loop and "
-        f"{median_ratio(seconds['plain'], seconds['ours']):.2f} times the plain Trainer (medians of {given.turns} "
-        "alternating epochs)",
-    )
+    each = ", ".join(f"{name} {speed[name]:.0f} images/s with {memory[name]:.0f} MiB" for name in names)
+    if given.challenge:
+        compared = (
+            f"challenge is {median_ratio(seconds['ours'], seconds['challenge']):.2f} of the recipe's augmentation"
+        )
+    else:
+        compared = f"ours is {median_ratio(seconds['bare'], seconds['ours']):.2f} of the bare loop and "
+        compared += f"{median_ratio(seconds['plain'], seconds['ours']):.2f} times the plain Trainer"
+    title = " ".join(["train_throughput", RECIPE, *given.overrides])
+    record(title, f"{each}; {compared} (medians of {given.turns} alternating epochs)")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,12 @@ def summarise(run_dir: Path) -> None:
             say(f"test MCC {evaluation[column]['metrics']['mcc']:.3f} [{low:.3f}, {high:.3f}] {title}")
     groups = evaluation["groups"]
     few = ", few groups: a wide interval" if groups["few"] else ""
-    say(f"         {evaluation['rows']} test rows in {groups['groups']} groups{few}")
+    asked = f", each asked at {evaluation['views']} views of the exam" if "exam" in evaluation else ""
+    say(f"         {evaluation['rows']} test rows in {groups['groups']} groups{asked}{few}")
+    if asked:
+        paid = evaluation["exam"]["rewards"]["fitted"]
+        low, high = paid["range"]
+        say(f"reward   {paid['expected']:.3f} to expect of the subnet's real pictures [{low:.3f}, {high:.3f}]")
     selective = evaluation["selective"]
     if selective["promised"] is not None:
         promise = json.loads((bundle / "policy.json").read_text(encoding="utf-8"))["risk_control"]
@@ -176,7 +181,7 @@ def reward(
     from natix_hf.reward import examine
 
     rule: Any = label_rule
-    found = examine(load_bundle(bundle, revision), DataConfig(source=data, label_rule=rule), seed)
+    found = examine(load_bundle(bundle, revision), DataConfig(source=data, label_rule=rule, seed=seed))
     say(f"{found['rows']} pictures, {found['positives']} with roadwork, each at four levels; no synthetic ones")
     say("level     TPR    TNR    MCC")
     for name, rates in found["levels"].items():

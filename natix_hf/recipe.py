@@ -68,7 +68,7 @@ _PATH_KEYS = ("source", "backbone", "unlabelled")
 
 
 # Keys that a later phase names by itself, so that a change of one does not make everything before it stale.
-_NAMED_APART = {"data": ("slices",)}
+_NAMED_APART = {"data": ("slices", "exam", "exam_views")}
 
 
 def _identity(name: str, section: Any) -> Any:
@@ -245,7 +245,7 @@ def _build(cls: Any, content: dict[str, Any], where: str) -> Any:
         full = f"{where}{key}"
         if key not in allowed:
             raise RecipeError(f"unknown key {full}{_nearest(str(key), allowed)}")
-        if not (value is None and is_dataclass(hints[key])):  # `phase2:` with nothing under it means its defaults
+        if not (value is None and _is_section(hints[key])):  # `phase2:` with nothing under it means its defaults
             values[key] = _coerce(value, hints[key], full)
     if "where" in hints:  # a section that stands in several places names the one in its errors
         values["where"] = where.rstrip(".")
@@ -266,7 +266,7 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
             arguments = tuple(option for option in arguments if option is not str)
             hint = Union[arguments]  # noqa: UP007  # built at run time
         section = next((option for option in arguments if is_dataclass(option)), None)
-        if section is not None and value is not None:
+        if section is not None and isinstance(value, dict):
             return _coerce(value, section, key)
         for option in sorted(arguments, key=lambda o: o is float):  # an int stays an int where both fit
             if _fits(value, option):
@@ -281,6 +281,12 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
         _require_plain(value, key)
         return float(value) if hint is float else value
     raise RecipeError(f"{key} is {value!r} ({type(value).__name__}): expected {_describe(hint)}")
+
+
+def _is_section(hint: Any) -> bool:
+    """Whether a key holds a section, and null is no value of its own."""
+    arguments = get_args(hint)
+    return is_dataclass(hint) or (any(is_dataclass(option) for option in arguments) and type(None) not in arguments)
 
 
 def _require_plain(value: Any, key: str) -> None:
@@ -338,6 +344,8 @@ def _describe(hint: Any) -> str:
         type(None): "null",
         dict: "keys",
     }
+    if is_dataclass(hint):
+        return "a section of keys"
     return names.get(origin or hint, str(hint))
 
 

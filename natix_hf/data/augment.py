@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from natix_hf.data.config import AugmentConfig
+from natix_hf.data.config import Augment, AugmentConfig
 from natix_hf.data.images import tame_aspect
+from natix_hf.subnet.challenge import LEVELS, apply_challenge, draw_challenge, jpeg
 
 # ITU-R 601 luma, as in PIL's own conversion to grey.
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def augment(image: Image.Image, config: AugmentConfig, size: int, rng: np.random.Generator) -> np.ndarray:
-    """One view: rotation, random resized crop, flip, colour, blur, erasing.
+def augment(image: Image.Image, config: Augment, size: int, rng: np.random.Generator) -> np.ndarray:
+    """One view: rotation, random resized crop, flip, colour, blur, erasing; or one of the subnet's exam.
 
     Args:
         image: RGB, any size.
@@ -25,6 +26,8 @@ def augment(image: Image.Image, config: AugmentConfig, size: int, rng: np.random
     Returns:
         float32 [size, size, 3] in 0 to 255.
     """
+    if config == "challenge":
+        return _challenge(image, size, rng)
     if config.rotate:
         image = _rotate(tame_aspect(image), float(rng.uniform(-config.rotate, config.rotate)))
     box = _crop_box(image.width, image.height, config, rng)
@@ -44,6 +47,14 @@ def augment(image: Image.Image, config: AugmentConfig, size: int, rng: np.random
     if config.erase and rng.random() < config.erase:
         pixels = _erase(pixels, rng)
     return pixels
+
+
+def _challenge(image: Image.Image, size: int, rng: np.random.Generator) -> np.ndarray:
+    drawn = draw_challenge(image.width, image.height, int(rng.choice(LEVELS)), rng)
+    view = jpeg(apply_challenge(image, drawn, rng))
+    if view.width != size:
+        view = view.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(view, dtype=np.float32)
 
 
 def _rotate(image: Image.Image, degrees: float) -> Image.Image:

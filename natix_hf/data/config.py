@@ -38,6 +38,18 @@ class AugmentConfig:
             require(0 <= share <= 1, f"data.augment.{name}", share, "a share from 0 to 1")
 
 
+# How training views are made; `challenge`: as the subnet's exam shows a picture.
+Augment = AugmentConfig | Literal["challenge"]
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Views of the subnet's exam in place of the pictures themselves: how many of each, and the seed of all."""
+
+    views: int
+    seed: int
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where the images come from and how their rows are divided."""
@@ -57,7 +69,13 @@ class DataConfig:
     label_noise: float = 0.0  # share of train labels flipped on purpose
     cache_px: int = 256  # short side of the decode-once training cache; smaller images are kept as they are
     seed: int = 0
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    exam: bool = (
+        False  # threshold, gate, promise and figures are made of answers to the subnet's exam (docs/subnet.md)
+    )
+    exam_views: int = 4  # of each picture; a multiple of 4, for the levels of the exam are equally frequent
+    # of training views; `challenge`: as the exam shows a picture, a level drawn for each view. Its crops want a
+    # cache_px of 384: from smaller copies they are less sharp than the exam's
+    augment: Augment = field(default_factory=AugmentConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
@@ -68,3 +86,11 @@ class DataConfig:
         require(0 <= self.label_noise < 0.5, "data.label_noise", self.label_noise, "a share from 0 to below 0.5")
         require(self.cache_px >= 1, "data.cache_px", self.cache_px, "at least 1")
         require(self.seed >= 0, "data.seed", self.seed, "at least 0")
+        views = self.exam_views
+        require(views > 0 and views % 4 == 0, "data.exam_views", views, "a multiple of 4")
+        require(self.exam or views == 4, "data.exam_views", views, "nothing unless data.exam is true")
+
+    @property
+    def drawn_exam(self) -> Exam | None:
+        """What phases 2, 3, 5 and 6 ask; None: the pictures themselves."""
+        return Exam(self.exam_views, self.seed) if self.exam else None

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from natix_hf.data.augment import augment
-from natix_hf.data.config import AugmentConfig
+from natix_hf.data.config import Augment
 from natix_hf.data.decode import pixels_of
 from natix_hf.data.images import describe_cell, open_image
 from natix_hf.data.rows import Rows
@@ -26,9 +26,7 @@ class TrainViews(Dataset[Item]):
     Yields `pixel_values` float32 [3, size, size], normalised, and `labels`.
     """
 
-    def __init__(
-        self, rows: Rows, config: AugmentConfig, size: int, mean: list[float], std: list[float], seed: int
-    ) -> None:
+    def __init__(self, rows: Rows, config: Augment, size: int, mean: list[float], std: list[float], seed: int) -> None:
         self.decoded = rows.decoded.with_format("arrow")
         self.labels = rows.labels
         self.config = config
@@ -97,9 +95,11 @@ class OriginalViews(Dataset[Item]):
         return len(self.ids)
 
     def __getitem__(self, row: int) -> Item:
+        return {"pixel_values": self.preprocess(self.picture(row)), "labels": int(self.labels[row])}
+
+    def picture(self, row: int) -> Image.Image:
         cell = self.source[row][self.image_column]
-        image = open_image(cell, describe_cell(cell, self.ids[row]))
-        return {"pixel_values": self.preprocess(image), "labels": int(self.labels[row])}
+        return open_image(cell, describe_cell(cell, self.ids[row]))
 
 
 class FeatureViews(Dataset[Item]):

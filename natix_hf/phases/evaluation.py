@@ -26,7 +26,11 @@ def evaluate(table: LogitTable, policy: Policy, target_prior: float | None, n_re
     columns = {"as_found": None, "at_target_prior": target_prior} if target_prior is not None else {"as_found": None}
     # Rates are those of the decisions: far from 0, logits on both sides of the threshold share one probability.
     probabilities, decided = policy.probability(table.logits), policy.decide(table.logits).astype(np.float64)
-    result: dict[str, Any] = {"rows": len(table.ids), "groups": count_groups(table.groups, table.labels)}
+    result: dict[str, Any] = {
+        "rows": len(table.ids) // table.views,
+        "views": table.views,
+        "groups": count_groups(table.groups, table.labels),
+    }
     for name, prior in columns.items():
         weights = prior_weights(table.labels, prior)
         metrics = compute_metrics(decided, table.labels, sample_weight=weights)
@@ -100,11 +104,11 @@ def _promised_risks(
 def evaluate_slice(
     table: LogitTable, policy: Policy, accepted: np.ndarray, test: Rows, column: str
 ) -> dict[str, dict[str, float | None]]:
-    values = np.asarray([str(value) for value in test.column(column)])
+    values = np.repeat(np.asarray([str(value) for value in test.column(column)]), table.views)
     result = {}
     for value in np.unique(values):
         at = values == value
-        if at.sum() >= _SLICE_ROWS:
+        if at.sum() >= _SLICE_ROWS * table.views:
             answers = compute_metrics(policy.decide(table.logits[at]).astype(float), table.labels[at])
             wanted = ("n", "n_positive", "mcc", "recall", "specificity")
             result[str(value)] = {key: _finite(answers[key]) for key in wanted}

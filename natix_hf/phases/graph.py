@@ -30,6 +30,9 @@ class Phase:
         return f"natix_hf.phases.{self.folder}"
 
 
+# What decides which views of a picture the phases after the training ask about.
+_ASKED = ("data.exam", "data.exam_views")
+
 # Phase 0 divides the rows; it runs by itself before any other.
 PHASES: dict[int, Phase] = {
     phase.number: phase
@@ -48,19 +51,39 @@ PHASES: dict[int, Phase] = {
             True,
             "ExPLoRA: adapt the backbone without labels, then train on it and on the stock one",
         ),
-        Phase(2, "phase2_threshold", (0, 1), (4,), ("val_select",), ("phase2",), False, "champion and threshold"),
-        Phase(3, "phase3_gate", (0, 2), (), ("val_select",), ("phase3",), True, "a learned gate against the margin"),
+        Phase(
+            2, "phase2_threshold", (0, 1), (4,), ("val_select",), ("phase2", *_ASKED), False, "champion and threshold"
+        ),
+        Phase(
+            3,
+            "phase3_gate",
+            (0, 2),
+            (),
+            ("val_select",),
+            ("phase3", *_ASKED),
+            True,
+            "a learned gate against the margin",
+        ),
         Phase(
             5,
             "phase5_scrc",
             (0, 2),
             (3,),
             ("val_select", "val_calib"),
-            ("phase5",),
+            ("phase5", *_ASKED),
             False,
             "calibrate, then control the risk of the accepted answers",
         ),
-        Phase(6, "phase6_export", (0, 2), (3, 5), ("test",), ("phase6", "data.slices"), False, "test, build bundle"),
+        Phase(
+            6,
+            "phase6_export",
+            (0, 2),
+            (3, 5),
+            ("test",),
+            ("phase6", "data.slices", *_ASKED),
+            False,
+            "test, build bundle",
+        ),
     )
 }
 ORDER = (0, 1, 4, 2, 3, 5, 6)

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from natix_hf.bundle.logits import LogitTable
-from natix_hf.errors import RunError
+from natix_hf.bundle.logits import LogitTable, read_logits, write_logits
+from natix_hf.data.config import Exam
+from natix_hf.errors import RunError, UsageError
 from natix_hf.metrics import count_groups, paired_difference, prior_weights, select_threshold, sweep
 from natix_hf.phases import plots
-from natix_hf.phases.candidate import Candidate
+from natix_hf.phases.candidate import Candidate, compute_answers, kept_logits
 from natix_hf.phases.context import PhaseContext
 from natix_hf.phases.graph import CANDIDATE_PHASES, PHASES
-from natix_hf.provenance.files import atomic_file, write_json
-from natix_hf.provenance.manifest import MANIFEST
+from natix_hf.provenance.files import atomic_file, read_json, write_json
+from natix_hf.provenance.manifest import MANIFEST, manifest_problems
 
-THRESHOLD = "threshold.json"
+THRESHOLD, EXAM_ANSWERS = "threshold.json", "logits"
 
 
 def run(context: PhaseContext) -> dict[str, Any]:
     config, prior = context.recipe.phase2, context.recipe.data.target_prior
     candidates = finished_candidates(context)
-    tables = {c.name: c.stored_logits("val_select") for c in candidates}
+    tables = {c.name: _answers(context, c) for c in candidates}
     best = {name: select_threshold(t.logits, t.labels, config.objective, prior) for name, t in tables.items()}
     champion, comparisons = choose_champion(
         tables, {n: b.threshold for n, b in best.items()}, prior, config.n_resamples
     )
-    context.note_rows("val_select", tables[champion].ids)
+    context.note_rows("val_select", list(dict.fromkeys(tables[champion].ids)))
     table, chosen = tables[champion], best[champion]
     curve = sweep(table.logits, table.labels, target_prior=prior)
     with atomic_file(context.folder / "sweep.parquet") as temporary:
@@ -40,12 +43,62 @@ def run(context: PhaseContext) -> dict[str, Any]:
         "threshold_logit": chosen.threshold,
         "objective": config.objective,
         "target_prior": prior,
+        "exam": asdict(table.exam) if table.exam is not None else None,
         "val_select_optimistic": {config.objective: chosen.value, "tpr": chosen.tpr, "tnr": chosen.tnr},
         "val_select_groups": count_groups(table.groups, table.labels),
         "comparisons": comparisons,
     }
     write_json(context.folder / THRESHOLD, result)
     return result
+
+
+def read_decision(context: PhaseContext) -> dict[str, Any]:
+    """What phase 2 decided, for a phase after it.
+
+    Raises:
+        UsageError: it asked other views of the pictures than this phase is to ask.
+    """
+    decision: dict[str, Any] = read_json(context.upstream(2) / THRESHOLD)
+    exam = context.recipe.data.drawn_exam
+    asked = decision.get("exam")
+    if asked != (asdict(exam) if exam is not None else None):
+        fitted = "whole pictures" if asked is None else f"{asked['views']} views of each picture"
+        raise UsageError(
+            f"phase 2 fitted the threshold to {fitted}, data.exam and data.exam_views say otherwise: "
+            f"run phase 2 again, natix-hf run RECIPE --phases 2 --run-dir {context.run_dir}"
+        )
+    return decision
+
+
+def select_logits(threshold_folder: Path, champion: Candidate, exam: Exam | None) -> LogitTable:
+    """The logits of val_select by which the threshold was fitted, for the phases after it."""
+    if exam is None:
+        return champion.stored_logits("val_select")
+    return read_logits(_exam_file(threshold_folder, champion), champion.sha256, exam)
+
+
+def finished_parts(context: PhaseContext) -> list[str]:
+    """The answers to the exam: another objective is fitted to the same ones."""
+    finished = (context.folder / MANIFEST).is_file()
+    return [] if finished and manifest_problems(context.folder) else [EXAM_ANSWERS]
+
+
+def _answers(context: PhaseContext, candidate: Candidate) -> LogitTable:
+    """What a candidate says about val_select: its own phase stored that of the pictures, the exam is asked here."""
+    exam = context.recipe.data.drawn_exam
+    if exam is None:
+        return candidate.stored_logits("val_select")
+    rows = context.rows("val_select")
+    path = _exam_file(context.folder, candidate)
+    table = kept_logits(path, candidate, rows, exam)
+    if table is None:
+        table = compute_answers(candidate, rows, exam)[0]
+        write_logits(path, table)
+    return table
+
+
+def _exam_file(threshold_folder: Path, candidate: Candidate) -> Path:
+    return threshold_folder / EXAM_ANSWERS / f"{candidate.name}.parquet"
 
 
 def finished_candidates(context: PhaseContext) -> list[Candidate]:

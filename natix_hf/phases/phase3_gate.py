@@ -12,8 +12,8 @@ from natix_hf.models.gate import GATE, gate_inputs, save_gate
 from natix_hf.phases import plots
 from natix_hf.phases.candidate import Candidate, compute_answers
 from natix_hf.phases.context import PhaseContext
-from natix_hf.phases.phase2_threshold import THRESHOLD
-from natix_hf.provenance.files import atomic_file, file_sha256, read_json, write_json
+from natix_hf.phases.phase2_threshold import read_decision, select_logits
+from natix_hf.provenance.files import atomic_file, file_sha256, write_json
 from natix_hf.trainers.gate import cross_fit, gate_targets, train_gate
 
 GATE_REPORT = "gate.json"
@@ -21,9 +21,10 @@ GATE_REPORT = "gate.json"
 
 def run(context: PhaseContext) -> dict[str, Any]:
     config, prior = context.recipe.phase3, context.recipe.data.target_prior
-    decision = read_json(context.upstream(2) / THRESHOLD)
+    decision = read_decision(context)
     champion = Candidate(decision["champion"], context.run_dir / decision["champion"])
-    rows, table = context.rows("val_select"), champion.stored_logits("val_select")
+    rows, exam = context.rows("val_select"), context.recipe.data.drawn_exam
+    table = select_logits(context.upstream(2), champion, exam)
     threshold = decision["threshold_logit"]
     wrong = ((table.logits > threshold) != (table.labels == 1)).astype(np.int64)
     report: dict[str, Any] = {
@@ -36,7 +37,7 @@ def run(context: PhaseContext) -> dict[str, Any]:
     if groups_wrong < config.folds:
         reason = f"wrong answers in {groups_wrong} groups: too few for {config.folds} folds, so the margin stays"
         return _write(context, report | {"reason": reason})
-    features = compute_answers(champion, rows)[1]
+    features = compute_answers(champion, rows, exam)[1]
     inputs = gate_inputs(features, table.logits, threshold)
     targets = gate_targets(config.method, table.logits, table.labels, threshold)
     learned = cross_fit(inputs, targets, wrong, table.groups, config)

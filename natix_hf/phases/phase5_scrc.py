@@ -40,8 +40,8 @@ from natix_hf.phases import plots
 from natix_hf.phases.candidate import Candidate, compute_answers
 from natix_hf.phases.config import RiskConfig
 from natix_hf.phases.context import PhaseContext
-from natix_hf.phases.phase2_threshold import THRESHOLD
-from natix_hf.provenance.files import read_json, write_json
+from natix_hf.phases.phase2_threshold import read_decision, select_logits
+from natix_hf.provenance.files import write_json
 from natix_hf.provenance.manifest import MANIFEST
 from natix_hf.reporting import say
 
@@ -57,11 +57,12 @@ _RISKS = {
 
 def run(context: PhaseContext) -> dict[str, Any]:
     recipe, config = context.recipe, context.recipe.phase5
-    decision = read_json(context.upstream(2) / THRESHOLD)
+    decision = read_decision(context)
     champion = Candidate(decision["champion"], context.run_dir / decision["champion"])
-    select = champion.stored_logits("val_select")
-    calib, features = compute_answers(champion, context.rows("val_calib"))
-    context.note_rows("val_select", select.ids)
+    exam = recipe.data.drawn_exam
+    select = select_logits(context.upstream(2), champion, exam)
+    calib, features = compute_answers(champion, context.rows("val_calib"), exam)
+    context.note_rows("val_select", list(dict.fromkeys(select.ids)))
     write_logits(context.folder / "logits" / "val_calib.parquet", calib)
     prior = recipe.data.target_prior
     fitted = fit_calibration(select.logits, select.labels, config.method, prior_weights(select.labels, prior))
@@ -72,9 +73,11 @@ def run(context: PhaseContext) -> dict[str, Any]:
     calibration = {"no_optimum": at_bound} | _calibration_report(context, fitted, calib)
     write_json(context.folder / CALIBRATION, calibration)
     confidence = Confidence(decision["threshold_logit"], learned_gate(context))
-    seen = compute_answers(champion, context.rows("val_select"))[1] if confidence.reads_features else None
+    seen = compute_answers(champion, context.rows("val_select"), exam)[1] if confidence.reads_features else None
     scores = {"val_select": confidence(select.logits, seen), "val_calib": confidence(calib.logits, features)}
     risk = _control(context, decision["threshold_logit"], select, calib, scores)
+    if calib.exam is not None and risk["feasible"]:
+        risk["guarantee"] += ". A row is a view of the exam, as the subnet would send a picture"
     report = {"candidate_sha256": calib.candidate_sha256, "gate": confidence.kind} | risk
     write_json(context.folder / RISK, report)
     return {"calibration": calibration, "risk_control": report}
@@ -95,7 +98,8 @@ def _calibration_report(context: PhaseContext, fitted: Calibration, calib: Logit
         "intercept": fitted.intercept,
         "temperature": 1 / fitted.slope if fitted.method == "temperature" else None,
         "target_prior": prior,
-        "rows": len(calib.ids),
+        "rows": len(calib.ids) // calib.views,
+        "views": calib.views,
         "groups": count_groups(calib.groups, calib.labels),
     }
     for name, calibration in (("before", Calibration("none")), ("after", fitted)):

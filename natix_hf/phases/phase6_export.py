@@ -12,25 +12,27 @@ from safetensors.numpy import load_file, save_file
 from natix_hf.bundle.build import build_bundle
 from natix_hf.bundle.card import CardFacts, render_card, subnet_model_card
 from natix_hf.bundle.confidence import Confidence
-from natix_hf.bundle.logits import LogitTable, read_logits, write_logits
+from natix_hf.bundle.logits import LogitTable, write_logits
 from natix_hf.bundle.policy import Policy
 from natix_hf.bundle.verify import BUNDLE_MANIFEST
 from natix_hf.calibration import Calibration
 from natix_hf.callbacks.push_bundle import PushBundle
 from natix_hf.data.rows import Rows
-from natix_hf.errors import RunError, VerificationError
+from natix_hf.errors import RunError
 from natix_hf.models.classifier import PACKAGED_PREFIX, UNKNOWN_TO_THE_MINER
+from natix_hf.models.preprocess import Preprocess, load_processor
 from natix_hf.phases import plots
-from natix_hf.phases.candidate import Candidate, compute_answers
+from natix_hf.phases.candidate import Candidate, compute_answers, kept_logits, shown
 from natix_hf.phases.context import PhaseContext
 from natix_hf.phases.evaluation import evaluate, evaluate_selective, evaluate_slice
-from natix_hf.phases.phase2_threshold import THRESHOLD
+from natix_hf.phases.phase2_threshold import read_decision
 from natix_hf.phases.phase3_gate import GATE_REPORT
 from natix_hf.phases.phase5_scrc import CALIBRATION, RISK, learned_gate
 from natix_hf.provenance.files import atomic_file, file_sha256, read_json, write_json
 from natix_hf.provenance.manifest import MANIFEST, git_state, manifest_problems, package_versions, read_manifest
 from natix_hf.recipe import Recipe
 from natix_hf.reporting import say
+from natix_hf.subnet.exam import mark_exam
 
 EVALUATION = "evaluation.json"
 ANSWERS, FEATURES = "logits/test.parquet", "logits/test_features.safetensors"
@@ -40,7 +42,7 @@ _COMPARED_IMAGES = 50
 
 def run(context: PhaseContext) -> dict[str, Any]:
     recipe, config = context.recipe, context.recipe.phase6
-    decision = read_json(context.upstream(2) / THRESHOLD)
+    decision = read_decision(context)
     champion = Candidate(decision["champion"], context.run_dir / decision["champion"])
     test = context.rows("test")
     pusher = PushBundle(str(config.repo_id), config.private, config.tag) if config.push else None
@@ -50,6 +52,8 @@ def run(context: PhaseContext) -> dict[str, Any]:
     accepted = policy.accepts(table.logits, Confidence(policy.threshold_logit, gate)(table.logits, features))
     evaluation["selective"] = evaluate_selective(table, policy, accepted, recipe.data.target_prior, config.n_resamples)
     evaluation["slices"] = {name: evaluate_slice(table, policy, accepted, test, name) for name in recipe.data.slices}
+    if recipe.data.exam:
+        evaluation["exam"] = mark_exam(table.logits, table.labels, table.levels, policy.threshold_logit)
     write_json(context.folder / EVALUATION, evaluation)
     scores_plot = context.folder / "plots" / "test_scores.png"
     plots.test_scores(scores_plot, table.logits, table.labels, policy.threshold_logit)
@@ -57,7 +61,8 @@ def run(context: PhaseContext) -> dict[str, Any]:
     if architecture in UNKNOWN_TO_THE_MINER:
         say(f"warning: the subnet's official miner (transformers 4.45.2) cannot load a {architecture}")
     lineage = _lineage(context, champion, decision)
-    chosen = np.random.default_rng(recipe.data.seed).permutation(len(test))[:_COMPARED_IMAGES]
+    chosen = np.random.default_rng(recipe.data.seed).permutation(len(table.ids))[:_COMPARED_IMAGES]
+    pictures = shown(test, Preprocess(load_processor(champion.model)), recipe.data.drawn_exam)
     policy = build_bundle(
         context.folder / BUNDLE,
         champion.model,
@@ -67,7 +72,7 @@ def run(context: PhaseContext) -> dict[str, Any]:
         model_card=subnet_model_card(_model_name(recipe), config.description, config.version, config.submitted_by),
         plots=[context.upstream(2) / "plots" / "threshold.png", scores_plot, *_plots_of(context, 5)],
         lineage=lineage,
-        images=list(test.source.select(chosen)[test.image_column]),
+        images=[pictures.picture(int(i)) for i in chosen],
         expected_logits=table.logits[chosen],
         gate=gate,
     )
@@ -94,20 +99,18 @@ def _answers(
     context: PhaseContext, champion: Candidate, test: Rows, with_features: bool
 ) -> tuple[LogitTable, np.ndarray | None]:
     """Logits of the test rows, and what a learned gate reads; of the last attempt, if they are this champion's."""
-    path, features_path, sha256 = context.folder / ANSWERS, context.folder / FEATURES, champion.sha256
-    if path.is_file() and (features_path.is_file() or not with_features):
-        try:
-            table = read_logits(path, sha256)
-        except VerificationError:  # another champion's
-            table = None
-        if table is not None and (table.ids, table.labels.tolist()) == (test.ids, test.labels.tolist()):
-            say("phase 6: test was answered by this champion before: the same answers are used")
-            return replace(table, groups=test.groups), load_file(features_path)[sha256] if with_features else None
-    table, features = compute_answers(champion, test)
+    path, features_path = context.folder / ANSWERS, context.folder / FEATURES
+    exam = context.recipe.data.drawn_exam
+    table = kept_logits(path, champion, test, exam)
+    if table is not None and (features_path.is_file() or not with_features):
+        say("phase 6: test was answered by this champion before: the same answers are used")
+        return table, load_file(features_path)[table.candidate_sha256] if with_features else None
+    features_path.unlink(missing_ok=True)  # of other answers
+    table, features = compute_answers(champion, test, exam)
     write_logits(path, table)
     if with_features:
         with atomic_file(features_path) as temporary:
-            save_file({sha256: features}, temporary)
+            save_file({table.candidate_sha256: features}, temporary)
     return table, features
 
 

@@ -18,7 +18,7 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 from transformers.trainer_utils import IntervalStrategy
 
 from natix_hf.callbacks.merge_validation import MergeValidationCallback
-from natix_hf.data.config import AugmentConfig
+from natix_hf.data.config import Augment, AugmentConfig
 from natix_hf.data.crops import MultiCropViews
 from natix_hf.data.rows import Rows
 from natix_hf.data.sampler import EpochSampler
@@ -46,7 +46,7 @@ def pretrain_backbone(
     images: Rows,
     probe_rows: tuple[Rows, Rows] | None,
     config: ExploraConfig,
-    augment: AugmentConfig,
+    augment: Augment,
     save: Callable[[PreTrainedModel], Path],
     checkpoints: Path,
     decoder: ViTMAEDecoder | None = None,
@@ -57,7 +57,7 @@ def pretrain_backbone(
         backbone: to start from, without a head; it is changed in place.
         probe_rows: labelled rows to fit a probe on and to score it on (train, val_select); None: there are no labels,
             the last backbone is kept.
-        augment: of the recipe; a masked autoencoder takes its flips and crop shapes.
+        augment: of the recipe; a masked autoencoder takes its flips and crop shapes, of `challenge` the default ones.
         save: writes the merged backbone and returns its folder; called on one rank.
         checkpoints: folder of the Trainer's checkpoints; training continues from there if it was cut off.
         decoder: of a masked autoencoder, pretrained with the backbone; it is changed in place. None: a fresh one.
@@ -166,14 +166,15 @@ def _objective(
 
 
 def _views(
-    images: Rows, processor: Any, patch: int, objective: str, config: ExploraConfig, augment: AugmentConfig, seed: int
+    images: Rows, processor: Any, patch: int, objective: str, config: ExploraConfig, augment: Augment, seed: int
 ) -> Dataset[Any]:
     size, mean, std = int(processor.size["height"]), processor.image_mean, processor.image_std
     if objective == "dinov2":
         share, ratio = config.dinov2.mask_share, config.dinov2.mask_ratio
         return MultiCropViews(images.decoded, config.crops, size, patch, mean, std, seed, share, ratio)
     # Crops and flips alone: what a masked autoencoder learns from is the picture itself.
-    plain = replace(augment, crop_scale=config.mae.crop_scale, rotate=0.0, jitter=0.0, grey=0.0, blur=0.0, erase=0.0)
+    shapes = AugmentConfig() if augment == "challenge" else augment
+    plain = replace(shapes, crop_scale=config.mae.crop_scale, rotate=0.0, jitter=0.0, grey=0.0, blur=0.0, erase=0.0)
     return MaskedViews(TrainViews(images, plain, size, mean, std, seed), (size // patch) ** 2)
 
 

@@ -23,7 +23,7 @@ from transformers.training_args import OptimizerNames
 from natix_hf.callbacks.adalora import AdaLoraCallback
 from natix_hf.callbacks.merge_validation import MergeValidationCallback
 from natix_hf.callbacks.model_card import ModelCardCallback
-from natix_hf.data.config import AugmentConfig
+from natix_hf.data.config import Augment
 from natix_hf.data.rows import Rows
 from natix_hf.data.sampler import EpochSampler
 from natix_hf.data.views import FeatureViews, OriginalViews, TrainViews
@@ -109,7 +109,7 @@ def train_classifier(
     train: Rows,
     val_select: Rows,
     config: SupervisedConfig,
-    augment: AugmentConfig,
+    augment: Augment,
     target_prior: float | None,
     checkpoints: Path,
     save: Callable[[PreTrainedModel], Path],
@@ -182,7 +182,7 @@ def _build(
     processor: Any,
     train: Rows,
     val_select: Rows,
-    augment: AugmentConfig,
+    augment: Augment,
     target_prior: float | None,
     config: SupervisedConfig,
     arguments: TrainingArguments,
@@ -257,7 +257,7 @@ def _feature_datasets(
     views: TrainViews,
     originals: OriginalViews,
     config: SupervisedConfig,
-    augment: AugmentConfig,
+    augment: Augment,
     arguments: TrainingArguments,
 ) -> dict[str, Any]:
     """View 0 of every train row is what predict sees; views 1, 2, … are augmented, drawn as epochs 1, 2, …"""
@@ -273,7 +273,7 @@ def _feature_datasets(
     augmented: list[View] = [
         (views, [(view, row) for row in range(len(train))]) for view in range(1, config.feature_views)
     ]
-    extra = [asdict(augment), arguments.seed] if augmented else None
+    extra = [augment if augment == "challenge" else asdict(augment), arguments.seed] if augmented else None
     return {
         "train_dataset": FeatureViews(
             features([plain, *augmented], train, [config.feature_views, extra]), train.labels

@@ -63,7 +63,7 @@ def phase3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             asked.append((self.folder, role))
             return table
 
-        def answers(candidate: Candidate, rows: Any) -> tuple[LogitTable, np.ndarray]:
+        def answers(candidate: Candidate, rows: Any, exam: Any) -> tuple[LogitTable, np.ndarray]:
             asked.append((candidate.folder, rows.role))
             return table, features
 

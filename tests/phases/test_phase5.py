@@ -66,9 +66,8 @@ def phase5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         data = SimpleNamespace(role=lambda role: SimpleNamespace(role=role, ids=tables[role].ids))
         context = PhaseContext(PHASES[5], recipe, tmp_path, lambda: data)  # type: ignore[arg-type, return-value]
         monkeypatch.setattr(Candidate, "stored_logits", lambda self, role: {"val_select": select}[role])
-        monkeypatch.setattr(
-            phase5_scrc, "compute_answers", lambda candidate, rows: (tables[rows.role], _features(tables[rows.role]))
-        )
+        answers = {role: (table, _features(table)) for role, table in tables.items()}
+        monkeypatch.setattr(phase5_scrc, "compute_answers", lambda _, rows, exam: answers[rows.role])
         decision = {"champion": "phase1_baseline", "threshold_logit": THRESHOLD, "candidate_sha256": SHA}
         for folder in ("phase2_threshold", "phase3_gate", "phase5_scrc"):
             (tmp_path / folder).mkdir(exist_ok=True)

@@ -60,7 +60,7 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     monkeypatch.setattr(Candidate, "stored_logits", lambda self, role: tables[role])
     monkeypatch.setattr(phase5_scrc, "_ERRORS", ("ece", "nll"))
     for module in (phase3_gate, phase5_scrc):
-        monkeypatch.setattr(module, "compute_answers", lambda _, rows: (tables[rows.role], features[rows.role]))
+        monkeypatch.setattr(module, "compute_answers", lambda _, rows, exam: (tables[rows.role], features[rows.role]))
     for plot in ("reliability", "risk_coverage"):
         monkeypatch.setattr(plots, plot, lambda *args: None)
     decision = {"champion": "phase1_baseline", "threshold_logit": 0.0}

@@ -1,0 +1,184 @@
+"""`data.exam`: threshold, gate, promise and figures describe answers to the exam, and the training does not change."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import TINY_RECIPE, write_parquet_source, write_recipe
+
+from natix_hf.bundle.load import load_bundle
+from natix_hf.bundle.logits import read_logits
+from natix_hf.data.config import DataConfig, Exam
+from natix_hf.data.exam import ExamViews
+from natix_hf.errors import RecipeError, UsageError, VerificationError
+from natix_hf.metrics import select_threshold
+from natix_hf.phases import phase2_threshold, phase6_export
+from natix_hf.phases.graph import PHASES as PHASE_FOLDERS
+from natix_hf.pipeline import run_recipe
+from natix_hf.recipe import parse_recipe
+from natix_hf.reward import examine
+from natix_hf.verify import find_problems
+
+PHASES = [1, 2, 3, 5, 6]
+EXAM = ["data.exam=true", "data.exam_views=8"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_parquet_source(
+        tmp_path_factory.mktemp("exam"), groups=40, frames=2, official_test=20, unclear=4, seed=4
+    )
+
+
+@pytest.fixture(scope="module")
+def recipe(source: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    content = {**TINY_RECIPE, "data": {**TINY_RECIPE["data"], "source": str(source), "target_prior": 0.5, "seed": 3}}
+    return str(write_recipe(tmp_path_factory.mktemp("recipe") / "tiny.yaml", content))
+
+
+@pytest.fixture(scope="module")
+def runs(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], Path]:
+    """Digests of the phases of a run on whole pictures, and that run after the exam was asked for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NATIX_HF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        run = run_recipe(recipe, PHASES, tmp_path_factory.mktemp("runs") / "exam")
+        before = {path.parent.name: read(path)["digest"] for path in run.glob("*/manifest.json")}
+        run_recipe(recipe, PHASES, run, overrides=EXAM)
+    return before, run
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_nothing_is_trained_again(runs: tuple[dict[str, str], Path]) -> None:
+    before, run = runs
+    now = {path.parent.name: read(path)["digest"] for path in run.glob("*/manifest.json")}
+    assert set(now) == set(before)
+    same = {name for name in now if now[name] == before[name]}
+    assert same == {"phase0_data", "phase1_baseline"}
+    assert find_problems(str(run)) == []
+
+
+def test_the_threshold_is_that_of_the_exam(runs: tuple[dict[str, str], Path], source: Path) -> None:
+    """Against `predict`'s own logits of views that are made here."""
+    run, decision = runs[1], read(runs[1] / "phase2_threshold" / "threshold.json")
+    path = run / "phase2_threshold" / "logits" / "phase1_baseline.parquet"
+    table = read_logits(path, decision["candidate_sha256"], Exam(8, 3))
+    assert pq.read_table(path)["level"].to_pylist() == [0, 1, 2, 3] * (len(table.ids) // 4)
+    ids = list(dict.fromkeys(table.ids))
+    assert table.ids == [row_id for row_id in ids for _ in range(8)]
+    assert ids == read(run / "phase2_threshold" / "rows_read.json")["val_select"]
+    stored = pq.read_table(source / "data" / "train-00000-of-00001.parquet")["image"].to_pylist()
+    cells = [stored[int(row_id.rpartition("/")[2])] for row_id in ids]
+    bundle = load_bundle(run)
+    views = ExamViews(cells, ids, bundle.preprocess, seed=3, views=8)
+    z = bundle.logits([views.picture(i) for i in range(len(views))])
+    np.testing.assert_allclose(table.logits, z, atol=1e-5)
+    chosen = select_threshold(table.logits, table.labels, target_prior=0.5)
+    assert decision["threshold_logit"] == chosen.threshold == bundle.policy.threshold_logit
+    assert decision["exam"] == {"views": 8, "seed": 3}
+
+
+def test_the_figures_are_those_of_the_exam(runs: tuple[dict[str, str], Path], source: Path) -> None:
+    """Phase 6 against `natix-hf reward` of the bundle, which goes its own way to the rows."""
+    run = runs[1]
+    evaluation = read(run / "phase6_export" / "evaluation.json")
+    assert (evaluation["rows"], evaluation["views"], evaluation["groups"]["groups"]) == (40, 8, 20)
+    table = read_logits(
+        run / "phase6_export" / "logits" / "test.parquet",
+        read(run / "phase2_threshold" / "threshold.json")["candidate_sha256"],
+        Exam(8, 3),
+    )
+    assert evaluation["as_found"]["metrics"]["n"] == len(table.ids) == 320
+    threshold = load_bundle(run).policy.threshold_logit
+    positive = table.labels == 1
+    assert evaluation["as_found"]["metrics"]["recall"] == pytest.approx((table.logits[positive] > threshold).mean())
+    assert evaluation["slices"]["scene_level_tags.weather"]["rain"]["n"] == 26 * 8
+    config = DataConfig(source=str(source), exam=True, exam_views=8, seed=3)
+    found = examine(load_bundle(run), config)
+    assert found["levels"] == evaluation["exam"]["levels"]
+    assert found["rewards"]["fitted"] == evaluation["exam"]["rewards"]["fitted"]
+    for level in range(4):
+        at = (np.arange(320) % 4 == level) & positive
+        tpr = evaluation["exam"]["levels"][str(level)]["tpr"]
+        assert tpr == pytest.approx((table.logits[at] > threshold).mean())
+
+
+def test_the_promise_is_about_one_view_of_each_group(runs: tuple[dict[str, str], Path]) -> None:
+    run = runs[1]
+    counts = read(run / "phase0_data" / "manifest.json")["metrics"]["counts"]["val_calib"]
+    risk, calibration = (read(run / "phase5_scrc" / name) for name in ("scrc.json", "calibration.json"))
+    assert 0 < risk["rows"] <= counts["groups"]
+    assert (calibration["rows"], calibration["views"]) == (counts["rows"], 8)
+    assert "a view of the exam" in risk["guarantee"] or not risk["feasible"]
+    gate = read(run / "phase3_gate" / "gate.json")
+    table = pq.read_table(run / "phase2_threshold" / "logits" / "phase1_baseline.parquet")
+    cut = read(run / "phase2_threshold" / "threshold.json")["threshold_logit"]
+    wrong = (table["logit"].to_numpy() > cut) != (table["label"].to_numpy() == 1)
+    assert gate["wrong_rows"] == wrong.sum()
+
+
+def test_the_card_says_so(runs: tuple[dict[str, str], Path]) -> None:
+    card = (runs[1] / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
+    evaluation = read(runs[1] / "phase6_export" / "evaluation.json")
+    assert "8 views" in card and "no synthetic" in card
+    for name in ("fitted", "half", "best"):
+        assert f"| {evaluation['exam']['rewards'][name]['expected']:.3f} " in card
+
+
+def test_whole_pictures_have_no_exam_on_the_card(finished_run: Path) -> None:
+    card = (finished_run / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
+    assert "exam" not in card
+    assert "exam" not in read(finished_run / "phase6_export" / "evaluation.json")
+
+
+def test_the_exam_is_asked_once(
+    runs: tuple[dict[str, str], Path], recipe: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(runs[1], tmp_path / "exam"))
+    asked: list[int] = []
+    for module in (phase2_threshold, phase6_export):
+        real = module.compute_answers
+        monkeypatch.setattr(module, "compute_answers", lambda *args, real=real: asked.append(1) or real(*args))
+    run_recipe(recipe, PHASES, run, overrides=[*EXAM, "phase2.objective=f1"])
+    assert asked == []
+    run_recipe(recipe, PHASES, run, overrides=["data.exam=true"])  # other views: each phase asks again
+    assert asked == [1, 1]
+    run_recipe(recipe, PHASES, run)  # whole pictures: val_select's lie beside the candidate
+    assert asked == [1, 1, 1]
+
+
+@pytest.mark.parametrize("phase", [3, 5, 6])
+@pytest.mark.parametrize("given", [[], ["data.exam=true"]])
+def test_a_threshold_of_other_views_is_not_built_upon(
+    phase: int, given: list[str], runs: tuple[dict[str, str], Path], recipe: str, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(runs[1], tmp_path / "exam"))
+    before = {path.name: path.read_bytes() for path in (run / PHASE_FOLDERS[phase].folder).glob("*.json")}
+    with pytest.raises(UsageError, match="phase 2 fitted the threshold to 8 views of each picture"):
+        run_recipe(recipe, [phase], run, overrides=given)
+    assert {path.name: path.read_bytes() for path in (run / PHASE_FOLDERS[phase].folder).glob("*.json")} == before
+
+
+def test_answers_to_other_views_are_refused(runs: tuple[dict[str, str], Path]) -> None:
+    path = runs[1] / "phase2_threshold" / "logits" / "phase1_baseline.parquet"
+    sha256 = read(runs[1] / "phase2_threshold" / "threshold.json")["candidate_sha256"]
+    for other in (None, Exam(4, 3), Exam(8, 4)):
+        with pytest.raises(VerificationError, match="other views"):
+            read_logits(path, sha256, other)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [({"exam": True, "exam_views": 6}, "a multiple of 4"), ({"exam_views": 8}, "nothing unless data.exam is true")],
+)
+def test_what_is_refused(data: dict[str, Any], expected: str) -> None:
+    with pytest.raises(RecipeError, match=expected):
+        parse_recipe({"data": data})
