@@ -27,10 +27,12 @@ def find_problems(reference: str) -> list[str]:
     path = Path(reference)
     if (path / RUN_FILE).is_file() or any((path / phase.folder / MANIFEST).is_file() for phase in PHASES.values()):
         return run_problems(path)
-    from natix_hf.bundle.load import find_bundle
+    from natix_hf.bundle.fetch import snapshot_problems
+    from natix_hf.bundle.load import find_bundle, is_from_hub
     from natix_hf.bundle.verify import bundle_problems
 
-    return bundle_problems(find_bundle(reference))
+    bundle = find_bundle(reference)
+    return snapshot_problems(bundle) if is_from_hub(reference) else bundle_problems(bundle)
 
 
 def run_problems(run_dir: Path) -> list[str]:

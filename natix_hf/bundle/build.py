@@ -19,6 +19,7 @@ from natix_hf.models.gate import GATE
 from natix_hf.models.preprocess import load_processor
 from natix_hf.provenance.files import atomic_folder, describe_files, file_sha256, list_files, write_json, write_text
 
+MODEL_CARD = "model_card.json"  # the subnet's
 # float32 folding moves a logit by rounding only; a wrong weight moves it by far more.
 RELOAD_TOLERANCE = 1e-4
 
@@ -66,7 +67,7 @@ def build_bundle(
             shutil.copyfile(plot, folder / "plots" / plot.name)
         write_text(folder / "README.md", card)
         if model_card is not None:
-            write_json(folder / "model_card.json", model_card)
+            write_json(folder / MODEL_CARD, model_card)
         write_bundle_manifest(folder, lineage)
         require_intact(folder)
         _compare_reloaded(folder, policy, images, expected_logits)

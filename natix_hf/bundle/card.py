@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,9 @@ from natix_hf.models.classifier import ID2LABEL, UNKNOWN_TO_THE_MINER
 from natix_hf.resources import resource_folder
 
 _TEMPLATE = "bundle.md.jinja"
-# Where the card's examples name the bundle; a push puts the repository there.
-REPO_PLACEHOLDER = "PATH_OR_REPO_ID"
+# Where the card's examples name the bundle, until a push puts the repository there.
+_REPO_PLACEHOLDER = "PATH_OR_REPO_ID"
+_EXAMPLES = re.compile(r'((?:natix_hf\.load_bundle\(|pipeline\("image-classification", model=)")[^"]*(?=")')
 _TOLD_METRICS = (
     "mcc",
     "balanced_accuracy",
@@ -90,11 +92,16 @@ def render_card(facts: CardFacts) -> str:
         template_path=str(resource_folder("model_cards") / _TEMPLATE),
         facts=facts,
         told=_TOLD_METRICS,
-        repo=REPO_PLACEHOLDER,
+        repo=_REPO_PLACEHOLDER,
         unknown_to_the_miner=UNKNOWN_TO_THE_MINER,
         labels=ID2LABEL,
     )
     return str(card)
+
+
+def name_repository(card: str, repo_id: str) -> str:
+    """The card with the name of a repository in its two examples, whatever stood there: a bundle may move on."""
+    return _EXAMPLES.sub(lambda found: found[1] + repo_id, card)
 
 
 def _repo(origin: dict[str, Any] | None) -> str | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
-from natix_hf.bundle.verify import BUNDLE_MANIFEST, bundle_problems, is_allowed, is_of_the_hub, require_intact
+from natix_hf.bundle.verify import BUNDLE_MANIFEST, bundle_problems, is_allowed, is_of_the_hub
 from natix_hf.errors import HubError, UsageError, VerificationError
-from natix_hf.provenance.files import atomic_folder, check_files, list_files, read_json
-from natix_hf.provenance.hub import hub_errors
+from natix_hf.provenance.files import atomic_folder, file_sha256, list_files
+from natix_hf.provenance.hub import hub_errors, require_repo_id
 
 _OUTCOME = "nothing was loaded"
 
@@ -59,39 +60,55 @@ def _cached(repo_id: str, revision: str | None, cache: Path | None) -> Path | No
 
 
 def require_intact_snapshot(snapshot: Path, repo_id: str, expected: str | None = None) -> None:
-    """`require_intact` of a folder that `fetch_bundle` gave; what is damaged leaves the cache, so that the next
+    """`require_intact` of a folder that `fetch_bundle` gave; what the way damaged leaves the cache, so that the next
     attempt downloads it anew.
 
     Raises:
         VerificationError: with the first problem.
     """
-    problems = bundle_problems(snapshot)
+    problems = snapshot_problems(snapshot, expected)
     if problems:
-        _forget(snapshot)
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         first = problems[0].replace(f"{snapshot}/", "")
         again = "run the same again to download it anew; if it stays so, it was published like that"
         raise VerificationError(f"{repo_id} at {snapshot.name[:12]}: {first}{more}; {again}")
-    if expected is not None:
-        require_intact(snapshot, expected)
 
 
-def _forget(snapshot: Path) -> None:
-    """Removes a snapshot, and of its blobs those that are not what the manifest says: others may share the rest."""
-    try:
-        named = read_json(snapshot / BUNDLE_MANIFEST)["files"]
-    except (VerificationError, KeyError, TypeError):
-        named = {}
-    blobs = (snapshot.parent.parent / "blobs").resolve()
+def snapshot_problems(snapshot: Path, expected: str | None = None) -> list[str]:
+    """`bundle_problems` of a folder that `fetch_bundle` gave; what the way damaged leaves the cache."""
+    problems = bundle_problems(snapshot, expected)
+    if problems:
+        try:
+            _forget_damage(snapshot)
+        except OSError as error:  # a cache that others own
+            problems[-1] += f"; {error.filename or snapshot} could not be taken out of the cache ({error.strerror})"
+    return problems
+
+
+def _forget_damage(snapshot: Path) -> None:
+    """Takes out of the Hub's cache what is not what the Hub said: a blob has the name of its hash. Other revisions may
+    share the intact ones, and a snapshot of nothing but these stays: there is no better to be had."""
+    blobs, damaged = (snapshot.parent.parent / "blobs").resolve(), False
     for path in snapshot.rglob("*"):
-        name = path.relative_to(snapshot).as_posix()
-        facts = named.get(name) if isinstance(named, dict) else None
-        described = isinstance(facts, dict) and {"sha256", "size"} <= set(facts)
-        intact = described and not check_files(snapshot, {name: dict(facts or {})})
-        intact = intact or is_of_the_hub(name) or (name == BUNDLE_MANIFEST and bool(named))
-        if path.is_symlink() and path.resolve().parent == blobs and not intact:
-            path.resolve().unlink(missing_ok=True)
-    shutil.rmtree(snapshot)
+        if path.is_dir() and not path.is_symlink():
+            continue
+        blob = path.resolve()
+        ours = path.is_symlink() and blob.parent == blobs
+        if not (ours and blob.is_file() and _is_as_named(blob)):
+            damaged = True
+            if ours:
+                blob.unlink(missing_ok=True)
+    if damaged:
+        shutil.rmtree(snapshot)
+
+
+def _is_as_named(blob: Path) -> bool:
+    """Whether a file has the hash that the Hub names it by: sha256 in LFS, git's own outside."""
+    if len(blob.name) == 64:
+        return file_sha256(blob) == blob.name
+    git = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
+    with blob.open("rb") as file:
+        return hashlib.file_digest(file, lambda: git).hexdigest() == blob.name
 
 
 def pull_bundle(repo_id: str, revision: str | None = None, to: Path | None = None) -> tuple[Path, str]:
@@ -104,10 +121,13 @@ def pull_bundle(repo_id: str, revision: str | None = None, to: Path | None = Non
         The folder, and the commit that it is from.
 
     Raises: as `fetch_bundle`, and
-        UsageError: there is something in the folder. VerificationError: a file is not what the manifest says.
+        UsageError: no name of a repository, or there is something in the folder, or it is the one that this process
+            is in. VerificationError: a file is not what the manifest says.
     """
+    require_repo_id(repo_id)
     target = to if to is not None else Path(repo_id.rsplit("/", 1)[-1])
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if taken or target.resolve() == Path.cwd():  # it takes its name when it is whole: not under anybody's feet
         raise UsageError(f"{target} exists already: name another folder with --to")
     snapshot = fetch_bundle(repo_id, revision)
     require_intact_snapshot(snapshot, repo_id)

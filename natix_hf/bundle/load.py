@@ -15,7 +15,7 @@ from natix_hf.bundle.confidence import Confidence
 from natix_hf.bundle.fetch import fetch_bundle, require_intact_snapshot
 from natix_hf.bundle.inference import ImageList, Inference
 from natix_hf.bundle.policy import POLICY, read_policy
-from natix_hf.bundle.verify import BUNDLE_MANIFEST, WEIGHTS, policy_problems, require_intact
+from natix_hf.bundle.verify import BUNDLE_MANIFEST, WEIGHTS, config_problems, policy_problems, require_intact
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.models.gate import GATE
 from natix_hf.models.preprocess import Preprocess
@@ -101,14 +101,16 @@ def load_bundle(
         path_or_repo_id: a bundle folder, a run folder (its newest bundle), or `org/name` on the Hub.
         revision: branch, tag or commit on the Hub.
         verify: check every file against `bundle_manifest.json` first; False: only that the policy belongs to the
-            weights.
-        expected: sha256 that the manifest itself must have.
+            weights, and that the configs ask for nothing from elsewhere.
+        expected: sha256 that the manifest itself must have; not without `verify`, which makes it hold for the files.
         device: as torch names it; None takes the accelerator if there is one.
 
     Raises:
-        UsageError: there is no bundle there, or no right to it. HubError: the Hub or the connection failed.
-        VerificationError: a file is not what the manifest says.
+        UsageError: there is no bundle there, or no right to it; `revision` of a folder. HubError: the Hub or the
+            connection failed. VerificationError: a file is not what the manifest says.
     """
+    if expected is not None and not verify:
+        raise UsageError(f"load_bundle({str(path_or_repo_id)!r}): expected= says nothing with verify=False")
     folder = find_bundle(path_or_repo_id, revision)
     if verify and is_from_hub(path_or_repo_id):
         require_intact_snapshot(folder, str(path_or_repo_id), expected)
@@ -116,7 +118,7 @@ def load_bundle(
         require_intact(folder, expected)
     else:
         hashes = {name: file_sha256(folder / name) for name in (WEIGHTS, GATE) if (folder / name).is_file()}
-        for problem in policy_problems(folder, hashes):
+        for problem in [*config_problems(folder), *policy_problems(folder, hashes)]:
             raise VerificationError(problem)
     return Bundle(folder, device)
 
@@ -125,6 +127,8 @@ def find_bundle(path_or_repo_id: str | Path, revision: str | None = None) -> Pat
     """The folder of a bundle: itself, `phase6_export/bundle` of a run, or a snapshot from the Hub."""
     if is_from_hub(path_or_repo_id):
         return fetch_bundle(str(path_or_repo_id), revision)
+    if revision is not None and Path(path_or_repo_id).exists():
+        raise UsageError(f"revision {revision!r} is for a repository on the Hub: {path_or_repo_id} lies here")
     return find_local_bundle(path_or_repo_id)
 
 

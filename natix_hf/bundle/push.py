@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from natix_hf.bundle.build import write_bundle_manifest
-from natix_hf.bundle.card import REPO_PLACEHOLDER
+from natix_hf.bundle.card import name_repository
 from natix_hf.bundle.fetch import fetch_bundle, require_intact_snapshot
 from natix_hf.bundle.load import Bundle
 from natix_hf.bundle.verify import BUNDLE_MANIFEST, is_of_the_hub, require_intact
 from natix_hf.errors import HubError, UsageError, VerificationError
 from natix_hf.provenance.files import file_sha256, list_files, read_json, write_text
-from natix_hf.provenance.hub import LOG_IN, hub_errors, is_repo_id, is_tag
+from natix_hf.provenance.hub import LOG_IN, hub_errors, is_tag, require_repo_id
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -40,8 +40,7 @@ def check_push(repo_id: str, tag: str | None = None) -> None:
     """
     from huggingface_hub import HfApi, get_token
 
-    if not is_repo_id(repo_id):
-        raise UsageError(f"{repo_id!r} cannot be a repository: name it as org/name")
+    require_repo_id(repo_id)
     if tag is not None and not is_tag(tag):
         raise UsageError(f"{tag!r} cannot be a tag: use letters, digits, dots and dashes")
     if get_token() is None:
@@ -75,17 +74,20 @@ def push_bundle(bundle: Path, repo_id: str, private: bool = False, tag: str | No
         manifest_sha256 = file_sha256(staged / BUNDLE_MANIFEST)
         names = list_files(staged)
         with hub_errors(repo_id, "push to", _OUTCOME):
-            api.create_repo(repo_id, private=private, exist_ok=True)
+            api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as its organization wants it
             head = api.model_info(repo_id)
             there = [file.rfilename for file in head.siblings or [] if not is_of_the_hub(file.rfilename)]
             _require_ours(repo_id, there, private and not head.private)
             tagged = _require_free(api, repo_id, tag, str(head.sha), manifest_sha256)
             operations: list[Any] = [CommitOperationAdd(name, str(staged / name)) for name in names]
+            api.preupload_lfs_files(repo_id, operations, free_memory=False)
             operations += [CommitOperationDelete(name) for name in there if name not in names]
             message = f"natix_hf bundle {manifest_sha256[:12]}"
+        with hub_errors(repo_id, "push to", _OUTCOME, in_doubt="whether it was published is not known"):
             commit = str(api.create_commit(repo_id, operations, commit_message=message, parent_commit=head.sha).oid)
         if tag is not None and not tagged:
-            with hub_errors(repo_id, f"tag {tag} on", f"commit {commit} is published without it"):
+            done = f"commit {commit} is published"
+            with hub_errors(repo_id, f"tag {tag} on", f"{done} without it", in_doubt=f"{done}, perhaps without it"):
                 api.create_tag(repo_id, tag=tag, revision=commit)
         _read_back(repo_id, commit, manifest_sha256, Path(scratch) / "cache")
     return Published(repo_id, commit, manifest_sha256, tag)
@@ -100,7 +102,7 @@ def _stage(bundle: Path, staged: Path, repo_id: str) -> Path:
         shutil.copyfile(bundle / name, staged / name)
     require_intact(staged)  # what was copied, whatever happened to the bundle meanwhile
     card = staged / "README.md"
-    write_text(card, card.read_text(encoding="utf-8").replace(REPO_PLACEHOLDER, repo_id))
+    write_text(card, name_repository(card.read_text(encoding="utf-8"), repo_id))
     write_bundle_manifest(staged, manifest["lineage"])
     Bundle(staged)
     return staged
@@ -137,5 +139,5 @@ def _read_back(repo_id: str, commit: str, manifest_sha256: str, cache: Path) -> 
         require_intact_snapshot(fetch_bundle(repo_id, commit, cache), repo_id, manifest_sha256)
     except VerificationError as error:
         raise VerificationError(f"{told}, but what the Hub gives back is not what was sent ({error})") from None
-    except (HubError, UsageError) as error:
+    except (HubError, UsageError, OSError) as error:
         raise HubError(f"{told}, but was not read back ({error})") from None

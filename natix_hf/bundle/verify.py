@@ -9,7 +9,7 @@ from pathlib import Path
 from natix_hf.bundle.policy import POLICY, read_policy
 from natix_hf.errors import VerificationError
 from natix_hf.models.gate import GATE
-from natix_hf.provenance.files import check_files, file_sha256, list_files, list_temporaries, read_json
+from natix_hf.provenance.files import check_files, file_sha256, list_temporaries, read_json
 
 BUNDLE_MANIFEST = "bundle_manifest.json"
 WEIGHTS = "model.safetensors"
@@ -28,8 +28,20 @@ _REQUIRED = (
 )
 # Far above any header of a model: 10,000 tensors fill a megabyte.
 _LONGEST_HEADER = 16 * 2**20
-# The Hub's own file, and the cache folder that `snapshot_download` leaves in a local folder.
-_HUB_OWN = re.compile(r"\.gitattributes|\.cache/.*")
+# The Hub's own file in a repository, and what `snapshot_download` leaves beside it in a local folder.
+_GITATTRIBUTES = ".gitattributes"
+_DOWNLOAD_NOTES = re.compile(r"\.cache/huggingface/.*")
+# Keys of a config by which transformers would run code from a repository (a kernel is code too), or load other weights
+# than those that the policy belongs to, or load them otherwise. No config that it saves for us has one.
+_FOREIGN_KEYS = (
+    "auto_map",
+    "custom_pipelines",
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "transformers_weights",
+    "quantization_config",
+)
 
 
 def is_allowed(name: str) -> bool:
@@ -38,8 +50,8 @@ def is_allowed(name: str) -> bool:
 
 
 def is_of_the_hub(name: str) -> bool:
-    """Whether a file is the Hub's own, and no part of a bundle."""
-    return _HUB_OWN.fullmatch(name) is not None
+    """Whether a file of a repository is the Hub's own, and no part of a bundle."""
+    return name == _GITATTRIBUTES
 
 
 def bundle_problems(folder: Path, expected: str | None = None) -> list[str]:
@@ -57,6 +69,7 @@ def bundle_problems(folder: Path, expected: str | None = None) -> list[str]:
         not isinstance(manifest, dict)
         or manifest.get("schema") != SCHEMA
         or not isinstance(manifest.get("files"), dict)
+        or not isinstance(manifest.get("lineage"), dict)
     ):
         return [f"{path} is not a bundle manifest of schema {SCHEMA}"]
     problems = []
@@ -73,13 +86,14 @@ def bundle_problems(folder: Path, expected: str | None = None) -> list[str]:
     ]
     problems += [
         f"{folder / name} is not in the manifest"
-        for name in [*list_files(folder), *list_temporaries(folder)]
+        for name in _all_but_folders(folder)
         if name not in named and name != BUNDLE_MANIFEST and not is_of_the_hub(name)
+        if _DOWNLOAD_NOTES.fullmatch(name) is None
     ]
     problems += check_files(folder, {name: facts for name, facts in named.items() if name not in refused})
     if problems:
         return problems
-    problems = [*_weights_problems(folder), *_config_problems(folder)]
+    problems = [*_weights_problems(folder), *config_problems(folder)]
     return problems + policy_problems(folder, {name: facts["sha256"] for name, facts in named.items()})
 
 
@@ -92,9 +106,16 @@ def policy_problems(folder: Path, sha256: dict[str, str]) -> list[str]:
     problems = []
     if policy.model_sha256 != sha256.get(WEIGHTS):
         problems.append(f"{folder / POLICY} belongs to other weights than {WEIGHTS}: download the bundle again")
-    if policy.gate["kind"] == "learned" and policy.gate["sha256"] != sha256.get(GATE):
-        problems.append(f"{folder / POLICY} belongs to another {GATE}: download the bundle again")
+    gate = policy.gate["sha256"] if policy.gate["kind"] == "learned" else None
+    if gate != sha256.get(GATE):
+        problems.append(f"{folder / POLICY} belongs to another {GATE}, or to none: download the bundle again")
     return problems
+
+
+def _all_but_folders(folder: Path) -> list[str]:
+    """Whatever lies in a folder: files, and links and other things that are none; sorted relative POSIX paths."""
+    found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return sorted({*(path.relative_to(folder).as_posix() for path in found), *list_temporaries(folder)})
 
 
 def _is_stray_link(folder: Path, name: str) -> bool:
@@ -123,7 +144,7 @@ def _weights_problems(folder: Path) -> list[str]:
             try:
                 header = json.loads(file.read(length))
                 ends = [int(facts["data_offsets"][1]) for name, facts in header.items() if name != "__metadata__"]
-            except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+            except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
                 problems.append(f"{path} has a header that is not that of a safetensors file")
                 continue
         if max(ends, default=0) != body - length:
@@ -131,8 +152,9 @@ def _weights_problems(folder: Path) -> list[str]:
     return problems
 
 
-def _config_problems(folder: Path) -> list[str]:
-    """A config that asks for code of the repository's own: this package runs none, and others might."""
+def config_problems(folder: Path) -> list[str]:
+    """A config that asks for code of the repository's own (this package runs none, and others might), or for weights
+    that nothing here has looked at."""
     problems = []
     for name in ("config.json", "preprocessor_config.json"):
         try:
@@ -142,8 +164,10 @@ def _config_problems(folder: Path) -> list[str]:
             continue
         if not isinstance(content, dict):
             problems.append(f"{folder / name} cannot be used: it holds no JSON object")
-        elif "auto_map" in content or "custom_pipelines" in content:
-            problems.append(f"{folder / name} asks for code from the repository, which is never run")
+        else:
+            found = next((key for key in _FOREIGN_KEYS if key in content), None)
+            if found is not None:
+                problems.append(f"{folder / name} asks by {found} for code or weights from elsewhere: never loaded")
     return problems
 
 

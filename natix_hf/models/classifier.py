@@ -150,9 +150,10 @@ def load_strictly(model_class: Any, folder: Path, **options: Any) -> PreTrainedM
             output_loading_info=True,
             local_files_only=True,
             use_safetensors=True,
+            trust_remote_code=False,  # left open, transformers asks whoever sits there
             **options,
         )
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
         raise VerificationError(f"{folder} cannot be loaded as a model: {_first_line(error)}") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
@@ -219,7 +220,9 @@ def _stock_config(config: ModelConfig, source: str) -> PreTrainedConfig:
     if config.revision is not None and Path(source).is_dir():
         raise RecipeError(f"model.revision is for a backbone on the Hub: {config.backbone} is a folder")
     try:
-        stock: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=config.revision)
+        stock: PreTrainedConfig = AutoConfig.from_pretrained(
+            source, revision=config.revision, trust_remote_code=False
+        )
     except (OSError, ValueError, StrictDataclassError) as error:
         raise UsageError(
             f"model.backbone: {config.backbone} is neither a model folder nor on the Hub ({_first_line(error)})"

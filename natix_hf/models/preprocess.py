@@ -55,7 +55,9 @@ def _normalisation(config: ModelConfig) -> tuple[list[float], list[float]]:
 def load_processor(folder: Path) -> Any:
     """The processor saved in a candidate or bundle, always with PIL: the same pixels on every machine."""
     try:
-        return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+        return AutoImageProcessor.from_pretrained(
+            folder, backend="pil", local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise VerificationError(f"the preprocessor_config.json of {folder} cannot be used ({reason})") from None

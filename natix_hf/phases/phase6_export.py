@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from natix_hf.bundle.build import build_bundle
+from natix_hf.bundle.build import MODEL_CARD, build_bundle
 from natix_hf.bundle.card import CardFacts, render_card, subnet_model_card
 from natix_hf.bundle.confidence import Confidence
 from natix_hf.bundle.logits import LogitTable, write_logits
@@ -69,7 +69,7 @@ def run(context: PhaseContext) -> dict[str, Any]:
         policy,
         evaluation=evaluation,
         card=render_card(_card_facts(context, champion, decision, policy, evaluation, lineage)),
-        model_card=subnet_model_card(_model_name(recipe), config.description, config.version, config.submitted_by),
+        model_card=_five_fields(context),
         plots=[context.upstream(2) / "plots" / "threshold.png", scores_plot, *_plots_of(context, 5)],
         lineage=lineage,
         images=[pictures.picture(int(i)) for i in chosen],
@@ -140,6 +140,16 @@ def _policy(context: PhaseContext, decision: dict[str, Any]) -> tuple[Policy, Pa
 def _plots_of(context: PhaseContext, number: int) -> list[Path]:
     folder = context.upstream(number)
     return sorted((folder / "plots").glob("*.png")) if (folder / MANIFEST).is_file() else []
+
+
+def _five_fields(context: PhaseContext) -> dict[str, Any] | None:
+    """For the subnet, with the time of an attempt that was cut off: it may have published, and this is no other
+    bundle."""
+    config, before = context.recipe.phase6, context.folder / BUNDLE / MODEL_CARD
+    fields = subnet_model_card(_model_name(context.recipe), config.description, config.version, config.submitted_by)
+    if fields is not None and before.is_file():
+        fields["submission_time"] = read_json(before)["submission_time"]
+    return fields
 
 
 def _model_name(recipe: Recipe) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from natix_hf.errors import HubError, UsageError
 Kind = Literal["model", "dataset"]
 _NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+# What a disk says without naming a file; anything else without one may come from a socket.
+_OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 def is_repo_id(text: str) -> bool:
@@ -21,22 +24,31 @@ def is_repo_id(text: str) -> bool:
     return named and ".." not in text and "--" not in text and len(text) <= 96 and not text.endswith(".git")
 
 
+def require_repo_id(text: str) -> None:
+    """Raises `UsageError` unless `text` can be `org/name`."""
+    if not is_repo_id(text):
+        raise UsageError(f"{text!r} cannot be a repository: name it as org/name")
+
+
 def is_tag(text: str) -> bool:
     """Whether `text` can be the name of a tag."""
     return re.fullmatch(_NAME, text, re.ASCII) is not None and ".." not in text
 
 
 @contextmanager
-def hub_errors(repo_id: str, doing: str, outcome: str) -> Iterator[None]:
+def hub_errors(repo_id: str, doing: str, outcome: str, in_doubt: str | None = None) -> Iterator[None]:
     """What the Hub's client raises, as one line.
 
     Args:
         doing: for the line, as in `push to`.
         outcome: what is left of it, as in `nothing was published`.
+        in_doubt: the same where the Hub may have done it before its answer was lost. None: it changes nothing there.
 
     Raises:
         UsageError: no such repository, no right to it, or no token. HubError: the Hub or the connection failed.
+        OSError: a file of this machine, or its disk, and not the Hub.
     """
+    from huggingface_hub import get_token
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
@@ -45,7 +57,10 @@ def hub_errors(repo_id: str, doing: str, outcome: str) -> Iterator[None]:
     )
 
     http_error: Any = HfHubHTTPError.__bases__[0]  # of the httpx that the client brings, whichever that is
-    begin = f"{doing} {repo_id}"
+    begin, doubt = f"{doing} {repo_id}", in_doubt or outcome
+    token = get_token()
+    if token is not None and not (token.isascii() and token.isprintable()):  # the client would print it
+        raise UsageError(f"{begin}: the token holds a character that none has, it was copied wrongly: {LOG_IN}")
     try:
         yield
     except LocalTokenNotFoundError:
@@ -55,14 +70,15 @@ def hub_errors(repo_id: str, doing: str, outcome: str) -> Iterator[None]:
     except HFValidationError as error:
         raise UsageError(f"{begin}: {_first_line(error)}") from None
     except (http_error, OSError, RuntimeError, LookupError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-            raise  # a file of this machine
+        local = next((cause for cause in _causes(error) if _is_local(cause)), None)
+        if local is not None:
+            raise local from None
         answer = next((cause for cause in _causes(error) if isinstance(cause, HfHubHTTPError)), None)
         if answer is not None:
-            raise _told(answer, begin, outcome) from None
+            raise _told(answer, begin, outcome, doubt) from None
         broken = next((cause for cause in _causes(error) if isinstance(cause, http_error)), None)
         what = "the connection failed" if broken or isinstance(error, OSError) else "the Hub's answer makes no sense"
-        raise HubError(f"{begin}: {what} ({_first_line(broken or error)}); {outcome}: run the same again") from None
+        raise HubError(f"{begin}: {what} ({_first_line(broken or error)}); {doubt}: run the same again") from None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -72,7 +88,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _told(error: Any, begin: str, outcome: str) -> UsageError | HubError:
+def _is_local(error: BaseException) -> bool:
+    """Whether a file or the disk of this machine is to blame."""
+    named = isinstance(error, OSError) and error.errno is not None and error.filename is not None
+    return named or (isinstance(error, OSError) and error.errno in _OF_A_DISK)
+
+
+def _told(error: Any, begin: str, outcome: str, doubt: str) -> UsageError | HubError:
     status = error.response.status_code
     said = _first_line(error.server_message or error)
     if status == 401:
@@ -94,7 +116,7 @@ def _told(error: Any, begin: str, outcome: str) -> UsageError | HubError:
             f"{begin}: the Hub wants fewer requests (429); {outcome}: wait some minutes, then run it again"
         )
     if status >= 500:
-        return HubError(f"{begin}: the Hub fails at the moment ({status}); {again} later")
+        return HubError(f"{begin}: the Hub fails at the moment ({status}); {doubt}: run the same again later")
     return HubError(f"{begin}: the Hub refuses ({status}: {said}); {outcome}")
 
 

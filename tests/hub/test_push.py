@@ -302,7 +302,7 @@ def test_a_push_that_failed_is_repeated_without_looking_at_test_again(
     real = phase6_export.compute_answers
     monkeypatch.setattr(phase6_export, "compute_answers", lambda *args: looks.append(1) or real(*args))
     hub.fail(503, "POST", "/commit/", times=1)
-    with pytest.raises(HubError, match="nothing was published: run the same again later"):
+    with pytest.raises(HubError, match="not known: run the same again later"):
         run_recipe(recipe(push=True, repo_id=REPO), [6], finished_run)
     assert not (finished_run / "phase6_export" / "manifest.json").exists()
     run_recipe(recipe(push=True, repo_id=REPO), [6], finished_run)

@@ -1,0 +1,168 @@
+"""What a bad connection leaves in the Hub's cache: what it damaged goes, and nothing else does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Command
+from local_hub import LocalHub
+
+from natix_hf.bundle import fetch
+from natix_hf.bundle.load import load_bundle
+from natix_hf.bundle.push import Published, push_bundle
+from natix_hf.bundle.verify import BUNDLE_MANIFEST, bundle_problems
+from natix_hf.errors import NatixError, VerificationError
+
+REPO = "lab/roadwork"
+
+
+@pytest.fixture
+def bundle(finished_run: Path) -> Path:
+    return finished_run / "phase6_export" / "bundle"
+
+
+@pytest.fixture
+def published(bundle: Path, hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Published:
+    done = push_bundle(bundle, REPO, tag="v1")
+    hub.use_in_process(monkeypatch, tmp_path / "another_home", waits=False)
+    return done
+
+
+def change(path: Path, old: bytes, new: bytes) -> None:
+    """In a blob of the cache, past the link to it; of the same length, as bytes that were changed on the way."""
+    content = path.read_bytes()
+    assert content.count(old) >= 1 and len(old) == len(new)
+    path.resolve().write_bytes(content.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_manifest_damaged_on_the_way_that_still_is_one(pinned: bool, published: Published, hub: LocalHub) -> None:
+    """In a figure of a file it shows by itself, in the lineage to whoever expects another one. The cache is healed."""
+    folder = load_bundle(REPO).folder
+    manifest = json.loads((folder / BUNDLE_MANIFEST).read_text(encoding="utf-8"))
+    old = manifest["lineage"]["run_id"] if pinned else manifest["files"]["README.md"]["sha256"]
+    change(folder / BUNDLE_MANIFEST, old.encode(), old[::-1].encode())
+    expected = published.manifest_sha256 if pinned else None
+    with pytest.raises(VerificationError, match="run the same again to download it anew"):
+        load_bundle(REPO, expected=expected)
+    before = len(hub.asked("GET", "/resolve/"))
+    assert load_bundle(REPO, expected=published.manifest_sha256).folder == folder
+    assert [request.path.rsplit("/", 1)[1] for request in hub.asked("GET", "/resolve/")[before:]] == [BUNDLE_MANIFEST]
+
+
+def test_verify_heals_too(published: Published, hub: LocalHub, command: Command) -> None:
+    hub.fail("wrong_bytes", "GET", "/resolve/.*model.safetensors")
+    code, out, _ = command("verify", REPO)
+    assert code == 1 and "model.safetensors" in out
+    hub.heal()
+    assert command("verify", REPO)[:2] == (0, f"{REPO}: intact\n")
+
+
+def test_what_was_published_like_that_is_not_downloaded_again(published: Published, hub: LocalHub) -> None:
+    hub.commit(REPO, {"README.md": b"# later"})
+    for _ in range(2):
+        with pytest.raises(VerificationError, match="it was published like that"):
+            load_bundle(REPO)
+    assert len([r for r in hub.asked("GET", r"/resolve/.*README\.md") if r.status == 200]) == 1 + 1  # read back, once
+
+
+def test_a_wrong_pin_costs_nobody_the_copy(published: Published, hub: LocalHub) -> None:
+    folder = load_bundle(REPO).folder
+    hub.stop()
+    with pytest.raises(VerificationError, match="not the one expected"):
+        load_bundle(REPO, expected="0" * 64)
+    assert load_bundle(REPO, expected=published.manifest_sha256).folder == folder
+
+
+@pytest.mark.parametrize("missing", [BUNDLE_MANIFEST, "model.safetensors", "policy.json"])
+def test_a_download_that_was_cut_off_costs_nobody_the_older_copy(
+    missing: str, published: Published, hub: LocalHub
+) -> None:
+    """The two revisions share all blobs but one."""
+    older = load_bundle(REPO, "v1").folder
+    hub.commit(REPO, {"plots/later.png": b"x"})
+    snapshot = older.with_name(hub.commits(REPO)[0])
+    shutil.copytree(older, snapshot, symlinks=True)  # as far as the connection went
+    (snapshot / missing).unlink()
+    (older.parent.parent / "refs" / "main").write_text(snapshot.name, encoding="ascii")
+    hub.stop()
+    with pytest.raises(NatixError):
+        load_bundle(REPO)
+    assert load_bundle(REPO, "v1").folder == older and bundle_problems(older) == []
+
+
+def test_a_cache_that_others_own(published: Published, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong is told, whether it can be taken out or not."""
+    folder = load_bundle(REPO).folder
+    change(folder / "README.md", b"#", b"!")
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(VerificationError, match=r"README\.md was changed.*could not be taken out of the cache \(Perm"):
+        load_bundle(REPO)
+
+
+def test_the_hubs_notes_are_for_a_folder_not_for_a_repository(published: Published, hub: LocalHub) -> None:
+    """`.cache/huggingface` is what a download leaves in a folder; in a repository it could hold anything."""
+    for name in (".cache/huggingface/pytorch_model.bin", ".cache/x", ".gitattributes/x"):
+        hub.commit(REPO, {name: b"\x80pickle"})
+        with pytest.raises(VerificationError, match=f"holds {name}, which a bundle may not hold"):
+            load_bundle(REPO)
+        assert not hub.asked("GET", f"/resolve/.*{name}")
+        hub.commit(REPO, {name: None})
+    load_bundle(REPO)
+
+
+# Pull.
+
+
+@pytest.mark.parametrize("name", ["roadwork", "", ".", "../x", "a/b/c", "http://host/x"])
+def test_pull_wants_the_name_of_a_repository(name: str, hub: LocalHub, tmp_path: Path, command: Command) -> None:
+    code, _, err = command("pull", name, "--to", tmp_path / "here")
+    assert code == 2 and f"{name!r} cannot be a repository: name it as org/name" in err
+    assert not hub.requests and not (tmp_path / "here").exists()
+
+
+@pytest.mark.parametrize("to", [".", "absolute"])
+def test_pull_into_the_folder_one_stands_in(to: str, published: Published, tmp_path: Path, command: Command,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """It could only take its name by moving that folder away."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    code, _, err = command("pull", REPO, "--to", "." if to == "." else tmp_path / "here")
+    assert code == 2 and "name another folder with --to" in err
+    assert (tmp_path / "here").samefile(".") and not list(tmp_path.glob(".tmp-*"))
+
+
+def test_pull_into_an_empty_folder(published: Published, tmp_path: Path, command: Command) -> None:
+    (tmp_path / "here").mkdir()
+    assert command("pull", REPO, "--to", tmp_path / "here")[0] == 0
+    assert bundle_problems(tmp_path / "here", published.manifest_sha256) == []
+
+
+def test_a_disk_that_is_full_is_no_bad_connection(
+    published: Published, hub: LocalHub, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    import errno
+
+    import huggingface_hub
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    code, _, err = command("verify", REPO)
+    assert code == 1 and "No space left on device (free some space" in err and "connection" not in err
+
+
+def test_a_name_that_is_no_hash_is_not_trusted(tmp_path: Path) -> None:
+    """Of a mirror that names its blobs otherwise nothing is known."""
+    blob = tmp_path / "an-etag"
+    blob.write_bytes(b"x")
+    assert not fetch._is_as_named(blob)
