@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from natix_hf.phases.context import (
     why_not_current,
 )
 from natix_hf.phases.graph import PHASES, Phase, order_phases
-from natix_hf.phases.pins import pinned_data
+from natix_hf.phases.pins import pinned_data, pinned_model
 from natix_hf.provenance.runs import new_run, newest_run, open_run
 from natix_hf.recipe import Recipe, load_recipe
 from natix_hf.reporting import errors_in_one_line, robust_streams, say
@@ -66,7 +67,7 @@ def run_recipe(
     trains = any(PHASES[number].trains for number in wanted)
     launch_options = _launch_options(accelerate_config) if trains else None
     if trains and launch_options is None:
-        _check_training(recipe, [PHASES[number] for number in wanted])
+        _check_training(recipe, [PHASES[number] for number in wanted], run_dir)
     if 6 in wanted and recipe.phase6.push:  # what the Hub would refuse after hours of training
         from natix_hf.bundle.push import check_push
 
@@ -156,8 +157,12 @@ def _why_run(run_dir: Path, phase: Phase, recipe: Recipe) -> str | None:
     return why_not_current(run_dir, phase, recipe)
 
 
-def _check_training(recipe: Recipe, phases: Sequence[Phase]) -> None:
-    """Lets transformers refuse model and settings before any work begins, not after every image was decoded."""
+def _check_training(recipe: Recipe, phases: Sequence[Phase], run_dir: Path | None) -> None:
+    """Lets transformers refuse model and settings before any work begins, not after every image was decoded.
+
+    Args:
+        run_dir: of the run that goes on, with the commits that it has pinned; None: a new one.
+    """
     from natix_hf.models.adapters import AUTO, adapter_config
     from natix_hf.models.classifier import check_model
     from natix_hf.models.preprocess import make_processor
@@ -165,6 +170,8 @@ def _check_training(recipe: Recipe, phases: Sequence[Phase]) -> None:
     from natix_hf.trainers.bakeoff import entrants_for
     from natix_hf.trainers.supervised import check_training
 
+    if run_dir is not None:
+        recipe = replace(recipe, model=pinned_model(run_dir, recipe.model))
     stages = [recipe.phase1]
     if 4 in [phase.number for phase in phases]:
         check_training(recipe.phase4.training, OUTPUTS, "phase4")
@@ -243,7 +250,7 @@ def _run_on_every_rank(number: int, given: argparse.Namespace) -> None:
         group["backend"] = training["ddp_backend"]
     state = PartialState(cpu=runs_on_cpu(), **group)
     if phase.trains:
-        _check_training(recipe, [phase])
+        _check_training(recipe, [phase], given.run_dir or (None if given.new else newest_run(OUTPUTS, recipe.name)))
     # Rank 0 chooses the run and divides the rows; an error there ends it, and the launcher ends the others.
     agreed: list[Any] = [None, None]
     if state.is_main_process:

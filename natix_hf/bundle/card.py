@@ -49,6 +49,7 @@ class CardFacts:
     origins: dict[
         str, dict[str, Any] | None
     ]  # of "dataset" and "backbone", what `hub_origin` told; None: not from there
+    unlabelled: list[dict[str, Any]]  # the same of further images from the Hub
     counts: dict[str, dict[str, int]]
     dropped: int
     # measured
@@ -84,7 +85,7 @@ def render_card(facts: CardFacts) -> str:
         tags=["natix_hf", "streetvision", "roadwork", facts.architecture],
         model_name=facts.model_name,
         base_model=_repo(facts.origins["backbone"]),
-        datasets=_repo(facts.origins["dataset"]),
+        datasets=[origin["repo"] for origin in (facts.origins["dataset"], *facts.unlabelled) if origin] or None,
         eval_results=results,
     )
     card = ModelCard.from_template(

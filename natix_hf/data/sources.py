@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,12 +82,13 @@ def load_unlabelled(source: str, config: DataConfig) -> tuple[Dataset, list[str]
 
     Args:
         source: a folder or a Hub dataset id.
-        config: of the labelled data; names the image column, and the column of groups where `source` has it.
+        config: of the labelled data; names the image column, and the column of groups where `source` has it. Its
+            revision is that of `source`.
 
     Raises:
         DataError: no such source, no rows, or no images.
     """
-    splits = _load_splits(source, replace(config, revision=None), key=_UNLABELLED)
+    splits = _load_splits(source, config, key=_UNLABELLED)
     for name, split in splits.items():
         if config.image_column not in split.column_names:
             has = ", ".join(split.column_names)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,15 @@ ROLE = "unlabelled"
 _PROTECTED = ("val_select", "val_calib", "test")
 
 
-def unlabelled_rows(sources: Sequence[str], config: DataConfig, splits: Splits) -> tuple[list[Rows], dict[str, str]]:
+def unlabelled_rows(
+    sources: Sequence[str], config: DataConfig, splits: Splits, commits: Mapping[str, str | None] | None = None
+) -> tuple[list[Rows], dict[str, str]]:
     """The rows of every further source; labels are 0 and mean nothing.
 
     Args:
         splits: their groups and pictures in val_select, val_calib and test are looked for; `data.on_overlap` says
             whether a row that overlaps leaves or is an error.
+        commits: of the sources on the Hub, which revision of them is meant; the main branch where there is none.
 
     Returns:
         One `Rows` a source, and the rows left out: id -> reason.
@@ -38,7 +42,7 @@ def unlabelled_rows(sources: Sequence[str], config: DataConfig, splits: Splits) 
     groups = {splits.groups[i]: splits.ids[i] for i in held}
     found, left_out = [], {}
     for number, source in enumerate(sources):
-        dataset, names, own_groups = load_unlabelled(source, config)
+        dataset, names, own_groups = load_unlabelled(source, replace(config, revision=(commits or {}).get(source)))
         same_name = [other for other in sources[:number] if Path(other).name == Path(source).name]
         ids = [f"{len(same_name)}:{name}" for name in names] if same_name else names
         decoded = decode_once(dataset, ids, config.image_column, config.cache_px, config.on_bad_image)

@@ -220,9 +220,7 @@ def _stock_config(config: ModelConfig, source: str) -> PreTrainedConfig:
     if config.revision is not None and Path(source).is_dir():
         raise RecipeError(f"model.revision is for a backbone on the Hub: {config.backbone} is a folder")
     try:
-        stock: PreTrainedConfig = AutoConfig.from_pretrained(
-            source, revision=config.revision, trust_remote_code=False
-        )
+        stock: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=False)
     except (OSError, ValueError, StrictDataclassError) as error:
         raise UsageError(
             f"model.backbone: {config.backbone} is neither a model folder nor on the Hub ({_first_line(error)})"

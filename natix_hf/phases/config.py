@@ -72,7 +72,10 @@ class Phase6Config:
     def __post_init__(self) -> None:
         require(self.n_resamples >= 100, "phase6.n_resamples", self.n_resamples, "at least 100")
         require(
-            bool(re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+", self.version)), "phase6.version", self.version, "X.Y.Z, as in 1.0.2"
+            bool(re.fullmatch(r"\d+\.\d+\.\d+", self.version, re.ASCII)),
+            "phase6.version",
+            self.version,
+            "X.Y.Z, as in 1.0.2",
         )
         hotkey, repo_id, tag = self.submitted_by, self.repo_id, self.tag
         known = hotkey is None or is_hotkey(hotkey)

@@ -21,6 +21,7 @@ from natix_hf.phases.candidate import Candidate, save_candidate, store_logits, w
 from natix_hf.phases.context import CHECKPOINTS, PhaseContext, finished_digest
 from natix_hf.phases.graph import PHASES
 from natix_hf.phases.phase2_threshold import choose_champion
+from natix_hf.phases.pins import pinned_unlabelled
 from natix_hf.provenance.files import atomic_folder, file_sha256, read_json, write_json
 from natix_hf.provenance.manifest import MANIFEST, manifest_problems, read_manifest
 from natix_hf.recipe import Recipe
@@ -114,7 +115,8 @@ def _adapt(context: PhaseContext) -> dict[str, Any]:
     if context.is_main:
         write_json(context.folder / _KEY, _key(context))
     with PartialState().main_process_first():  # the others read what rank 0 has decoded
-        parts, left_out = unlabelled_rows(config.unlabelled, recipe.data, context.load_data().splits)
+        commits = {source: pinned_unlabelled(context.run_dir, source) for source in config.unlabelled}
+        parts, left_out = unlabelled_rows(config.unlabelled, recipe.data, context.load_data().splits, commits)
     if left_out and context.is_main:
         say(f"phase 4: {len(left_out)} unlabelled rows left out, the first: {next(iter(left_out.items()))}")
     processor = make_processor(context.model)

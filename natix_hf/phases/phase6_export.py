@@ -184,7 +184,8 @@ def _card_facts(
         adapter=training.get("adapter", stage["adapter"]),  # of `auto` the one that it took
         image_size=model["image_size"],
         dataset=_public_name(source),
-        origins=lineage["hub"],
+        origins={name: lineage["hub"][name] for name in ("dataset", "backbone")},
+        unlabelled=lineage["hub"]["unlabelled"],
         counts=split["counts"],
         dropped=split["dropped"],
         evaluation=evaluation,
@@ -219,6 +220,7 @@ def _lineage(context: PhaseContext, champion: Candidate, decision: dict[str, Any
         "hub": {
             "dataset": phases[context.upstream(0).name].get("hub", {}).get("data"),
             "backbone": phases[champion.folder.name].get("hub", {}).get("model"),
+            "unlabelled": list(phases[champion.folder.name].get("hub", {}).get("unlabelled", {}).values()),
         },
         "git": git_state(),
         "packages": package_versions(),

@@ -14,13 +14,15 @@ from natix_hf.provenance.hub import Kind, hub_origin, is_repo_id
 from natix_hf.recipe import Recipe
 
 PINS = "hub_commits.json"
+UNLABELLED = "unlabelled"
 
 
 def pin(run_dir: Path, recipe: Recipe, phase: Phase) -> dict[str, Any]:
-    """Pins the dataset and the backbone that a phase's sections name, if they are on the Hub. Rank 0 calls it.
+    """Pins the datasets and the backbone that a phase's sections name, if they are on the Hub. Rank 0 calls it.
 
     Returns:
-        `{"data" | "model": what hub_origin tells}` of what the phase reads from there.
+        What the phase reads from there: `{"data" | "model": what hub_origin tells}`, and of the further images of
+        phase 4 `{"unlabelled": {source: what hub_origin tells}}`.
 
     Raises:
         UsageError: there is no such repository or revision, or no right to it.
@@ -29,16 +31,26 @@ def pin(run_dir: Path, recipe: Recipe, phase: Phase) -> dict[str, Any]:
         "data": ("dataset", recipe.data.source, recipe.data.revision),
         "model": ("model", recipe.model.backbone, recipe.model.revision),
     }
-    found = {}
-    for section, (kind, repo_id, revision) in wanted.items():
-        if section in phase.sections and _on_hub(repo_id):
-            pins = _read(run_dir)
-            key = _key(section, str(repo_id), revision)
-            origin = pins[key] if key in pins else hub_origin(str(repo_id), kind, revision)
-            if origin["commit"] is not None and key not in pins:  # else a later attempt may reach the Hub
-                write_json(run_dir / PINS, pins | {key: origin})
-            found[section] = origin
+    found: dict[str, Any] = {
+        section: _origin(run_dir, section, str(repo_id), kind, revision)
+        for section, (kind, repo_id, revision) in wanted.items()
+        if section in phase.sections and _on_hub(repo_id)
+    }
+    further = [source for source in recipe.phase4.unlabelled if "phase4" in phase.sections and _on_hub(source)]
+    if further:
+        found[UNLABELLED] = {source: _origin(run_dir, UNLABELLED, source, "dataset", None) for source in further}
     return found
+
+
+def _origin(run_dir: Path, section: str, repo_id: str, kind: Kind, revision: str | None) -> dict[str, Any]:
+    """What was pinned, or what the id stands for now, which then is pinned."""
+    pins, key = _read(run_dir), _key(section, repo_id, revision)
+    if key in pins:
+        return dict(pins[key])
+    origin = hub_origin(repo_id, kind, revision)
+    if origin["commit"] is not None:  # else a later attempt may reach the Hub
+        write_json(run_dir / PINS, pins | {key: origin})
+    return origin
 
 
 def pinned_data(run_dir: Path, config: DataConfig) -> DataConfig:
@@ -51,6 +63,12 @@ def pinned_model(run_dir: Path, config: ModelConfig) -> ModelConfig:
     """The same backbone at the commit of this run."""
     origin = _read(run_dir).get(_key("model", str(config.backbone), config.revision))
     return replace(config, revision=origin["commit"]) if origin and origin["commit"] else config
+
+
+def pinned_unlabelled(run_dir: Path, source: str) -> str | None:
+    """The commit of this run for a further source of images; None: it is not on the Hub."""
+    origin = _read(run_dir).get(_key(UNLABELLED, source, None))
+    return origin["commit"] if origin else None
 
 
 def _on_hub(reference: str | None) -> bool:

@@ -136,7 +136,8 @@ def hub_origin(repo_id: str, kind: Kind, revision: str | None = None) -> dict[st
     except HubError:
         return {"repo": repo_id, "commit": _cached_commit(repo_id, kind, revision), "license": None}
     stated = info.card_data.get("license") if info.card_data is not None else None
-    return {"repo": repo_id, "commit": info.sha, "license": stated}
+    licences = ", ".join(map(str, stated)) if isinstance(stated, list) else stated
+    return {"repo": repo_id, "commit": info.sha, "license": licences}
 
 
 def _cached_commit(repo_id: str, kind: Kind, revision: str | None) -> str | None:

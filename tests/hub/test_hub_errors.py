@@ -68,7 +68,7 @@ def test_what_the_hub_may_have_done_is_in_doubt() -> None:
 def test_a_connection_that_failed() -> None:
     from huggingface_hub.utils import httpx
 
-    failed = [httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), ConnectionResetError(errno.ECONNRESET, "reset")]
+    failed = [httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), ConnectionResetError(errno.ECONNRESET, "x")]
     failed += [_caused(RuntimeError("while uploading"), httpx.ReadError("cut")), OSError("ETag of another file")]
     for error in failed:
         line = told(error)
@@ -97,5 +97,5 @@ def test_a_file_of_this_machine_is_not_the_hub(error: OSError) -> None:
 
 
 def test_an_error_of_ours_goes_through() -> None:
-    with pytest.raises(UsageError, match="^mine$"), hub_errors(REPO, "push to", "nothing was published"):
+    with pytest.raises(UsageError, match=r"^mine$"), hub_errors(REPO, "push to", "nothing was published"):
         raise UsageError("mine")

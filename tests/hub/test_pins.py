@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY_RECIPE, tiny_backbone, write_parquet_source, write_recipe
+from conftest import TINY_RECIPE, explora_recipe, tiny_backbone, write_parquet_source, write_recipe
 from local_hub import LocalHub
 
 from natix_hf.errors import UsageError
+from natix_hf.phases import phase2_threshold
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.hub import hub_origin, is_repo_id, is_tag
 
-DATA, BACKBONE = "lab/streets", "lab/backbone"
+DATA, BACKBONE, FRAMES = "lab/streets", "lab/backbone", "lab/frames"
 
 
 def manifest(run: Path, folder: str) -> dict[str, Any]:
@@ -75,6 +76,71 @@ def test_the_first_sight_counts(hub: LocalHub, commits: dict[str, str], recipe: 
     assert "Licence of the backbone: mit" in card
     head = card.split("---\n")[1]
     assert f"base_model: {BACKBONE}" in head and DATA in head
+
+
+def test_later_commits_of_a_backbone_do_not_even_stop_a_run(
+    hub: LocalHub, commits: dict[str, str], recipe: str, tmp_path: Path
+) -> None:
+    """What is checked before any work is what will be read, not what stands there now."""
+    run = run_recipe(recipe, [1], tmp_path / "run")
+    hub.commit(BACKBONE, {"config.json": b'{"model_type": "bert"}', "preprocessor_config.json": b"{"})
+    run_recipe(recipe, [1], run, overrides=["phase1.num_train_epochs=2"])
+    assert manifest(run, "phase1_baseline")["hub"]["model"]["commit"] == commits["model"]
+    with pytest.raises(UsageError, match=r"model\.backbone is a bert"):
+        run_recipe(recipe, [1], tmp_path / "new")
+
+
+def test_another_revision_is_another_pin(hub: LocalHub, commits: dict[str, str], recipe: str, tmp_path: Path) -> None:
+    """In the same run, of the same repositories: what was pinned for the one says nothing of the other."""
+    run = run_recipe(recipe, [1], tmp_path / "run")
+    hub.repo(BACKBONE).tags["v2"] = hub.commit(BACKBONE, {"notes.txt": b"x"})
+    hub.repo(DATA, "dataset").tags["v2"] = hub.commit(DATA, {"notes.txt": b"x"}, kind="dataset")
+    run_recipe(recipe, [1], run, overrides=["model.revision=v2", "data.revision=v2"])
+    for folder, section in (("phase0_data", "data"), ("phase1_baseline", "model")):
+        of = {"data": hub.repo(DATA, "dataset"), "model": hub.repo(BACKBONE)}[section]
+        assert manifest(run, folder)["hub"][section]["commit"] == of.tags["v2"] != commits[section]
+    run_recipe(recipe, [1], run)  # and back
+    assert manifest(run, "phase1_baseline")["hub"]["model"]["commit"] == commits["model"]
+
+
+def test_further_images_are_pinned_and_named_with_the_control(
+    hub: LocalHub, commits: dict[str, str], parquet_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sources of phase 4, too; and the card of a model that comes from there says what it gained."""
+    frames = {"README.md": b"---\nlicense: [mit, cc-by-4.0]\n---\n"}
+    frames |= content_of(write_parquet_source(tmp_path / "frames", groups=6, seed=9))
+    first = hub.create(FRAMES, frames, kind="dataset")
+    recipe = explora_recipe(tmp_path, parquet_source, None)
+    options = [f"model={{backbone: {BACKBONE}, image_size: 28}}", f"phase4.unlabelled=[{FRAMES}]"]
+    real, low = phase2_threshold.paired_difference, {"low": 1}
+    monkeypatch.setattr(phase2_threshold, "paired_difference", lambda *args, **named: real(*args, **named) | low)
+    run = run_recipe(recipe, [1, 4, 2, 6], tmp_path / "run", overrides=options)
+    pinned = {"repo": FRAMES, "commit": first, "license": "mit, cc-by-4.0"}
+    before = manifest(run, "phase4_explora")
+    assert before["hub"]["unlabelled"] == {FRAMES: pinned} and before["hub"]["model"]["commit"] == commits["model"]
+    card = (run / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
+    lineage = json.loads((run / "phase6_export" / "bundle" / "bundle_manifest.json").read_text(encoding="utf-8"))
+    assert lineage["lineage"]["hub"]["unlabelled"] == [pinned]
+    assert f"unlabelled images `{FRAMES}` at commit `{first}`" in card
+    assert f"Licence of the unlabelled images of `{FRAMES}`: mit, cc-by-4.0.\nLicence of the backbone: mit." in card
+    assert f"datasets:\n- {FRAMES}" in card.split("---\n")[1]
+    control = before["metrics"]["against_control"]
+    told = " ".join(card.split("## How the backbone was adapted")[1].split("##")[0].split())
+    mcc = [control[name] for name in ("val_select_mcc_optimistic", "control_mcc_optimistic")]
+    assert f"MCC {mcc[0]:.3f}, the control {mcc[1]:.3f}, paired gain" in told
+    assert "did not beat it" not in card
+    # More of them later: the run goes on with those that it began with.
+    hub.commit(FRAMES, content_of(write_parquet_source(tmp_path / "more", groups=9, seed=8)), kind="dataset")
+    run_recipe(recipe, [4], run, overrides=[*options, "phase4.max_steps=3"])
+    after = manifest(run, "phase4_explora")
+    assert after["hub"]["unlabelled"] == {FRAMES: pinned}
+    assert after["files"]["unlabelled.json"] == before["files"]["unlabelled.json"]
+    # Where the baseline stays, the card says so.
+    low["low"] = -1
+    run_recipe(recipe, [2, 6], run, overrides=[*options, "phase4.max_steps=3"])
+    card = (run / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
+    assert "`phase4_explora` was tried too and did not beat it beyond doubt" in card
+    assert "## How the backbone was adapted" not in card and FRAMES not in card
 
 
 def test_a_new_run_sees_what_is_there_now(hub: LocalHub, recipe: str, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_run_that_publishes_for_the_subnet_is_repeated(
     assert json.loads(hub.files(REPO)["model_card.json"])["submission_time"] > real() + 500
 
 
-@pytest.mark.parametrize("token", [f"{TOKEN}\x01", f"{TOKEN}\u200b", "hf_\xfc"], ids=["control", "invisible", "umlaut"])
+@pytest.mark.parametrize("token", [f"{TOKEN}\x01", f"{TOKEN}\u200b", "hf_\xfc"], ids=["bell", "space", "umlaut"])
 def test_a_token_that_was_copied_wrongly(
     token: str, bundle: Path, hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
