@@ -225,6 +225,9 @@ def _stock_config(config: ModelConfig, source: str) -> PreTrainedConfig:
         raise UsageError(
             f"model.backbone: {config.backbone} is neither a model folder nor on the Hub ({_first_line(error)})"
         ) from None
+    for key in ("auto_map", "custom_pipelines"):  # code that nothing here runs: what is made of it must not name it
+        if hasattr(stock, key):
+            delattr(stock, key)
     return stock
 
 

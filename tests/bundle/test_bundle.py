@@ -349,6 +349,17 @@ def test_a_bundle_that_answers_otherwise_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_bundle_that_decides_otherwise_is_not_written(
+    rich_run: Path, rich_table: LogitTable, rich_images: list[Any], tmp_path: Path
+) -> None:
+    """Within the tolerance of a logit, and on the other side of the threshold."""
+    low = float(rich_table.logits.min())
+    moved = replace(rich_table, logits=rich_table.logits + 5e-5)
+    with pytest.raises(RunError, match=r"decides 1 of \d+ images otherwise: it is not written"):
+        _rebuilt(rich_run, moved, rich_images, tmp_path / "b", threshold_logit=low + 2.5e-5, fold="none")
+    _rebuilt(rich_run, moved, rich_images, tmp_path / "b", threshold_logit=low - 1, fold="none")
+
+
 def test_a_plot_of_a_strange_name_is_refused(rich_run: Path, rich_table: LogitTable, tmp_path: Path) -> None:
     (tmp_path / "Bad name.png").write_bytes(b"")
     policy = Policy(0.0, rich_table.candidate_sha256, "")

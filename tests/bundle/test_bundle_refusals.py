@@ -115,9 +115,49 @@ def test_numbers_without_end(number: str, name: str, bundle: Path) -> None:
     assert name in str(caught.value) or str(bundle) in str(caught.value)
 
 
-def test_a_manifest_without_a_lineage(bundle: Path) -> None:
-    describe(bundle, lineage=None)
+@pytest.mark.parametrize("change", [{"lineage": None}, {"lineage": []}, {"files": []}, {"files": None}, {"schema": 2}])
+def test_a_manifest_of_another_shape(change: dict[str, Any], bundle: Path) -> None:
+    edit(bundle / BUNDLE_MANIFEST, **change)
     assert bundle_problems(bundle) == [f"{bundle / BUNDLE_MANIFEST} is not a bundle manifest of schema 1"]
+
+
+WRONG: dict[str, tuple[str, bytes, str]] = {
+    "tensors missing": ("model.safetensors", _header(b"8"), "holds 4 bytes of tensors, its header says 8"),
+    "bytes behind": ("model.safetensors", _header(b"4") + b"evil", "holds 8 bytes of tensors, its header says 4"),
+    "no safetensors": ("model.safetensors", b"\x80\x04" * 64, "bytes: it is no safetensors file"),
+    "a list": ("model.safetensors", struct.pack("<Q", 2) + b"[]", "has a header that is not that of a safetensors"),
+    "no JSON": ("config.json", b"{", "config.json is not readable JSON"),
+    "no object": ("preprocessor_config.json", b"[]", "cannot be used: it holds no JSON object"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_is_known_before_anything_is_loaded(what: str, bundle: Path) -> None:
+    """By the bundle's own check: transformers has not seen it."""
+    name, content, told = WRONG[what]
+    (bundle / name).write_bytes(content)
+    describe(bundle)
+    edit(bundle / "policy.json", model_sha256=file_sha256(bundle / "model.safetensors"))
+    describe(bundle)
+    (problem,) = bundle_problems(bundle)
+    assert name in problem and told in problem
+
+
+def test_the_first_of_several_problems_is_told_and_the_others_are_counted(bundle: Path) -> None:
+    for number in range(3):
+        (bundle / f"{number}.py").write_bytes(b"")
+        more = rf" \(and {number} more\)$" if number else "$"
+        with pytest.raises(VerificationError, match=rf"0\.py is not in the manifest{more}"):
+            load_bundle(bundle)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links as POSIX has them")
+def test_a_bundle_may_be_reached_through_links(bundle: Path, tmp_path: Path) -> None:
+    """To its own folder, or to one above it: what counts is what lies in it."""
+    (tmp_path / "direct").symlink_to(bundle, target_is_directory=True)
+    (tmp_path / "above").symlink_to(bundle.parent, target_is_directory=True)
+    for folder in (tmp_path / "direct", tmp_path / "above" / bundle.name):
+        assert bundle_problems(folder) == []
 
 
 STRANGERS: dict[str, Callable[[Path], None]] = {
@@ -200,6 +240,20 @@ def test_a_gate_is_the_one_of_the_policy(bundle: Path) -> None:
 
 
 # What is asked for.
+
+
+def test_unverified_means_that_files_are_not_compared(bundle: Path) -> None:
+    (bundle / "README.md").write_text("changed", encoding="utf-8")
+    (bundle / "notes.txt").write_text("a stranger", encoding="utf-8")
+    with pytest.raises(VerificationError):
+        load_bundle(bundle)
+    assert load_bundle(bundle, verify=False).predict([]) == []
+
+
+@pytest.mark.parametrize("reference", ["nothing", "bad name/with spaces", "a/b/c", "org/name.git"])
+def test_what_can_be_no_repository_is_not_looked_for(reference: str) -> None:
+    with pytest.raises(UsageError, match=f"there is no bundle {reference}: name a folder, or a Hub repository"):
+        load_bundle(reference)
 
 
 def test_the_weights_of_another_are_found_unverified_too(bundle: Path) -> None:

@@ -128,7 +128,7 @@ def test_round_trip(policy: Policy, tmp_path: Path) -> None:
         {"risk_control": None}, {"gate": None}, {"gate": {}}, {"gate": {"kind": "x"}}, {"gate": {"kind": "learned"}},
         {"threshold_logit": float("nan")}, {"threshold_logit": float("inf")},
         {"threshold_logit": "0"}, {"threshold_logit": [0.0]}, {"fold": "all"}, {"fold": None}, {"folded_shift": 0.5},
-        {"surprise": 1},
+        {"fold": "all", "folded_shift": 0.0}, {"surprise": 1},
     ],
     ids=str,
 )  # fmt: skip

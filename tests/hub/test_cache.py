@@ -140,6 +140,21 @@ def test_pull_into_the_folder_one_stands_in(to: str, published: Published, tmp_p
     assert (tmp_path / "here").samefile(".") and not list(tmp_path.glob(".tmp-*"))
 
 
+def test_pull_over_a_file(published: Published, tmp_path: Path, command: Command) -> None:
+    (tmp_path / "here").write_text("mine", encoding="utf-8")
+    code, _, err = command("pull", REPO, "--to", tmp_path / "here")
+    assert code == 2 and "exists already: name another folder with --to" in err
+    assert (tmp_path / "here").read_text(encoding="utf-8") == "mine"
+
+
+def test_several_problems_are_counted(published: Published) -> None:
+    folder = load_bundle(REPO).folder
+    for name in ("README.md", "policy.json", "evaluation.json"):
+        change(folder / name, b"e", b"E")
+    with pytest.raises(VerificationError, match=r"was changed: its sha256 .* \(and 2 more\); run the same again"):
+        load_bundle(REPO)
+
+
 def test_pull_into_an_empty_folder(published: Published, tmp_path: Path, command: Command) -> None:
     (tmp_path / "here").mkdir()
     assert command("pull", REPO, "--to", tmp_path / "here")[0] == 0

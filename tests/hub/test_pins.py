@@ -165,12 +165,32 @@ def test_a_run_goes_on_without_the_hub(hub: LocalHub, commits: dict[str, str], r
     for revision in (None, commits["model"]):  # what the cache knows
         origin = {"repo": BACKBONE, "commit": commits["model"], "license": None}
         assert hub_origin(BACKBONE, "model", revision) == origin
+    unknown = {"repo": BACKBONE, "commit": None, "license": None}
+    assert hub_origin(BACKBONE, "model", "no-such-branch") == unknown
     assert hub_origin("lab/never-seen", "model") == {"repo": "lab/never-seen", "commit": None, "license": None}
+
+
+def test_a_repository_without_a_card_states_no_licence(hub: LocalHub) -> None:
+    commit = hub.create(BACKBONE, {"config.json": b"{}"})
+    assert hub_origin(BACKBONE, "model") == {"repo": BACKBONE, "commit": commit, "license": None}
+
+
+def test_code_that_a_backbone_names_stays_behind(
+    hub: LocalHub, commits: dict[str, str], recipe: str, tmp_path: Path
+) -> None:
+    """transformers knows the architecture and needs none; left in the config, it would end the run in phase 6."""
+    config = json.loads(hub.files(BACKBONE)["config.json"])
+    code = {"auto_map": {"AutoModel": "modeling.Model"}, "custom_pipelines": {"x": {"impl": "pipe.Pipe"}}}
+    hub.commit(BACKBONE, {"config.json": json.dumps(config | code).encode(), "modeling.py": b"raise SystemExit"})
+    run = run_recipe(recipe, [1, 2, 6], tmp_path / "run")
+    for folder in (run / "phase1_baseline" / "model", run / "phase6_export" / "bundle"):
+        assert not set(code) & set(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
 def test_names() -> None:
     good = ("natix-network-org/roadwork", "a/b", "facebook/dinov2-base", "a.b/c_d", "A1/b-2.x")
     bad = ("", "a", "a/", "/b", "a/b/c", "a/..", "../b", "a b/c", "a--b/c", "./a", "a/b.git", "-a/b", "a/b-", "a" * 97)
+    bad += ("a/b..c", f"a/{'b' * 95}")
     assert all(map(is_repo_id, good)) and not any(map(is_repo_id, bad))
     assert all(map(is_tag, ("v1.0.0", "a", "2026-11-24")))
     assert not any(map(is_tag, ("", "a b", "a..b", "-a", "a/b", "a.")))

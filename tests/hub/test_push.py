@@ -106,6 +106,17 @@ def test_tags(bundle: Path, hub: LocalHub) -> None:
     assert hub.tags(REPO) == {"v1.0.0": done.commit, "v1.0.1": later.commit}
 
 
+def test_a_tag_of_another_bundle_is_taken_though_nothing_came_after_it(bundle: Path, hub: LocalHub) -> None:
+    done = push_bundle(bundle, REPO, tag="v1.0.0")
+    (bundle / "evaluation.json").write_text("{}", encoding="utf-8")
+    rest = [name for name in list_files(bundle) if name != BUNDLE_MANIFEST]
+    manifest = json.loads((bundle / BUNDLE_MANIFEST).read_text(encoding="utf-8"))
+    write_json(bundle / BUNDLE_MANIFEST, manifest | {"files": describe_files(bundle, rest)})
+    with pytest.raises(UsageError, match=rf"v1\.0\.0 is taken by commit {done.commit[:12]}: name another"):
+        push_bundle(bundle, REPO, tag="v1.0.0")
+    assert hub.commits(REPO)[0] == done.commit
+
+
 def test_a_tag_that_is_taken_at_the_last_moment(bundle: Path, hub: LocalHub) -> None:
     hub.fail(409, "POST", "/tag/")
     with pytest.raises(HubError, match="tag v1 on lab/roadwork") as caught:
@@ -194,18 +205,20 @@ def test_a_bundle_that_does_not_load_is_not_published(bundle: Path, hub: LocalHu
     assert not hub.requests
 
 
+@pytest.mark.parametrize("name", ["policy.json", "evaluation.json"])
 def test_a_bundle_that_changes_while_it_is_copied(
-    bundle: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+    name: str, bundle: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of another evaluation nothing but a checksum would tell."""
     real = push.shutil.copyfile
 
     def late(source: Path, target: Path) -> Any:
-        if source.name == "policy.json":
-            source.write_text(source.read_text(encoding="utf-8").replace("decision", "none"), encoding="utf-8")
+        if source.name == name:
+            source.write_text(source.read_text(encoding="utf-8").replace("e", "E", 1), encoding="utf-8")
         return real(source, target)
 
     monkeypatch.setattr(push.shutil, "copyfile", late)
-    with pytest.raises(VerificationError, match=r"policy\.json"):
+    with pytest.raises(VerificationError, match=rf"{name} was changed"):
         push_bundle(bundle, REPO)
     assert not hub.requests
 

@@ -161,7 +161,7 @@ def test_refused_keys_say_why(tmp_path: Path, key: str) -> None:
         "model.image_size=0", "phase1.feature_views=0", "phase1.early_stopping_patience=0",
         "phase1.learning_rate=0", "phase1.learning_rate=-1e-4", "phase1.num_train_epochs=0",
         "phase1.per_device_train_batch_size=0", "phase1.per_device_eval_batch_size=-1", "phase2.n_resamples=99",
-        "phase6.n_resamples=0", "phase6.version=1.0.x", "phase6.version=v1.0.0",
+        "phase6.n_resamples=0", "phase6.version=1.0.x", "phase6.version=\u0661.0.0", "phase6.version=v1.0.0",
         "phase1.learning_rate=.nan", "phase1.learning_rate=.inf", "phase1.weight_decay=.nan", "data.label_noise=.nan",
         "model.config={model_type: vit, layer_norm_eps: .inf}",
         "model.config={model_type: vit, hidden_act: 2026-01-02}",
