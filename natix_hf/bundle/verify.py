@@ -8,6 +8,7 @@ from pathlib import Path
 
 from natix_hf.bundle.policy import POLICY, read_policy
 from natix_hf.errors import VerificationError
+from natix_hf.models.classifier import ID2LABEL
 from natix_hf.models.gate import GATE
 from natix_hf.provenance.files import check_files, file_sha256, list_temporaries, read_json
 
@@ -154,7 +155,7 @@ def _weights_problems(folder: Path) -> list[str]:
 
 def config_problems(folder: Path) -> list[str]:
     """A config that asks for code of the repository's own (this package runs none, and others might), or for weights
-    that nothing here has looked at."""
+    that nothing here has looked at; or with labels by which a stock pipeline would answer otherwise than `predict`."""
     problems = []
     for name in ("config.json", "preprocessor_config.json"):
         try:
@@ -168,6 +169,8 @@ def config_problems(folder: Path) -> list[str]:
             found = next((key for key in _FOREIGN_KEYS if key in content), None)
             if found is not None:
                 problems.append(f"{folder / name} asks by {found} for code or weights from elsewhere: never loaded")
+            if name == "config.json" and content.get("id2label") != {str(i): label for i, label in ID2LABEL.items()}:
+                problems.append(f"{folder / name} has other labels than {' and '.join(ID2LABEL.values())}")
     return problems
 
 

@@ -29,6 +29,7 @@ from natix_hf.phases.phase2_threshold import read_decision
 from natix_hf.phases.phase3_gate import GATE_REPORT
 from natix_hf.phases.phase5_scrc import CALIBRATION, RISK, learned_gate
 from natix_hf.provenance.files import atomic_file, file_sha256, read_json, write_json
+from natix_hf.provenance.hub import is_repo_id
 from natix_hf.provenance.manifest import MANIFEST, git_state, manifest_problems, package_versions, read_manifest
 from natix_hf.recipe import Recipe
 from natix_hf.reporting import say
@@ -199,8 +200,10 @@ def _card_facts(
 
 
 def _public_name(reference: str) -> str:
-    """A Hub id as it is; of a local folder the last part alone: nothing published holds a path."""
-    return Path(reference).resolve().name if Path(reference).is_dir() else reference.removeprefix(PACKAGED_PREFIX)
+    """A Hub id as it is; of a local folder, be it gone by now, the last part alone: nothing published holds a path."""
+    if reference.startswith(PACKAGED_PREFIX):
+        return reference.removeprefix(PACKAGED_PREFIX)
+    return reference if is_repo_id(reference) and not Path(reference).is_dir() else Path(reference).resolve().name
 
 
 def _lineage(context: PhaseContext, champion: Candidate, decision: dict[str, Any]) -> dict[str, Any]:

@@ -67,6 +67,15 @@ def test_code_and_weights_from_elsewhere(name: str, change: dict[str, Any], veri
     assert name in str(caught.value) and f"asks by {next(iter(change))} for code or weights" in str(caught.value)
 
 
+@pytest.mark.parametrize("labels", [{"0": "Roadwork", "1": "None"}, {"0": "LABEL_0", "1": "LABEL_1"}, None])
+def test_labels_by_which_a_stock_pipeline_would_answer_otherwise(labels: Any, bundle: Path) -> None:
+    """`predict` goes by the place of a label, a stock pipeline and the miner by its name."""
+    edit(bundle / "config.json", id2label=labels)
+    describe(bundle)
+    (problem,) = bundle_problems(bundle)
+    assert "config.json has other labels than None and Roadwork" in problem
+
+
 def test_nobody_is_asked_whether_to_run_code(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Left open, transformers asks whoever sits there: of a model, of an image processor, and of a backbone."""
     from natix_hf.models.classifier import load_classifier

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from conftest import TINY, TINY_RECIPE, write_recipe
 from natix_hf.bundle.logits import read_logits, write_logits
 from natix_hf.phases import phase6_export
 from natix_hf.pipeline import run_recipe
+from natix_hf.provenance.files import list_files
 
 WARNING = "warning: the subnet's official miner (transformers 4.45.2) cannot load a"
 
@@ -104,6 +106,30 @@ def test_the_card_says_which_weights_were_kept(best: bool, finished_run: Path, t
     assert 0 < metrics["best_step"] < metrics["steps"]
     card = (finished_run / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
     assert f"Kept: the weights of step {metrics['best_step' if best else 'steps']}." in card
+
+
+def test_no_path_is_published_though_the_folder_is_gone(
+    parquet_source: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    """Nobody needs the backbone's folder once it is trained; its path names a person."""
+    backbone, source = tmp_path / "home" / "alice" / "weights", tmp_path / "home" / "alice" / "frames"
+    shutil.copytree(pretrained, backbone)
+    shutil.copytree(parquet_source, source)
+    content = {
+        **TINY_RECIPE,
+        "data": {**TINY_RECIPE["data"], "source": str(source)},
+        "model": {"backbone": str(backbone), "image_size": 28},
+        "phase1": {**TINY_RECIPE["phase1"], "num_train_epochs": 1},
+    }
+    recipe = str(write_recipe(tmp_path / "tiny.yaml", content))
+    run = run_recipe(recipe, [1, 2], tmp_path / "run")
+    shutil.rmtree(backbone)
+    run_recipe(recipe, [6], run)
+    bundle = run / "phase6_export" / "bundle"
+    for name in list_files(bundle):
+        assert b"alice" not in (bundle / name).read_bytes(), name
+    card = (bundle / "README.md").read_text(encoding="utf-8")
+    assert " weights.\n" in card and "\nframes, divided by group" in card
 
 
 @pytest.mark.parametrize(("what", "again"), [("labels", 1), ("ids", 1), ("groups", 0)])
