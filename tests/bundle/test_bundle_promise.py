@@ -286,7 +286,8 @@ def _redescribe(run: Path) -> None:
         ({"calibration": {"method": "platt", "slope": 0.7, "intercept": 0.1}, "fold": "none"}, "another calibration"),
         ({"risk_control": {"alpha": 0.01}}, "promises something else"),
         ({"risk_control": {"thresholds": {"None": -99.0, "Roadwork": -99.0}}}, "promises something else"),
-        ({"gate": {"kind": "margin"}}, "another gate than phase3_gate"),
+        ({"gate": {"kind": "margin"}}, "another gate.safetensors, or to none"),
+        ({"gate": {"kind": "margin"}, "and no file": {}}, "another gate than phase3_gate"),
         ({"gate": {"sha256": "0" * 64}}, "another gate.safetensors"),
     ],
     ids=str,
@@ -296,6 +297,9 @@ def test_a_policy_other_than_the_phases_fitted_is_found(
 ) -> None:
     run = Path(shutil.copytree(gate_run, tmp_path / "run"))
     policy = _read(run / BUNDLE / "policy.json")
+    if "and no file" in change:
+        change = {key: value for key, value in change.items() if value}
+        (run / BUNDLE / "gate.safetensors").unlink()
     for key, value in change.items():
         policy[key] = policy[key] | value if key == "risk_control" or "sha256" in value else value
     policy.pop("folded_shift")
