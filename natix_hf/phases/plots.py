@@ -1,7 +1,12 @@
-"""The pictures of a run: one style, readable in grey, written as PNG without a display."""
+"""The pictures of a run: one style, narrow enough for a phone, readable in grey, written as PNG without a display.
+
+Curves differ by their line, not by colour alone; the key stands below, where no curve can run into it.
+"""
 
 from __future__ import annotations
 
+import io
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,23 +15,44 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from natix_hf.metrics import ThresholdResult
 from natix_hf.provenance.files import atomic_file
 
+_TITLE_WIDTH = 62  # characters
+_COLOURS = 64  # of the palette: as crisp as full colour, at a third of the bytes
+
+_ON_WHITE = {"boxstyle": "square,pad=.1", "fc": "w", "ec": "none", "alpha": 0.7}  # text over curves
+
+
+@contextmanager
+def _panels(path: Path, title: str, count: int) -> Iterator[list[Axes]]:
+    """Panels above each other, over one axis."""
+    # Figure without pyplot: no global state, no backend to choose.
+    figure = Figure(figsize=(5.6, 4 + 1.2 * (count - 1)), dpi=200, layout="constrained")
+    panels = list(figure.subplots(count, 1, sharex=True, squeeze=False).flat)
+    panels[0].set_title(textwrap.fill(title, _TITLE_WIDTH), loc="left", fontsize=10)
+    for axes in panels:
+        axes.grid(alpha=0.25)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    yield panels
+    keys = [axes.get_legend_handles_labels() for axes in panels]
+    handles, labels = ([part for key in keys for part in key[i]] for i in (0, 1))
+    if handles:
+        figure.legend(handles, labels, loc="outside lower left", ncols=2, frameon=False, fontsize=9, handlelength=3)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    with atomic_file(path) as temporary, Image.open(drawn) as image:
+        palette = image.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
+        palette.save(temporary, format="PNG", optimize=True)
+
 
 @contextmanager
 def _figure(path: Path, title: str) -> Iterator[Axes]:
-    # Figure without pyplot: no global state, no backend to choose.
-    figure = Figure(figsize=(7, 4.2), dpi=130, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.grid(alpha=0.25)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    yield axes
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    with _panels(path, title, 1) as [axes]:
+        yield axes
 
 
 def training(path: Path, history: list[dict[str, Any]]) -> None:
@@ -35,7 +61,7 @@ def training(path: Path, history: list[dict[str, Any]]) -> None:
     scores = [(row["epoch"], row["eval_mcc"], row["eval_nll"]) for row in history if "eval_mcc" in row]
     with _figure(path, "Training, scored on val_select (best threshold of each epoch: optimistic)") as axes:
         if losses:
-            axes.plot(*zip(*losses, strict=True), color="0.6", lw=1, label="training loss")
+            axes.plot(*zip(*losses, strict=True), color="0.6", lw=1.2, label="training loss")
         if scores:
             epochs, mcc, nll = zip(*scores, strict=True)
             axes.plot(epochs, nll, "k--", lw=1.2, label="val_select NLL")
@@ -46,24 +72,27 @@ def training(path: Path, history: list[dict[str, Any]]) -> None:
             )
         axes.set_ylim(0, max([1.05, *(min(nll, 2.0) for _, _, nll in scores)]))
         axes.set_xlabel("epoch")
-        axes.legend(frameon=False, loc="center right")
 
 
 def self_supervised(path: Path, history: list[dict[str, Any]], kept_step: int) -> None:
     """Loss of the objective, and what probes of the frozen backbone found, over steps."""
     losses = [(row["step"], row["loss"]) for row in history if "loss" in row]
-    with _figure(path, "Training without labels; probes are fitted on train, scored on val_select") as axes:
+    with _panels(path, "Training without labels; probes are fitted on train, scored on val_select", 2) as [
+        above,
+        axes,
+    ]:
         if losses:
-            axes.plot(*zip(*losses, strict=True), color="0.6", lw=1, label="training loss")
+            above.plot(*zip(*losses, strict=True), color="0.4", lw=1.2, label="training loss")
+        above.set_ylabel("loss")
         for name, style, label in (("linear", "C0o-", "linear probe"), ("knn", "C1s--", "nearest neighbours")):
             key = f"eval_{name}_auroc"
             found = [(row["step"], row[key]) for row in history if key in row]
             if found:
-                axes.plot(*zip(*found, strict=True), style, ms=3, lw=1.6, label=f"{label}, AUROC")
-        axes.axvline(kept_step, color="k", lw=1, ls=":", label="kept")
-        axes.set_ylim(0, None)
+                axes.plot(*zip(*found, strict=True), style, ms=3, lw=1.6, label=label)
+        axes.set_ylabel("AUROC of the probes")
+        for panel in (above, axes):
+            panel.axvline(kept_step, color="k", lw=1, ls=":", label="kept" if panel is axes else None)
         axes.set_xlabel("step")
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def threshold(path: Path, curve: dict[str, np.ndarray], chosen: ThresholdResult, target_prior: float | None) -> None:
@@ -73,12 +102,19 @@ def threshold(path: Path, curve: dict[str, np.ndarray], chosen: ThresholdResult,
         axes.plot(curve["threshold"], curve["tpr"], "C2--", lw=1.2, label="TPR: roadwork found")
         axes.plot(curve["threshold"], curve["tnr"], "C1-.", lw=1.2, label="TNR: none left alone")
         axes.plot(curve["threshold"], curve["mcc"], "C0-", lw=2, label="MCC")
-        axes.axvline(chosen.threshold, color="k", lw=1)
-        axes.axvline(0, color="0.6", lw=1, ls=":", label="probability .5")
-        axes.annotate(f" {chosen.objective} {chosen.value:.3f} at {chosen.threshold:+.2f}", (chosen.threshold, 0.0))
+        axes.axvline(chosen.threshold, color="k", lw=1, label="fitted threshold")
+        axes.axvline(0, color="0.4", lw=1, ls=":", label="probability .5")
+        left = chosen.threshold < curve["threshold"].mean()
+        axes.annotate(
+            f"{chosen.objective} {chosen.value:.3f} at {chosen.threshold:+.2f}",
+            (chosen.threshold, 0.0),
+            textcoords="offset points",
+            xytext=(5 if left else -5, 2),
+            ha="left" if left else "right",
+            bbox=_ON_WHITE,
+        )
         axes.set_xlabel("threshold (logit)")
         axes.set_ylim(min(-0.02, float(curve["mcc"].min())) - 0.02, 1.05)
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def reliability(path: Path, probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray, title: str) -> None:
@@ -92,14 +128,22 @@ def reliability(path: Path, probabilities: np.ndarray, labels: np.ndarray, weigh
         share = np.bincount(bins, weights * right, len(mass))[filled] / mass[filled]
         trust = np.bincount(bins, weights * confidence, len(mass))[filled] / mass[filled]
         axes.bar(edges[:-1][filled], share, np.diff(edges)[filled], align="edge", color="0.85", edgecolor="0.6")
-        axes.plot(trust, share, "C0o-", ms=4, lw=1.6, label="share of right answers")
+        axes.plot(trust, share, "C0o-", ms=4, lw=1.6, label="measured")
         axes.plot([0.5, 1], [0.5, 1], "k--", lw=1, label="calibrated")
         for x, y, rows in zip(trust, share, mass[filled] / mass.sum(), strict=True):
-            axes.annotate(f"{rows:.0%}", (x, y), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
+            axes.annotate(
+                f"{rows:.0%}",
+                (x, y),
+                textcoords="offset points",
+                xytext=(0, 7),
+                ha="center",
+                fontsize=8,
+                bbox=_ON_WHITE,
+            )
         axes.set_xlim(0.5, 1)
         axes.set_ylim(0, 1.08)
-        axes.set_xlabel("confidence in the likelier label")
-        axes.legend(frameon=False, loc="lower right")
+        axes.set_xlabel("confidence in the likelier label; numbers: share of the rows")
+        axes.set_ylabel("share of right answers")
 
 
 def risk_coverage(
@@ -115,7 +159,7 @@ def risk_coverage(
         for (name, (coverage, risk)), style in zip(curves.items(), ("C0-", "C1--"), strict=False):
             axes.plot(coverage, risk, style, lw=1.6, label=name)
         if promise is not None:
-            axes.axhline(promise, color="k", lw=1, ls="--", label=f"alpha {promise:g}")
+            axes.axhline(promise, color="k", lw=1, ls=":", label=f"alpha {promise:g}")
         if chosen is not None:
             at, risk_there, bound = chosen
             above = np.array([[0.0], [max(0.0, bound - risk_there)]])
@@ -125,7 +169,6 @@ def risk_coverage(
         axes.set_ylim(0, None)
         axes.set_xlabel("coverage: share of accepted answers")
         axes.set_ylabel("risk")
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def test_scores(path: Path, logits: np.ndarray, labels: np.ndarray, threshold_logit: float) -> None:
@@ -137,4 +180,3 @@ def test_scores(path: Path, logits: np.ndarray, labels: np.ndarray, threshold_lo
         axes.axvline(threshold_logit, color="k", lw=1, label="fitted threshold")
         axes.set_xlabel("logit, Roadwork over None")
         axes.set_ylabel("rows")
-        axes.legend(frameon=False)
