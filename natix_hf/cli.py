@@ -78,6 +78,7 @@ def summarise(run_dir: Path) -> None:
         else:
             kept = f"none: no threshold could be certified for a risk of {promise['alpha']:g}"
         say(f"promise  {kept}")
+    say(f"report   {bundle.parent / 'report.html'}")
     say(f"predict  natix-hf predict {bundle} image.jpg")
 
 
@@ -104,6 +105,17 @@ def verify(
     say(f"{reference}: {len(problems)} problems" if problems else f"{reference}: intact")
     if problems:
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, finished or not.")],
+    to: Annotated[Path | None, typer.Option(help="The file to write; default: report.html in the run folder.")] = None,
+) -> None:
+    """One page about a run, for a browser: figures, plots, hard examples, lineage. It needs no network."""
+    from natix_hf.report.page import write_report
+
+    say(str(write_report(run_dir, to)))
 
 
 @app.command()

@@ -10,7 +10,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from natix_hf.bundle.policy import Policy
-from natix_hf.models.classifier import ID2LABEL, UNKNOWN_TO_THE_MINER
+from natix_hf.models.classifier import ID2LABEL
+from natix_hf.models.config import UNKNOWN_TO_THE_MINER
 from natix_hf.resources import resource_folder
 
 _TEMPLATE = "bundle.md.jinja"

@@ -7,6 +7,10 @@ from typing import Any
 
 from natix_hf.errors import RecipeError, require
 
+PACKAGED_PREFIX = "packaged:"
+# The subnet's official miner (transformers 4.45.2) has no class for these.
+UNKNOWN_TO_THE_MINER = ("dinov2_with_registers", "dinov3_vit")
+
 
 @dataclass(frozen=True)
 class ModelConfig:

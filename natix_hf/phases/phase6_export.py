@@ -19,19 +19,21 @@ from natix_hf.calibration import Calibration
 from natix_hf.callbacks.push_bundle import PushBundle
 from natix_hf.data.rows import Rows
 from natix_hf.errors import RunError
-from natix_hf.models.classifier import PACKAGED_PREFIX, UNKNOWN_TO_THE_MINER
+from natix_hf.models.config import PACKAGED_PREFIX, UNKNOWN_TO_THE_MINER
 from natix_hf.models.preprocess import Preprocess, load_processor
 from natix_hf.phases import plots
 from natix_hf.phases.candidate import Candidate, compute_answers, kept_logits, shown
 from natix_hf.phases.context import PhaseContext
 from natix_hf.phases.evaluation import evaluate, evaluate_selective, evaluate_slice
+from natix_hf.phases.examples import Answered, write_examples
 from natix_hf.phases.phase2_threshold import read_decision
 from natix_hf.phases.phase3_gate import GATE_REPORT
 from natix_hf.phases.phase5_scrc import CALIBRATION, RISK, learned_gate
-from natix_hf.provenance.files import atomic_file, file_sha256, read_json, write_json
+from natix_hf.provenance.files import atomic_file, file_sha256, read_json, write_json, write_text
 from natix_hf.provenance.hub import is_repo_id
 from natix_hf.provenance.manifest import MANIFEST, git_state, manifest_problems, package_versions, read_manifest
 from natix_hf.recipe import Recipe
+from natix_hf.report.page import REPORT, render_report
 from natix_hf.reporting import say
 from natix_hf.subnet.exam import mark_exam
 
@@ -50,12 +52,14 @@ def run(context: PhaseContext) -> dict[str, Any]:
     policy, gate = _policy(context, decision)
     table, features = _answers(context, champion, test, with_features=gate is not None)
     evaluation = evaluate(table, policy, recipe.data.target_prior, config.n_resamples)
-    accepted = policy.accepts(table.logits, Confidence(policy.threshold_logit, gate)(table.logits, features))
+    confidence = Confidence(policy.threshold_logit, gate)(table.logits, features)
+    accepted = policy.accepts(table.logits, confidence)
     evaluation["selective"] = evaluate_selective(table, policy, accepted, recipe.data.target_prior, config.n_resamples)
     evaluation["slices"] = {name: evaluate_slice(table, policy, accepted, test, name) for name in recipe.data.slices}
     if recipe.data.exam:
         evaluation["exam"] = mark_exam(table.logits, table.labels, table.levels, policy.threshold_logit)
     write_json(context.folder / EVALUATION, evaluation)
+    write_examples(context.folder, Answered(table, policy, confidence, accepted, test), evaluation["slices"])
     scores_plot = context.folder / "plots" / "test_scores.png"
     plots.test_scores(scores_plot, table.logits, table.labels, policy.threshold_logit)
     architecture = read_json(champion.model / "config.json")["model_type"]
@@ -79,7 +83,7 @@ def run(context: PhaseContext) -> dict[str, Any]:
     )
     published = pusher.on_export_end(context.folder / BUNDLE) if pusher is not None else None
     as_found = evaluation["as_found"]
-    return {
+    metrics = {
         "champion": champion.name,
         "candidate_sha256": policy.candidate_sha256,
         "model_sha256": policy.model_sha256,
@@ -88,6 +92,8 @@ def run(context: PhaseContext) -> dict[str, Any]:
         "test_mcc": as_found["metrics"]["mcc"],
         "test_mcc_interval": as_found["intervals"]["mcc"],
     }
+    write_text(context.folder / REPORT, render_report(context.run_dir, metrics))
+    return metrics
 
 
 def finished_parts(context: PhaseContext) -> list[str]:

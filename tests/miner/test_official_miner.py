@@ -24,8 +24,8 @@ from natix_hf.bundle.load import load_bundle
 from natix_hf.bundle.policy import Policy
 from natix_hf.bundle.push import push_bundle
 from natix_hf.calibration import Calibration
-from natix_hf.models.classifier import ARCHITECTURES, UNKNOWN_TO_THE_MINER, build_classifier
-from natix_hf.models.config import ModelConfig
+from natix_hf.models.classifier import ARCHITECTURES, build_classifier
+from natix_hf.models.config import UNKNOWN_TO_THE_MINER, ModelConfig
 from natix_hf.models.preprocess import make_processor
 from natix_hf.phases.candidate import Candidate, save_candidate
 

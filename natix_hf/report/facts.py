@@ -1,0 +1,181 @@
+"""What the page about a run says, read from the run's folder. No torch, no data set, no clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from natix_hf.data.splits import dropped_reasons, leaks_between_roles, read_splits
+from natix_hf.errors import UsageError, VerificationError
+from natix_hf.models.config import PACKAGED_PREFIX
+from natix_hf.phases.context import IN_PROGRESS, is_stale
+from natix_hf.phases.graph import ORDER, PHASES, Phase
+from natix_hf.phases.pins import PINS
+from natix_hf.provenance.files import read_json
+from natix_hf.provenance.manifest import MANIFEST, read_manifest
+from natix_hf.provenance.runs import RUN_FILE
+
+FINISHED, WRITING, NOT_FINISHED, DAMAGED, NOT_RUN = "finished", "being written", "not finished", "damaged", "not run"
+_BUNDLE = "bundle"
+
+
+@dataclass
+class PhaseFacts:
+    """One phase: `manifest` is empty unless it is finished."""
+
+    phase: Phase
+    state: str
+    stale: bool = False
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return dict(self.manifest.get("metrics", {}))
+
+    @property
+    def counts(self) -> bool:
+        """Whether its files may be told of."""
+        return self.state in (FINISHED, WRITING)
+
+
+@dataclass
+class RunFacts:
+    """A run, as far as it has come. What a phase that has not run would have left is None or empty.
+
+    `problems` are files that cannot be read; `leaks` rows, groups and pictures that stand in two splits.
+    """
+
+    folder: Path
+    run_id: str
+    recipe: str
+    phases: dict[int, PhaseFacts]
+    problems: list[str]
+    leaks: list[str] = field(default_factory=list)
+    dropped: dict[str, int] = field(default_factory=dict)
+    decision: dict[str, Any] | None = None
+    gate: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
+    risk: dict[str, Any] | None = None
+    evaluation: dict[str, Any] | None = None
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    policy: dict[str, Any] | None = None
+    bundle_config: dict[str, Any] = field(default_factory=dict)
+    bundle_lineage: dict[str, Any] = field(default_factory=dict)
+    pins: dict[str, Any] = field(default_factory=dict)
+
+    def metrics(self, number: int) -> dict[str, Any]:
+        return self.phases[number].metrics
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """The recipe's sections as the finished phases resolved them; `phase1`'s own word over another's."""
+        merged: dict[str, Any] = {}
+        for number in reversed(ORDER):
+            merged |= self.phases[number].manifest.get("section", {})
+        return merged
+
+    @property
+    def bundle(self) -> str:
+        """Its place in the run folder."""
+        return f"{PHASES[6].folder}/{_BUNDLE}"
+
+    @property
+    def dataset(self) -> str:
+        return _public_name(self.section.get("data", {}).get("source"), self._hub(0, "data")) or "no labelled images"
+
+    @property
+    def backbone(self) -> str:
+        model = self.section.get("model", {})
+        number = 4 if not self.phases[1].manifest else 1
+        return _public_name(model.get("backbone"), self._hub(number, "model")) or "random weights"
+
+    def _hub(self, number: int, what: str) -> str | None:
+        origin = self.phases[number].manifest.get("hub", {}).get(what)
+        return str(origin["repo"]) if origin else None
+
+
+def read_run(run_dir: Path, exported: dict[str, Any] | None = None) -> RunFacts:
+    """Reads a run folder.
+
+    Args:
+        exported: the metrics of phase 6 where it calls this itself, before its manifest is there.
+
+    Raises:
+        UsageError: it is no run folder, or no phase of it has finished.
+    """
+    known = {number: _phase_facts(run_dir, PHASES[number]) for number in ORDER}
+    if exported is not None:
+        known[6] = PhaseFacts(PHASES[6], WRITING, manifest={"metrics": exported})
+    if not (run_dir / RUN_FILE).is_file() and not any(facts.manifest for facts in known.values()):
+        raise UsageError(f"{run_dir} is not a run folder: name one that natix-hf run has made")
+    if not any(facts.manifest for facts in known.values()):
+        raise UsageError(f"{run_dir} has no finished phase: nothing to report yet")
+    problems = [f"{facts.phase.folder} is damaged" for facts in known.values() if facts.state == DAMAGED]
+
+    def read(number: int, name: str) -> Any:
+        path = run_dir / PHASES[number].folder / name
+        if not known[number].counts or not path.is_file():
+            return None
+        try:
+            return read_json(path)
+        except VerificationError:
+            problems.append(f"{PHASES[number].folder}/{name} is damaged")
+            return None
+
+    named = next(facts.manifest for facts in known.values() if facts.manifest.get("run_id"))
+    bundle_manifest = read(6, f"{_BUNDLE}/bundle_manifest.json") or {}
+    facts = RunFacts(
+        folder=run_dir,
+        run_id=named["run_id"],
+        recipe=named["recipe"],
+        phases=known,
+        problems=problems,
+        decision=read(2, "threshold.json"),
+        gate=read(3, "gate.json"),
+        calibration=read(5, "calibration.json"),
+        risk=read(5, "scrc.json"),
+        evaluation=read(6, "evaluation.json"),
+        examples=(read(6, "examples/examples.json") or {}).get("kinds", []),
+        policy=read(6, f"{_BUNDLE}/policy.json"),
+        bundle_config=read(6, f"{_BUNDLE}/config.json") or {},
+        bundle_lineage=bundle_manifest.get("lineage", {}),
+        pins=_read_pins(run_dir),
+    )
+    if known[0].counts:
+        _read_splits(facts)
+    return facts
+
+
+def _phase_facts(run_dir: Path, phase: Phase) -> PhaseFacts:
+    folder = run_dir / phase.folder
+    try:
+        manifest = read_manifest(folder)
+    except VerificationError:
+        state = NOT_FINISHED if (folder / IN_PROGRESS).is_file() else NOT_RUN
+        return PhaseFacts(phase, DAMAGED if (folder / MANIFEST).is_file() else state)
+    return PhaseFacts(phase, FINISHED, is_stale(run_dir, phase), manifest)
+
+
+def _read_splits(facts: RunFacts) -> None:
+    try:
+        splits = read_splits(facts.folder / PHASES[0].folder / "splits.json")
+    except VerificationError:
+        facts.problems.append(f"{PHASES[0].folder}/splits.json is damaged")
+        return
+    facts.leaks = leaks_between_roles(splits)
+    facts.dropped = dropped_reasons(splits.dropped)
+
+
+def _read_pins(run_dir: Path) -> dict[str, Any]:
+    try:
+        return dict(read_json(run_dir / PINS))
+    except VerificationError:  # nothing came from the Hub
+        return {}
+
+
+def _public_name(reference: str | None, on_hub: str | None) -> str | None:
+    """A Hub id as it is; of a folder the last part alone: no page holds a path of somebody's machine."""
+    if reference is None or on_hub is not None:
+        return on_hub
+    return PureWindowsPath(reference.removeprefix(PACKAGED_PREFIX)).name or reference

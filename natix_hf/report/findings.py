@@ -1,0 +1,171 @@
+"""What a reader must know before the figures: whether the promise held, and everything that weakens a claim."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from natix_hf.models.config import UNKNOWN_TO_THE_MINER
+from natix_hf.phases.graph import ORDER
+from natix_hf.report.facts import DAMAGED, FINISHED, NOT_FINISHED, RunFacts
+
+_AT_MOST = {
+    "error": "At most {alpha} of the accepted answers are wrong",
+    "fnr": "At most {alpha} of the accepted pictures with roadwork are answered None",
+    "fpr": "At most {alpha} of the accepted pictures without roadwork are answered Roadwork",
+}
+_EITHER = "At most {alpha} of the accepted answers of either kind are wrong"
+_EITHER_RATE = "At most {alpha} of the accepted pictures of either kind are answered wrongly"
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What the bundle promises of its accepted answers, and what test says of it.
+
+    `held`: on the test rows; None where nothing is promised, or nothing that counts was accepted. `beyond_doubt`: a
+    risk on test lies above the promise with its whole interval.
+    """
+
+    words: str
+    feasible: bool
+    held: bool | None = None
+    beyond_doubt: bool = False
+
+
+def find_promise(facts: RunFacts) -> Promise:
+    control = (facts.policy or {}).get("risk_control", {})
+    if not control.get("loss"):
+        return Promise("Nothing is promised: phase 5 was no part of this bundle, so every answer is accepted", False)
+    if not control["feasible"]:
+        return Promise(f"Nothing is promised: no threshold could be certified for {_percent(control['alpha'])}", False)
+    by_class = _EITHER if control["loss"] == "error" else _EITHER_RATE
+    words = (by_class if control["classwise"] else _AT_MOST[control["loss"]]).format(alpha=_percent(control["alpha"]))
+    risks = [risk for risk in (facts.evaluation or {})["selective"]["risks"].values() if risk["value"] is not None]
+    above = [risk for risk in risks if risk["value"] > control["alpha"]]
+    doubtless = any(risk["interval"][0] is not None and risk["interval"][0] > control["alpha"] for risk in above)
+    return Promise(words, True, not above if risks else None, doubtless)
+
+
+def find_warnings(facts: RunFacts) -> list[str]:
+    """One sentence each, the gravest first."""
+    return [
+        *(f"{problem}: natix-hf verify says more" for problem in facts.problems),
+        *_of_leaks(facts.leaks),
+        *_of_phases(facts),
+        *_of_promise(facts),
+        *_of_figures(facts),
+        *_of_calibration(facts),
+        *_of_data(facts),
+        *_of_lineage(facts),
+    ]
+
+
+def _of_leaks(leaks: list[str]) -> list[str]:
+    more = f", and {len(leaks) - 3} more" if len(leaks) > 3 else ""
+    return [f"Rows leak between the splits, so the figures cannot be trusted: {'; '.join(leaks[:3])}{more}"] * bool(
+        leaks
+    )
+
+
+def _of_phases(facts: RunFacts) -> list[str]:
+    known = facts.phases.values()
+    stale = [str(phase.phase.number) for phase in known if phase.stale]
+    cut_off = [str(phase.phase.number) for phase in known if phase.state == NOT_FINISHED]
+    found = []
+    if stale:
+        found.append(
+            f"Phase {', '.join(stale)} was made from other results than those that lie here now: run it again"
+        )
+    if cut_off:
+        found.append(f"Phase {', '.join(cut_off)} has begun and is not finished; the page tells nothing of it")
+    if facts.evaluation is None and facts.phases[6].state not in (DAMAGED, NOT_FINISHED):
+        found.append("Phase 6 has not run: there is no figure on test and no bundle yet")
+    return found
+
+
+def _of_promise(facts: RunFacts) -> list[str]:
+    promise, control = find_promise(facts), (facts.policy or {}).get("risk_control", {})
+    if promise.held is False:
+        doubt = "beyond what chance explains" if promise.beyond_doubt else "by no more than chance explains"
+        return [
+            f"On test the risk of the accepted answers is above the {_percent(control['alpha'])} promised, {doubt}"
+        ]
+    if control.get("loss") and not control["feasible"]:
+        return [f"The promise: {control['guarantee']}"]
+    if promise.feasible and promise.held is None:
+        return ["No test row that counts was accepted, so test says nothing about the promise"]
+    return []
+
+
+def _of_figures(facts: RunFacts) -> list[str]:
+    if facts.evaluation is None:
+        return []
+    found = []
+    column = facts.evaluation["as_found"]
+    low = column["intervals"]["mcc"][0]
+    if column["metrics"]["mcc"] is None:
+        found.append("The MCC on test is undefined: all rows, or all answers, are of one class")
+    elif low is not None and low <= 0:
+        found.append("The interval of the MCC on test reaches 0: no better than chance, as far as test can tell")
+    groups = facts.evaluation["groups"]
+    if groups["few"]:
+        found.append(
+            f"Few groups: test has {groups['positive_groups']} with roadwork and {groups['negative_groups']} without, "
+            "so that its intervals are wide and themselves uncertain"
+        )
+    return found
+
+
+def _of_calibration(facts: RunFacts) -> list[str]:
+    fitted, found = facts.calibration or {}, []
+    if fitted.get("no_optimum"):
+        found.append("No temperature fits val_select best, so the probabilities are not calibrated")
+    elif (fitted.get("ece_reduction_percent") or 0) < 0:
+        before, after = (fitted[when]["ece"]["value"] for when in ("before", "after"))
+        found.append(f"Calibration did not lower the ECE on val_calib: {before:.3f} before, {after:.3f} after")
+    for name, groups in (
+        ("val_select", (facts.decision or {}).get("val_select_groups")),
+        ("val_calib", fitted.get("groups")),
+    ):
+        if groups and groups["few"]:
+            least = min(groups["positive_groups"], groups["negative_groups"])
+            found.append(f"Few groups: {name}, which {_DECIDES[name]}, has {least} of the rarer class")
+    return found
+
+
+_DECIDES = {"val_select": "chose threshold and champion", "val_calib": "calibration and promise were measured on"}
+
+
+def _of_data(facts: RunFacts) -> list[str]:
+    found = []
+    architecture = facts.bundle_config.get("model_type")
+    if architecture in UNKNOWN_TO_THE_MINER:
+        found.append(f"The subnet's official miner (transformers 4.45.2) cannot load a {architecture}")
+    noise = facts.section.get("data", {}).get("label_noise")
+    if noise:
+        found.append(f"{_percent(noise)} of the train labels were flipped on purpose (data.label_noise)")
+    if facts.dropped:
+        told = ", ".join(f"{count} x {reason}" for reason, count in facts.dropped.items())
+        found.append(f"{sum(facts.dropped.values())} rows were left out: {told}")
+    return found
+
+
+def _of_lineage(facts: RunFacts) -> list[str]:
+    finished = [facts.phases[number] for number in ORDER if facts.phases[number].state == FINISHED]
+    found = []
+    dirty = [str(p.phase.number) for p in finished if (p.manifest.get("git") or {}).get("dirty")]
+    if dirty:
+        found.append(f"Phase {', '.join(dirty)} ran on code with uncommitted changes")
+    versions: dict[str, dict[str, list[str]]] = {}
+    for phase in finished:
+        for name, version in phase.manifest.get("packages", {}).items():
+            versions.setdefault(name, {}).setdefault(version, []).append(str(phase.phase.number))
+    for name, by_version in versions.items():
+        if len(by_version) > 1:
+            told = ", ".join(f"{version} in phase {', '.join(numbers)}" for version, numbers in by_version.items())
+            found.append(f"The phases ran on different versions of {name}: {told}")
+    return found
+
+
+def _percent(share: Any) -> str:
+    return f"{100 * share:.3g} %"

@@ -1,0 +1,223 @@
+"""From the facts of a run to one HTML file: no script, nothing loaded from elsewhere, equal bytes for an equal run."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
+
+from natix_hf.errors import UsageError, VerificationError
+from natix_hf.phases.graph import CANDIDATE_PHASES, ORDER, PHASES
+from natix_hf.provenance.files import write_text
+from natix_hf.report.facts import RunFacts, read_run
+from natix_hf.report.findings import find_promise, find_warnings
+from natix_hf.resources import resource_folder
+
+REPORT = "report.html"
+_TEMPLATE = "report.html.jinja"
+_UNDEFINED = "undefined"
+# Of the plots that phases leave: caption, and what is to be seen for somebody who does not see it.
+_PLOTS = {
+    "phase6_export/plots/test_scores.png": (
+        "Test rows by logit",
+        "Histogram of the logits of the test rows, those with roadwork and those without, and the fitted threshold",
+    ),
+    "phase2_threshold/plots/threshold.png": (
+        "Decision threshold",
+        "MCC, true positive rate and true negative rate on val_select over the threshold, and the fitted one",
+    ),
+    "phase5_scrc/plots/reliability_before.png": (
+        "Reliability before calibration",
+        "Share of right answers on val_calib over their confidence, beside the diagonal of a calibrated model",
+    ),
+    "phase5_scrc/plots/reliability_after.png": (
+        "Reliability after calibration",
+        "Share of right answers on val_calib over their calibrated confidence, beside the diagonal",
+    ),
+    "phase5_scrc/plots/risk_coverage.png": (
+        "Risk and coverage",
+        "Risk among the accepted answers on val_calib over the share that is accepted, with the promised alpha",
+    ),
+    "phase3_gate/plots/gate.png": (
+        "The gates",
+        "Wrong answers among the accepted ones on val_select over coverage, for the margin and the learned gate",
+    ),
+}
+_CURVES = {
+    "phase1_baseline/plots/training.png": "Training loss, and MCC and NLL on val_select, over the epochs of phase 1",
+    "phase4_explora/plots/self_supervised.png": "Loss of the training without labels, and AUROC of probes, over steps",
+    "phase4_explora/plots/training.png": "Training loss, and MCC and NLL on val_select, on the adapted backbone",
+    "phase4_explora/control/plots/training.png": "Training loss, and MCC and NLL on val_select, of the control",
+}
+_METRICS = {
+    "mcc": "MCC",
+    "balanced_accuracy": "balanced accuracy",
+    "recall": "TPR: roadwork found",
+    "specificity": "TNR: none left alone",
+    "precision": "precision",
+    "f1": "F1",
+    "accuracy": "accuracy",
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "ece": "ECE",
+    "brier": "Brier score",
+    "nll": "NLL",
+}
+_KINDS = {
+    "missed": "Roadwork that was missed, the most confident first",
+    "false_alarm": "False alarms, the most confident first",
+    "abstained": "Abstentions, the closest to acceptance first",
+    "slice": "Mistakes of the weakest slice, the most confident first",
+}
+_ADAPTED = {
+    "explora": "ExPLoRA: LoRA on most blocks, one block unfrozen",
+    "blocks": "a few blocks, self-supervised",
+    "all": "plain self-supervised pre-training of all weights",
+}
+_WAYS = {
+    "fitted": "the bundle's threshold",
+    "half": "without it, at probability .5 of the model",
+    "best": "the best threshold on these views, known only afterwards",
+}
+
+
+def write_report(run_dir: Path, to: Path | None = None) -> Path:
+    """Writes the page of a run, and says where: `to`, or `report.html` in the run folder.
+
+    Raises:
+        UsageError: no run, or nowhere to write. VerificationError: as `render_report` says.
+    """
+    path = to if to is not None else run_dir / REPORT
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: name the file that the page goes to")
+    write_text(path, render_report(run_dir))
+    return path
+
+
+def render_report(run_dir: Path, exported: dict[str, Any] | None = None) -> str:
+    """The page about a run, as far as the run has come; it depends on the files of the folder alone.
+
+    Args:
+        exported: the metrics of phase 6 where it calls this itself, before its manifest is there.
+
+    Raises:
+        UsageError: it is no run folder, or no phase of it has finished. VerificationError: a file of it lacks what
+            this version writes.
+    """
+    facts = read_run(run_dir, exported)
+    environment = Environment(
+        loader=FileSystemLoader(resource_folder("model_cards")),
+        autoescape=True,  # file names, class names and slices come from other people's data
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "signed": lambda value: number(value, "+.3f"),
+        "interval": interval,
+        "percent": lambda value: _UNDEFINED if value is None else f"{100 * value:.3g} %",
+        "duration": duration,
+        "sentence": lambda text: text[:1].upper() + text[1:],
+        "grouped": lambda value: f"{value:,}",
+    }
+    try:
+        return environment.get_template(_TEMPLATE).render(_content(facts))
+    except (AttributeError, IndexError, KeyError, TypeError, UndefinedError, ValueError) as error:
+        raise VerificationError(
+            f"a file in {run_dir} is damaged, or another version of natix_hf left it ({error}): run its phase again"
+        ) from None
+
+
+def number(value: float | None, form: str = ".3f") -> str:
+    return _UNDEFINED if value is None or value != value else format(value, form)
+
+
+def interval(bounds: list[float | None] | None) -> str:
+    """`[low, high]`, or nothing where there is none."""
+    if not bounds or bounds[0] is None or bounds[1] is None:
+        return ""
+    return f"[{number(bounds[0])}, {number(bounds[1])}]"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
+
+
+def _content(facts: RunFacts) -> dict[str, Any]:
+    evaluation = facts.evaluation
+    phase0 = facts.metrics(0)
+    exported = facts.metrics(6) if evaluation is not None else {}
+    begun = [facts.phases[n].manifest["started"] for n in ORDER if "started" in facts.phases[n].manifest]
+    return {
+        "facts": facts,
+        "begun": min(begun, default=None),
+        "phases": [facts.phases[n] for n in ORDER],
+        "slowest": max([facts.phases[n].manifest.get("duration_s", 0) for n in ORDER] + [0.01]),
+        "total_s": sum(facts.phases[n].manifest.get("duration_s", 0) for n in ORDER),
+        "title": facts.section.get("phase6", {}).get("model_name") or facts.recipe,
+        "counts": phase0.get("counts", {}),
+        "columns": [name for name in ("as_found", "at_target_prior") if evaluation and name in evaluation],
+        "metric_names": _METRICS,
+        "promise": find_promise(facts),
+        "warnings": find_warnings(facts),
+        "exported": exported,
+        "exam": (evaluation or {}).get("exam"),
+        "ways": _WAYS,
+        "kinds": [kind | {"rows": _with_pictures(facts, kind["rows"])} for kind in facts.examples if kind["rows"]],
+        "kind_names": _KINDS,
+        "plots": [_plot(facts, name, *told) for name, told in _PLOTS.items() if _has(facts, name)]
+        + [_plot(facts, name, Path(name).stem.replace("_", " "), "") for name in _other_plots(facts)],
+        "trainings": _trainings(facts),
+        "adapted": _ADAPTED,
+        "curves": {name: _plot(facts, name, told, told) for name, told in _CURVES.items() if _has(facts, name)},
+        "champion": (facts.decision or {}).get("champion"),
+        "candidates": [PHASES[n].folder for n in CANDIDATE_PHASES],
+    }
+
+
+def _has(facts: RunFacts, name: str) -> bool:
+    phase = next(known for known in facts.phases.values() if name.startswith(known.phase.folder))
+    return phase.counts and (facts.folder / name).is_file()
+
+
+def _other_plots(facts: RunFacts) -> list[str]:
+    """Plots that this page has no words for."""
+    found = [path for n in ORDER for path in sorted((facts.folder / PHASES[n].folder / "plots").glob("*.png"))]
+    names = [path.relative_to(facts.folder).as_posix() for path in found]
+    return [name for name in names if name not in _PLOTS and name not in _CURVES and _has(facts, name)]
+
+
+def _plot(facts: RunFacts, name: str, title: str, alt: str) -> dict[str, str]:
+    return {"uri": _data_uri(facts.folder / name, "png"), "title": title, "alt": alt or f"Plot: {title}"}
+
+
+def _with_pictures(facts: RunFacts, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    folder = facts.folder / PHASES[6].folder / "examples"
+    return [row | {"uri": _data_uri(folder / Path(row["file"]).name, "jpeg") if row["file"] else None} for row in rows]
+
+
+def _data_uri(path: Path, kind: str) -> str:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise VerificationError(f"{path} is missing: natix-hf verify says what else is") from None
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _trainings(facts: RunFacts) -> list[dict[str, Any]]:
+    """Every supervised training of the run, with its curve and the proof of its merge."""
+    phase4 = facts.metrics(4)
+    of_phase4 = {"Phase 4, on the adapted backbone": "", "Phase 4, the control": "control/"}
+    found = [("Phase 1, the baseline", facts.metrics(1), "phase1_baseline/plots/training.png")]
+    for (title, place), key in zip(of_phase4.items(), ("supervised", "control"), strict=True):
+        found.append((title, phase4.get(key, {}), f"phase4_explora/{place}plots/training.png"))
+    return [{"title": title, "plot": plot} | report for title, report, plot in found if "steps" in report]
