@@ -241,6 +241,25 @@ def finished_run(_finished_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(_finished_run, tmp_path / _finished_run.name))
 
 
+@pytest.fixture(scope="session")
+def _whole_run(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
+    from natix_hf.pipeline import run_recipe
+
+    folder = tmp_path_factory.mktemp("whole")
+    source = write_parquet_source(folder / "source", groups=60, official_test=30, unclear=3)
+    recipe = explora_recipe(folder, source, pretrained, objective="mae")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NATIX_HF_CACHE", str(folder / "cache"))
+        overrides = ["phase1.adapter=lora", "phase5.risk.alpha=0.6", "phase5.risk.delta=0.3", "data.target_prior=0.5"]
+        return run_recipe(recipe, [1, 4, 2, 3, 5, 6], folder / "run", overrides=overrides)
+
+
+@pytest.fixture
+def whole_run(_whole_run: Path, tmp_path: Path) -> Path:
+    """A private copy of a finished run of every phase, whose model is often wrong."""
+    return Path(shutil.copytree(_whole_run, tmp_path / _whole_run.name))
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
     """A Hub of this test's own. This process is logged in as ann, who may write to lab and to nothing else."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from natix_hf.models.config import UNKNOWN_TO_THE_MINER
 from natix_hf.phases.graph import ORDER
-from natix_hf.report.facts import DAMAGED, FINISHED, NOT_FINISHED, RunFacts
+from natix_hf.report.facts import FINISHED, NOT_FINISHED, NOT_RUN, RunFacts
 
 _AT_MOST = {
     "error": "At most {alpha} of the accepted answers are wrong",
@@ -37,10 +36,11 @@ def find_promise(facts: RunFacts) -> Promise:
     if not control.get("loss"):
         return Promise("Nothing is promised: phase 5 was no part of this bundle, so every answer is accepted", False)
     if not control["feasible"]:
-        return Promise(f"Nothing is promised: no threshold could be certified for {_percent(control['alpha'])}", False)
+        return Promise(f"Nothing is promised: no threshold could be certified for {percent(control['alpha'])}", False)
     by_class = _EITHER if control["loss"] == "error" else _EITHER_RATE
-    words = (by_class if control["classwise"] else _AT_MOST[control["loss"]]).format(alpha=_percent(control["alpha"]))
-    risks = [risk for risk in (facts.evaluation or {})["selective"]["risks"].values() if risk["value"] is not None]
+    words = (by_class if control["classwise"] else _AT_MOST[control["loss"]]).format(alpha=percent(control["alpha"]))
+    measured = facts.evaluation["selective"]["risks"].values() if facts.evaluation is not None else []
+    risks = [risk for risk in measured if risk["value"] is not None]
     above = [risk for risk in risks if risk["value"] > control["alpha"]]
     doubtless = any(risk["interval"][0] is not None and risk["interval"][0] > control["alpha"] for risk in above)
     return Promise(words, True, not above if risks else None, doubtless)
@@ -78,7 +78,7 @@ def _of_phases(facts: RunFacts) -> list[str]:
         )
     if cut_off:
         found.append(f"Phase {', '.join(cut_off)} has begun and is not finished; the page tells nothing of it")
-    if facts.evaluation is None and facts.phases[6].state not in (DAMAGED, NOT_FINISHED):
+    if facts.phases[6].state == NOT_RUN:
         found.append("Phase 6 has not run: there is no figure on test and no bundle yet")
     return found
 
@@ -87,12 +87,11 @@ def _of_promise(facts: RunFacts) -> list[str]:
     promise, control = find_promise(facts), (facts.policy or {}).get("risk_control", {})
     if promise.held is False:
         doubt = "beyond what chance explains" if promise.beyond_doubt else "by no more than chance explains"
-        return [
-            f"On test the risk of the accepted answers is above the {_percent(control['alpha'])} promised, {doubt}"
-        ]
+        alpha = percent(control["alpha"])
+        return [f"On test the risk of the accepted answers is above the {alpha} that were promised, {doubt}"]
     if control.get("loss") and not control["feasible"]:
         return [f"The promise: {control['guarantee']}"]
-    if promise.feasible and promise.held is None:
+    if promise.feasible and promise.held is None and facts.evaluation is not None:
         return ["No test row that counts was accepted, so test says nothing about the promise"]
     return []
 
@@ -143,7 +142,7 @@ def _of_data(facts: RunFacts) -> list[str]:
         found.append(f"The subnet's official miner (transformers 4.45.2) cannot load a {architecture}")
     noise = facts.section.get("data", {}).get("label_noise")
     if noise:
-        found.append(f"{_percent(noise)} of the train labels were flipped on purpose (data.label_noise)")
+        found.append(f"{percent(noise)} of the train labels were flipped on purpose (data.label_noise)")
     if facts.dropped:
         told = ", ".join(f"{count} x {reason}" for reason, count in facts.dropped.items())
         found.append(f"{sum(facts.dropped.values())} rows were left out: {told}")
@@ -167,5 +166,5 @@ def _of_lineage(facts: RunFacts) -> list[str]:
     return found
 
 
-def _percent(share: Any) -> str:
-    return f"{100 * share:.3g} %"
+def percent(share: float) -> str:
+    return f"{100 * share:.3g}\N{NO-BREAK SPACE}%"

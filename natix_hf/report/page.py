@@ -12,7 +12,7 @@ from natix_hf.errors import UsageError, VerificationError
 from natix_hf.phases.graph import CANDIDATE_PHASES, ORDER, PHASES
 from natix_hf.provenance.files import write_text
 from natix_hf.report.facts import RunFacts, read_run
-from natix_hf.report.findings import find_promise, find_warnings
+from natix_hf.report.findings import find_promise, find_warnings, percent
 from natix_hf.resources import resource_folder
 
 REPORT = "report.html"
@@ -119,7 +119,7 @@ def render_report(run_dir: Path, exported: dict[str, Any] | None = None) -> str:
         "number": number,
         "signed": lambda value: number(value, "+.3f"),
         "interval": interval,
-        "percent": lambda value: _UNDEFINED if value is None else f"{100 * value:.3g} %",
+        "percent": lambda value: _UNDEFINED if value is None else percent(value),
         "duration": duration,
         "sentence": lambda text: text[:1].upper() + text[1:],
         "grouped": lambda value: f"{value:,}",
@@ -155,7 +155,6 @@ def duration(seconds: float | None) -> str:
 def _content(facts: RunFacts) -> dict[str, Any]:
     evaluation = facts.evaluation
     phase0 = facts.metrics(0)
-    exported = facts.metrics(6) if evaluation is not None else {}
     begun = [facts.phases[n].manifest["started"] for n in ORDER if "started" in facts.phases[n].manifest]
     return {
         "facts": facts,
@@ -169,7 +168,7 @@ def _content(facts: RunFacts) -> dict[str, Any]:
         "metric_names": _METRICS,
         "promise": find_promise(facts),
         "warnings": find_warnings(facts),
-        "exported": exported,
+        "exported": facts.metrics(6),
         "exam": (evaluation or {}).get("exam"),
         "ways": _WAYS,
         "kinds": [kind | {"rows": _with_pictures(facts, kind["rows"])} for kind in facts.examples if kind["rows"]],

@@ -41,6 +41,7 @@ def test_run_that_is_current(command: Command, finished_run: Path, tiny_recipe_f
     assert "current, skipped" in out
     assert "test MCC" in out and "4 groups, few groups" in out
     assert f"natix-hf predict {finished_run / 'phase6_export' / 'bundle'} image.jpg" in out
+    assert f"report   {finished_run / 'phase6_export' / 'report.html'}\n" in out
 
 
 def test_run_of_some_phases(command: Command, finished_run: Path, tiny_recipe_file: Path) -> None:
@@ -113,7 +114,7 @@ def test_doctor_warns(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_help_of_every_command(command: Command) -> None:
-    for name in ("run", "recipes", "verify", "predict", "doctor"):
+    for name in ("run", "recipes", "verify", "report", "predict", "doctor"):
         code, out, _ = command(name, "--help")
         assert code == 0 and name in out
 

@@ -27,6 +27,7 @@ FILES = [
     "phase2_threshold/sweep.parquet", "phase2_threshold/plots/threshold.png",
     "phase6_export/manifest.json", "phase6_export/rows_read.json", "phase6_export/evaluation.json",
     "phase6_export/logits/test.parquet", "phase6_export/plots/test_scores.png",
+    "phase6_export/report.html", "phase6_export/examples/examples.json",
     "phase6_export/bundle/README.md", "phase6_export/bundle/bundle_manifest.json", "phase6_export/bundle/config.json",
     "phase6_export/bundle/evaluation.json", "phase6_export/bundle/model.safetensors",
     "phase6_export/bundle/plots/test_scores.png", "phase6_export/bundle/plots/threshold.png",
@@ -41,7 +42,8 @@ def _read(path: Path) -> Any:
 def test_an_untouched_run_is_intact(finished_run: Path) -> None:
     assert find_problems(str(finished_run)) == []
     assert find_problems(str(finished_run / "phase6_export" / "bundle")) == []
-    assert {name for name in list_files(finished_run) if name not in FILES} <= {"phase6_export/report.html"}
+    others = {Path(name) for name in list_files(finished_run) if name not in FILES}
+    assert all(path.parent == Path("phase6_export/examples") and path.suffix == ".jpg" for path in others)
 
 
 def _flip(path: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ class Page:
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1
-        message = {"id": self._number, "method": method, "params": parameters}
+        message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         message |= {"sessionId": self._session} if self._session else {}
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while (answer := self._next()).get("id") != self._number:
@@ -61,7 +62,9 @@ class Page:
         return json.loads(message)
 
     def evaluate(self, expression: str) -> Any:
-        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
 
     def open(self, address: str, width: int, height: int = 800, dark: bool = False) -> None:
         """Loads an address and waits for its load event; the window is of so many CSS pixels."""
@@ -75,6 +78,7 @@ class Page:
         self.call("Page.navigate", url=address)
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
+        self.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 50)))")  # what comes late
 
     def complaints(self) -> list[str]:
         """What stands in the console: messages, exceptions, what the browser itself objects to."""
@@ -93,20 +97,24 @@ class Page:
 @contextmanager
 def open_browser(executable: str, profile: Path) -> Iterator[Page]:
     """A browser of this test's own, which ends with the block."""
+    import fcntl
+
     (commands_out, commands_in), (answers_out, answers_in) = os.pipe(), os.pipe()
+    # It reads descriptor 3 and writes to 4, which may be anything here: by way of high numbers nothing is overwritten.
+    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10) for descriptor in (commands_out, answers_in)]
+    launcher = f"import os, sys; os.dup2({high[0]}, 3); os.dup2({high[1]}, 4); os.execvp(sys.argv[1], sys.argv[1:])"
     options = [
         "--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
         "--hide-scrollbars", "--no-first-run", "--disable-background-networking", f"--user-data-dir={profile}",
     ]  # fmt: skip
-    shell = f'exec "$@" 3<&{commands_out} 4>&{answers_in}'
     process = subprocess.Popen(
-        ["/bin/sh", "-c", shell, "sh", executable, *options],
-        pass_fds=(commands_out, answers_in),
+        [sys.executable, "-c", launcher, executable, *options],
+        pass_fds=high,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    os.close(commands_out)
-    os.close(answers_in)
+    for descriptor in (commands_out, answers_in, *high):
+        os.close(descriptor)
     try:
         yield Page(commands_in, answers_out)
     finally:

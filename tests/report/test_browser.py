@@ -1,0 +1,79 @@
+"""The page in a real browser: a quiet console, no request, and nothing wider than the window.
+
+It runs where there is a Chromium (`apt-get install chromium`, or one named in NATIX_HF_CHROMIUM). NATIX_HF_SCREENSHOTS
+names a folder that keeps what it looked like.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import Page, find_browser, open_browser
+
+from natix_hf.report.page import write_report
+
+BROWSER = find_browser()
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt-get install chromium")
+WIDTHS = (360, 1200)
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Page]:
+    with open_browser(str(BROWSER), tmp_path / "profile") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page(width: int, dark: bool, whole_run: Path, page: Page) -> None:
+    report = write_report(whole_run)
+    page.open(report.as_uri(), width, dark=dark)
+    assert page.complaints() == []
+    asked = [address for address in page.requests() if not address.startswith("data:")]
+    assert asked == [report.as_uri()], "the page itself, and what it holds"
+    assert page.evaluate("document.documentElement.scrollWidth") == page.evaluate("window.innerWidth") == width
+    assert page.evaluate("[...document.images].length") > 12
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    # No element but what lies in a box that scrolls by itself reaches over the edge.
+    wide = (
+        "[...document.body.querySelectorAll('*')].filter(e => !e.closest('.scroll') || e.matches('.scroll'))"
+        f".filter(e => e.getBoundingClientRect().right > {width} + 0.5).map(e => e.outerHTML.slice(0, 80))"
+    )
+    assert page.evaluate(wide) == []
+    assert page.evaluate("parseFloat(getComputedStyle(document.body).fontSize)") >= 16
+    assert page.evaluate("document.compatMode") == "CSS1Compat"
+    if "NATIX_HF_SCREENSHOTS" in os.environ:
+        name = f"report-{width}{'-dark' if dark else ''}.png"
+        page.screenshot(Path(os.environ["NATIX_HF_SCREENSHOTS"]) / name, whole=True)
+
+
+def test_text_can_be_read_in_the_light_and_in_the_dark(whole_run: Path, page: Page) -> None:
+    """WCAG AA for body text: a contrast of 4.5."""
+    report = write_report(whole_run)
+    contrast = """(() => {
+      const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+        .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b }
+      const behind = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor
+        if (!c.endsWith(', 0)')) return c } return 'rgb(255, 255, 255)' }
+      return Math.min(...[...document.querySelectorAll('p, td, th, li, b, a, .ci, .soft, figcaption, code')].map(e => {
+        const [a, b] = [light(getComputedStyle(e).color), light(behind(e))].sort((x, y) => y - x)
+        return (a + 0.05) / (b + 0.05) })) })()"""
+    for dark in (False, True):
+        page.open(report.as_uri(), 1200, dark=dark)
+        assert page.evaluate(contrast) >= 4.5
+
+
+def test_the_tests_see_what_is_wrong(tmp_path: Path, page: Page) -> None:
+    bad = tmp_path / "bad.html"
+    bad.write_text(
+        '<!DOCTYPE html><html lang="en"><meta name="viewport" content="width=device-width"><body>'
+        '<img src="other.png"><div style="width: 900px">x</div><script>console.error("x"); nothing()</script>',
+        encoding="utf-8",
+    )
+    page.open(bad.as_uri(), 360)
+    assert len(page.complaints()) >= 2 and any(address.endswith("other.png") for address in page.requests())
+    assert page.evaluate("document.documentElement.scrollWidth") > 360

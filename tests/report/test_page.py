@@ -1,0 +1,346 @@
+"""The page says what the files say, for every kind of run, and nothing from outside comes into it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Command, explora_recipe, striped_image
+from document import Document, read_page
+from PIL import Image
+
+from natix_hf.errors import UsageError, VerificationError
+from natix_hf.pipeline import run_recipe
+from natix_hf.provenance.files import write_json
+from natix_hf.report.page import render_report, write_report
+from natix_hf.verify import find_problems
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _change(path: Path, change: Callable[[Any], None]) -> None:
+    content = _read(path)
+    change(content)
+    write_json(path, content)
+
+
+def _page(run: Path) -> Document:
+    return Document(render_report(run))
+
+
+def _shown(value: float, bounds: list[float] | None = None) -> str:
+    """As a person would write it down from the JSON."""
+    return f"{value:.3f}" + (f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "")
+
+
+# --- what lies where ---
+
+
+def test_phase_6_leaves_the_page_under_its_manifest(whole_run: Path) -> None:
+    path = whole_run / "phase6_export" / "report.html"
+    assert find_problems(str(whole_run)) == []
+    assert {"report.html", "examples/examples.json"} <= set(_read(path.with_name("manifest.json"))["files"])
+    path.write_bytes(path.read_bytes().replace(b"MCC on test", b"MCC on Mars"))
+    assert any("report.html" in problem for problem in find_problems(str(whole_run)))
+
+
+def test_the_bundle_holds_no_picture_of_the_data(whole_run: Path) -> None:
+    assert list((whole_run / "phase6_export" / "examples").glob("*.jpg"))
+    assert not list((whole_run / "phase6_export" / "bundle").rglob("*.jp*g"))
+    assert not list((whole_run / "phase6_export" / "bundle").rglob("report.html"))
+
+
+def test_the_command(whole_run: Path, tmp_path: Path, command: Command) -> None:
+    code, out, err = command("report", whole_run)
+    assert (code, out, err) == (0, f"{whole_run / 'report.html'}\n", "")
+    assert find_problems(str(whole_run)) == []
+    other = tmp_path / "new" / "page.html"
+    assert command("report", whole_run, "--to", other)[:2] == (0, f"{other}\n")
+    assert other.read_bytes() == (whole_run / "report.html").read_bytes()
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path, whole_run: Path, command: Command) -> None:
+    for folder, words in ((tmp_path / "nowhere", "is not a run folder"), (whole_run / "phase6_export", "not a run")):
+        code, _, err = command("report", folder)
+        assert code == 2 and words in err and len(err.splitlines()) == 1
+    assert command("report", whole_run, "--to", tmp_path)[0] == 2
+    shutil.copy(whole_run / "run.json", tmp_path / "run.json")
+    with pytest.raises(UsageError, match="no finished phase"):
+        write_report(tmp_path)
+
+
+def test_the_command_needs_no_torch(whole_run: Path) -> None:
+    code = (
+        "import sys; from natix_hf.cli import main\n"
+        f"try: main(['report', {str(whole_run)!r}])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "print({'torch', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", env=dict(os.environ))
+    assert done.stdout.splitlines()[-1:] == ["set()"], done.stderr
+
+
+# --- the document ---
+
+
+def test_it_is_a_whole_document_that_asks_for_nothing(whole_run: Path) -> None:
+    document = _page(whole_run)
+    tags = {tag for tag, _ in document.elements}
+    assert document.of("html") == [{"lang": "en"}] and "title" in tags
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in document.of("meta")
+    assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form", "video", "audio"}
+    for _, attributes in document.elements:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in {"src", "href", "srcset", "action", "poster", "data"} & set(attributes):
+            assert attributes[name].startswith(("data:image/", "#")), attributes[name][:80]
+    text = render_report(whole_run)
+    assert not re.search(r"https?:|url\(|@import", re.sub(r"data:image/\w+;base64,[\w+/=]+", "", text))
+    ids = [attributes["id"] for _, attributes in document.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {attributes["href"].removeprefix("#") for attributes in document.of("a")}
+    assert len(targets) > 5 and targets <= set(ids)
+
+
+def test_every_picture_is_there_and_has_words(whole_run: Path) -> None:
+    images = _page(whole_run).of("img")
+    assert len(images) > 12 and all(len(image["alt"]) > 20 for image in images)
+    stored = {p.read_bytes() for p in whole_run.rglob("*") if p.suffix in (".png", ".jpg") and "bundle" not in p.parts}
+    shown = set()
+    for image in images:
+        content = base64.b64decode(image["src"].partition(",")[2], validate=True)
+        Image.open(BytesIO(content)).verify()
+        shown.add(content)
+    assert shown == stored
+
+
+def test_the_order_is_what_a_reader_wants_first(whole_run: Path) -> None:
+    _with_exam(whole_run)
+    document = _page(whole_run)
+    assert document.headings == [
+        "warnings", "numbers", "plots", "examples", "exam", "phases", "training", "adaptation", "merge", "lineage"
+    ]  # fmt: skip
+    before = document.text.split("Before you rely on it")[0]
+    for words in ("MCC on test, as found", "MCC on test, at a prior of 0.5", "Reward", "The promise"):
+        assert words in before
+    assert "natix-hf predict phase6_export/bundle image.jpg" in before
+
+
+def test_the_same_run_gives_the_same_bytes(whole_run: Path, tmp_path: Path) -> None:
+    first = render_report(whole_run)
+    moved = Path(shutil.copytree(whole_run, tmp_path / "elsewhere"))
+    write_report(whole_run)
+    assert render_report(whole_run) == first == render_report(moved)
+    assert str(tmp_path.resolve()) not in first and str(Path.home()) not in first
+
+
+# --- the figures ---
+
+
+def test_the_figures_are_those_of_the_files(whole_run: Path) -> None:
+    document, evaluation = _page(whole_run), _read(whole_run / "phase6_export" / "evaluation.json")
+    for name, title in {"mcc": "MCC", "recall": "TPR: roadwork found", "auprc": "AUPRC", "nll": "NLL"}.items():
+        expected = [
+            _shown(evaluation[column]["metrics"][name], evaluation[column]["intervals"].get(name))
+            for column in ("as_found", "at_target_prior")
+        ]
+        assert document.row(title) == expected
+    selective, found = evaluation["selective"], evaluation["as_found"]["metrics"]
+    assert document.row("coverage: share that is accepted")[0] == _shown(*selective["coverage"].values())
+    assert f"Of {found['n_positive']:.0f} pictures with roadwork {found['tp']:.0f} were found" in document.text
+    for value, figures in evaluation["slices"]["scene_level_tags.weather"].items():
+        rows = [f"{figures['n']:.0f}", f"{figures['n_positive']:.0f}"]
+        assert document.row(value)[:3] == [*rows, _shown(figures["mcc"])]
+    calibration = _read(whole_run / "phase5_scrc" / "calibration.json")
+    assert document.row("ECE") == [
+        _shown(evaluation[c]["metrics"]["ece"], evaluation[c]["intervals"]["ece"])
+        for c in ("as_found", "at_target_prior")
+    ]
+    assert document.row("smooth ECE") == [_shown(*calibration[w]["smooth_ece"].values()) for w in ("before", "after")]
+    against = _read(whole_run / "phase4_explora" / "manifest.json")["metrics"]["against_control"]
+    assert document.row("adapted") == [_shown(against["val_select_mcc_optimistic"])]
+    assert f"{against['mcc_gain']['difference']:+.3f}" in document.row("paired gain")[0]
+
+
+def test_times_rows_and_proofs_are_those_of_the_manifests(whole_run: Path) -> None:
+    document, took = _page(whole_run), 0.0
+    for folder in sorted(whole_run.glob("phase*")):
+        manifest = _read(folder / "manifest.json")
+        took += manifest["duration_s"]
+        line = next(row for row in document.rows if row[0].startswith(f"{folder.name[5]}: "))
+        assert line[1] == f"{manifest['duration_s']:.1f} s" and line[3] == "finished"
+        assert document.row(folder.name)[0] == manifest["digest"][:16] + "…"
+    assert document.row("together")[0] == f"{took:.1f} s"
+    counts = _read(whole_run / "phase0_data" / "manifest.json")["metrics"]["counts"]["test"]
+    assert document.row("test")[:1] == [str(counts["rows"])]
+    proof = _read(whole_run / "phase1_baseline" / "manifest.json")["metrics"]["merge"]
+    assert document.row("Phase 1, the baseline")[:2] == [str(proof["images"]), str(proof["merged_layers"])]
+
+
+def test_phase_6_cannot_know_its_own_time(whole_run: Path) -> None:
+    document = read_page(whole_run / "phase6_export" / "report.html")
+    assert next(row for row in document.rows if row[0].startswith("6: "))[1:] == ["", "", "being written"]
+    later = _page(whole_run)
+    assert document.row("MCC") == later.row("MCC") and document.headings == later.headings
+    manifest = _read(whole_run / "phase6_export" / "manifest.json")["metrics"]["bundle_manifest_sha256"]
+    assert document.row("bundle_manifest.json, sha256") == later.row("bundle_manifest.json, sha256") == [manifest]
+
+
+def test_an_undefined_figure_says_so(whole_run: Path) -> None:
+    def lose(evaluation: Any) -> None:
+        for column in ("as_found", "at_target_prior"):
+            evaluation[column]["metrics"] |= {"mcc": None, "precision": None, "auroc": float("nan")}
+            evaluation[column]["intervals"] |= {"mcc": [None, None], "precision": [0.1, None]}
+        evaluation["selective"]["risks"]["error"] = {"value": None, "interval": [None, None]}
+        for figures in evaluation["slices"]["scene_level_tags.weather"].values():
+            figures["mcc"] = None
+
+    path = whole_run / "phase6_export" / "evaluation.json"
+    content = _read(path)
+    lose(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    document = _page(whole_run)
+    for name in ("MCC", "precision", "AUROC"):
+        assert document.row(name) == ["undefined", "undefined"]
+    assert document.row("clear")[2] == "undefined" and document.row("risk: error")[0] == "undefined"
+    assert "The MCC on test is undefined" in document.text
+    assert not re.search(r"\bnan\b|\[None", document.text)
+
+
+EXAM = {
+    "rows": 21, "positives": 9, "views": 84,
+    "levels": {
+        **{str(level): {"tpr": 0.9 - level / 10, "tnr": 0.8, "mcc": 0.7 - level / 10} for level in range(4)},
+        "all": {"tpr": 0.75, "tnr": 0.8, "mcc": 0.55},
+    },
+    "rewards": {
+        "fitted": {"tpr": 0.75, "tnr": 0.8, "expected": 0.2871, "range": [0.1234, 0.4567]},
+        "half": {"tpr": 0.95, "tnr": 0.5, "expected": 0.1999, "range": [0.1, 0.3]},
+        "best": {"tpr": 0.8, "tnr": 0.8, "expected": 0.3456, "range": [0.2, 0.5]},
+    },
+}  # fmt: skip
+
+
+def _with_exam(run: Path) -> None:
+    _change(run / "phase6_export" / "evaluation.json", lambda evaluation: evaluation.update(exam=EXAM))
+
+
+def test_the_exam(whole_run: Path) -> None:
+    assert "exam" not in _page(whole_run).headings and "Reward" not in _page(whole_run).text
+    _with_exam(whole_run)
+    document = _page(whole_run)
+    assert "21 test pictures, 9 with roadwork" in document.text and "84 views" in document.text
+    assert "the other half of what a validator sends is synthetic" in document.text
+    assert document.row("2") == ["0.700", "0.800", "0.500"] and document.row("all") == ["0.750", "0.800", "0.550"]
+    assert document.row("the bundle's threshold") == ["0.287", "0.123 to 0.457", "0.750", "0.800"]
+    assert document.row("the best threshold on these views, known only afterwards")[0] == "0.346"
+    assert document.row("without it, at probability .5 of the model")[0] == "0.200"
+    assert "expected 0.287 95 % of single rewards from 0.123 to 0.457" in document.text
+
+
+# --- runs that have not come so far, or other ways ---
+
+
+def test_a_run_without_phases_3_4_and_5(finished_run: Path) -> None:
+    document = read_page(finished_run / "phase6_export" / "report.html")
+    assert "Nothing is promised" in document.text and "MCC on test, as found" in document.text
+    assert "at a prior" not in document.text
+    assert {"numbers", "plots", "phases", "training", "lineage"} <= set(document.headings)
+    assert not {"adaptation", "merge", "exam"} & set(document.headings)
+    assert _page(finished_run).row("4: " + "ExPLoRA: adapt the backbone without labels, then train on it and on the "
+                                   "stock one") == ["", "", "not run"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [
+        (("phase0_data",), "phase 6 has not run"),
+        (("phase0_data", "phase1_baseline"), "mcc on val_select, optimistic"),
+        (("phase0_data", "phase1_baseline", "phase2_threshold"), "on the rows that chose the threshold: no result"),
+    ],
+)
+def test_a_run_under_way_gets_a_page_of_what_there_is(left: tuple[str, ...], words: str, finished_run: Path) -> None:
+    for folder in finished_run.glob("phase*"):
+        if folder.name not in left:
+            shutil.rmtree(folder)
+    document = _page(finished_run)
+    assert words in document.text.lower() and "Phase 6 has not run" in document.text
+    assert "natix-hf predict" not in document.text and "numbers" not in document.headings
+
+
+def test_a_phase_that_was_cut_off_is_not_told_of(finished_run: Path) -> None:
+    folder = finished_run / "phase6_export"
+    (folder / "manifest.json").unlink()
+    write_json(folder / "in_progress.json", {"attempt": "x"})
+    document = _page(finished_run)
+    assert "Phase 6 has begun and is not finished" in document.text
+    assert "numbers" not in document.headings and "natix-hf predict" not in document.text
+
+
+def test_phase_4_alone_without_labels(tmp_path: Path, pretrained: Path) -> None:
+    import numpy as np
+
+    rng, frames = np.random.default_rng(0), tmp_path / "frames"
+    frames.mkdir()
+    for number in range(40):
+        striped_image(number % 2, rng).save(frames / f"frame{number:03}.png")
+    recipe = explora_recipe(tmp_path, None, pretrained, objective="mae", use_labeled_data=False)
+    run = run_recipe(recipe, [4], tmp_path / "run", overrides=[f"phase4.unlabelled=[{frames}]"])
+    document = _page(run)
+    assert "Trained without labels 40 pictures, 6 steps, objective mae" in document.text
+    assert "data: no labelled images" in document.text and str(frames) not in render_report(run)
+    assert "adaptation" in document.headings and "A linear probe" not in document.text
+
+
+def test_an_older_or_damaged_file_is_one_line(whole_run: Path, command: Command) -> None:
+    path = whole_run / "phase6_export" / "evaluation.json"
+    _change(path, lambda evaluation: evaluation["selective"].pop("risks"))
+    code, _, err = command("report", whole_run)
+    assert code == 1 and len(err.splitlines()) == 1 and "risks" in err
+    path.write_text("{", encoding="utf-8")
+    document = _page(whole_run)
+    assert "phase6_export/evaluation.json is damaged: natix-hf verify says more" in document.text
+    next((whole_run / "phase6_export" / "examples").glob("*.jpg")).unlink()
+    with pytest.raises(VerificationError, match=r"\.jpg is missing"):
+        render_report(whole_run)
+
+
+# --- what comes from other people's data ---
+
+
+def _first(examples: Any) -> dict[str, Any]:
+    row: dict[str, Any] = next(kind["rows"][0] for kind in examples["kinds"] if kind["rows"])
+    return row
+
+
+def test_names_from_the_data_are_text(whole_run: Path) -> None:
+    evil = '<script>alert("1")</script><img src=x onerror=alert(1)>'
+    folder = whole_run / "phase6_export"
+    figures = _read(folder / "evaluation.json")["slices"]["scene_level_tags.weather"]["rain"]
+    _change(folder / "evaluation.json", lambda e: e["slices"].update({evil: {evil: figures}}))
+    _change(folder / "examples" / "examples.json", lambda e: _first(e).update(row=evil, slices={evil: evil}))
+    _change(folder / "bundle" / "config.json", lambda c: c.update(model_type=evil, id2label={"0": evil, "1": evil}))
+    before = len(_page(whole_run).of("img"))
+    document = _page(whole_run)
+    assert document.of("script") == [] and len(document.of("img")) == before
+    assert all("onerror" not in attributes for _, attributes in document.elements)
+    assert evil in "".join(document.words)
+
+
+def test_a_file_named_outside_the_folder_is_not_read(whole_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    path = whole_run / "phase6_export" / "examples" / "examples.json"
+    _change(path, lambda e: _first(e).update(file="../../../secret.jpg"))
+    with pytest.raises(VerificationError, match="missing"):
+        render_report(whole_run)
