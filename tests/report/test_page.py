@@ -202,6 +202,7 @@ def test_an_undefined_figure_says_so(whole_run: Path) -> None:
         for column in ("as_found", "at_target_prior"):
             evaluation[column]["metrics"] |= {"mcc": None, "precision": None, "auroc": float("nan")}
             evaluation[column]["intervals"] |= {"mcc": [None, None], "precision": [0.1, None]}
+            evaluation[column]["intervals"]["f1"] = [None, None]
         evaluation["selective"]["risks"]["error"] = {"value": None, "interval": [None, None]}
         for figures in evaluation["slices"]["scene_level_tags.weather"].values():
             figures["mcc"] = None
@@ -213,6 +214,7 @@ def test_an_undefined_figure_says_so(whole_run: Path) -> None:
     document = _page(whole_run)
     for name in ("MCC", "precision", "AUROC"):
         assert document.row(name) == ["undefined", "undefined"]
+    assert document.row("F1") == [_shown(content[column]["metrics"]["f1"]) for column in ("as_found", "at_target_prior")]
     assert document.row("clear")[2] == "undefined" and document.row("risk: error")[0] == "undefined"
     assert "The MCC on test is undefined" in document.text
     assert not re.search(r"\bnan\b|\[None", document.text)
