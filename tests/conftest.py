@@ -251,6 +251,7 @@ def _whole_run(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NATIX_HF_CACHE", str(folder / "cache"))
         overrides = ["phase1.adapter=lora", "phase5.risk.alpha=0.6", "phase5.risk.delta=0.3", "data.target_prior=0.5"]
+        overrides += ["phase6.model_name=Road watch", "phase6.description=Cones?"]
         return run_recipe(recipe, [1, 4, 2, 3, 5, 6], folder / "run", overrides=overrides)
 
 

@@ -92,7 +92,9 @@ def run(context: PhaseContext) -> dict[str, Any]:
         "test_mcc": as_found["metrics"]["mcc"],
         "test_mcc_interval": as_found["intervals"]["mcc"],
     }
-    write_text(context.folder / REPORT, render_report(context.run_dir, metrics))
+    exported = {"section": {"phase6": recipe.section("phase6")}, "metrics": metrics}
+    exported |= {key: lineage[key] for key in ("git", "packages")}
+    write_text(context.folder / REPORT, render_report(context.run_dir, exported))
     return metrics
 
 

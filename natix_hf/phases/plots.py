@@ -157,7 +157,7 @@ def risk_coverage(
     risk at the certified threshold, with the upper bound of that risk."""
     with _figure(path, title) as axes:
         for (name, (coverage, risk)), style in zip(curves.items(), ("C0-", "C1--"), strict=False):
-            axes.plot(coverage, risk, style, lw=1.6, label=name)
+            axes.plot(coverage, risk, style, lw=1.6, label=name, clip_on=False, zorder=3)  # a risk of 0 too
         if promise is not None:
             axes.axhline(promise, color="k", lw=1, ls=":", label=f"alpha {promise:g}")
         if chosen is not None:

@@ -99,14 +99,15 @@ def read_run(run_dir: Path, exported: dict[str, Any] | None = None) -> RunFacts:
     """Reads a run folder.
 
     Args:
-        exported: the metrics of phase 6 where it calls this itself, before its manifest is there.
+        exported: what phase 6 knows of its manifest where it calls this itself, before that is there: `section`,
+            `metrics`, `git`, `packages`.
 
     Raises:
         UsageError: it is no run folder, or no phase of it has finished.
     """
     known = {number: _phase_facts(run_dir, PHASES[number]) for number in ORDER}
     if exported is not None:
-        known[6] = PhaseFacts(PHASES[6], WRITING, manifest={"metrics": exported})
+        known[6] = PhaseFacts(PHASES[6], WRITING, manifest=exported)
     if not (run_dir / RUN_FILE).is_file() and not any(facts.manifest for facts in known.values()):
         raise UsageError(f"{run_dir} is not a run folder: name one that natix-hf run has made")
     if not any(facts.manifest for facts in known.values()):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from natix_hf.models.config import UNKNOWN_TO_THE_MINER
 from natix_hf.phases.graph import ORDER
-from natix_hf.report.facts import FINISHED, NOT_FINISHED, NOT_RUN, RunFacts
+from natix_hf.report.facts import NOT_FINISHED, NOT_RUN, RunFacts
 
 _AT_MOST = {
     "error": "At most {alpha} of the accepted answers are wrong",
@@ -61,23 +61,21 @@ def find_warnings(facts: RunFacts) -> list[str]:
 
 
 def _of_leaks(leaks: list[str]) -> list[str]:
+    if not leaks:
+        return []
     more = f", and {len(leaks) - 3} more" if len(leaks) > 3 else ""
-    return [f"Rows leak between the splits, so the figures cannot be trusted: {'; '.join(leaks[:3])}{more}"] * bool(
-        leaks
-    )
+    return [f"Rows leak between the splits, so the figures cannot be trusted: {'; '.join(leaks[:3])}{more}"]
 
 
 def _of_phases(facts: RunFacts) -> list[str]:
     known = facts.phases.values()
-    stale = [str(phase.phase.number) for phase in known if phase.stale]
-    cut_off = [str(phase.phase.number) for phase in known if phase.state == NOT_FINISHED]
+    stale = ", ".join(str(phase.phase.number) for phase in known if phase.stale)
+    cut_off = ", ".join(str(phase.phase.number) for phase in known if phase.state == NOT_FINISHED)
     found = []
     if stale:
-        found.append(
-            f"Phase {', '.join(stale)} was made from other results than those that lie here now: run it again"
-        )
+        found.append(f"Made from other results than those here now, so to be run again: phase {stale}")
     if cut_off:
-        found.append(f"Phase {', '.join(cut_off)} has begun and is not finished; the page tells nothing of it")
+        found.append(f"Begun and not finished, so not told of here: phase {cut_off}")
     if facts.phases[6].state == NOT_RUN:
         found.append("Phase 6 has not run: there is no figure on test and no bundle yet")
     return found
@@ -150,19 +148,19 @@ def _of_data(facts: RunFacts) -> list[str]:
 
 
 def _of_lineage(facts: RunFacts) -> list[str]:
-    finished = [facts.phases[number] for number in ORDER if facts.phases[number].state == FINISHED]
+    told = [facts.phases[number] for number in ORDER if facts.phases[number].counts]
     found = []
-    dirty = [str(p.phase.number) for p in finished if (p.manifest.get("git") or {}).get("dirty")]
+    dirty = [str(p.phase.number) for p in told if (p.manifest.get("git") or {}).get("dirty")]
     if dirty:
-        found.append(f"Phase {', '.join(dirty)} ran on code with uncommitted changes")
+        found.append(f"Code with uncommitted changes ran in phase {', '.join(dirty)}")
     versions: dict[str, dict[str, list[str]]] = {}
-    for phase in finished:
+    for phase in told:
         for name, version in phase.manifest.get("packages", {}).items():
             versions.setdefault(name, {}).setdefault(version, []).append(str(phase.phase.number))
     for name, by_version in versions.items():
         if len(by_version) > 1:
-            told = ", ".join(f"{version} in phase {', '.join(numbers)}" for version, numbers in by_version.items())
-            found.append(f"The phases ran on different versions of {name}: {told}")
+            where = ", ".join(f"{version} in phase {', '.join(numbers)}" for version, numbers in by_version.items())
+            found.append(f"The phases ran on different versions of {name}: {where}")
     return found
 
 

@@ -100,7 +100,8 @@ def render_report(run_dir: Path, exported: dict[str, Any] | None = None) -> str:
     """The page about a run, as far as the run has come; it depends on the files of the folder alone.
 
     Args:
-        exported: the metrics of phase 6 where it calls this itself, before its manifest is there.
+        exported: what phase 6 knows of its manifest where it calls this itself, before that is there: `section`,
+            `metrics`, `git`, `packages`.
 
     Raises:
         UsageError: it is no run folder, or no phase of it has finished. VerificationError: a file of it lacks what

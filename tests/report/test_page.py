@@ -192,9 +192,20 @@ def test_phase_6_cannot_know_its_own_time(whole_run: Path) -> None:
     document = read_page(whole_run / "phase6_export" / "report.html")
     assert next(row for row in document.rows if row[0].startswith("6: "))[1:] == ["", "", "being written"]
     later = _page(whole_run)
+    assert document.text.startswith("Road watch: run run Road watch Cones? Run run of recipe tiny, a dinov2 at 28 ")
+    assert document.text.partition(" Begun on")[0] == later.text.partition(" Begun on")[0]
     assert document.row("MCC") == later.row("MCC") and document.headings == later.headings
     manifest = _read(whole_run / "phase6_export" / "manifest.json")["metrics"]["bundle_manifest_sha256"]
     assert document.row("bundle_manifest.json, sha256") == later.row("bundle_manifest.json, sha256") == [manifest]
+
+
+def test_where_it_was_published(whole_run: Path) -> None:
+    manifest = _read(whole_run / "phase6_export" / "manifest.json")
+    published = {"repo_id": "lab/roads", "commit": "c0ffee", "manifest_sha256": "f00d", "tag": "v1.0.0"}
+    assert manifest["metrics"]["published"] is None and "Published" not in _page(whole_run).text
+    exported = {"section": manifest["section"], "metrics": manifest["metrics"] | {"published": published}}
+    text = Document(render_report(whole_run, exported)).text
+    assert "Published as lab/roads at commit c0ffee, tag v1.0.0" in text
 
 
 def test_an_undefined_figure_says_so(whole_run: Path) -> None:
@@ -214,7 +225,7 @@ def test_an_undefined_figure_says_so(whole_run: Path) -> None:
     document = _page(whole_run)
     for name in ("MCC", "precision", "AUROC"):
         assert document.row(name) == ["undefined", "undefined"]
-    assert document.row("F1") == [_shown(content[column]["metrics"]["f1"]) for column in ("as_found", "at_target_prior")]
+    assert document.row("F1") == [_shown(content[name]["metrics"]["f1"]) for name in ("as_found", "at_target_prior")]
     assert document.row("clear")[2] == "undefined" and document.row("risk: error")[0] == "undefined"
     assert "The MCC on test is undefined" in document.text
     assert not re.search(r"\bnan\b|\[None", document.text)
@@ -286,7 +297,7 @@ def test_a_phase_that_was_cut_off_is_not_told_of(finished_run: Path) -> None:
     (folder / "manifest.json").unlink()
     write_json(folder / "in_progress.json", {"attempt": "x"})
     document = _page(finished_run)
-    assert "Phase 6 has begun and is not finished" in document.text
+    assert "Begun and not finished, so not told of here: phase 6" in document.text
     assert "numbers" not in document.headings and "natix-hf predict" not in document.text
 
 
