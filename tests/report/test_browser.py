@@ -50,6 +50,13 @@ def test_the_page(width: int, dark: bool, whole_run: Path, page: Page) -> None:
         page.screenshot(Path(os.environ["NATIX_HF_SCREENSHOTS"]) / name, whole=True)
 
 
+def test_on_paper_nothing_scrolls_and_nothing_is_cut_off(whole_run: Path, page: Page) -> None:
+    """A4 with margins is some 700 px wide."""
+    page.open(write_report(whole_run).as_uri(), 700)
+    page.call("Emulation.setEmulatedMedia", media="print")
+    assert page.evaluate("document.documentElement.scrollWidth") == 700
+
+
 def test_text_can_be_read_in_the_light_and_in_the_dark(whole_run: Path, page: Page) -> None:
     """WCAG AA for body text: a contrast of 4.5."""
     report = write_report(whole_run)
