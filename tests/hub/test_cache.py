@@ -119,6 +119,15 @@ def test_the_hubs_notes_are_for_a_folder_not_for_a_repository(published: Publish
     load_bundle(REPO)
 
 
+def test_a_folder_that_the_client_itself_filled_is_a_bundle(published: Published, tmp_path: Path) -> None:
+    """`hf download --local-dir`: with the Hub's own file and its notes beside the bundle's."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(REPO, local_dir=tmp_path / "here"))
+    assert (folder / ".cache").is_dir() and (folder / ".gitattributes").is_file()
+    load_bundle(folder, expected=published.manifest_sha256)
+
+
 # Pull.
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, TINY_RECIPE, write_recipe
+from conftest import TINY, TINY_RECIPE, striped_image, write_recipe
 
 from natix_hf.bundle.logits import read_logits, write_logits
 from natix_hf.phases import phase6_export
@@ -43,6 +46,27 @@ def test_who_cannot_load_it_is_told(
     assert (f"{WARNING} {architecture}" in capsys.readouterr().out) == (not loads)
     card = (run / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
     assert ("**cannot load this model**" in card) == (not loads)
+
+
+def test_the_code_on_the_card_of_a_dinov3_runs_where_nothing_was_imported(
+    parquet_source: Path, tmp_path: Path
+) -> None:
+    """transformers has no such class: the second block must bring it along."""
+    content = {
+        **TINY_RECIPE,
+        "data": {**TINY_RECIPE["data"], "source": str(parquet_source)},
+        "model": {"config": TINY["dinov3_vit"], "image_size": 28},
+        "phase1": {**TINY_RECIPE["phase1"], "num_train_epochs": 1},
+    }
+    run = run_recipe(str(write_recipe(tmp_path / "tiny.yaml", content)), [1, 2, 6], tmp_path / "run")
+    bundle = run / "phase6_export" / "bundle"
+    striped_image(1, np.random.default_rng(0), (28, 28)).save(tmp_path / "image.jpg")
+    blocks = re.findall(r"```python\n(.*?)```", (bundle / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block, printed in zip(blocks, ("Prediction(", "'label': 'Roadwork'"), strict=True):
+        code = block.replace("PATH_OR_REPO_ID", bundle.as_posix())
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert printed in done.stdout, done.stderr
 
 
 def test_another_policy_is_measured_on_the_same_answers(
