@@ -22,7 +22,7 @@ def examine(bundle: Bundle, config: DataConfig) -> dict[str, Any]:
     test split, all of them if it has none; the label rule of `config` holds.
 
     Returns:
-        `rows`, `positives`, and the marks of the bundle's threshold, as `mark_exam` gives them.
+        `rows`, `positives`, `views` of all rows, and the marks of the bundle's threshold, as `mark_exam` gives them.
 
     Raises:
         DataError: the source cannot be read, or all its rows are of one class.
@@ -39,4 +39,4 @@ def examine(bundle: Bundle, config: DataConfig) -> dict[str, Any]:
     z = bundle.logits_of(views, label="exam")
     levels, every = np.arange(len(views)) % len(LEVELS), np.repeat(labels, config.exam_views)
     marks = mark_exam(z, every, levels, bundle.policy.threshold_logit)
-    return {"rows": len(at), "positives": int(labels.sum())} | marks
+    return {"rows": len(at), "positives": int(labels.sum()), "views": len(views)} | marks

@@ -5,7 +5,7 @@ They are files of phase 6, not of the bundle: the photographs may be licensed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from PIL import Image
 
 from natix_hf.bundle.logits import LogitTable
 from natix_hf.bundle.policy import Policy
-from natix_hf.data.images import describe_cell, open_image, shrink, tame_aspect
+from natix_hf.data.images import shrink, tame_aspect
 from natix_hf.data.rows import Rows
 from natix_hf.errors import DataError
 from natix_hf.models.classifier import ID2LABEL
@@ -30,10 +30,11 @@ _OUTSIDE = 0.35  # brightness of what the model does not see
 
 @dataclass(frozen=True)
 class Answered:
-    """The test rows with what the policy made of them, aligned.
+    """The test rows, or their views, with what the policy made of them, aligned.
 
     Args:
         confidence: float64 [n]; what acceptance is decided by. accepted: bool [n].
+        rows: the pictures, `table.views` answers each. picture: what the model was shown, by its place in the table.
     """
 
     table: LogitTable
@@ -41,6 +42,11 @@ class Answered:
     confidence: np.ndarray
     accepted: np.ndarray
     rows: Rows
+    picture: Callable[[int], Image.Image]
+
+    def column(self, name: str) -> list[str]:
+        """The values of a column of the source, aligned with the answers."""
+        return [str(value) for value in self.rows.column(name) for _ in range(self.table.views)]
 
     @property
     def positive(self) -> np.ndarray:
@@ -59,9 +65,9 @@ def write_examples(folder: Path, answered: Answered, slices: dict[str, dict[str,
     """
     kinds = choose_examples(answered, slices)
     wanted = dict.fromkeys(i for kind in kinds for i in kind["rows"])
-    columns = {name: answered.rows.column(name) for name in slices}
+    columns = {name: answered.column(name) for name in slices}
     with atomic_folder(folder / EXAMPLES) as temporary:
-        files = {i: _write_thumbnail(temporary, number, answered.rows, i) for number, i in enumerate(wanted)}
+        files = {i: _write_thumbnail(temporary, number, answered, i) for number, i in enumerate(wanted)}
         for kind in kinds:
             kind["rows"] = [_describe(answered, i, files[i], columns) for i in kind["rows"]]
         write_json(temporary / EXAMPLES_FILE, {"kinds": kinds})
@@ -88,7 +94,7 @@ def choose_examples(answered: Answered, slices: dict[str, dict[str, Any]]) -> li
     worst = worst_slice(slices)
     if worst is not None:
         column, value = worst
-        inside = wrong & np.asarray([str(found) == value for found in answered.rows.column(column)])
+        inside = wrong & np.asarray([found == value for found in answered.column(column)])
         facts = {"column": column, "value": value, "mcc": slices[column][value]["mcc"]}
         rows = _first_of_groups(answered, inside, -confidence)
         kinds.append({"kind": "slice", "total": int(inside.sum()), "rows": rows} | facts)
@@ -112,7 +118,7 @@ def _first_of_groups(answered: Answered, of_kind: np.ndarray, key: np.ndarray) -
     return [int(i) for i in at[np.sort(first)[:_SHOWN]]]
 
 
-def _describe(answered: Answered, i: int, file: str | None, columns: dict[str, list[Any]]) -> dict[str, Any]:
+def _describe(answered: Answered, i: int, file: str | None, columns: dict[str, list[str]]) -> dict[str, Any]:
     answer = ID2LABEL[int(answered.positive[i])]
     return {
         "row": answered.table.ids[i],
@@ -121,15 +127,16 @@ def _describe(answered: Answered, i: int, file: str | None, columns: dict[str, l
         "answer": answer,
         "probability": float(answered.policy.probability(answered.table.logits[[i]])[0]),
         "decision": answer if answered.accepted[i] else "abstain",
-        "slices": {name: str(values[i]) for name, values in columns.items()},
+        "level": int(answered.table.levels[i]) if answered.table.exam is not None else None,
+        "slices": {name: values[i] for name, values in columns.items()},
     }
 
 
-def _write_thumbnail(folder: Path, number: int, rows: Rows, i: int) -> str | None:
+def _write_thumbnail(folder: Path, number: int, answered: Answered, i: int) -> str | None:
     """Returns its name; None where the picture gives none, which is no reason to lose an export."""
-    cell, name = rows.source[i][rows.image_column], f"{number:02d}.jpg"
+    name = f"{number:02d}.jpg"
     try:
-        small = thumbnail(open_image(cell, describe_cell(cell, rows.ids[i])))
+        small = thumbnail(answered.picture(i))
         small.save(folder / name, format="JPEG", quality=80, optimize=True)
     except (DataError, MemoryError, ValueError):
         return None

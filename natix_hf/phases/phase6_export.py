@@ -57,9 +57,12 @@ def run(context: PhaseContext) -> dict[str, Any]:
     evaluation["selective"] = evaluate_selective(table, policy, accepted, recipe.data.target_prior, config.n_resamples)
     evaluation["slices"] = {name: evaluate_slice(table, policy, accepted, test, name) for name in recipe.data.slices}
     if recipe.data.exam:
-        evaluation["exam"] = mark_exam(table.logits, table.labels, table.levels, policy.threshold_logit)
+        asked = {"rows": len(test), "positives": int(test.labels.sum()), "views": len(table.ids)}
+        evaluation["exam"] = asked | mark_exam(table.logits, table.labels, table.levels, policy.threshold_logit)
     write_json(context.folder / EVALUATION, evaluation)
-    write_examples(context.folder, Answered(table, policy, confidence, accepted, test), evaluation["slices"])
+    pictures = shown(test, Preprocess(load_processor(champion.model)), recipe.data.drawn_exam)
+    answered = Answered(table, policy, confidence, accepted, test, pictures.picture)
+    write_examples(context.folder, answered, evaluation["slices"])
     scores_plot = context.folder / "plots" / "test_scores.png"
     plots.test_scores(scores_plot, table.logits, table.labels, policy.threshold_logit)
     architecture = read_json(champion.model / "config.json")["model_type"]
@@ -67,7 +70,6 @@ def run(context: PhaseContext) -> dict[str, Any]:
         say(f"warning: the subnet's official miner (transformers 4.45.2) cannot load a {architecture}")
     lineage = _lineage(context, champion, decision)
     chosen = np.random.default_rng(recipe.data.seed).permutation(len(table.ids))[:_COMPARED_IMAGES]
-    pictures = shown(test, Preprocess(load_processor(champion.model)), recipe.data.drawn_exam)
     policy = build_bundle(
         context.folder / BUNDLE,
         champion.model,

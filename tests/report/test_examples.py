@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY_RECIPE, write_recipe
 from document import read_page
 from PIL import Image
@@ -15,6 +16,7 @@ from PIL import Image
 from natix_hf.bundle.logits import LogitTable, read_logits
 from natix_hf.bundle.policy import Policy
 from natix_hf.data.rows import Rows
+from natix_hf.data.views import OriginalViews
 from natix_hf.errors import DataError
 from natix_hf.phases import examples
 from natix_hf.phases.examples import Answered, choose_examples, thumbnail, worst_slice, write_examples
@@ -35,7 +37,8 @@ def _answered(
     table = LogitTable(ids, np.asarray(groups), np.asarray(labels), z, "c")
     rows = Rows("test", ids, table.labels, table.groups, source, source, "image")
     confidence = np.abs(z - 1.0)
-    return Answered(table, policy, confidence, policy.accepts(z, confidence), rows)
+    picture = OriginalViews(rows, lambda image: torch.zeros(0)).picture
+    return Answered(table, policy, confidence, policy.accepts(z, confidence), rows, picture)
 
 
 def test_the_most_confident_mistakes_one_of_each_group() -> None:
@@ -152,7 +155,7 @@ def test_a_picture_that_gives_no_thumbnail_kills_nothing(
     def broken(*_: Any) -> Image.Image:
         raise DataError("the disk is gone")
 
-    monkeypatch.setattr(examples, "open_image", broken)
+    monkeypatch.setattr(examples, "thumbnail", broken)
     monkeypatch.setattr(Answered, "wrong", property(lambda self: np.ones(len(self.rows), dtype=bool)))
     run_recipe(recipe, [6], finished_run, overrides=["phase6.version=9.9.9"])
     folder = finished_run / "phase6_export" / "examples"
