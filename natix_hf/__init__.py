@@ -10,12 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from natix_hf import calibration, metrics
-    from natix_hf.bundle.load import Bundle, Prediction, load_bundle
+    from natix_hf.bundle.load import Bundle, Prediction, count_flips, load_bundle
+    from natix_hf.bundle.stream import BadImage
 
 __version__ = "0.1.0"
-__all__ = ["Bundle", "Prediction", "__version__", "calibration", "load_bundle", "metrics"]
+__all__ = [
+    "BadImage",
+    "Bundle",
+    "Prediction",
+    "__version__",
+    "calibration",
+    "count_flips",
+    "load_bundle",
+    "metrics",
+]
 
-_LAZY = {"Bundle": "natix_hf.bundle.load", "Prediction": "natix_hf.bundle.load", "load_bundle": "natix_hf.bundle.load"}
+_LAZY = dict.fromkeys(("Bundle", "Prediction", "count_flips", "load_bundle"), "natix_hf.bundle.load")
+_LAZY["BadImage"] = "natix_hf.bundle.stream"
 
 
 def __getattr__(name: str) -> Any:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from natix_hf.errors import NatixError, UsageError, VerificationError
 from natix_hf.reporting import errors_in_one_line, fail, robust_streams, say
+
+if TYPE_CHECKING:
+    from natix_hf.bundle.load import Answer
 
 app = typer.Typer(
     help="From images and a pretrained ViT to a deployable, calibrated roadwork classifier.",
@@ -121,24 +126,55 @@ def report(
 @app.command()
 def predict(
     bundle: Annotated[str, typer.Argument(help="A bundle folder, a run folder or a Hub repository.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files; - reads their names from standard input.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 32,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Answer in bfloat16, and say what float32 answers else.")
+    ] = False,
 ) -> None:
-    """Answer for image files."""
-    missing = [path for path in images if not path.is_file()]
+    """Answer for image files; one that cannot be read is reported in its place, and the exit code is 1."""
+    from_stdin = images == [Path("-")]
+    missing = [path for path in images if not (from_stdin or path.is_file())]
     if missing:
         raise UsageError(f"{missing[0]}: there is no such file")
+    from natix_hf.bundle.load import Bundle, count_flips, load_bundle
+
+    loaded = load_bundle(bundle, revision=revision, precision="bfloat16" if bf16 else "float32")
+    named = (Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip()) if from_stdin else iter(images)
+    asked, paths = itertools.tee(named)  # the second is at most two batches behind
+    if bf16:
+        pairs = loaded.stream_beside(Bundle(loaded.folder), asked, batch_size)
+    else:
+        pairs = ((answer, answer) for answer in loaded.stream(asked, batch_size))
+    found = count_flips(_told(paths, pairs, as_json))
+    if bf16:
+        flipped = f"bf16: {found.decisions} of {found.images} decisions are others in float32"
+        typer.echo(f"{flipped}; probabilities differ by {found.max_difference:.4f} at most", err=True)
+    if found.bad:
+        raise NatixError(f"{found.bad} of {found.bad + found.images} images cannot be read: their lines say why")
+
+
+def _told(
+    paths: Iterable[Path], pairs: Iterable[tuple[Answer, Answer]], as_json: bool
+) -> Iterator[tuple[Answer, Answer]]:
+    """Says each answer, and what float32 answers where that is another decision, as they come."""
     from dataclasses import asdict
 
-    from natix_hf.bundle.load import load_bundle
+    from natix_hf.bundle.stream import BadImage
 
-    for path, answer in zip(images, load_bundle(bundle, revision=revision).predict(images, batch_size), strict=True):
-        if as_json:
-            say(json.dumps({"image": str(path)} | asdict(answer)))
+    for path, (answer, exact) in zip(paths, pairs, strict=True):
+        if isinstance(answer, BadImage) or isinstance(exact, BadImage):
+            problem = answer.problem if isinstance(answer, BadImage) else ""
+            say(json.dumps({"image": str(path), "error": problem}) if as_json else f"{path}  error     {problem}")
+        elif as_json:
+            flip = {} if answer is exact else {"float32_decision": exact.decision}
+            say(json.dumps({"image": str(path)} | asdict(answer) | flip))
         else:
-            say(f"{path}  {answer.decision:8s}  P(Roadwork) {answer.probability:.3f}")
+            flipped = "" if answer.decision == exact.decision else f"  (float32: {exact.decision})"
+            say(f"{path}  {answer.decision:8s}  P(Roadwork) {answer.probability:.3f}{flipped}")
+        yield answer, exact
 
 
 @app.command()

@@ -12,6 +12,7 @@ from natix_hf.provenance.manifest import package_versions
 
 _OPTIONAL = {
     "tensorboard": "curves in TensorBoard (phase1.report_to=tensorboard)",
+    "onnxruntime": "runs a bundle's model.onnx; pip install 'natix_hf[onnx]'",
     "torchvision": "nothing here needs it",
 }
 _LOW_DISK_GB = 10

@@ -72,6 +72,8 @@ def run_recipe(
         from natix_hf.bundle.push import check_push
 
         check_push(str(recipe.phase6.repo_id), recipe.phase6.tag)
+    if 6 in wanted and recipe.phase6.onnx:
+        _check_onnx(recipe)
     require_upstream(run_dir if run_dir is not None else OUTPUTS / recipe.name / "NEW", wanted)
     folder = open_run(run_dir, recipe.name) if run_dir is not None else new_run(OUTPUTS, recipe.name)
     say(f"run {folder}")
@@ -188,6 +190,13 @@ def _check_training(recipe: Recipe, phases: Sequence[Phase], run_dir: Path | Non
         elif stage.adapter not in ("none", "full"):
             adapter_config(model, stage.adapter, stage.adapter_options, total_steps=10**6, where=stage.where)
     make_processor(recipe.model)
+
+
+def _check_onnx(recipe: Recipe) -> None:
+    from natix_hf.bundle.onnx_export import check_onnx
+    from natix_hf.models.classifier import check_model
+
+    check_onnx(check_model(recipe.model))
 
 
 def _require_labels(recipe: Recipe, wanted: Sequence[int]) -> None:

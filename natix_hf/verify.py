@@ -29,10 +29,12 @@ def find_problems(reference: str) -> list[str]:
         return run_problems(path)
     from natix_hf.bundle.fetch import snapshot_problems
     from natix_hf.bundle.load import find_bundle, is_from_hub
+    from natix_hf.bundle.onnx_export import onnx_answers_problems
     from natix_hf.bundle.verify import bundle_problems
 
     bundle = find_bundle(reference)
-    return snapshot_problems(bundle) if is_from_hub(reference) else bundle_problems(bundle)
+    problems = snapshot_problems(bundle) if is_from_hub(reference) else bundle_problems(bundle)
+    return problems or onnx_answers_problems(bundle)
 
 
 def run_problems(run_dir: Path) -> list[str]:
@@ -153,6 +155,7 @@ def _bundle_problems(run_dir: Path) -> list[str]:
     bundle = run_dir / PHASES[6].folder / "bundle"
     if not bundle.is_dir():
         return []
+    from natix_hf.bundle.onnx_export import onnx_answers_problems
     from natix_hf.bundle.policy import POLICY, read_policy
     from natix_hf.bundle.verify import bundle_problems, folding_problems
 
@@ -166,7 +169,8 @@ def _bundle_problems(run_dir: Path) -> list[str]:
         if _bundle_lineage(run_dir).get("champion") != decision["champion"]:
             problems.append(f"{bundle} does not come from {decision['champion']}, the champion of this run")
         problems += _policy_problems(run_dir, policy)
-        return problems + folding_problems(bundle, run_dir / decision["champion"] / "model")
+        problems += folding_problems(bundle, run_dir / decision["champion"] / "model")
+        return problems + onnx_answers_problems(bundle)
     except VerificationError as error:
         return [*problems, str(error)]
     except (AttributeError, KeyError, TypeError):

@@ -10,18 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from natix_hf.bundle.inference import ImageList, Inference
+from natix_hf.bundle.inference import Backend, ImageList, Inference
+from natix_hf.bundle.onnx_export import ONNX_TOLERANCE, export_onnx, onnx_difference
 from natix_hf.bundle.policy import POLICY, Policy, fold_into, write_policy
-from natix_hf.bundle.verify import BUNDLE_MANIFEST, SCHEMA, WEIGHTS, is_allowed, require_intact
+from natix_hf.bundle.verify import BUNDLE_MANIFEST, ONNX, SCHEMA, WEIGHTS, is_allowed, require_intact
 from natix_hf.errors import RunError
 from natix_hf.models.classifier import head_of, load_classifier
 from natix_hf.models.gate import GATE
-from natix_hf.models.preprocess import load_processor
+from natix_hf.models.preprocess import Preprocess, load_processor
 from natix_hf.provenance.files import atomic_folder, describe_files, file_sha256, list_files, write_json, write_text
 
 MODEL_CARD = "model_card.json"  # the subnet's
 # float32 folding moves a logit by rounding only; a wrong weight moves it by far more.
 RELOAD_TOLERANCE = 1e-4
+_COMPARED_ONNX = 16  # images, directly with the safetensors; all of them are compared with the candidate's answers
 
 
 def build_bundle(
@@ -37,6 +39,7 @@ def build_bundle(
     images: Sequence[Any],
     expected_logits: np.ndarray,
     gate: Path | None = None,
+    onnx: bool = False,
 ) -> Policy:
     """Writes the bundle of a candidate to `target`, all of it or nothing.
 
@@ -45,19 +48,27 @@ def build_bundle(
         card: text of README.md. model_card: the subnet's five fields; None: no such file.
         images: original images to compare on after reloading, with the candidate's stored logits (float64 [n]).
         gate: file of a learned gate; None: the margin.
+        onnx: write `model.onnx` too.
 
     Returns:
-        The policy with the hash of the folded weights.
+        The policy with the hashes of the folded weights and of the ONNX file.
 
-    Raises:
+    Raises: as `export_onnx`, and
         RunError: the reloaded bundle answers otherwise than the candidate did.
     """
     with atomic_folder(target) as folder:
         model = load_classifier(candidate)
         fold_into(head_of(model), policy)
         model.save_pretrained(folder)
-        load_processor(candidate).save_pretrained(folder)
+        processor = load_processor(candidate)
+        processor.save_pretrained(folder)
         policy = replace(policy, model_sha256=file_sha256(folder / WEIGHTS))
+        if onnx:
+            export_onnx(folder, Preprocess(processor).image_size)
+            difference = onnx_difference(folder, images[:_COMPARED_ONNX])
+            if not difference <= ONNX_TOLERANCE:
+                raise RunError(f"{ONNX} answers otherwise than {WEIGHTS}, by {difference:.1e}: it is not written")
+            policy = replace(policy, onnx={"sha256": file_sha256(folder / ONNX), "max_difference": difference})
         if gate is not None:
             shutil.copyfile(gate, folder / GATE)
         write_policy(folder / POLICY, policy)
@@ -70,7 +81,9 @@ def build_bundle(
             write_json(folder / MODEL_CARD, model_card)
         write_bundle_manifest(folder, lineage)
         require_intact(folder)
-        _compare_reloaded(folder, policy, images, expected_logits)
+        _compare_reloaded(folder, policy, images, expected_logits, "torch")
+        if onnx:
+            _compare_reloaded(folder, policy, images, expected_logits, "onnx")
     return policy
 
 
@@ -84,8 +97,10 @@ def write_bundle_manifest(bundle: Path, lineage: dict[str, Any]) -> None:
     )
 
 
-def _compare_reloaded(bundle: Path, policy: Policy, images: Sequence[Any], expected: np.ndarray) -> None:
-    inference = Inference(bundle)
+def _compare_reloaded(
+    bundle: Path, policy: Policy, images: Sequence[Any], expected: np.ndarray, backend: Backend
+) -> None:
+    inference = Inference(bundle, backend=backend)
     folded = inference.logits(ImageList(images, inference.preprocess))
     z = policy.unfold(folded)
     worst = float(np.abs(z - expected).max(initial=0.0))

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import importlib.util
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
-from PIL import Image
+import torch
 from torch.utils.data import Dataset
 
 from natix_hf.bundle.confidence import Confidence
 from natix_hf.bundle.fetch import fetch_bundle, require_intact_snapshot
-from natix_hf.bundle.inference import ImageList, Inference
+from natix_hf.bundle.inference import Backend, Inference, Precision
+from natix_hf.bundle.onnx_check import onnx_problems
 from natix_hf.bundle.policy import POLICY, read_policy
-from natix_hf.bundle.verify import BUNDLE_MANIFEST, WEIGHTS, config_problems, policy_problems, require_intact
-from natix_hf.errors import UsageError, VerificationError
+from natix_hf.bundle.stream import BadImage, batches
+from natix_hf.bundle.verify import BUNDLE_MANIFEST, ONNX, WEIGHTS, config_problems, policy_problems, require_intact
+from natix_hf.errors import DataError, UsageError, VerificationError
+from natix_hf.models.device import default_device
 from natix_hf.models.gate import GATE
 from natix_hf.models.preprocess import Preprocess
 from natix_hf.provenance.files import file_sha256
 from natix_hf.provenance.hub import is_repo_id
 
+_Read = TypeVar("_Read")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """One answer. `probability` is the calibrated P(roadwork); `label` follows the fitted threshold, not .5;
     `accepted` says whether the guarantee of the bundle's policy covers it, and `decision` is "abstain" where not."""
@@ -34,13 +40,25 @@ class Prediction:
     decision: Literal["Roadwork", "None", "abstain"]
 
 
-class Bundle:
-    """A loaded bundle: `policy` says how it decides, `predict` answers. `load_bundle` checks the folder first."""
+Answer: TypeAlias = Prediction | BadImage
 
-    def __init__(self, folder: Path, device: str | None = None) -> None:
+
+class Bundle:
+    """A loaded bundle: `policy` says how it decides, `predict` and `stream` answer, `backend` says what runs its model
+    and `precision` in which numbers. `load_bundle` checks the folder first. Threads may share one."""
+
+    def __init__(
+        self,
+        folder: Path,
+        device: str | None = None,
+        backend: Backend | None = None,
+        precision: Precision = "float32",
+    ) -> None:
         self.folder = folder
         self.policy = read_policy(folder / POLICY)
-        self._inference = Inference(folder, device)
+        self.backend = _backend(folder, self.policy.onnx is not None, device, backend, precision)
+        self.precision = precision
+        self._inference = Inference(folder, device, self.backend, precision)
         learned = folder / GATE if self.policy.gate["kind"] == "learned" else None
         self._confidence = Confidence(self.policy.threshold_logit, learned)
 
@@ -54,38 +72,109 @@ class Bundle:
         return self.policy.unfold(self._inference.logits(views, batch_size, label=label))
 
     def logits(self, images: Iterable[Any], batch_size: int = 32) -> np.ndarray:
-        """The candidate's z (unfolded), float64 [n]."""
-        return self._answers(images, batch_size)[0]
-
-    def _answers(self, images: Iterable[Any], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        listed = ImageList(_as_list(images), self._inference.preprocess)
-        folded, features = self._inference.logits_and_features(listed, batch_size)
-        return self.policy.unfold(folded), features
+        """The candidate's z (unfolded), float64 [n]. Raises as `predict`."""
+        parts = [np.zeros(0)]
+        for batch in batches(images, self.preprocess, batch_size):
+            pixels = [_require_read(image) for image in batch]
+            parts.append(self.policy.unfold(self._inference.answer(torch.stack(pixels))[0]))
+        return np.concatenate(parts)
 
     def predict(self, images: Iterable[Any], batch_size: int = 32) -> list[Prediction]:
         """Answers for paths, PIL images, uint8 arrays [H, W(, 3)], or a `datasets` image column; one image works too.
 
+        The images are taken as `stream` takes them: of a generator's million, two batches are in memory at a time.
+
         Raises:
-            DataError: an image cannot be read; the line names it.
+            DataError: an image cannot be read; the line names it. `stream` reports it in its place and goes on.
         """
-        z, features = self._answers(images, batch_size)
-        if not len(z):
-            return []
+        return [_require_read(answer) for answer in self.stream(images, batch_size)]
+
+    def stream(self, images: Iterable[Any], batch_size: int = 32) -> Iterator[Answer]:
+        """The answers of `predict` as they come, one for each image and in their order, without an end if the images
+        have none. An image that cannot be read has a `BadImage` in its place, which names it and says why.
+
+        The first answers come when two batches of files, or one of pictures in memory, have been taken: give a live
+        camera `batch_size=1`.
+        """
+        for batch in batches(images, self.preprocess, batch_size):
+            yield from self._answers(batch)
+
+    def stream_beside(
+        self, other: Bundle, images: Iterable[Any], batch_size: int = 32
+    ) -> Iterator[tuple[Answer, Answer]]:
+        """`stream` of this bundle and of another on the same pixels, for `count_flips`: what bfloat16 changes, or
+        another version of a model."""
+        for batch in batches(images, self.preprocess, batch_size):
+            yield from zip(self._answers(batch), other._answers(batch), strict=True)
+
+    def _answers(self, batch: list[torch.Tensor | BadImage]) -> list[Answer]:
+        read = [pixels for pixels in batch if not isinstance(pixels, BadImage)]
+        answers = iter(self._predictions(torch.stack(read)) if read else [])
+        return [image if isinstance(image, BadImage) else next(answers) for image in batch]
+
+    def _predictions(self, pixel_values: torch.Tensor) -> list[Prediction]:
+        folded, features = self._inference.answer(pixel_values)
+        z = self.policy.unfold(folded)
         accepted = self.policy.accepts(z, self._confidence(z, features))
         answers = zip(self.policy.probability(z), self.policy.decide(z), accepted, strict=True)
         return [_prediction(float(probability), bool(positive), bool(sure)) for probability, positive, sure in answers]
 
 
+@dataclass(frozen=True)
+class Flips:
+    """How the answers of one bundle differ from another's on `images` that could be read, beside `bad` ones: how many
+    `labels` and how many `decisions` (abstaining is one) are others, and the largest difference of a probability."""
+
+    images: int
+    bad: int
+    labels: int
+    decisions: int
+    max_difference: float
+
+
+def count_flips(pairs: Iterable[tuple[Answer, Answer]]) -> Flips:
+    """What `Bundle.stream_beside` gave, counted."""
+    images = bad = labels = decisions = 0
+    worst = 0.0
+    for one, other in pairs:
+        if isinstance(one, BadImage) or isinstance(other, BadImage):
+            bad += 1
+        else:
+            images += 1
+            labels += one.label != other.label
+            decisions += one.decision != other.decision
+            worst = max(worst, abs(one.probability - other.probability))
+    return Flips(images, bad, labels, decisions, worst)
+
+
+def _backend(
+    folder: Path, has_onnx: bool, device: str | None, backend: Backend | None, precision: Precision
+) -> Backend:
+    """The one that is asked for, if it can be had; else the fastest that is exact."""
+    for name, given, known in (("backend", backend, get_args(Backend)), ("precision", precision, get_args(Precision))):
+        if given is not None and given not in known:
+            raise UsageError(f"{name} is {given!r}: allowed is {' | '.join(known)}")
+    on_cpu = (torch.device(device) if device is not None else default_device()).type == "cpu"
+    exact = precision == "float32"
+    if backend is None:
+        fits = has_onnx and on_cpu and exact and importlib.util.find_spec("onnxruntime") is not None
+        return "onnx" if fits else "torch"
+    if backend == "onnx" and not has_onnx:
+        raise UsageError(f"{folder} has no {ONNX}: export it with phase6.onnx=true, or leave backend out")
+    if backend == "onnx" and not (exact and (on_cpu or device is None)):
+        raise UsageError(f"{ONNX} runs in float32 on the CPU: leave backend out, or device and precision")
+    return backend
+
+
+def _require_read(answer: _Read | BadImage) -> _Read:
+    if isinstance(answer, BadImage):
+        raise DataError(answer.problem)
+    return answer
+
+
 def _prediction(probability: float, positive: bool, accepted: bool) -> Prediction:
     label: Literal["Roadwork", "None"] = "Roadwork" if positive else "None"
     return Prediction(probability, label, accepted, label if accepted else "abstain")
-
-
-def _as_list(images: Iterable[Any]) -> list[Any]:
-    single = isinstance(images, str | bytes | Path | Image.Image | dict) or (
-        isinstance(images, np.ndarray) and images.ndim < 4
-    )
-    return [images] if single else list(images)
 
 
 def load_bundle(
@@ -94,6 +183,8 @@ def load_bundle(
     verify: bool = True,
     expected: str | None = None,
     device: str | None = None,
+    backend: Backend | None = None,
+    precision: Precision = "float32",
 ) -> Bundle:
     """Loads a bundle from a folder or a Hub repository. Nothing is unpickled and no remote code runs.
 
@@ -104,6 +195,10 @@ def load_bundle(
             weights, and that the configs ask for nothing from elsewhere.
         expected: sha256 that the manifest itself must have; not without `verify`, which makes it hold for the files.
         device: as torch names it; None takes the accelerator if there is one.
+        backend: "torch" runs the safetensors, "onnx" the bundle's `model.onnx` on the CPU. None: the faster of what
+            is there, both exact; `bundle.backend` tells which.
+        precision: "bfloat16" is faster on hardware that has it, and flips decisions near the threshold: count them
+            with `stream_beside` and `count_flips`, or `natix-hf predict --bf16`, on pictures of your own first.
 
     Raises:
         UsageError: there is no bundle there, or no right to it; `revision` of a folder. HubError: the Hub or the
@@ -117,10 +212,12 @@ def load_bundle(
     elif verify:
         require_intact(folder, expected)
     else:
-        hashes = {name: file_sha256(folder / name) for name in (WEIGHTS, GATE) if (folder / name).is_file()}
-        for problem in [*config_problems(folder), *policy_problems(folder, hashes)]:
+        present = [name for name in (WEIGHTS, GATE, ONNX) if (folder / name).is_file()]
+        problems = policy_problems(folder, {name: file_sha256(folder / name) for name in present})
+        problems += onnx_problems(folder / ONNX) if ONNX in present else []
+        for problem in [*config_problems(folder), *problems]:
             raise VerificationError(problem)
-    return Bundle(folder, device)
+    return Bundle(folder, device, backend, precision)
 
 
 def find_bundle(path_or_repo_id: str | Path, revision: str | None = None) -> Path:

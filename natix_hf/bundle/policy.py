@@ -42,6 +42,8 @@ class Policy:
     fold: Fold = "decision"
     gate: dict[str, Any] = field(default_factory=lambda: {"kind": "margin"})
     risk_control: dict[str, Any] = field(default_factory=lambda: dict(NO_RISK_CONTROL))
+    # Of a model.onnx: its sha256, and the largest difference of its logits from those of the weights above.
+    onnx: dict[str, Any] | None = None
 
     @property
     def folded_slope(self) -> float:
@@ -109,6 +111,7 @@ def read_policy(path: Path) -> Policy:
         labelled = accepting is None or set(accepting) == set(ID2LABEL.values())
         finite = bool(np.isfinite([policy.threshold_logit, *(accepting or {}).values()]).all())
         known = policy.gate["kind"] == "margin" or (policy.gate["kind"] == "learned" and "sha256" in policy.gate)
+        known = known and (policy.onnx is None or "sha256" in policy.onnx)
         fits = labelled and finite and known
         fits = fits and policy.fold in get_args(Fold) and shift in (None, policy.folded_shift)
     except (AttributeError, KeyError, TypeError, ValueError, UsageError):

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from natix_hf.bundle.onnx_check import onnx_problems
 from natix_hf.bundle.policy import POLICY, read_policy
 from natix_hf.errors import VerificationError
 from natix_hf.models.classifier import ID2LABEL
@@ -14,10 +15,11 @@ from natix_hf.provenance.files import check_files, file_sha256, list_temporaries
 
 BUNDLE_MANIFEST = "bundle_manifest.json"
 WEIGHTS = "model.safetensors"
+ONNX = "model.onnx"
 SCHEMA = 1
 _ALLOWED = re.compile(
     r"config\.json|model\.safetensors|preprocessor_config\.json|README\.md|model_card\.json|policy\.json"
-    r"|evaluation\.json|gate\.safetensors|plots/[a-z0-9_]+\.png"
+    r"|evaluation\.json|gate\.safetensors|model\.onnx|plots/[a-z0-9_]+\.png"
 )
 _REQUIRED = (
     "config.json",
@@ -95,11 +97,12 @@ def bundle_problems(folder: Path, expected: str | None = None) -> list[str]:
     if problems:
         return problems
     problems = [*_weights_problems(folder), *config_problems(folder)]
+    problems += onnx_problems(folder / ONNX) if ONNX in named else []
     return problems + policy_problems(folder, {name: facts["sha256"] for name, facts in named.items()})
 
 
 def policy_problems(folder: Path, sha256: dict[str, str]) -> list[str]:
-    """Whether the policy was fitted on these weights, and with this gate; `sha256` by the name of the file."""
+    """Whether the policy belongs to these weights, this gate and this ONNX file; `sha256` by the name of the file."""
     try:
         policy = read_policy(folder / POLICY)
     except VerificationError as error:
@@ -110,6 +113,8 @@ def policy_problems(folder: Path, sha256: dict[str, str]) -> list[str]:
     gate = policy.gate["sha256"] if policy.gate["kind"] == "learned" else None
     if gate != sha256.get(GATE):
         problems.append(f"{folder / POLICY} belongs to another {GATE}, or to none: download the bundle again")
+    if sha256.get(ONNX) != (policy.onnx["sha256"] if policy.onnx is not None else None):
+        problems.append(f"{folder / POLICY} belongs to another {ONNX}, or to none: download the bundle again")
     return problems
 
 

@@ -69,6 +69,11 @@ class Preprocess:
     def __init__(self, processor: Any) -> None:
         self.processor = processor
 
+    @property
+    def image_size(self) -> int:
+        """Height and width of what it makes, px."""
+        return int(self.processor.size["height"])
+
     def __call__(self, image: Image.Image) -> torch.Tensor:
         pixels: torch.Tensor = self.processor(centre_square(to_rgb(image)), return_tensors="pt")["pixel_values"][0]
         return pixels

@@ -82,6 +82,7 @@ def run(context: PhaseContext) -> dict[str, Any]:
         images=[pictures.picture(int(i)) for i in chosen],
         expected_logits=table.logits[chosen],
         gate=gate,
+        onnx=config.onnx,
     )
     published = pusher.on_export_end(context.folder / BUNDLE) if pusher is not None else None
     as_found = evaluation["as_found"]

@@ -1,0 +1,149 @@
+"""`model.onnx`: the bundle's model for onnxruntime, exported from the safetensors and compared with it."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from natix_hf.bundle.inference import ImageList, Inference
+from natix_hf.bundle.verify import ONNX, WEIGHTS
+from natix_hf.errors import UsageError
+from natix_hf.models.classifier import head_of, load_classifier
+from natix_hf.provenance.files import atomic_file
+
+# protobuf reads no longer message; the graph itself takes less than the rest.
+_LARGEST = 2**31 - 2**24
+# float32 kernels of two runtimes: they move a logit by some 1e-6; a wrong weight moves it by far more.
+ONNX_TOLERANCE = 1e-4
+_INTERPOLATES = ("dinov2", "dinov2_with_registers")
+_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+def check_onnx(model: nn.Module | None = None) -> None:
+    """Refuses before any work what `export_onnx` would refuse; a model on the meta device will do.
+
+    Raises:
+        UsageError: a package is missing, or the model is too large for one file.
+    """
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"phase6.onnx needs {', '.join(missing)}: pip install 'natix_hf[onnx]', or set it to false")
+    size = sum(parameter.numel() for parameter in model.parameters()) * 4 if model is not None else 0
+    if size > _LARGEST:
+        raise UsageError(f"phase6.onnx: an ONNX file holds at most 2 GB, this model has {size / 1e9:.1f}: set false")
+
+
+class _LogitsAndFeatures(nn.Module):
+    """What is exported: `pixel_values` [n, 3, H, W] -> logits [n, 2], input of the classifier layer [n, d]."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen: list[torch.Tensor] = []
+        hook = head_of(self.model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        logits = self.model(pixel_values=pixel_values).logits
+        hook.remove()
+        return logits, seen[0]
+
+
+def export_onnx(bundle: Path, image_size: int) -> None:
+    """Writes `model.onnx` beside the safetensors of a folder: float32, any batch, images of `image_size` px, the
+    weights inside, and nothing of the machine that made it.
+
+    Raises: as `check_onnx`.
+    """
+    import onnx_ir  # comes with onnxscript
+
+    model = load_classifier(bundle)
+    check_onnx(model)
+    _fix_positions(model, image_size)
+    pixels = torch.zeros(2, 3, image_size, image_size)
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            _LogitsAndFeatures(model).eval(),
+            (pixels,),
+            dynamo=True,
+            input_names=["pixel_values"],
+            output_names=["logits", "features"],
+            dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+    assert program is not None  # it is None with the old exporter only
+    # Of every node the exporter notes which lines of which files made it: paths of this machine, and half the file.
+    onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
+    for value in program.model.graph.initializers.values():
+        value.metadata_props.clear()
+    with atomic_file(bundle / ONNX) as temporary:
+        program.save(temporary, external_data=False)
+
+
+def _fix_positions(model: Any, image_size: int) -> None:
+    """Computes once, here, the position embeddings that DINOv2 would interpolate for every image: the size is fixed,
+    and the bicubic kernels of the two runtimes differ by far more than their matrix products."""
+    if model.config.model_type in _INTERPOLATES:
+        embeddings = model.base_model.embeddings
+        size = embeddings.patch_size
+        count = (image_size // size) ** 2
+        with torch.no_grad():
+            tokens = torch.zeros(1, count + 1, model.config.hidden_size)
+            positions = embeddings.interpolate_pos_encoding(tokens, image_size, image_size).clone()
+        embeddings.interpolate_pos_encoding = lambda *_: positions
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter warns of deprecated calls of its own, and logs that torchvision is absent."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def onnx_difference(bundle: Path, images: Sequence[Any] = ()) -> float:
+    """The largest difference between the answers of the two files of a bundle, to a whole batch and image by image.
+
+    Args:
+        images: that are compared beside four of seeded noise.
+
+    Returns:
+        Of the logits, or of the classifier layer's inputs relative to the largest of them, whichever is more.
+    """
+    plain, onnx = Inference(bundle, "cpu"), Inference(bundle, backend="onnx")
+    size = plain.preprocess.image_size
+    noise = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+    views = ImageList(images, plain.preprocess)
+    pixels = torch.stack([*noise, *(views[i]["pixel_values"] for i in range(len(views)))])
+    logits, features = plain.answer(pixels)
+    scale = max(1.0, float(np.abs(features).max()))
+    worst = 0.0
+    for size in (1, len(pixels)):
+        found = [onnx.answer(part) for part in torch.split(pixels, size)]
+        worst = max(worst, float(np.abs(np.concatenate([z for z, _ in found]) - logits).max()))
+        worst = max(worst, float(np.abs(np.concatenate([x for _, x in found]) - features).max()) / scale)
+    return worst
+
+
+def onnx_answers_problems(bundle: Path) -> list[str]:
+    """Runs both files of an intact bundle, where there are two and onnxruntime is installed, and compares."""
+    if not (bundle / ONNX).is_file() or importlib.util.find_spec("onnxruntime") is None:
+        return []
+    difference = onnx_difference(bundle)
+    if difference <= ONNX_TOLERANCE:
+        return []
+    return [f"{bundle / ONNX} answers otherwise than {WEIGHTS}, by {difference:.1e}: it was made from other weights"]
