@@ -46,6 +46,7 @@ class CardFacts:
     backbone_packaged: bool  # it comes with this package
     adapter: str
     image_size: int
+    onnx: bool  # the bundle has a model.onnx
     dataset: str
     origins: dict[
         str, dict[str, Any] | None

@@ -105,8 +105,9 @@ def torch_forward(model: nn.Module, device: torch.device, precision: Precision =
     and with them the threshold that is folded into its bias.
     """
     dtype, head = getattr(torch, precision), head_of(model)
+    kept = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     nn.Module.to(model, dtype=dtype)
-    head.float()
+    head.float().load_state_dict(kept)
     seen: list[torch.Tensor] = []
 
     def see(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:

@@ -195,6 +195,7 @@ def _card_facts(
         backbone_packaged=bool(backbone) and backbone.startswith(PACKAGED_PREFIX),
         adapter=training.get("adapter", stage["adapter"]),  # of `auto` the one that it took
         image_size=model["image_size"],
+        onnx=recipe.phase6.onnx,
         dataset=_public_name(source),
         origins={name: lineage["hub"][name] for name in ("dataset", "backbone")},
         unlabelled=lineage["hub"]["unlabelled"],

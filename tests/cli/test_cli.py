@@ -207,12 +207,76 @@ def test_bad_input_is_one_line(
     assert part in _one_line(err)
 
 
-@pytest.mark.parametrize("bad", ["absent.png", "text.png"])
-def test_predict_names_the_bad_image(bad: str, command: Command, finished_run: Path, picture: Path) -> None:
-    (picture.parent / "text.png").write_text("no image", encoding="utf-8")
-    code, out, err = command("predict", finished_run, picture, picture.parent / bad)
+def test_predict_refuses_a_name_that_is_none(command: Command, finished_run: Path, picture: Path) -> None:
+    code, out, err = command("predict", finished_run, picture, picture.parent / "absent.png")
     assert (code, out) == (2, "")
-    assert bad in _one_line(err)
+    assert "absent.png" in _one_line(err)
+
+
+@pytest.mark.parametrize("options", [(), ("--json",), ("--bf16",), ("--bf16", "--json")])
+def test_predict_reports_a_bad_image_in_its_place(
+    options: tuple[str, ...], command: Command, finished_run: Path, picture: Path
+) -> None:
+    bad = picture.parent / "text.png"
+    bad.write_text("no image", encoding="utf-8")
+    code, out, err = command("predict", finished_run, picture, bad, picture, "--batch-size", 1, *options)
+    assert code == 1
+    if "--bf16" in options:
+        flips, err = err.split("\n", 1)
+        assert "0 of 2 decisions are others in float32" in flips
+    assert "1 of 3 images cannot be read" in _one_line(err)
+    first, second, third = out.splitlines()
+    assert first == third and str(picture) in first
+    if "--json" in options:
+        told = json.loads(second)
+        assert set(told) == {"image", "error"} and told["image"] == str(bad) and "no known format" in told["error"]
+        assert ("float32_decision" in json.loads(first)) == ("--bf16" in options)
+    else:
+        assert second.startswith(f"{bad}  error") and "no known format" in second
+
+
+def test_predict_reads_names_as_they_come(
+    command: Command, finished_run: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """An answer is out before the names have ended, and no more than two batches of them are read ahead."""
+    given, answered = [], []
+
+    def names() -> Any:
+        for _ in range(50):
+            answered.append(capsys.readouterr().out.count("P(Roadwork)") + (answered[-1] if answered else 0))
+            given.append(1)
+            yield f"{picture}\n"
+        yield "\n"
+        yield f"{picture.parent / 'absent.png'}\r\n"
+
+    monkeypatch.setattr("sys.stdin", names())
+    code, out, _ = command("predict", finished_run, "-", "--batch-size", 4)
+    assert code == 1 and "absent.png: there is no such file" in out
+    assert max(i - done for i, done in enumerate(answered)) <= 8 and answered[-1] >= 40
+
+
+def test_predict_names_what_bfloat16_flips(
+    command: Command, finished_run: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from natix_hf.bundle import inference
+
+    real = inference.torch_forward
+
+    def planted(model: Any, device: Any, precision: Any = "float32") -> Any:
+        forward = real(model, device, precision)
+
+        def moved(pixels: Any) -> Any:
+            logits, features = forward(pixels)
+            return (-logits, features) if precision == "bfloat16" else (logits, features)
+
+        return moved
+
+    code, before, _ = command("predict", finished_run, picture)
+    monkeypatch.setattr(inference, "torch_forward", planted)
+    code, out, err = command("predict", finished_run, picture, "--bf16")
+    assert code == 0 and "1 of 1 decisions are others in float32" in err
+    decision = before.removeprefix(str(picture)).split()[0]
+    assert out.endswith(f"(float32: {decision})\n") and out.split()[1] != decision
 
 
 @pytest.mark.parametrize(

@@ -430,7 +430,7 @@ TABLE: dict[str, tuple[Make, int, tuple[str, ...]]] = {
         ("no row with label 1", "left out: 11 x unreadable image"),
     ),
     "on_bad_image: maybe": (override("data.on_bad_image=maybe"), 2, ("data.on_bad_image is 'maybe'", "error | skip")),
-    "predict half an image": (broken_picture, 2, ("half.jpg", "cannot be read as an image")),
+    "predict half an image": (broken_picture, 1, ("1 of 2 images cannot be read", "their lines say why")),
     # Recipes that are none.
     "not YAML": (recipe_text("data: [\n"), 2, ("my.yaml", "not valid YAML", "line 2")),
     "a tab": (recipe_text("data:\n\tseed: 1\n"), 2, ("my.yaml", "not valid YAML")),

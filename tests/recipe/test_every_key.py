@@ -401,7 +401,7 @@ def test_phase6(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     changed = {
         "fold": "none", "n_resamples": 150, "model_name": "Own name", "description": "What a question.",
-        "version": "3.2.1", "submitted_by": "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY",
+        "version": "3.2.1", "submitted_by": "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY", "onnx": True,
     }  # fmt: skip
     resamples: list[int] = []
     real = evaluation.bootstrap_intervals
@@ -414,6 +414,7 @@ def test_phase6(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert set(changed) == {f.name for f in fields(Phase6Config)} - {"push", "repo_id", "private", "tag"}
     source = json.loads((finished_run / "phase0_data" / "manifest.json").read_text(encoding="utf-8"))["section"]
     content = {**TINY_RECIPE, "data": source["data"], "phase6": changed}
+    before_card = (finished_run / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
     before = {p.name: p.read_text(encoding="utf-8") for p in (finished_run / "phase6_export/bundle").glob("*.json")}
     recipe = write_recipe(tmp_path / "tiny.yaml", yaml.safe_load(yaml.safe_dump(content)))
     selective: list[int] = []
@@ -426,9 +427,12 @@ def test_phase6(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     bundle = finished_run / "phase6_export" / "bundle"
     assert json.loads((bundle / "policy.json").read_text(encoding="utf-8"))["fold"] == "none"
     assert "model_card.json" not in before
+    named = json.loads((bundle / "bundle_manifest.json").read_text(encoding="utf-8"))["files"]
+    assert "model.onnx" in named and "model.onnx" not in before["bundle_manifest.json"]
     five = json.loads((bundle / "model_card.json").read_text(encoding="utf-8"))
     assert (five["model_name"], five["description"]) == ("Own name", "What a question.")
     assert (five["version"], five["submitted_by"]) == ("3.2.1", changed["submitted_by"])
     assert set(resamples) == {150}
     card = (bundle / "README.md").read_text(encoding="utf-8")
     assert "# Own name\n" in card and "What a question. Version 3.2.1." in card and "*not* folded in" in card
+    assert "model.onnx" in card and "model.onnx" not in before_card

@@ -1,0 +1,173 @@
+"""Answers a second, and memory: a bundle by PyTorch and by ONNX against the bare forward pass and transformers' pipeline.
+
+    python benchmarks/inference.py [--turns 15] [--bf16]
+
+A DINOv2-S at 224 px with random weights becomes a bundle with a `model.onnx`. Each side is asked the same JPEG files of
+224 px, one a call and in batches of 8 and 32, in turns that alternate; medians, and medians of the ratios of neighbours
+in time. `bare` is `model(pixel_values)` in inference mode with the pixels ready: no file, no preprocessing, no answer.
+Everything else begins with the file's name. Peak memory is that of a process of its own which has loaded one side and
+answered in batches of 32. It fails where PyTorch takes more than 5 % over the bare pass, or ONNX is not 1.7 times faster
+than the pipeline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from measure import MIB, median_ratio
+from PIL import Image
+from results import record
+
+MOST_OVER_BARE, LEAST_FASTER = 1.05, 1.7
+SIZES = (1, 8, 32)
+SIDES = ("bare", "torch", "onnx", "pipeline")
+Ask = Callable[[list[str]], Any]
+
+
+def make(folder: Path) -> tuple[Path, list[str]]:
+    """A bundle, and 32 files to ask it."""
+    from natix_hf.bundle.build import build_bundle
+    from natix_hf.bundle.inference import ImageList, Inference
+    from natix_hf.bundle.policy import Policy
+    from natix_hf.models.classifier import build_classifier
+    from natix_hf.models.config import ModelConfig
+    from natix_hf.models.preprocess import make_processor
+    from natix_hf.phases.candidate import save_candidate
+
+    small = {"model_type": "dinov2", "hidden_size": 384, "num_attention_heads": 6, "patch_size": 14, "image_size": 518}
+    config = ModelConfig(config=small, image_size=224)  # as Meta's: 37 x 37 positions
+    candidate = save_candidate(folder / "candidate", build_classifier(config, seed=0), make_processor(config))
+    rng = np.random.default_rng(0)
+    files = [folder / f"{n:02}.jpg" for n in range(max(SIZES))]
+    for path in files:
+        coarse = Image.fromarray(rng.integers(0, 255, (14, 14, 3), dtype=np.uint8))
+        coarse.resize((224, 224), Image.Resampling.BICUBIC).save(path, quality=75)
+    plain = Inference(candidate.model, "cpu")
+    z = plain.logits(ImageList(files, plain.preprocess))
+    build_bundle(
+        folder / "bundle",
+        candidate.model,
+        Policy(threshold_logit=float(z.max()) + 0.1, candidate_sha256=candidate.sha256, model_sha256=""),
+        evaluation={"rows": 0},
+        card="# card\n",
+        model_card=None,
+        plots=[],
+        lineage={},
+        images=files,
+        expected_logits=z,
+        onnx=True,
+    )
+    return folder / "bundle", [str(path) for path in files]
+
+
+def side(name: str, bundle: Path, files: list[str]) -> Ask:
+    """What answers a list of files; `bare` has their pixels already."""
+    if name == "pipeline":
+        from transformers import pipeline
+
+        classify = pipeline("image-classification", model=str(bundle), device="cpu")
+        return lambda paths: classify(paths, batch_size=len(paths))
+    from natix_hf.bundle.load import load_bundle
+
+    if name == "bf16":
+        loaded = load_bundle(bundle, device="cpu", precision="bfloat16")
+    else:
+        loaded = load_bundle(bundle, device="cpu", backend="onnx" if name == "onnx" else "torch")
+    if name != "bare":
+        return lambda paths: loaded.predict(paths, batch_size=len(paths))
+    model = loaded._inference.model
+    ready = torch.stack([loaded.preprocess(Image.open(path)) for path in files])
+    pixels = {size: ready[:size].clone() for size in SIZES}
+
+    def ask(paths: list[str]) -> Any:
+        with torch.inference_mode():
+            return model(pixel_values=pixels[len(paths)]).logits
+
+    return ask
+
+
+def peak(name: str, bundle: Path) -> float:
+    """MiB of a process that has loaded one side and answered."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--peak-of", name, "--bundle", str(bundle)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout.split()[-1])
+
+
+def compare(sides: dict[str, Ask], files: list[str], size: int, turns: int) -> dict[str, list[float]]:
+    """Seconds an image."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    asked = files[:size]
+    repeats = max(1, 16 // size)
+    for ask in sides.values():
+        ask(asked)
+    for turn in range(turns):
+        for name in [*sides] if turn % 2 else reversed([*sides]):
+            begin = time.perf_counter()
+            for _ in range(repeats):
+                sides[name](asked)
+            times[name].append((time.perf_counter() - begin) / repeats / size)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 too, which is not exact")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    parser.add_argument("--bundle", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.peak_of:
+        files = [str(path) for path in sorted(given.bundle.parent.glob("*.jpg"))]
+        ask = side(given.peak_of, given.bundle, files)
+        for _ in range(3):
+            ask(files)
+        scale = 1 if sys.platform == "darwin" else 1024
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / MIB)
+        return
+    names = [*SIDES, *(["bf16"] if given.bf16 else [])]
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle, files = make(Path(scratch))
+        sides = {name: side(name, bundle, files) for name in names}
+        times = {size: compare(sides, files, size, given.turns) for size in SIZES}
+        memory = {name: peak(name, bundle) for name in names}
+        from natix_hf.bundle.policy import read_policy
+
+        difference = (read_policy(bundle / "policy.json").onnx or {})["max_difference"]
+    told, failed = [], []
+    for size, found in times.items():
+        over = median_ratio(found["torch"], found["bare"])
+        faster = median_ratio(found["pipeline"], found["onnx"])
+        peer = median_ratio(found["pipeline"], found["bare"])
+        each = ", ".join(f"{name} {1000 * median(found[name]):.1f}" for name in names)
+        told.append(
+            f"batch {size}: ms an image {each}; torch {over:.3f} of bare (pipeline {peer:.3f}), "
+            f"onnx {faster:.2f} times the pipeline's speed"
+        )
+        if over > MOST_OVER_BARE:
+            failed.append(f"batch {size}: torch takes {over:.3f} of the bare pass")
+        if faster < LEAST_FASTER:
+            failed.append(f"batch {size}: onnx is {faster:.2f} times faster than the pipeline")
+    mib = ", ".join(f"{name} {memory[name]:.0f}" for name in names)
+    outcome = "; ".join([*told, f"peak MiB {mib}; logits of onnx and torch differ by {difference:.0e} at most"])
+    record("inference", outcome, ("torch", "transformers", "onnxruntime"))
+    if failed:
+        raise SystemExit("; ".join(failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""Answers as they come: in order, a bad image in its place, and never more than two batches of the images in memory."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, png_bytes, striped_image
+from PIL import Image
+
+from natix_hf.bundle import stream
+from natix_hf.bundle.inference import Inference, torch_forward
+from natix_hf.bundle.load import Bundle, Flips, Prediction, count_flips, load_bundle
+from natix_hf.bundle.stream import BadImage, batches
+from natix_hf.errors import DataError
+from natix_hf.models.classifier import ARCHITECTURES, build_classifier
+from natix_hf.models.config import ModelConfig
+
+
+@pytest.fixture(scope="module")
+def bundle(_finished_run: Path) -> Bundle:
+    return load_bundle(_finished_run, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Twenty pictures; the fourth is no image and the twelfth is not there."""
+    folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(1)
+    paths = [folder / f"{n:02}.png" for n in range(20)]
+    for n, path in enumerate(paths):
+        striped_image(n % 2, rng).save(path)
+    paths[3].write_text("no image", encoding="utf-8")
+    paths[11].unlink()
+    return paths
+
+
+# What it gives.
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 20, 64])
+def test_a_bad_image_is_reported_in_its_place(batch_size: int, bundle: Bundle, files: list[Path]) -> None:
+    good = [path for n, path in enumerate(files) if n not in (3, 11)]
+    expected = [bundle.predict(path)[0] for path in good]
+    found = list(bundle.stream(iter(files), batch_size))
+    assert len(found) == len(files)
+    for n, told in {3: "no known format", 11: "no such file"}.items():
+        bad = found[n]
+        assert isinstance(bad, BadImage) and bad.name == str(files[n]) and told in bad.problem
+        assert bad.name in bad.problem and "\n" not in bad.problem
+        assert not hasattr(bad, "decision") and not hasattr(bad, "probability")  # nobody takes it for an answer
+    answers = [answer for answer in found if isinstance(answer, Prediction)]
+    assert [answer.decision for answer in answers] == [answer.decision for answer in expected]
+    np.testing.assert_allclose([a.probability for a in answers], [e.probability for e in expected], atol=1e-6)
+    assert len({round(answer.probability, 5) for answer in answers}) > 12  # else the order could not be seen
+
+
+def test_predict_and_logits_name_the_first_bad_one(bundle: Bundle, files: list[Path]) -> None:
+    for ask in (bundle.predict, bundle.logits):
+        with pytest.raises(DataError, match=r"03\.png cannot be read"):
+            ask(files)
+    np.testing.assert_allclose(
+        bundle.policy.probability(bundle.logits(files[4:11], 3)),
+        [answer.probability for answer in bundle.predict(files[4:11])], atol=1e-6,
+    )  # fmt: skip
+    assert bundle.logits([]).shape == (0,)
+
+
+def test_nothing_but_bad_images(bundle: Bundle, files: list[Path]) -> None:
+    found = list(bundle.stream([files[3], b"x", {"bytes": None, "path": None}, np.zeros((3, 3, 3)), None], 2))
+    assert [bad.name for bad in found if isinstance(bad, BadImage)] == [
+        str(files[3]), "image 1", "image 2", "image 3", "image 4",
+    ]  # fmt: skip
+    assert list(bundle.stream([])) == []
+
+
+# What it holds.
+
+
+class Name(str):
+    """A path whose life can be watched."""
+
+
+def test_a_hundred_thousand_paths_never_sit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "open_image", lambda value, name: value)
+    alive: weakref.WeakSet[Name] = weakref.WeakSet()
+    taken, most = 0, 0
+
+    def names() -> Iterator[Name]:
+        nonlocal taken
+        for n in range(100_000):
+            name = Name(n)
+            alive.add(name)
+            taken += 1
+            yield name
+
+    given = 0
+    for batch in batches(names(), lambda image: torch.tensor(int(image)), 32):  # type: ignore[arg-type, call-overload]
+        if given % 3200 == 0:
+            most = max(most, len(alive))
+        assert taken - given <= 64
+        assert [int(value) for value in batch] == list(range(given, given + len(batch)))  # type: ignore[arg-type]
+        given += len(batch)
+    assert given == 100_000
+    assert most <= 64 + 16  # what a thread has just put down counts for a moment
+
+
+def test_answers_come_before_the_images_end(bundle: Bundle, files: list[Path]) -> None:
+    endless = bundle.stream(itertools.cycle(files[:3]), 4)
+    assert all(isinstance(answer, Prediction) for answer in itertools.islice(endless, 30))
+    endless.close()  # type: ignore[attr-defined]
+    live = bundle.stream(iter([np.zeros((9, 9, 3), dtype=np.uint8), Bomb()]), 1)
+    assert isinstance(next(live), Prediction)  # of a camera's first picture, before its second is asked for
+
+
+class Bomb:
+    """Nobody may look at it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError
+
+
+def test_whoever_stops_listening_leaves_no_thread(bundle: Bundle, files: list[Path]) -> None:
+    before = threading.active_count()
+    for _ in range(5):
+        listening = bundle.stream(itertools.cycle(files[:3]), 2)
+        next(listening)
+        listening.close()  # type: ignore[attr-defined]
+    assert threading.active_count() <= before
+
+
+def test_an_error_of_the_images_own_passes_through(bundle: Bundle, files: list[Path]) -> None:
+    def failing() -> Iterator[Path]:
+        yield from files[:3]
+        raise RuntimeError("the camera is gone")
+
+    with pytest.raises(RuntimeError, match="the camera is gone"):
+        list(bundle.stream(failing(), 2))
+
+
+def test_a_generator_may_use_its_buffer_again_or_close_its_file(bundle: Bundle, files: list[Path]) -> None:
+    some = [path for n, path in enumerate(files) if n not in (3, 11)]
+
+    def frames() -> Iterator[np.ndarray]:
+        buffer = np.zeros((30, 36, 3), dtype=np.uint8)
+        for path in some:
+            buffer[:] = np.asarray(Image.open(path))
+            yield buffer
+
+    def opened() -> Iterator[Image.Image]:
+        for path in some:
+            with Image.open(path) as image:
+                yield image
+
+    expected = bundle.predict(some, 4)
+    assert bundle.predict(frames(), 4) == expected
+    assert bundle.predict(opened(), 4) == expected
+
+
+def test_files_are_decoded_while_the_model_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second batch is being opened when the first is given out."""
+    started = [threading.Event() for _ in range(8)]
+
+    def opened(value: Any, name: str) -> Any:
+        started[int(value)].set()
+        return value
+
+    monkeypatch.setattr(stream, "open_image", opened)
+    coming = batches([str(n) for n in range(8)], lambda image: torch.zeros(1), 4)
+    next(coming)
+    assert all(event.wait(5) for event in started)
+
+
+# One way to a logit.
+
+
+def test_many_threads_share_a_bundle(bundle: Bundle, files: list[Path]) -> None:
+    some = [path for n, path in enumerate(files) if n not in (3, 11)] * 3
+    expected = [bundle.predict(path)[0] for path in some]
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(lambda path: bundle.predict(path)[0], some)) == expected
+
+
+def test_threads_preprocess_as_one_does(bundle: Bundle) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [png_bytes(striped_image(n % 2, rng, (40 + n, 30))) for n in range(60)]
+    at_once = torch.cat([torch.stack(batch) for batch in batches(pictures, bundle.preprocess, 7)])  # type: ignore[arg-type]
+    alone = torch.stack([bundle.preprocess(Image.open(io.BytesIO(picture))) for picture in pictures])
+    assert torch.equal(at_once, alone)
+
+
+def test_the_bare_forward_pass_gives_the_same_logits(bundle: Bundle, files: list[Path]) -> None:
+    pixels = torch.stack([bundle.preprocess(Image.open(path)) for path in files[4:11]])
+    with torch.inference_mode():
+        logits = bundle._inference.model(pixel_values=pixels).logits.double().numpy()
+    z, features = bundle._inference.answer(pixels)
+    np.testing.assert_array_equal(z, logits[:, 1] - logits[:, 0])
+    assert not torch.is_inference_mode_enabled()
+    assert features.shape == (7, 64) and bundle._inference._forward(pixels)[0].dtype == np.float32
+
+
+# bfloat16, on request.
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_bfloat16_rounds_all_but_the_classifier_layer(architecture: str) -> None:
+    config = ModelConfig(None, None, {"initializer_range": 0.3} | TINY[architecture], image_size=28)
+    exact, model = build_classifier(config, 0).eval(), build_classifier(config, 0).eval()
+    pixels = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    logits, features = torch_forward(model, torch.device("cpu"), "bfloat16")(pixels)
+    expected = torch_forward(exact, torch.device("cpu"))(pixels)
+    assert logits.dtype == features.dtype == np.float32
+    differences = np.abs(logits - expected[0])
+    assert 1e-4 < differences.max() < 0.5
+    head = model.classifier
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16, torch.float32}
+    assert head.weight.dtype == torch.float32 and torch.equal(head.weight, exact.classifier.weight)
+    by_hand = features @ head.weight.detach().numpy().T + head.bias.detach().numpy()
+    np.testing.assert_allclose(logits, by_hand, atol=1e-5)
+
+
+def test_flips_are_counted(_finished_run: Path, bundle: Bundle, files: list[Path]) -> None:
+    rounded = load_bundle(_finished_run, device="cpu", precision="bfloat16")
+    assert (rounded.precision, rounded.backend, bundle.precision) == ("bfloat16", "torch", "float32")
+    some = [path for n, path in enumerate(files) if n not in (3, 11)]
+    one, other = rounded.predict(some), bundle.predict(some)
+    assert one != other
+    found = count_flips(rounded.stream_beside(bundle, iter(files), 7))
+    assert found == Flips(
+        images=18, bad=2, labels=sum(a.label != b.label for a, b in zip(one, other, strict=True)),
+        decisions=sum(a.decision != b.decision for a, b in zip(one, other, strict=True)),
+        max_difference=pytest.approx(max(abs(a.probability - b.probability) for a, b in zip(one, other, strict=True)),
+                                     abs=1e-3),
+    )  # fmt: skip
+    yes, no = Prediction(0.9, "Roadwork", True, "Roadwork"), Prediction(0.2, "None", True, "None")
+    unsure = Prediction(0.85, "Roadwork", False, "abstain")
+    pairs = [(yes, no), (yes, unsure), (no, no), (BadImage("a", "a"), BadImage("a", "a"))]
+    assert count_flips(pairs) == Flips(3, 1, labels=1, decisions=2, max_difference=pytest.approx(0.7))
+
+
+def test_one_image_costs_no_loader(bundle: Bundle, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way around the model, in its parts: no worker process, no second pass."""
+    passes: list[int] = []
+    real = Inference.answer
+    monkeypatch.setattr(Inference, "answer", lambda self, pixels: passes.append(len(pixels)) or real(self, pixels))
+    begin = time.perf_counter()
+    bundle.predict(files[0])
+    assert passes == [1] and time.perf_counter() - begin < 5
+    passes.clear()
+    list(bundle.stream(files, 8))
+    assert passes == [7, 7, 4]
