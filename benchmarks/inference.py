@@ -1,19 +1,18 @@
-"""Answers a second, and memory: a bundle by PyTorch and by ONNX against the bare forward pass and transformers' pipeline.
+"""Speed and memory of a bundle's answers, by PyTorch and by ONNX: against the bare forward pass, and the pipeline.
 
     python benchmarks/inference.py [--turns 15] [--bf16]
 
-A DINOv2-S at 224 px with random weights becomes a bundle with a `model.onnx`. Each side is asked the same JPEG files of
-224 px, one a call and in batches of 8 and 32, in turns that alternate; medians, and medians of the ratios of neighbours
-in time. `bare` is `model(pixel_values)` in inference mode with the pixels ready: no file, no preprocessing, no answer.
-Everything else begins with the file's name. Peak memory is that of a process of its own which has loaded one side and
-answered in batches of 32. It fails where PyTorch takes more than 5 % over the bare pass, or ONNX is not 1.7 times faster
-than the pipeline.
+A DINOv2-S at 224 px with random weights becomes a bundle with a `model.onnx`. Each side is asked the same JPEG files
+of 224 px, one a call and in batches of 8 and 32, in turns that alternate; medians, and medians of the ratios of
+neighbours in time. `bare` is `model(pixel_values)` in inference mode with the pixels ready: no file, no preprocessing,
+no answer. Everything else, transformers' pipeline too, begins with the file's name. Peak memory is that of a process
+of its own which has loaded one side and answered in batches of 32. It fails where PyTorch takes more than 5 % over the
+bare pass, or ONNX is not 1.7 times faster than the pipeline.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -132,6 +131,8 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.peak_of:
+        import resource  # of Unix alone
+
         files = [str(path) for path in sorted(given.bundle.parent.glob("*.jpg"))]
         ask = side(given.peak_of, given.bundle, files)
         for _ in range(3):

@@ -104,7 +104,7 @@ def _stage(bundle: Path, staged: Path, repo_id: str) -> Path:
     card = staged / "README.md"
     write_text(card, name_repository(card.read_text(encoding="utf-8"), repo_id))
     write_bundle_manifest(staged, manifest["lineage"])
-    Bundle(staged)
+    Bundle(staged, backend="torch")  # what everybody loads
     return staged
 
 

@@ -1,4 +1,4 @@
-"""`model.onnx`: it answers as the safetensors does or is not written, belongs to its weights, and reads no other file."""
+"""`model.onnx` answers as the safetensors or is not written, belongs to its weights, and reads no other file."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ import onnxruntime
 import pytest
 import torch
 from conftest import TINY, striped_image
+from local_hub import LocalHub
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import natix_hf
 from natix_hf.bundle import build, load, onnx_export
 from natix_hf.bundle.build import build_bundle
+from natix_hf.bundle.fetch import pull_bundle
 from natix_hf.bundle.inference import ImageList, Inference
 from natix_hf.bundle.load import load_bundle
 from natix_hf.bundle.onnx_check import onnx_problems
 from natix_hf.bundle.onnx_export import check_onnx, onnx_answers_problems, onnx_difference
 from natix_hf.bundle.policy import Policy
+from natix_hf.bundle.push import push_bundle
 from natix_hf.bundle.verify import bundle_problems
 from natix_hf.calibration import Calibration
 from natix_hf.errors import RunError, UsageError, VerificationError
@@ -201,10 +204,9 @@ def test_refused_before_any_work(monkeypatch: pytest.MonkeyPatch, tiny_recipe_fi
         check_onnx(torch.nn.Linear(10_000, 50_000))
         with pytest.raises(UsageError, match=r"at most 2 GB, this model has 2\.4"):
             check_onnx(torch.nn.Linear(10_000, 60_000))
-    real = onnx_export.importlib.util.find_spec
-    monkeypatch.setattr(
-        onnx_export.importlib.util, "find_spec", lambda name, *rest: None if name == "onnxscript" else real(name, *rest)
-    )
+    finder = onnx_export.importlib.util
+    real = finder.find_spec
+    monkeypatch.setattr(finder, "find_spec", lambda name, *rest: None if name == "onnxscript" else real(name, *rest))
     with pytest.raises(UsageError, match=r"phase6\.onnx needs onnxscript: pip install"):
         run_recipe(str(tiny_recipe_file), run_dir=tmp_path / "run", overrides=["phase6.onnx=true"])
     assert not (tmp_path / "run").exists()
@@ -315,6 +317,16 @@ def test_a_policy_that_names_it_badly_is_damaged(value: Any, bundle: Path) -> No
         load_bundle(bundle, verify=False)
 
 
+def test_it_travels_by_the_hub(hub: LocalHub, made: Path, images: list[Any], tmp_path: Path) -> None:
+    push_bundle(made, "lab/roadwork")
+    there, here = load_bundle("lab/roadwork"), load_bundle(made)
+    assert (there.backend, there.folder.parent.name) == ("onnx", "snapshots")
+    assert there.predict(images) == here.predict(images)
+    folder, _ = pull_bundle("lab/roadwork", to=tmp_path / "pulled")
+    assert (folder / "model.onnx").read_bytes() == (made / "model.onnx").read_bytes()
+    assert load_bundle(folder).backend == "onnx"
+
+
 # It reads no other file.
 
 
@@ -371,7 +383,8 @@ def test_the_walk_sees_what_the_library_sees(made: Path, tmp_path: Path) -> None
     ("content", "told"),
     [
         (b"", "it is empty"), (b"\x08\x0a", "no graph"), (b"no ONNX file at all", "no ONNX file"),
-        (b"\x3a\xff\xff\xff\xff\x07", "no ONNX file"), (b"\x3a" + b"\xff" * 12, "no ONNX file"), (b"\x0b\x0c", "begins no"),
+        (b"\x3a\xff\xff\xff\xff\x07", "no ONNX file"), (b"\x3a" + b"\xff" * 12, "no ONNX file"),
+        (b"\x0b\x0c", "begins no field"),
         (b"\x08\x0a" * 1_000_001, "more than 1,000,000 fields"),
     ],
     ids=["empty", "no graph", "text", "too long", "endless", "a group", "nothing"],

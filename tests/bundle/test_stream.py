@@ -1,4 +1,4 @@
-"""Answers as they come: in order, a bad image in its place, and never more than two batches of the images in memory."""
+"""Answers as they come: in order, a bad image in its place, never more than two batches of the images in memory."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def make_bundle(target: Path, candidate: Candidate, images: list[Path], fold: An
     )  # fmt: skip
     return build_bundle(
         target, candidate.model, policy, evaluation={"rows": 0}, card=CARD, model_card=None, plots=[],
-        lineage={"champion": "x"}, images=images, expected_logits=z,
+        lineage={"champion": "x"}, images=images, expected_logits=z, onnx=fold == "decision",  # it ignores the file
     )  # fmt: skip
 
 
