@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import MIB, median_ratio
+from measure import median_ratio
 from PIL import Image
 from results import record
 
@@ -107,6 +107,12 @@ def peak(name: str, bundle: Path) -> float:
     return float(done.stdout.split()[-1])
 
 
+def peak_of_this_process() -> float:
+    """MiB, of Linux alone. `getrusage` would tell the parent's, whose peak a child inherits."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return float(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))) / 1024
+
+
 def compare(sides: dict[str, Ask], files: list[str], size: int, turns: int) -> dict[str, list[float]]:
     """Seconds an image."""
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -131,14 +137,11 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.peak_of:
-        import resource  # of Unix alone
-
         files = [str(path) for path in sorted(given.bundle.parent.glob("*.jpg"))]
         ask = side(given.peak_of, given.bundle, files)
         for _ in range(3):
             ask(files)
-        scale = 1 if sys.platform == "darwin" else 1024
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / MIB)
+        print(peak_of_this_process())
         return
     names = [*SIDES, *(["bf16"] if given.bf16 else [])]
     with tempfile.TemporaryDirectory() as scratch:
