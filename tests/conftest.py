@@ -10,8 +10,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import io
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -196,19 +194,6 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pretrained") / "backbone"
     tiny_backbone("dinov2", layers=2).save_pretrained(folder)
     return folder
-
-
-def launch(config: str, script: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch` of a script from `folder`. One gloo run in five aborts at exit here: tried twice."""
-    from natix_hf.resources import resource_folder
-
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    command += [str(resource_folder("accelerate_configs") / config), str(script), *arguments]
-    for _ in range(2):
-        done = subprocess.run(command, cwd=folder, env=dict(os.environ), capture_output=True, text=True, timeout=300)
-        if "SIGABRT" not in done.stderr:
-            break
-    return done
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""One rank of tests/distributed/test_ssl_two_ranks.py: `python ssl_rank.py RANK WORLD FOLDER`."""
+"""One rank of tests/distributed/test_ssl_two_ranks.py, under a launcher: `ssl_rank.py FOLDER`."""
 
 from __future__ import annotations
 
@@ -86,14 +86,10 @@ def everything(data: dict[str, torch.Tensor], rank: int, world: int) -> dict[str
     return {name: value.contiguous() for name, value in found.items()}
 
 
-def main(rank: int, world: int, folder: Path) -> None:
-    store = dist.FileStore(str(folder / "store"), world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    rank, world, folder = dist.get_rank(), dist.get_world_size(), Path(sys.argv[1])
     found = everything(load_file(folder / "data.safetensors"), rank, world)
-    save_file(found | {"world_size": torch.tensor(dist.get_world_size())}, folder / f"rank_{rank}.safetensors")
+    save_file(found | {"world_size": torch.tensor(world)}, folder / f"rank_{rank}.safetensors")
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

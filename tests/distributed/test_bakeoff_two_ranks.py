@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import bakeoff_rank
-from conftest import launch
+from ranks import launch
 
 from natix_hf.models.adapters import ADAPTERS
 from natix_hf.provenance.files import read_json

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY_RECIPE, launch, save_vit_mae, tiny_backbone, write_recipe
+from conftest import TINY_RECIPE, save_vit_mae, tiny_backbone, write_recipe
+from ranks import launch
 from safetensors.torch import load_file
 
 from natix_hf.resources import resource_folder

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).parent))
 import ssl_rank
+import torch
+from ranks import launch
+from safetensors.torch import load_file, save_file
 
 WORLD = 2
 
@@ -40,22 +36,11 @@ def rows() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
-    """What each rank found. One gloo run in five aborts at exit here: tried twice."""
-    for attempt in range(2):
-        folder = tmp_path_factory.mktemp(f"ranks_{attempt}")
-        save_file(rows(), folder / "data.safetensors")
-        command = [sys.executable, ssl_rank.__file__]
-        processes = [
-            subprocess.Popen(
-                [*command, str(rank), str(WORLD), str(folder)], env=dict(os.environ), stderr=subprocess.PIPE, text=True
-            )
-            for rank in range(WORLD)
-        ]
-        errors = [process.communicate(timeout=240)[1] for process in processes]
-        codes = [process.returncode for process in processes]
-        if codes == [0] * WORLD:
-            break
-    assert codes == [0] * WORLD, errors[0][-2000:] + errors[1][-2000:]
+    """What each rank found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    save_file(rows(), folder / "data.safetensors")
+    done = launch("cpu_2proc.yaml", Path(ssl_rank.__file__), folder, str(folder))
+    assert done.returncode == 0, done.stderr[-3000:]
     return [load_file(folder / f"rank_{rank}.safetensors") for rank in range(WORLD)]
 
 

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from conftest import TINY_RECIPE, launch, write_parquet_source, write_recipe
+from conftest import TINY_RECIPE, write_parquet_source, write_recipe
+from ranks import accelerate_launch, launch
 
 from natix_hf.pipeline import run_recipe
 from natix_hf.resources import resource_folder
@@ -15,16 +16,17 @@ from natix_hf.verify import run_problems
 SETTINGS = ["phase1.num_train_epochs=1", "phase1.per_device_train_batch_size=8"]
 
 
-def launch_phase(config: str, number: int, recipe: Path, folder: Path, *arguments: str) -> Any:
+def launch_phase(how: Any, config: str, number: int, recipe: Path, folder: Path, *arguments: str) -> Any:
     script = resource_folder("recipes") / f"phase{number}.py"
-    return launch(config, script, folder, "--recipe", str(recipe), *arguments)
+    return how(config, script, folder, "--recipe", str(recipe), *arguments)
 
 
 def test_two_ranks_train_and_one_does_the_rest(tiny_recipe_file: Path, tmp_path: Path) -> None:
     """tests/invariant compares what they train with what one rank trains."""
     run = tmp_path / "run"
-    for number in (1, 2, 6):
-        done = launch_phase("cpu_2proc.yaml", number, tiny_recipe_file, tmp_path, *SETTINGS, "--run-dir", str(run))
+    settings = [*SETTINGS, "--run-dir", str(run)]
+    for number, how in ((1, accelerate_launch), (2, launch), (6, launch)):
+        done = launch_phase(how, "cpu_2proc.yaml", number, tiny_recipe_file, tmp_path, *settings)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("phase 0 ") == 1, "rank 0 alone speaks"
     assert json.loads((run / "phase1_baseline" / "manifest.json").read_text())["metrics"]["world_size"] == 2
@@ -45,14 +47,14 @@ def test_a_phase_script_continues_the_newest_run_and_new_begins_another(
     tiny_recipe_file: Path, tmp_path: Path
 ) -> None:
     for arguments in ([], ["phase2.objective=f1"], ["--new"]):
-        done = launch_phase("cpu.yaml", 1, tiny_recipe_file, tmp_path, "phase1.num_train_epochs=1", *arguments)
+        done = launch_phase(launch, "cpu.yaml", 1, tiny_recipe_file, tmp_path, "phase1.num_train_epochs=1", *arguments)
         assert done.returncode == 0, done.stderr[-3000:]
         assert ("current, skipped" in done.stdout.splitlines()[-1]) == (arguments == ["phase2.objective=f1"])
     assert len(list((tmp_path / "outputs" / "tiny").iterdir())) == 2
 
 
 def test_an_error_on_rank_0_ends_every_rank_with_one_line(tiny_recipe_file: Path, tmp_path: Path) -> None:
-    done = launch_phase("cpu_2proc.yaml", 6, tiny_recipe_file, tmp_path)
+    done = launch_phase(accelerate_launch, "cpu_2proc.yaml", 6, tiny_recipe_file, tmp_path)
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("natix-hf: ")]
     assert len(lines) == 1 and "phase 6 needs phase 2" in lines[0] and "--phases 2" in lines[0]
@@ -67,7 +69,7 @@ def test_two_ranks_learn_one_gate(tmp_path: Path) -> None:
     }
     recipe = write_recipe(tmp_path / "gate.yaml", content)
     run = run_recipe(str(recipe), [1, 2], tmp_path / "run")
-    done = launch_phase("cpu_2proc.yaml", 3, recipe, tmp_path, "--run-dir", str(run))
+    done = launch_phase(launch, "cpu_2proc.yaml", 3, recipe, tmp_path, "--run-dir", str(run))
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((run / "phase3_gate" / "gate.json").read_text(encoding="utf-8"))["folds"] == 2
     assert run_problems(run) == []

@@ -7,7 +7,6 @@ biases, whose true gradient is zero, into steps).
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import TINY, TINY_RECIPE, launch, write_recipe
+from conftest import TINY, TINY_RECIPE, write_recipe
+from ranks import launch
 
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import read_json
+from natix_hf.resources import resource_folder
 from natix_hf.trainers import base
 
 STEPS = 20
@@ -65,26 +66,6 @@ def batches(per_device: int, accumulation: int) -> list[str]:
     ]
 
 
-@pytest.fixture(scope="module")
-def launched(
-    recipes: dict[tuple[str, str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[tuple[str, str], Trajectory]]:
-    """Every case on two ranks, then on one, each in one process group."""
-    seen = {}
-    for config, settings in {"cpu_2proc.yaml": batches(4, 1), "cpu.yaml": batches(4, 2)}.items():
-        folder = tmp_path_factory.mktemp("launched")
-        runs = {case: folder / f"{case[0]}_{case[1]}" for case in CASES}
-        lines = [
-            json.dumps(["--recipe", str(recipes[case]), "--run-dir", str(run), *settings])
-            for case, run in runs.items()
-        ]
-        (folder / "cases.jsonl").write_text("\n".join(lines), encoding="utf-8")
-        done = launch(config, Path(__file__).with_name("phase1_of_each.py"), folder, str(folder / "cases.jsonl"))
-        assert done.returncode == 0, done.stderr[-3000:]
-        seen[config] = {case: trajectory(run) for case, run in runs.items()}
-    return seen
-
-
 def assert_one_training(one: Trajectory, other: Trajectory) -> None:
     assert len(one.losses) == len(other.losses) == STEPS
     for a, b in ((one.losses, other.losses), (one.logits, other.logits)):
@@ -94,23 +75,20 @@ def assert_one_training(one: Trajectory, other: Trajectory) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_two_ranks_are_one_rank_with_accumulation(
-    case: tuple[str, str], launched: dict[str, dict[tuple[str, str], Trajectory]]
-) -> None:
-    two, one = launched["cpu_2proc.yaml"][case], launched["cpu.yaml"][case]
-    assert (two.world_size, one.world_size) == (2, 1)
-    assert_one_training(two, one)
-
-
-@pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_a_batch_of_8_is_four_batches_of_2(
+def test_a_batch_of_8_is_four_batches_of_2_and_two_ranks_with_4(
     case: tuple[str, str], recipes: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:
-    runs = [
+    whole, accumulated = (
         run_recipe(str(recipes[case]), [1], tmp_path / f"{size}", overrides=batches(size, 8 // size))
         for size in (8, 2)
-    ]
-    assert_one_training(*(trajectory(run) for run in runs))
+    )
+    script, two = resource_folder("recipes") / "phase1.py", tmp_path / "two"
+    settings = ["--recipe", str(recipes[case]), "--run-dir", str(two), *batches(4, 1)]
+    done = launch("cpu_2proc.yaml", script, tmp_path, *settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [trajectory(run).world_size for run in (whole, two)] == [1, 2]
+    for other in (accumulated, two):
+        assert_one_training(trajectory(whole), trajectory(other))
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
