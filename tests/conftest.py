@@ -8,6 +8,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import io
 import shutil
 from collections.abc import Callable, Iterator
@@ -32,6 +33,12 @@ TINY: dict[str, dict[str, Any]] = {
     "dinov3_vit": {"model_type": "dinov3_vit", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
                    "intermediate_size": 64, "patch_size": 14, "num_register_tokens": 2},
 }  # fmt: skip
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: no full collection (the end of every training asks for one) need walk it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
