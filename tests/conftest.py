@@ -36,12 +36,23 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported stays: no full collection (the end of every training asks for one) need walk it again."""
+    """What has been imported stays: no full collection (the end of every training asks for one) need walk it again.
+    The plots of a tiny run, of which the tests make hundreds, are drawn small: that they are crisp, a person sees."""
+    from natix_hf.phases import plots
+
+    plots._DPI = 40
     gc.collect()
     gc.freeze()
 
 
+# Runs that many tests look at: made once, not once by every worker, because these tests go to the same one.
+SHARED_RUNS = {"_whole_run", "exam_run", "killed_run", "margin_run", "rich_run"}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        for name in SHARED_RUNS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(name))
     if not SHARED.is_dir():
         for item in items:
             if "shared" in item.keywords:

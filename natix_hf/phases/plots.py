@@ -20,6 +20,7 @@ from PIL import Image
 from natix_hf.metrics import ThresholdResult
 from natix_hf.provenance.files import atomic_file
 
+_DPI = 200
 _TITLE_WIDTH = 62  # characters
 _COLOURS = 64  # of the palette: as crisp as full colour, at a third of the bytes
 
@@ -30,7 +31,7 @@ _ON_WHITE = {"boxstyle": "square,pad=.1", "fc": "w", "ec": "none", "alpha": 0.7}
 def _panels(path: Path, title: str, count: int) -> Iterator[list[Axes]]:
     """Panels above each other, over one axis."""
     # Figure without pyplot: no global state, no backend to choose.
-    figure = Figure(figsize=(5.6, 4 + 1.2 * (count - 1)), dpi=200, layout="constrained")
+    figure = Figure(figsize=(5.6, 4 + 1.2 * (count - 1)), dpi=_DPI, layout="constrained")
     panels = list(figure.subplots(count, 1, sharex=True, squeeze=False).flat)
     panels[0].set_title(textwrap.fill(title, _TITLE_WIDTH), loc="left", fontsize=10)
     for axes in panels:

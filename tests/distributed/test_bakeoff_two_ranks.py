@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import bakeoff_rank
+import pytest
 from ranks import launch
 
 from natix_hf.models.adapters import ADAPTERS
 from natix_hf.provenance.files import read_json
 from natix_hf.resources import resource_folder
 from natix_hf.verify import run_problems
+
+pytestmark = pytest.mark.xdist_group("ranks")  # which are forked from one process
 
 
 def test_two_ranks_decide_as_one(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from natix_hf.resources import resource_folder
 from natix_hf.verify import run_problems
 
+pytestmark = pytest.mark.xdist_group("ranks")  # which are forked from one process
+
 
 @pytest.mark.parametrize("what", ["mae", "dinov2", "mae of a ViT-MAE with its decoder"])
 def test_two_ranks_are_one_rank_of_the_double_batch(what: str, parquet_source: Path, tmp_path: Path) -> None:

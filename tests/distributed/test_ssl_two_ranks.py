@@ -10,6 +10,7 @@ import torch
 from ranks import launch
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.xdist_group("ranks")  # which are forked from one process
 WORLD = 2
 
 

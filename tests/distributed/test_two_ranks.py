@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import TINY_RECIPE, write_parquet_source, write_recipe
 from ranks import accelerate_launch, launch
 
@@ -13,6 +14,7 @@ from natix_hf.pipeline import run_recipe
 from natix_hf.resources import resource_folder
 from natix_hf.verify import run_problems
 
+pytestmark = pytest.mark.xdist_group("ranks")  # which are forked from one process
 SETTINGS = ["phase1.num_train_epochs=1", "phase1.per_device_train_batch_size=8"]
 
 

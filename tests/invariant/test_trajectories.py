@@ -74,6 +74,7 @@ def assert_one_training(one: Trajectory, other: Trajectory) -> None:
     assert np.ptp(one.losses) > 1e-2, "the loss moves: there is something to compare"
 
 
+@pytest.mark.xdist_group("ranks")  # which are forked from one process
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_a_batch_of_8_is_four_batches_of_2_and_two_ranks_with_4(
     case: tuple[str, str], recipes: dict[tuple[str, str], Path], tmp_path: Path

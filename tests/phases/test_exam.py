@@ -43,7 +43,7 @@ def recipe(source: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def runs(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], Path]:
+def exam_run(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], Path]:
     """Digests of the phases of a run on whole pictures, and that run after the exam was asked for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NATIX_HF_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -57,8 +57,8 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_nothing_is_trained_again(runs: tuple[dict[str, str], Path]) -> None:
-    before, run = runs
+def test_nothing_is_trained_again(exam_run: tuple[dict[str, str], Path]) -> None:
+    before, run = exam_run
     now = {path.parent.name: read(path)["digest"] for path in run.glob("*/manifest.json")}
     assert set(now) == set(before)
     same = {name for name in now if now[name] == before[name]}
@@ -66,9 +66,9 @@ def test_nothing_is_trained_again(runs: tuple[dict[str, str], Path]) -> None:
     assert find_problems(str(run)) == []
 
 
-def test_the_threshold_is_that_of_the_exam(runs: tuple[dict[str, str], Path], source: Path) -> None:
+def test_the_threshold_is_that_of_the_exam(exam_run: tuple[dict[str, str], Path], source: Path) -> None:
     """Against `predict`'s own logits of views that are made here."""
-    run, decision = runs[1], read(runs[1] / "phase2_threshold" / "threshold.json")
+    run, decision = exam_run[1], read(exam_run[1] / "phase2_threshold" / "threshold.json")
     path = run / "phase2_threshold" / "logits" / "phase1_baseline.parquet"
     table = read_logits(path, decision["candidate_sha256"], Exam(8, 3))
     assert pq.read_table(path)["level"].to_pylist() == [0, 1, 2, 3] * (len(table.ids) // 4)
@@ -86,9 +86,9 @@ def test_the_threshold_is_that_of_the_exam(runs: tuple[dict[str, str], Path], so
     assert decision["exam"] == {"views": 8, "seed": 3}
 
 
-def test_the_figures_are_those_of_the_exam(runs: tuple[dict[str, str], Path], source: Path) -> None:
+def test_the_figures_are_those_of_the_exam(exam_run: tuple[dict[str, str], Path], source: Path) -> None:
     """Phase 6 against `natix-hf reward` of the bundle, which goes its own way to the rows."""
-    run = runs[1]
+    run = exam_run[1]
     evaluation = read(run / "phase6_export" / "evaluation.json")
     assert (evaluation["rows"], evaluation["views"], evaluation["groups"]["groups"]) == (40, 8, 20)
     table = read_logits(
@@ -113,8 +113,8 @@ def test_the_figures_are_those_of_the_exam(runs: tuple[dict[str, str], Path], so
         assert tpr == pytest.approx((table.logits[at] > threshold).mean())
 
 
-def test_the_promise_is_about_one_view_of_each_group(runs: tuple[dict[str, str], Path]) -> None:
-    run = runs[1]
+def test_the_promise_is_about_one_view_of_each_group(exam_run: tuple[dict[str, str], Path]) -> None:
+    run = exam_run[1]
     counts = read(run / "phase0_data" / "manifest.json")["metrics"]["counts"]["val_calib"]
     risk, calibration = (read(run / "phase5_scrc" / name) for name in ("scrc.json", "calibration.json"))
     assert 0 < risk["rows"] <= counts["groups"]
@@ -127,9 +127,9 @@ def test_the_promise_is_about_one_view_of_each_group(runs: tuple[dict[str, str],
     assert gate["wrong_rows"] == wrong.sum()
 
 
-def test_the_card_says_so(runs: tuple[dict[str, str], Path]) -> None:
-    card = (runs[1] / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
-    evaluation = read(runs[1] / "phase6_export" / "evaluation.json")
+def test_the_card_says_so(exam_run: tuple[dict[str, str], Path]) -> None:
+    card = (exam_run[1] / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
+    evaluation = read(exam_run[1] / "phase6_export" / "evaluation.json")
     assert "8 views" in card and "no synthetic" in card
     for name in ("fitted", "half", "best"):
         assert f"| {evaluation['exam']['rewards'][name]['expected']:.3f} " in card
@@ -142,36 +142,38 @@ def test_whole_pictures_have_no_exam_on_the_card(finished_run: Path) -> None:
 
 
 def test_the_exam_is_asked_once(
-    runs: tuple[dict[str, str], Path], recipe: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    exam_run: tuple[dict[str, str], Path], recipe: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    run = Path(shutil.copytree(runs[1], tmp_path / "exam"))
+    run = Path(shutil.copytree(exam_run[1], tmp_path / "exam"))
+    for phase in (3, 5):
+        shutil.rmtree(run / PHASE_FOLDERS[phase].folder)
     asked: list[int] = []
     for module in (phase2_threshold, phase6_export):
         real = module.compute_answers
         monkeypatch.setattr(module, "compute_answers", lambda *args, real=real: asked.append(1) or real(*args))
-    run_recipe(recipe, PHASES, run, overrides=[*EXAM, "phase2.objective=f1"])
+    run_recipe(recipe, [2, 6], run, overrides=[*EXAM, "phase2.objective=f1"])
     assert asked == []
-    run_recipe(recipe, PHASES, run, overrides=["data.exam=true"])  # other views: each phase asks again
+    run_recipe(recipe, [2, 6], run, overrides=["data.exam=true"])  # other views: each phase asks again
     assert asked == [1, 1]
-    run_recipe(recipe, PHASES, run)  # whole pictures: val_select's lie beside the candidate
+    run_recipe(recipe, [2, 6], run)  # whole pictures: val_select's lie beside the candidate
     assert asked == [1, 1, 1]
 
 
 @pytest.mark.parametrize("phase", [3, 5, 6])
 @pytest.mark.parametrize("given", [[], ["data.exam=true"]])
 def test_a_threshold_of_other_views_is_not_built_upon(
-    phase: int, given: list[str], runs: tuple[dict[str, str], Path], recipe: str, tmp_path: Path
+    phase: int, given: list[str], exam_run: tuple[dict[str, str], Path], recipe: str, tmp_path: Path
 ) -> None:
-    run = Path(shutil.copytree(runs[1], tmp_path / "exam"))
+    run = Path(shutil.copytree(exam_run[1], tmp_path / "exam"))
     before = {path.name: path.read_bytes() for path in (run / PHASE_FOLDERS[phase].folder).glob("*.json")}
     with pytest.raises(UsageError, match="phase 2 fitted the threshold to 8 views of each picture"):
         run_recipe(recipe, [phase], run, overrides=given)
     assert {path.name: path.read_bytes() for path in (run / PHASE_FOLDERS[phase].folder).glob("*.json")} == before
 
 
-def test_answers_to_other_views_are_refused(runs: tuple[dict[str, str], Path]) -> None:
-    path = runs[1] / "phase2_threshold" / "logits" / "phase1_baseline.parquet"
-    sha256 = read(runs[1] / "phase2_threshold" / "threshold.json")["candidate_sha256"]
+def test_answers_to_other_views_are_refused(exam_run: tuple[dict[str, str], Path]) -> None:
+    path = exam_run[1] / "phase2_threshold" / "logits" / "phase1_baseline.parquet"
+    sha256 = read(exam_run[1] / "phase2_threshold" / "threshold.json")["candidate_sha256"]
     for other in (None, Exam(4, 3), Exam(8, 4)):
         with pytest.raises(VerificationError, match="other views"):
             read_logits(path, sha256, other)
