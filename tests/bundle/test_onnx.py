@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -364,7 +363,6 @@ def test_weights_in_another_file_are_refused(place: str, verify: bool, bundle: P
         load_bundle(bundle, verify=verify)
 
 
-
 def test_the_walk_sees_what_the_library_sees(made: Path, tmp_path: Path) -> None:
     """Against the library's own reader: either mark of external data alone is enough."""
     path = tmp_path / "model.onnx"
@@ -393,10 +391,8 @@ def test_the_walk_sees_what_the_library_sees(made: Path, tmp_path: Path) -> None
 )  # fmt: skip
 def test_what_is_no_onnx_file(content: bytes, told: str, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
-    begin = time.perf_counter()
     (problem,) = onnx_problems(tmp_path / "model.onnx")
     assert told in problem and "\n" not in problem
-    assert time.perf_counter() - begin < 30
 
 
 def test_nested_without_end(tmp_path: Path) -> None:
