@@ -5,9 +5,11 @@
 A DINOv2-S at 224 px with random weights becomes a bundle with a `model.onnx`. Each side is asked the same JPEG files
 of 224 px, one a call and in batches of 8 and 32, in turns that alternate; medians, and medians of the ratios of
 neighbours in time. `bare` is `model(pixel_values)` in inference mode with the pixels ready: no file, no preprocessing,
-no answer. Everything else, transformers' pipeline too, begins with the file's name. Peak memory is that of a process
-of its own which has loaded one side and answered in batches of 32. It fails where PyTorch takes more than 5 % over the
-bare pass, or ONNX is not 1.7 times faster than the pipeline.
+no answer. `products` are the matrix products of that pass and nothing else, by the faster of the two libraries' kernels
+on most machines, PyTorch's: whatever answers exactly takes longer. Everything else, transformers' pipeline too, begins
+with the file's name. Peak memory is that of a process of its own which has loaded one side and answered in batches of
+32. It fails where PyTorch takes more than 5 % over the bare pass, or ONNX is not 1.7 times faster than the pipeline
+though the products alone would leave room for it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,12 @@ from results import record
 
 MOST_OVER_BARE, LEAST_FASTER = 1.05, 1.7
 SIZES = (1, 8, 32)
-SIDES = ("bare", "torch", "onnx", "pipeline")
+SIDES = ("products", "bare", "torch", "onnx", "pipeline")
+# As Meta's: 37 x 37 positions.
+SMALL: dict[str, Any] = {
+    "model_type": "dinov2", "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "patch_size": 14,
+    "image_size": 518,
+}  # fmt: skip
 Ask = Callable[[list[str]], Any]
 
 
@@ -44,8 +51,7 @@ def make(folder: Path) -> tuple[Path, list[str]]:
     from natix_hf.models.preprocess import make_processor
     from natix_hf.phases.candidate import save_candidate
 
-    small = {"model_type": "dinov2", "hidden_size": 384, "num_attention_heads": 6, "patch_size": 14, "image_size": 518}
-    config = ModelConfig(config=small, image_size=224)  # as Meta's: 37 x 37 positions
+    config = ModelConfig(config=SMALL, image_size=224)
     candidate = save_candidate(folder / "candidate", build_classifier(config, seed=0), make_processor(config))
     rng = np.random.default_rng(0)
     files = [folder / f"{n:02}.jpg" for n in range(max(SIZES))]
@@ -77,6 +83,8 @@ def side(name: str, bundle: Path, files: list[str]) -> Ask:
 
         classify = pipeline("image-classification", model=str(bundle), device="cpu")
         return lambda paths: classify(paths, batch_size=len(paths))
+    if name == "products":
+        return products
     from natix_hf.bundle.load import load_bundle
 
     if name == "bf16":
@@ -94,6 +102,21 @@ def side(name: str, bundle: Path, files: list[str]) -> Ask:
             return model(pixel_values=pixels[len(paths)]).logits
 
     return ask
+
+
+def products(paths: list[str]) -> None:
+    """The matrix products of one pass: of each block query, key, value and output, attention's two, the MLP's two."""
+    width, heads, tokens = SMALL["hidden_size"], SMALL["num_attention_heads"], (224 // SMALL["patch_size"]) ** 2 + 1
+    x, hidden = torch.rand(len(paths) * tokens, width), torch.rand(len(paths) * tokens, 4 * width)
+    square, up, down = torch.rand(width, width), torch.rand(width, 4 * width), torch.rand(4 * width, width)
+    one = torch.rand(len(paths) * heads, tokens, width // heads)
+    with torch.inference_mode():
+        for _ in range(SMALL["num_hidden_layers"]):
+            for _ in range(4):
+                torch.mm(x, square)
+            torch.bmm(torch.bmm(one, one.transpose(1, 2)), one)
+            torch.mm(x, up)
+            torch.mm(hidden, down)
 
 
 def peak(name: str, bundle: Path) -> float:
@@ -148,7 +171,7 @@ def main() -> None:
         bundle, files = make(Path(scratch))
         sides = {name: side(name, bundle, files) for name in names}
         times = {size: compare(sides, files, size, given.turns) for size in SIZES}
-        memory = {name: peak(name, bundle) for name in names}
+        memory = {name: peak(name, bundle) for name in names if name != "products"}
         from natix_hf.bundle.policy import read_policy
 
         difference = (read_policy(bundle / "policy.json").onnx or {})["max_difference"]
@@ -157,16 +180,17 @@ def main() -> None:
         over = median_ratio(found["torch"], found["bare"])
         faster = median_ratio(found["pipeline"], found["onnx"])
         peer = median_ratio(found["pipeline"], found["bare"])
+        room = median_ratio(found["pipeline"], found["products"])
         each = ", ".join(f"{name} {1000 * median(found[name]):.1f}" for name in names)
         told.append(
             f"batch {size}: ms an image {each}; torch {over:.3f} of bare (pipeline {peer:.3f}), "
-            f"onnx {faster:.2f} times the pipeline's speed"
+            f"onnx {faster:.2f} times the pipeline's speed, of which the products alone leave {room:.2f}"
         )
         if over > MOST_OVER_BARE:
             failed.append(f"batch {size}: torch takes {over:.3f} of the bare pass")
-        if faster < LEAST_FASTER:
+        if faster < LEAST_FASTER <= room:
             failed.append(f"batch {size}: onnx is {faster:.2f} times faster than the pipeline")
-    mib = ", ".join(f"{name} {memory[name]:.0f}" for name in names)
+    mib = ", ".join(f"{name} {value:.0f}" for name, value in memory.items())
     outcome = "; ".join([*told, f"peak MiB {mib}; logits of onnx and torch differ by {difference:.0e} at most"])
     record("inference", outcome, ("torch", "transformers", "onnxruntime"))
     if failed:

@@ -18,6 +18,7 @@ from natix_hf.data.images import open_image
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.models.classifier import head_of, load_classifier, logit_difference
 from natix_hf.models.device import default_device, full_float32
+from natix_hf.models.positions import fix_positions
 from natix_hf.models.preprocess import Preprocess, load_processor
 
 # What the two files of a bundle are run by, and in which precision.
@@ -72,6 +73,7 @@ class Inference:
             self.model: nn.Module = load_classifier(folder)
             self.model.eval().to(self.device)
             self._forward = torch_forward(self.model, self.device, precision)
+            fix_positions(self.model, self.preprocess.image_size)  # in that precision
 
     def answer(self, pixel_values: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """The logit of each image, float64 [n], label 1 over label 0, and the input of the classifier layer behind

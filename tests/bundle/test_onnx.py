@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,9 @@ def redo_manifest(bundle: Path, retie: bool) -> None:
 def test_it_answers_as_the_safetensors_does(name: str, images: list[Any], tmp_path: Path) -> None:
     policy = make_bundle(tmp_path / "bundle", make_candidate(tmp_path / "candidate", MODELS[name]), images)
     assert policy.onnx is not None and policy.onnx["max_difference"] < 2e-5
-    # Interpolating for every image costs time, and the two runtimes do it differently.
-    assert "Resize" not in {node.op_type for node in onnx.load(tmp_path / "bundle" / "model.onnx").graph.node}
+    # Interpolating for every image costs time, and the two runtimes do it differently; so does attention in parts.
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "bundle" / "model.onnx").graph.node)
+    assert (kinds["Resize"], kinds["Softmax"], kinds["Attention"]) == (0, 0, 2)
     fast, plain = load_bundle(tmp_path / "bundle", device="cpu"), load_bundle(tmp_path / "bundle", backend="torch")
     assert (fast.backend, plain.backend) == ("onnx", "torch")
     z = plain.logits(images)
