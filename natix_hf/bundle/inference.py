@@ -139,6 +139,8 @@ def onnx_forward(path: Path) -> Forward:
         raise UsageError(f"{path.name} is run by onnxruntime: pip install 'natix_hf[onnx]' ({error})") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Between two calls its threads would keep a core busy, which decoding and PyTorch need.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # errors alone: a user can do nothing about the others
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
