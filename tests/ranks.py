@@ -69,9 +69,9 @@ def _forked_launch(config: str, script: Path, folder: Path, *arguments: str) -> 
     for rank in ranks:
         rank.terminate()
         rank.join()
-    codes = [rank.exitcode or 0 for rank in ranks]
+    code = max((rank.exitcode for rank in ranks if rank.exitcode), default=0)  # not -SIGTERM, where one has its own
     out, err = (path.read_text(encoding="utf-8") if path.is_file() else "" for path in streams)
-    return CompletedProcess(command, next((code for code in codes if code), 0), out, err)
+    return CompletedProcess(command, code, out, err)
 
 
 def _environment(command: list[str]) -> tuple[dict[str, str], int]:
