@@ -246,13 +246,15 @@ EXAM = {
 
 
 def _with_exam(run: Path) -> None:
-    _change(run / "phase6_export" / "evaluation.json", lambda evaluation: evaluation.update(exam=EXAM))
+    _change(run / "phase6_export" / "evaluation.json", lambda evaluation: evaluation.update(exam=EXAM, views=4))
 
 
 def test_the_exam(whole_run: Path) -> None:
     assert "exam" not in _page(whole_run).headings and "Reward" not in _page(whole_run).text
     _with_exam(whole_run)
     document = _page(whole_run)
+    assert "Measured once, on 4 views of the exam of each of 90 test rows" in document.text
+    assert re.search(r"Of \d+ views of pictures with roadwork", document.text)
     assert "21 test pictures, 9 with roadwork" in document.text and "84 views" in document.text
     assert "the other half of what a validator sends is synthetic" in document.text
     assert document.row("2") == ["0.700", "0.800", "0.500"] and document.row("all") == ["0.750", "0.800", "0.550"]
