@@ -46,13 +46,16 @@ def pytest_collection_finish() -> None:
 
 
 # Runs that many tests look at: made once, not once by every worker, because these tests go to the same one.
-SHARED_RUNS = {"_whole_run", "exam_run", "killed_run", "margin_run", "rich_run", "made"}
+SHARED_RUNS = ("_whole_run", "exam_run", "killed_run", "margin_run", "rich_run", "made")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        for name in SHARED_RUNS.intersection(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group(name))
+        wanted = getattr(item, "fixturenames", ())
+        for name in SHARED_RUNS:
+            if name in wanted or (name == "margin_run" and "promised_run" in wanted):  # which asks for it when it runs
+                item.add_marker(pytest.mark.xdist_group(name))
     if not SHARED.is_dir():
         for item in items:
             if "shared" in item.keywords:
@@ -246,6 +249,7 @@ def finished_run(_finished_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def _whole_run(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
+    from natix_hf.phases import plots
     from natix_hf.pipeline import run_recipe
 
     folder = tmp_path_factory.mktemp("whole")
@@ -253,6 +257,7 @@ def _whole_run(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Pa
     recipe = explora_recipe(folder, source, pretrained, objective="mae")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NATIX_HF_CACHE", str(folder / "cache"))
+        patch.setattr(plots, "_DPI", 200)  # as they are: a browser lays its page out
         overrides = ["phase1.adapter=lora", "phase5.risk.alpha=0.6", "phase5.risk.delta=0.3", "data.target_prior=0.5"]
         overrides += ["phase6.model_name=Road watch", "phase6.description=Cones?"]
         return run_recipe(recipe, [1, 4, 2, 3, 5, 6], folder / "run", overrides=overrides)

@@ -7,6 +7,7 @@ process that has imported them.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import runpy
 import signal
@@ -38,7 +39,12 @@ def accelerate_launch(config: str, script: Path, folder: Path, *arguments: str) 
 
 def launch(config: str, script: Path, folder: Path, *arguments: str) -> CompletedProcess[str]:
     """The same, in a fraction of the time: accelerate's environment, torchrun's ranks, forked. As with torchrun the
-    first rank that fails ends the others."""
+    first rank that fails ends the others.
+
+    What it cannot show: ranks that disagree because each hashes strings in its own way, and a crash at exit.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+        return accelerate_launch(config, script, folder, *arguments)
     return _twice(lambda: _forked_launch(config, script, folder, *arguments))
 
 
@@ -62,13 +68,16 @@ def _forked_launch(config: str, script: Path, folder: Path, *arguments: str) -> 
         ranks.append(context.Process(target=_be_rank, args=(own, folder, streams, [str(script), *arguments])))
         ranks[-1].start()
     end = time.monotonic() + LIMIT_S
-    while any(rank.is_alive() for rank in ranks) and time.monotonic() < end:
-        ranks[0].join(0.05)
-        if any(rank.exitcode for rank in ranks):
-            break
-    for rank in ranks:
-        rank.terminate()
-        rank.join()
+    try:
+        while (alive := [rank for rank in ranks if rank.is_alive()]) and not any(rank.exitcode for rank in ranks):
+            if not multiprocessing.connection.wait([rank.sentinel for rank in alive], end - time.monotonic()):
+                raise TimeoutError(f"{script.name} has not ended within {LIMIT_S} s")
+    finally:
+        for rank in ranks:
+            rank.terminate()
+            rank.join(10)
+            rank.kill()
+            rank.join()
     code = max((rank.exitcode for rank in ranks if rank.exitcode), default=0)  # not -SIGTERM, where one has its own
     out, err = (path.read_text(encoding="utf-8") if path.is_file() else "" for path in streams)
     return CompletedProcess(command, code, out, err)

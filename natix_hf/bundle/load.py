@@ -150,7 +150,7 @@ def count_flips(pairs: Iterable[tuple[Answer, Answer]]) -> Flips:
 def _backend(
     folder: Path, has_onnx: bool, device: str | None, backend: Backend | None, precision: Precision
 ) -> Backend:
-    """The one that is asked for, if it can be had; else the fastest that is exact."""
+    """The one that is asked for, if it can be had; else `model.onnx` where it can be run."""
     for name, given, known in (("backend", backend, get_args(Backend)), ("precision", precision, get_args(Precision))):
         if given is not None and given not in known:
             raise UsageError(f"{name} is {given!r}: allowed is {' | '.join(known)}")
@@ -195,8 +195,8 @@ def load_bundle(
             weights, and that the configs ask for nothing from elsewhere.
         expected: sha256 that the manifest itself must have; not without `verify`, which makes it hold for the files.
         device: as torch names it; None takes the accelerator if there is one.
-        backend: "torch" runs the safetensors, "onnx" the bundle's `model.onnx` on the CPU. None: the faster of what
-            is there, both exact; `bundle.backend` tells which.
+        backend: "torch" runs the safetensors, "onnx" the bundle's `model.onnx` on the CPU. None: the latter
+            where it can be run, both are exact; `bundle.backend` tells which.
         precision: "bfloat16" is faster on hardware that has it, and flips decisions near the threshold: count them
             with `stream_beside` and `count_flips`, or `natix-hf predict --bf16`, on pictures of your own first.
 

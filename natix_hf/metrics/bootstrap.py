@@ -48,9 +48,9 @@ def _auroc(order: Ints, firsts: Ints, labels: Labels, weights: Floats) -> Floats
     """
     weights, positive = weights[:, order], labels[order] == 1
     of_score = [np.add.reduceat(weights * chosen, firsts, axis=1) for chosen in (positive, ~positive)]
-    pairs = of_score[0] * (np.cumsum(of_score[1], axis=1) - of_score[1] / 2)
     with np.errstate(invalid="ignore"):
-        return np.asarray(pairs.sum(axis=1) / (of_score[0].sum(axis=1) * of_score[1].sum(axis=1)))
+        p, n = (weight / weight.sum(axis=1, keepdims=True) for weight in of_score)
+    return np.asarray((p * (np.cumsum(n, axis=1) - n / 2)).sum(axis=1))
 
 
 def _interval(values: Floats, level: float) -> tuple[float, float]:

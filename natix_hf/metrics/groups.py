@@ -20,7 +20,7 @@ Ints = npt.NDArray[np.int64]
 # Below this many groups in a class its interval is itself uncertain, and reports say so.
 FEW_GROUPS = 20
 
-# Of one chunk of weights, int64; its float64 copy for a matrix product is as large again.
+# Of one chunk of weights, int64; the float64 copy for a matrix product is as large again, the AUROC takes six.
 CHUNK_BYTES = 64 << 20
 
 

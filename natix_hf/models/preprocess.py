@@ -71,8 +71,16 @@ class Preprocess:
 
     @property
     def image_size(self) -> int:
-        """Height and width of what it makes, px."""
-        return int(self.processor.size["height"])
+        """Height and width of what it makes, px.
+
+        Raises:
+            VerificationError: it makes images that are not square, or of no fixed size.
+        """
+        size = dict(self.processor.size)
+        height = size.get("height")
+        if not isinstance(height, int) or height != size.get("width"):
+            raise VerificationError(f"the preprocessor_config.json has size {size}: a square in px is needed")
+        return height
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         pixels: torch.Tensor = self.processor(centre_square(to_rgb(image)), return_tensors="pt")["pixel_values"][0]

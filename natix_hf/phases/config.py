@@ -60,7 +60,7 @@ class Phase6Config:
     # What a stock pipeline's cut at .5 follows: the fitted threshold, the calibrated probability, or the model's own
     fold: Literal["decision", "calibration", "none"] = "decision"
     n_resamples: int = 1000  # of the group bootstrap behind every interval
-    onnx: bool = False  # write model.onnx too, which onnxruntime runs faster on a CPU; needs natix_hf[onnx]
+    onnx: bool = False  # write model.onnx too, for onnxruntime on a CPU; needs natix_hf[onnx]
     model_name: str | None = None  # on the card; null: the recipe's name
     description: str = "Is there roadwork in this picture?"
     version: str = "0.1.0"  # X.Y.Z

@@ -1,4 +1,4 @@
-"""Two gloo ranks through `accelerate launch`: that there are two, that they write one run, that the others wait."""
+"""Two gloo ranks, here and there through `accelerate launch`: that there are two, write one run, and wait."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 
 from natix_hf.data.images import centre_square
-from natix_hf.errors import UsageError
+from natix_hf.errors import UsageError, VerificationError
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import Preprocess, load_processor, make_processor
 
@@ -122,6 +122,14 @@ def test_a_damaged_processor_file_of_a_backbone_is_no_reason_to_guess(tmp_path: 
     (tmp_path / "preprocessor_config.json").write_text("{")
     with pytest.raises(UsageError, match=r"preprocessor_config\.json of .* is damaged"):
         make_processor(ModelConfig(backbone=str(tmp_path), image_size=SIZE))
+
+
+@pytest.mark.parametrize("size", [{"shortest_edge": 28}, {"height": 28, "width": 56}])
+def test_a_size_that_is_no_square_is_one_line(size: dict[str, int]) -> None:
+    preprocess = Preprocess(ViTImageProcessorPil(size=size))
+    with pytest.raises(VerificationError, match="a square in px is needed") as caught:
+        _ = preprocess.image_size
+    assert "\n" not in str(caught.value)
 
 
 def test_it_travels_to_a_worker() -> None:

@@ -51,7 +51,7 @@ def test_who_cannot_load_it_is_told(
 def test_the_code_on_the_card_of_a_dinov3_runs_where_nothing_was_imported(
     parquet_source: Path, tmp_path: Path
 ) -> None:
-    """transformers has no such class: the second block must bring it along. A test in tests/bundle runs the first."""
+    """transformers has no such class: each block must bring it along."""
     content = {
         **TINY_RECIPE,
         "data": {**TINY_RECIPE["data"], "source": str(parquet_source)},
@@ -63,9 +63,10 @@ def test_the_code_on_the_card_of_a_dinov3_runs_where_nothing_was_imported(
     striped_image(1, np.random.default_rng(0), (28, 28)).save(tmp_path / "image.jpg")
     blocks = re.findall(r"```python\n(.*?)```", (bundle / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     assert len(blocks) == 2
-    code = blocks[1].replace("PATH_OR_REPO_ID", bundle.as_posix())
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert "'label': 'Roadwork'" in done.stdout, done.stderr
+    for block, printed in zip(blocks, ("Prediction(", "'label': 'Roadwork'"), strict=True):
+        code = block.replace("PATH_OR_REPO_ID", bundle.as_posix())
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert printed in done.stdout, done.stderr
 
 
 def test_another_policy_is_measured_on_the_same_answers(
