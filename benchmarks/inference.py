@@ -5,11 +5,10 @@
 A DINOv2-S at 224 px with random weights becomes a bundle with a `model.onnx`. Each side is asked the same JPEG files
 of 224 px, one a call and in batches of 8 and 32, by turns; medians, and medians of the ratios of neighbours in time.
 `bare` is the stock model's `model(pixel_values)` in inference mode with the pixels ready: no file to read, no answer.
-`products` are the matrix products of that pass and nothing else, by PyTorch: what is exact could only be faster than
-they are with faster products.
-Everything else, transformers' pipeline too, begins with the file's name. Peak memory is that of a process of its own
-which has loaded one side and answered in batches of 32. It fails where PyTorch takes more than 5 % over the bare pass,
-or ONNX is not 1.7 times faster than the pipeline though the products alone would leave room for it.
+`products` are the matrix products of that pass and nothing else, by PyTorch: to be exact and faster than they are
+takes faster products. Everything else, transformers' pipeline too, begins with the file's name. Peak memory is that of
+a process of its own which has loaded one side and answered in batches of 32. It fails where PyTorch takes more than
+5 % over the bare pass, or ONNX is not 1.7 times faster than the pipeline though the products leave room for it.
 """
 
 from __future__ import annotations

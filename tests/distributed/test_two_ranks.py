@@ -62,6 +62,14 @@ def test_an_error_on_rank_0_ends_every_rank_with_one_line(tiny_recipe_file: Path
     assert len(lines) == 1 and "phase 6 needs phase 2" in lines[0] and "--phases 2" in lines[0]
 
 
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_rank_that_fails_is_seen_and_ends_the_other(bad: int, tmp_path: Path) -> None:
+    """Of the launcher of these tests itself: else they could pass with a rank that never ran."""
+    script = tmp_path / "rank.py"
+    script.write_text(f"import os, sys, time\nos.environ['RANK'] == '{bad}' and sys.exit(3)\ntime.sleep(200)\n")
+    assert launch("cpu_2proc.yaml", script, tmp_path).returncode == 3
+
+
 def test_two_ranks_learn_one_gate(tmp_path: Path) -> None:
     """On answers of which some are wrong: else phase 3 would have nothing to learn from."""
     source = write_parquet_source(tmp_path / "source", groups=200, frames=2, seed=3, unclear=5)
