@@ -67,13 +67,14 @@ class Inference:
         self.backend = backend
         self.device = torch.device(device) if device is not None else default_device()
         self.preprocess = Preprocess(load_processor(folder))
+        image_size = self.preprocess.image_size  # refused here if it is no square, whatever runs the model
         if backend == "onnx":
             self._forward = onnx_forward(folder / ONNX)
         else:
             self.model: nn.Module = load_classifier(folder)
             self.model.eval().to(self.device)
             self._forward = torch_forward(self.model, self.device, precision)
-            fix_positions(self.model, self.preprocess.image_size)  # in that precision
+            fix_positions(self.model, image_size)  # in that precision
 
     def answer(self, pixel_values: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """The logit of each image, float64 [n], label 1 over label 0, and the input of the classifier layer behind

@@ -425,6 +425,15 @@ def test_cut_off_or_changed_it_does_not_run(bundle: Path) -> None:
         assert "model.onnx" in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_images_that_are_no_squares_are_refused_by_both(backend: Any, bundle: Path) -> None:
+    path = bundle / "preprocessor_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, content | {"size": {"height": 28, "width": 56}})
+    with pytest.raises(VerificationError, match="a square in px is needed"):
+        load_bundle(bundle, verify=False, backend=backend)
+
+
 def test_of_no_images_it_is_compared_on_noise(tmp_path: Path) -> None:
     candidate = make_candidate(tmp_path / "candidate", TINY["vit"])
     policy = build_bundle(
