@@ -43,8 +43,9 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForImageClassification, get_cosine_schedule_with_warmup
 from transformers.utils import logging
 
+from natix_hf.data.asked import ask
 from natix_hf.data.rows import ImageData, Rows, load_image_data
-from natix_hf.data.views import OriginalViews, TrainViews
+from natix_hf.data.views import AskedViews, TrainViews
 from natix_hf.metrics import group_weights, select_threshold
 from natix_hf.metrics.classification import matthews
 from natix_hf.models.adapters import add_adapter
@@ -122,7 +123,7 @@ def probe(target: Target, backbone: Path) -> dict[str, np.ndarray]:
     model = nn.Module.to(load_backbone(backbone), default_device())
     preprocess = Preprocess(make_processor(target.recipe.model))
     features = {
-        role: backbone_features(model, OriginalViews(rows, preprocess), range(len(rows)), batch_size=128)
+        role: backbone_features(model, AskedViews(ask(rows), preprocess), range(len(rows)), batch_size=128)
         for role, rows in target.rows.items()
     }
     found = {}
@@ -185,7 +186,7 @@ def fine_tune(target: Target, backbone: Path, seed: int, learning_rate: float) -
         model.eval()
         with torch.inference_mode():
             for role in ("val_select", "test"):
-                batches = DataLoader(OriginalViews(target.rows[role], preprocess), batch_size=128)
+                batches = DataLoader(AskedViews(ask(target.rows[role]), preprocess), batch_size=128)
                 answers = [model(pixel_values=b["pixel_values"].to(device)).logits.cpu().numpy() for b in batches]
                 found[f"fine_tune/{question}/{role}"] = np.concatenate(answers)
     return found

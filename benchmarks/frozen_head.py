@@ -31,8 +31,9 @@ from results import record
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from natix_hf.data.asked import ask
 from natix_hf.data.rows import ImageData, Rows, load_image_data
-from natix_hf.data.views import OriginalViews
+from natix_hf.data.views import AskedViews
 from natix_hf.metrics import select_threshold
 from natix_hf.models.classifier import build_classifier, logit_difference
 from natix_hf.models.preprocess import Preprocess, make_processor
@@ -74,7 +75,7 @@ def plain(recipe: Recipe, data: ImageData, model: Any, evaluation: str, scratch:
 
 def best_mcc(recipe: Recipe, rows: Rows, model: Any) -> float:
     """MCC on the rows at the threshold that is best for them."""
-    views = OriginalViews(rows, Preprocess(make_processor(recipe.model)))
+    views = AskedViews(ask(rows), Preprocess(make_processor(recipe.model)))
     with torch.inference_mode():
         batches = DataLoader(views, batch_size=128)
         z = [logit_difference(model(pixel_values=b["pixel_values"]).logits.numpy()) for b in batches]

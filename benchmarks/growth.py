@@ -34,8 +34,8 @@ def load_and_iterate(images: int, seed: int, views_to_draw: int) -> dict[str, fl
     from natix_hf.data.config import DataConfig
     from natix_hf.data.rows import load_image_data
     from natix_hf.data.sampler import EpochSampler
-    from natix_hf.data.synthetic import SyntheticConfig
     from natix_hf.data.views import TrainViews
+    from natix_hf.synthetic import SyntheticConfig
 
     scenes = SyntheticConfig(videos=images // FRAMES, frames=FRAMES, image_size=64, seed=seed)
     config = DataConfig(source="synthetic", synthetic=scenes, group_by="video_info.vid_id")

@@ -49,7 +49,7 @@ def make(folder: Path) -> tuple[Path, list[str]]:
     from natix_hf.models.classifier import build_classifier
     from natix_hf.models.config import ModelConfig
     from natix_hf.models.preprocess import make_processor
-    from natix_hf.phases.candidate import save_candidate
+    from natix_hf.results.answers import save_candidate
 
     config = ModelConfig(config=SMALL, image_size=224)
     candidate = save_candidate(folder / "candidate", build_classifier(config, seed=0), make_processor(config))
@@ -179,7 +179,9 @@ def main() -> None:
         memory = {name: peak(name, bundle) for name in names if name != "products"}
         from natix_hf.bundle.policy import read_policy
 
-        difference = (read_policy(bundle / "policy.json").onnx or {})["max_difference"]
+        onnx = read_policy(bundle / "policy.json").onnx
+        assert onnx is not None, "the bundle was made with one"
+        difference = onnx.max_difference
     told, failed = [], []
     for size, found in times.items():
         over = median_ratio(found["torch"], found["bare"])

@@ -24,13 +24,13 @@ from measure import median_ratio
 from results import record
 
 from natix_hf.bundle.build import build_bundle
+from natix_hf.bundle.contents import bundle_problems
 from natix_hf.bundle.policy import Policy
-from natix_hf.bundle.verify import bundle_problems
 from natix_hf.models.classifier import build_classifier
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import make_processor
-from natix_hf.phases.candidate import save_candidate
 from natix_hf.provenance.files import list_files
+from natix_hf.results.answers import save_candidate
 
 MOST, MOST_MB = 1.5, 16.0
 

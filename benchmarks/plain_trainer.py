@@ -22,18 +22,21 @@ from measure import plain_rows
 from results import record
 from transformers import Trainer, TrainingArguments
 
-from natix_hf.bundle.logits import read_logits
+from natix_hf.data.asked import ask
 from natix_hf.data.rows import Rows, load_image_data
-from natix_hf.data.views import OriginalViews
+from natix_hf.data.views import AskedViews
 from natix_hf.metrics import group_weights
 from natix_hf.metrics.classification import matthews
 from natix_hf.models.classifier import build_classifier, logit_difference
 from natix_hf.models.device import runs_on_cpu
 from natix_hf.models.preprocess import Preprocess, make_processor
-from natix_hf.phases.phase6_export import EVALUATION
+from natix_hf.phases.phase6_evaluate import ANSWERS
 from natix_hf.pipeline import run_recipe
-from natix_hf.provenance.files import read_json
+from natix_hf.provenance.manifest import read_manifest
 from natix_hf.recipe import load_recipe
+from natix_hf.results.logits import read_logits
+from natix_hf.runs.collected import read_results
+from natix_hf.runs.graph import PHASES
 
 TIMING_STEPS = 50
 
@@ -41,11 +44,13 @@ TIMING_STEPS = 50
 def ours(recipe_name: str, seed: int, overrides: list[str], folder: Path) -> tuple[np.ndarray, float, float]:
     """Decisions on test (bool [n]), seconds of training, MCC of the run's own evaluation."""
     run = run_recipe(recipe_name, [1, 2, 6], folder, overrides=[*overrides, f"phase1.seed={seed}"])
-    manifest = read_json(run / "phase1_baseline" / "manifest.json")
-    decision = read_json(run / "phase2_threshold" / "threshold.json")
-    table = read_logits(run / "phase6_export" / "logits" / "test.parquet", decision["candidate_sha256"])
-    mcc = read_json(run / "phase6_export" / EVALUATION)["as_found"]["metrics"]["mcc"]
-    return table.logits > decision["threshold_logit"], manifest["metrics"]["train_s"], mcc
+    results, manifest = read_results(run), read_manifest(run / PHASES[1].folder)
+    assert results.decision is not None and results.evaluation is not None
+    answers = run / PHASES[6].folder / ANSWERS
+    table = read_logits(answers, results.decision.candidate_sha256)
+    mcc = results.evaluation.as_found.metrics["mcc"]
+    assert mcc is not None
+    return table.logits > results.decision.threshold_logit, manifest["metrics"]["train_s"], mcc
 
 
 def plain(recipe: Any, train: Rows, test: Rows, seed: int, seconds: float, folder: Path) -> tuple[np.ndarray, float]:
@@ -71,7 +76,7 @@ def plain(recipe: Any, train: Rows, test: Rows, seed: int, seconds: float, folde
     steps = max(1, round(seconds * steps_a_second))
     train_for(model, max_steps=steps)
     model.to("cpu").eval()
-    views = OriginalViews(test, preprocess)
+    views = AskedViews(ask(test), preprocess)
     with torch.inference_mode():
         batches = torch.utils.data.DataLoader(views, batch_size=64)
         z = np.concatenate([logit_difference(model(pixel_values=b["pixel_values"]).logits.numpy()) for b in batches])

@@ -38,9 +38,10 @@ from results import record
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, get_scheduler
 
+from natix_hf.data.asked import ask
 from natix_hf.data.config import AugmentConfig
 from natix_hf.data.rows import Rows, load_image_data
-from natix_hf.data.views import OriginalViews
+from natix_hf.data.views import AskedViews
 from natix_hf.models.classifier import build_classifier
 from natix_hf.models.preprocess import Preprocess, make_processor
 from natix_hf.recipe import Recipe, load_recipe
@@ -63,7 +64,7 @@ def challenge(recipe: Recipe, train: Rows, val: Rows, model: Any, total: int, sc
 
 def bare(recipe: Recipe, train: Rows, val: Rows, model: Any, total: int, scratch: Path) -> None:
     settings = recipe.phase1.training
-    views = OriginalViews(train, Preprocess(make_processor(recipe.model)))
+    views = AskedViews(ask(train), Preprocess(make_processor(recipe.model)))
     pixels = torch.stack([views[row]["pixel_values"] for row in range(len(train))])
     labels = torch.from_numpy(train.labels)
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]

@@ -1,6 +1,6 @@
 """accelerate launch recipes/phase2.py [--recipe RECIPE] [--run-dir DIR | --new] [KEY=VALUE ...]"""
 
-from natix_hf.pipeline import phase_script
+from natix_hf.launch import phase_script
 
 if __name__ == "__main__":
     phase_script(2)

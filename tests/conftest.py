@@ -38,7 +38,7 @@ TINY: dict[str, dict[str, Any]] = {
 def pytest_collection_finish() -> None:
     """What has been imported stays: no full collection (the end of every training asks for one) need walk it again.
     The plots of a tiny run, of which the tests make hundreds, are drawn small: that they are crisp, a person sees."""
-    from natix_hf.phases import plots
+    from natix_hf.results import plots
 
     plots._DPI = 40
     gc.collect()
@@ -249,8 +249,8 @@ def finished_run(_finished_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def _whole_run(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
-    from natix_hf.phases import plots
     from natix_hf.pipeline import run_recipe
+    from natix_hf.results import plots
 
     folder = tmp_path_factory.mktemp("whole")
     source = write_parquet_source(folder / "source", groups=60, official_test=30, unclear=3)

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from natix_hf.bundle.contents import BUNDLE_MANIFEST, ONNX, SCHEMA, WEIGHTS, is_allowed, require_intact
+from natix_hf.bundle.folding import fold_into
 from natix_hf.bundle.inference import Backend, ImageList, Inference
 from natix_hf.bundle.onnx_export import ONNX_TOLERANCE, export_onnx, onnx_difference
-from natix_hf.bundle.policy import POLICY, Policy, fold_into, write_policy
-from natix_hf.bundle.verify import BUNDLE_MANIFEST, ONNX, SCHEMA, WEIGHTS, is_allowed, require_intact
+from natix_hf.bundle.policy import POLICY, OnnxCopy, Policy, write_policy
 from natix_hf.errors import RunError
 from natix_hf.models.classifier import head_of, load_classifier
 from natix_hf.models.gate import GATE
@@ -68,7 +69,7 @@ def build_bundle(
             difference = onnx_difference(folder, images[:_COMPARED_ONNX])
             if not difference <= ONNX_TOLERANCE:
                 raise RunError(f"{ONNX} answers otherwise than {WEIGHTS}, by {difference:.1e}: it is not written")
-            policy = replace(policy, onnx={"sha256": file_sha256(folder / ONNX), "max_difference": difference})
+            policy = replace(policy, onnx=OnnxCopy(file_sha256(folder / ONNX), difference))
         if gate is not None:
             shutil.copyfile(gate, folder / GATE)
         write_policy(folder / POLICY, policy)

@@ -13,12 +13,12 @@ import torch
 from torch.utils.data import Dataset
 
 from natix_hf.bundle.confidence import Confidence
+from natix_hf.bundle.contents import BUNDLE_MANIFEST, ONNX, WEIGHTS, config_problems, policy_problems, require_intact
 from natix_hf.bundle.fetch import fetch_bundle, require_intact_snapshot
 from natix_hf.bundle.inference import Backend, Inference, Precision
 from natix_hf.bundle.onnx_check import onnx_problems
 from natix_hf.bundle.policy import POLICY, read_policy
 from natix_hf.bundle.stream import BadImage, batches
-from natix_hf.bundle.verify import BUNDLE_MANIFEST, ONNX, WEIGHTS, config_problems, policy_problems, require_intact
 from natix_hf.errors import DataError, UsageError, VerificationError
 from natix_hf.models.device import default_device
 from natix_hf.models.gate import GATE
@@ -31,13 +31,21 @@ _Read = TypeVar("_Read")
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One answer. `probability` is the calibrated P(roadwork); `label` follows the fitted threshold, not .5;
-    `accepted` says whether the guarantee of the bundle's policy covers it, and `decision` is "abstain" where not."""
+    """One answer.
+
+    Args:
+        probability (`float`): Calibrated P(roadwork).
+        label (`str`): The answer, by the fitted threshold.
+        accepted (`bool`): Whether the guarantee of the bundle's policy covers it.
+        decision (`str`): The label, or "abstain" where the answer is not accepted.
+        threshold (`float`): The probability above which the label is Roadwork. It need not be 0.5.
+    """
 
     probability: float
     label: str
     accepted: bool
     decision: Literal["Roadwork", "None", "abstain"]
+    threshold: float
 
 
 Answer: TypeAlias = Prediction | BadImage
@@ -59,7 +67,7 @@ class Bundle:
         self.backend = _backend(folder, self.policy.onnx is not None, device, backend, precision)
         self.precision = precision
         self._inference = Inference(folder, device, self.backend, precision)
-        learned = folder / GATE if self.policy.gate["kind"] == "learned" else None
+        learned = folder / GATE if self.policy.gate.kind == "learned" else None
         self._confidence = Confidence(self.policy.threshold_logit, learned)
 
     @property
@@ -117,7 +125,8 @@ class Bundle:
         z = self.policy.unfold(folded)
         accepted = self.policy.accepts(z, self._confidence(z, features))
         answers = zip(self.policy.probability(z), self.policy.decide(z), accepted, strict=True)
-        return [_prediction(float(probability), bool(positive), bool(sure)) for probability, positive, sure in answers]
+        [cut] = self.policy.probability(np.array([self.policy.threshold_logit])).tolist()
+        return [_prediction(float(p), bool(positive), bool(sure), cut) for p, positive, sure in answers]
 
 
 @dataclass(frozen=True)
@@ -172,9 +181,9 @@ def _require_read(answer: _Read | BadImage) -> _Read:
     return answer
 
 
-def _prediction(probability: float, positive: bool, accepted: bool) -> Prediction:
+def _prediction(probability: float, positive: bool, accepted: bool, threshold: float) -> Prediction:
     label: Literal["Roadwork", "None"] = "Roadwork" if positive else "None"
-    return Prediction(probability, label, accepted, label if accepted else "abstain")
+    return Prediction(probability, label, accepted, label if accepted else "abstain", threshold)
 
 
 def load_bundle(

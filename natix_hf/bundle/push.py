@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -9,18 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from natix_hf.bundle.build import write_bundle_manifest
-from natix_hf.bundle.card import name_repository
+from natix_hf.bundle.contents import BUNDLE_MANIFEST, is_of_the_hub, require_intact
 from natix_hf.bundle.fetch import fetch_bundle, require_intact_snapshot
 from natix_hf.bundle.load import Bundle
-from natix_hf.bundle.verify import BUNDLE_MANIFEST, is_of_the_hub, require_intact
 from natix_hf.errors import HubError, UsageError, VerificationError
 from natix_hf.provenance.files import file_sha256, list_files, read_json, write_text
 from natix_hf.provenance.hub import LOG_IN, hub_errors, is_tag, require_repo_id
+from natix_hf.terminal import say
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _OUTCOME = "nothing was published"
+# Where a card's examples name the bundle, until a push puts the repository there.
+REPO_PLACEHOLDER = "PATH_OR_REPO_ID"
+_EXAMPLES = re.compile(r'((?:natix_hf\.load_bundle\(|pipeline\("image-classification", model=)")[^"]*(?=")')
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,21 @@ def push_bundle(bundle: Path, repo_id: str, private: bool = False, tag: str | No
                 api.create_tag(repo_id, tag=tag, revision=commit)
         _read_back(repo_id, commit, manifest_sha256, Path(scratch) / "cache")
     return Published(repo_id, commit, manifest_sha256, tag)
+
+
+def say_published(done: Published) -> None:
+    """The lines that pin what was published."""
+    tagged = f", tag {done.tag}" if done.tag else ""
+    say(f"published {done.repo_id}, read back and verified{tagged}")
+    say(f"revision  {done.commit}")
+    say(f"manifest  sha256 {done.manifest_sha256}")
+    pinned = f'revision="{done.commit}", expected="{done.manifest_sha256}"'
+    say(f'load      natix_hf.load_bundle("{done.repo_id}", {pinned})')
+
+
+def name_repository(card: str, repo_id: str) -> str:
+    """The card with the name of a repository in its two examples, whatever stood there: a bundle may move on."""
+    return _EXAMPLES.sub(lambda found: found[1] + repo_id, card)
 
 
 def _stage(bundle: Path, staged: Path, repo_id: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from natix_hf.calibration.classwise import ClasswiseRiskControl, fit_classwise_risk_control
 from natix_hf.calibration.plan import Plan, allowed_errors, groups_needed
+from natix_hf.calibration.promise import Promise
 from natix_hf.calibration.risk_control import RiskControl, fit_risk_control, make_grid
 from natix_hf.calibration.risk_rows import losses_for, one_row_per_group, subsample_to_prior
 from natix_hf.calibration.temperature import (
@@ -19,6 +20,7 @@ __all__ = [
     "Calibration",
     "ClasswiseRiskControl",
     "Plan",
+    "Promise",
     "RiskControl",
     "allowed_errors",
     "fit_calibration",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from natix_hf.data.synthetic import SyntheticConfig
 from natix_hf.errors import require
+from natix_hf.synthetic import SyntheticConfig
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from natix_hf.data.config import DataConfig
-from natix_hf.data.synthetic import build_synthetic
 from natix_hf.errors import DataError
+from natix_hf.synthetic import build_synthetic
 
 if TYPE_CHECKING:
     from datasets import Dataset

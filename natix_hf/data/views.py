@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from natix_hf.data.asked import Asked
 from natix_hf.data.augment import augment
 from natix_hf.data.config import Augment
 from natix_hf.data.decode import pixels_of
-from natix_hf.data.images import describe_cell, open_image
 from natix_hf.data.rows import Rows
 
 Item = dict[str, Any]
@@ -81,25 +81,24 @@ class MaskedViews(Dataset[Item]):
         return items
 
 
-class OriginalViews(Dataset[Item]):
-    """The original images through the preprocessing of `predict`. Yields `pixel_values` and `labels`."""
+class AskedViews(Dataset[Item]):
+    """What a model reads of what it is asked. Yields `pixel_values` float32 [3, H, W] and `labels`, by answer."""
 
-    def __init__(self, rows: Rows, preprocess: Callable[[Image.Image], torch.Tensor]) -> None:
-        self.source = rows.source.select_columns([rows.image_column])
-        self.image_column = rows.image_column
-        self.ids = rows.ids
-        self.labels = rows.labels
+    def __init__(self, asked: Asked, preprocess: Callable[[Image.Image], torch.Tensor]) -> None:
+        self.asked = asked
+        self.labels = asked.labels
         self.preprocess = preprocess
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.asked)
 
-    def __getitem__(self, row: int) -> Item:
-        return {"pixel_values": self.preprocess(self.picture(row)), "labels": int(self.labels[row])}
+    def __getitem__(self, i: int) -> Item:
+        return self.__getitems__([i])[0]
 
-    def picture(self, row: int) -> Image.Image:
-        cell = self.source[row][self.image_column]
-        return open_image(cell, describe_cell(cell, self.ids[row]))
+    def __getitems__(self, answers: Sequence[int]) -> list[Item]:
+        """A whole batch, as a DataLoader asks for it."""
+        pictures = zip(self.asked.pictures_of(answers), answers, strict=True)
+        return [{"pixel_values": self.preprocess(image), "labels": int(self.labels[i])} for image, i in pictures]
 
 
 class FeatureViews(Dataset[Item]):

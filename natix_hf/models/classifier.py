@@ -24,11 +24,11 @@ from transformers.utils import logging
 
 import natix_hf.models.dinov3  # noqa: F401  # registers the head that transformers lacks
 from natix_hf.errors import RecipeError, UsageError, VerificationError, require
+from natix_hf.labels import ID2LABEL
 from natix_hf.models.config import PACKAGED_PREFIX, ModelConfig
 from natix_hf.models.vit_mae import VIT_MAE, encoder_config, encoder_of, load_decoder
 from natix_hf.resources import resource_folder
 
-ID2LABEL = {0: "None", 1: "Roadwork"}
 ARCHITECTURES = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 # These fix the number of position embeddings at the image size of their config; the others interpolate.
 _FIXED_IMAGE_SIZE = ("vit",)

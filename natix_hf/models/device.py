@@ -31,3 +31,15 @@ def default_device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def device_line() -> str:
+    """The devices that this process may compute on, in one line."""
+    version = f"PyTorch {torch.__version__}"
+    if runs_on_cpu():
+        return f"CPU, {os.cpu_count()} cores, {version}"
+    if not torch.cuda.is_available():
+        return f"{default_device()}, {version}"
+    names = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    gpus = ", ".join(f"{gpu.name} ({gpu.total_memory / 1e9:.0f} GB)" for gpu in names)
+    return f"{gpus}, {'with' if torch.cuda.is_bf16_supported() else 'without'} bf16, {version}"

@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from natix_hf.metrics import select_threshold
-from natix_hf.models.classifier import build_classifier
-from natix_hf.models.preprocess import make_processor
-from natix_hf.phases import plots
-from natix_hf.phases.candidate import Candidate, save_candidate, store_logits, write_history
-from natix_hf.phases.context import CHECKPOINTS, PhaseContext
-from natix_hf.trainers.supervised import train_classifier
+from natix_hf.results.answers import leave_candidate
+from natix_hf.results.candidate import Candidate
+from natix_hf.runs.context import Outcome, PhaseContext
 
 
-def run(context: PhaseContext) -> dict[str, Any]:
-    recipe = context.recipe
-    config, prior = recipe.phase1, recipe.data.target_prior
-    train, val_select = context.rows("train"), context.rows("val_select")
-    model = build_classifier(context.model, seed=config.training["seed"])
-    processor = make_processor(context.model)
-    parameters = sum(p.numel() for p in model.parameters())
-    report = train_classifier(
-        model,
-        processor,
-        train,
-        val_select,
-        config,
-        recipe.data.augment,
-        prior,
-        context.folder / CHECKPOINTS,
-        save=lambda merged: save_candidate(context.folder, merged, processor).model,
+def run(context: PhaseContext) -> Outcome:
+    recipe, candidate = context.recipe, Candidate(context.folder)
+    report = leave_candidate(
+        candidate,
+        context.model,
+        recipe.phase1,
+        context.rows("train"),
+        context.rows("val_select"),
+        recipe.data,
+        context.checkpoints,
+        context.is_main,
     )
     if not context.is_main:
-        return {}
-    candidate = Candidate(context.folder.name, context.folder)
-    table = store_logits(candidate, val_select)
-    history = write_history(context.folder / "history.json", report.pop("history"))
-    plots.training(context.folder / "plots" / "training.png", history)
-    best = select_threshold(table.logits, table.labels, target_prior=prior)
-    return report | {
-        "candidate_sha256": candidate.sha256,
-        "parameters": parameters,
-        "val_select_mcc_optimistic": best.value,
-    }
+        return Outcome()
+    table = candidate.stored_logits("val_select")
+    best = select_threshold(table.logits, table.labels, target_prior=recipe.data.target_prior)
+    metrics = report | {"candidate_sha256": candidate.sha256, "val_select_mcc_optimistic": best.value}
+    kept = f"kept step {report['kept_step']} of {report['steps']}"
+    return Outcome(metrics, f"MCC {best.value:.3f} on val_select (optimistic), {kept}")

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from natix_hf.data.splits import dropped_reasons, leaks_between_roles, read_splits
 from natix_hf.errors import UsageError, VerificationError
-from natix_hf.models.config import PACKAGED_PREFIX
-from natix_hf.phases.context import IN_PROGRESS, is_stale
-from natix_hf.phases.graph import ORDER, PHASES, Phase
-from natix_hf.phases.pins import PINS
 from natix_hf.provenance.files import read_json
 from natix_hf.provenance.manifest import MANIFEST, read_manifest
-from natix_hf.provenance.runs import RUN_FILE
+from natix_hf.runs.attempt import IN_PROGRESS
+from natix_hf.runs.collected import BUNDLE, RunResults, read_results
+from natix_hf.runs.folders import RUN_FILE
+from natix_hf.runs.freshness import is_stale
+from natix_hf.runs.graph import ORDER, PHASES, Phase
+from natix_hf.runs.lineage import public_name
+from natix_hf.runs.pins import PINS
 
 FINISHED, WRITING, NOT_FINISHED, DAMAGED, NOT_RUN = "finished", "being written", "not finished", "damaged", "not run"
-_BUNDLE = "bundle"
 
 
 @dataclass
@@ -53,13 +54,7 @@ class RunFacts:
     problems: list[str]
     leaks: list[str] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
-    decision: dict[str, Any] | None = None
-    gate: dict[str, Any] | None = None
-    calibration: dict[str, Any] | None = None
-    risk: dict[str, Any] | None = None
-    evaluation: dict[str, Any] | None = None
-    examples: list[dict[str, Any]] = field(default_factory=list)
-    policy: dict[str, Any] | None = None
+    results: RunResults = field(default_factory=RunResults)
     bundle_config: dict[str, Any] = field(default_factory=dict)
     bundle_lineage: dict[str, Any] = field(default_factory=dict)
     pins: dict[str, Any] = field(default_factory=dict)
@@ -78,21 +73,23 @@ class RunFacts:
     @property
     def bundle(self) -> str:
         """Its place in the run folder."""
-        return f"{PHASES[6].folder}/{_BUNDLE}"
+        return f"{PHASES[6].folder}/{BUNDLE}"
 
     @property
     def dataset(self) -> str:
-        return _public_name(self.section.get("data", {}).get("source"), self._hub(0, "data")) or "no labelled images"
+        source = self.section.get("data", {}).get("source")
+        return public_name(source, self._hub(0, "data")) if source is not None else "no labelled images"
 
     @property
     def backbone(self) -> str:
         model = self.section.get("model", {})
         number = 4 if not self.phases[1].manifest else 1
-        return _public_name(model.get("backbone"), self._hub(number, "model")) or "random weights"
+        backbone = model.get("backbone")
+        return public_name(backbone, self._hub(number, "model")) if backbone is not None else "random weights"
 
-    def _hub(self, number: int, what: str) -> str | None:
-        origin = self.phases[number].manifest.get("hub", {}).get(what)
-        return str(origin["repo"]) if origin else None
+    def _hub(self, number: int, what: str) -> dict[str, Any] | None:
+        origin: dict[str, Any] | None = self.phases[number].manifest.get("hub", {}).get(what)
+        return origin
 
 
 def read_run(run_dir: Path, exported: dict[str, Any] | None = None) -> RunFacts:
@@ -125,21 +122,17 @@ def read_run(run_dir: Path, exported: dict[str, Any] | None = None) -> RunFacts:
             return None
 
     named = next(facts.manifest for facts in known.values() if facts.manifest.get("run_id"))
-    bundle_manifest = read(6, f"{_BUNDLE}/bundle_manifest.json") or {}
+    bundle_manifest = read(6, f"{BUNDLE}/bundle_manifest.json") or {}
     facts = RunFacts(
         folder=run_dir,
         run_id=named["run_id"],
         recipe=named["recipe"],
         phases=known,
         problems=problems,
-        decision=read(2, "threshold.json"),
-        gate=read(3, "gate.json"),
-        calibration=read(5, "calibration.json"),
-        risk=read(5, "scrc.json"),
-        evaluation=read(6, "evaluation.json"),
-        examples=(read(6, "examples/examples.json") or {}).get("kinds", []),
-        policy=read(6, f"{_BUNDLE}/policy.json"),
-        bundle_config=read(6, f"{_BUNDLE}/config.json") or {},
+        results=read_results(
+            run_dir, lambda number: known[number].counts, lambda name: problems.append(f"{name} is damaged")
+        ),
+        bundle_config=read(6, f"{BUNDLE}/config.json") or {},
         bundle_lineage=bundle_manifest.get("lineage", {}),
         pins=_read_pins(run_dir),
     )
@@ -173,10 +166,3 @@ def _read_pins(run_dir: Path) -> dict[str, Any]:
         return dict(read_json(run_dir / PINS))
     except VerificationError:  # nothing came from the Hub
         return {}
-
-
-def _public_name(reference: str | None, on_hub: str | None) -> str | None:
-    """A Hub id as it is; of a folder the last part alone: no page holds a path of somebody's machine."""
-    if reference is None or on_hub is not None:
-        return on_hub
-    return PureWindowsPath(reference.removeprefix(PACKAGED_PREFIX)).name or reference

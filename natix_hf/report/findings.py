@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from natix_hf.models.config import UNKNOWN_TO_THE_MINER
-from natix_hf.phases.graph import ORDER
 from natix_hf.report.facts import NOT_FINISHED, NOT_RUN, RunFacts
+from natix_hf.runs.graph import ORDER
 
 _AT_MOST = {
     "error": "At most {alpha} of the accepted answers are wrong",
@@ -32,18 +32,19 @@ class Promise:
 
 
 def find_promise(facts: RunFacts) -> Promise:
-    control = (facts.policy or {}).get("risk_control", {})
-    if not control.get("loss"):
+    policy, evaluation = facts.results.policy, facts.results.evaluation
+    made = policy.promise if policy is not None else None
+    if made is None or made.loss is None or made.alpha is None:
         return Promise("Nothing is promised: phase 5 was no part of this bundle, so every answer is accepted", False)
-    if not control["feasible"]:
-        return Promise(f"Nothing is promised: no threshold could be certified for {percent(control['alpha'])}", False)
-    by_class = _EITHER if control["loss"] == "error" else _EITHER_RATE
-    words = (by_class if control["classwise"] else _AT_MOST[control["loss"]]).format(alpha=percent(control["alpha"]))
-    measured = facts.evaluation["selective"]["risks"].values() if facts.evaluation is not None else []
-    risks = [risk for risk in measured if risk["value"] is not None]
-    above = [risk for risk in risks if risk["value"] > control["alpha"]]
-    doubtless = any(risk["interval"][0] is not None and risk["interval"][0] > control["alpha"] for risk in above)
-    return Promise(words, True, not above if risks else None, doubtless)
+    if not made.feasible:
+        return Promise(f"Nothing is promised: no threshold could be certified for {percent(made.alpha)}", False)
+    by_class = _EITHER if made.loss == "error" else _EITHER_RATE
+    words = (by_class if made.classwise else _AT_MOST[made.loss]).format(alpha=percent(made.alpha))
+    measured = evaluation.selective.risks.values() if evaluation is not None else []
+    values = [(risk.value, risk.interval[0]) for risk in measured if risk.value is not None]
+    above = [low for value, low in values if value > made.alpha]
+    doubtless = any(low is not None and low > made.alpha for low in above)
+    return Promise(words, True, not above if values else None, doubtless)
 
 
 def find_warnings(facts: RunFacts) -> list[str]:
@@ -82,50 +83,51 @@ def _of_phases(facts: RunFacts) -> list[str]:
 
 
 def _of_promise(facts: RunFacts) -> list[str]:
-    promise, control = find_promise(facts), (facts.policy or {}).get("risk_control", {})
-    if promise.held is False:
+    promise, policy = find_promise(facts), facts.results.policy
+    made = policy.promise if policy is not None else None
+    if promise.held is False and made is not None and made.alpha is not None:
         doubt = "beyond what chance explains" if promise.beyond_doubt else "by no more than chance explains"
-        alpha = percent(control["alpha"])
+        alpha = percent(made.alpha)
         return [f"On test the risk of the accepted answers is above the {alpha} that were promised, {doubt}"]
-    if control.get("loss") and not control["feasible"]:
-        return [f"The promise: {control['guarantee']}"]
-    if promise.feasible and promise.held is None and facts.evaluation is not None:
+    if made is not None and made.asked_for and not made.feasible:
+        return [f"The promise: {made.guarantee}"]
+    if promise.feasible and promise.held is None and facts.results.evaluation is not None:
         return ["No test row that counts was accepted, so test says nothing about the promise"]
     return []
 
 
 def _of_figures(facts: RunFacts) -> list[str]:
-    if facts.evaluation is None:
+    evaluation = facts.results.evaluation
+    if evaluation is None:
         return []
     found = []
-    column = facts.evaluation["as_found"]
-    low = column["intervals"]["mcc"][0]
-    if column["metrics"]["mcc"] is None:
+    low = evaluation.as_found.intervals["mcc"][0]
+    if evaluation.as_found.metrics["mcc"] is None:
         found.append("The MCC on test is undefined: all rows, or all answers, are of one class")
     elif low is not None and low <= 0:
         found.append("The interval of the MCC on test reaches 0: no better than chance, as far as test can tell")
-    groups = facts.evaluation["groups"]
-    if groups["few"]:
+    groups = evaluation.groups
+    if groups.few:
         found.append(
-            f"Few groups: test has {groups['positive_groups']} with roadwork and {groups['negative_groups']} without, "
+            f"Few groups: test has {groups.positive_groups} with roadwork and {groups.negative_groups} without, "
             "so that its intervals are wide and themselves uncertain"
         )
     return found
 
 
 def _of_calibration(facts: RunFacts) -> list[str]:
-    fitted, found = facts.calibration or {}, []
-    if fitted.get("no_optimum"):
+    fitted, decision, found = facts.results.calibration, facts.results.decision, []
+    if fitted is not None and fitted.no_optimum:
         found.append("No temperature fits val_select best, so the probabilities are not calibrated")
-    elif (fitted.get("ece_reduction_percent") or 0) < 0:
-        before, after = (fitted[when]["ece"]["value"] for when in ("before", "after"))
+    elif fitted is not None and (fitted.ece_reduction_percent or 0) < 0:
+        before, after = (errors["ece"].value for errors in (fitted.before, fitted.after))
         found.append(f"Calibration did not lower the ECE on val_calib: {before:.3f} before, {after:.3f} after")
     for name, groups in (
-        ("val_select", (facts.decision or {}).get("val_select_groups")),
-        ("val_calib", fitted.get("groups")),
+        ("val_select", decision.val_select_groups if decision is not None else None),
+        ("val_calib", fitted.groups if fitted is not None else None),
     ):
-        if groups and groups["few"]:
-            least = min(groups["positive_groups"], groups["negative_groups"])
+        if groups is not None and groups.few:
+            least = min(groups.positive_groups, groups.negative_groups)
             found.append(f"Few groups: {name}, which {_DECIDES[name]}, has {least} of the rarer class")
     return found
 

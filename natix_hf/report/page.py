@@ -9,11 +9,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
 from natix_hf.errors import UsageError, VerificationError
-from natix_hf.phases.graph import CANDIDATE_PHASES, ORDER, PHASES
 from natix_hf.provenance.files import write_text
+from natix_hf.provenance.stored import to_json
 from natix_hf.report.facts import RunFacts, read_run
 from natix_hf.report.findings import find_promise, find_warnings, percent
 from natix_hf.resources import resource_folder
+from natix_hf.results.examples import EXAMPLES, Example
+from natix_hf.runs.graph import CANDIDATE_PHASES, ORDER, PHASES
 
 REPORT = "report.html"
 _TEMPLATE = "report.html.jinja"
@@ -154,7 +156,7 @@ def duration(seconds: float | None) -> str:
 
 
 def _content(facts: RunFacts) -> dict[str, Any]:
-    evaluation = facts.evaluation
+    evaluation, decision, examples = facts.results.evaluation, facts.results.decision, facts.results.examples
     phase0 = facts.metrics(0)
     begun = [facts.phases[n].manifest["started"] for n in ORDER if "started" in facts.phases[n].manifest]
     return {
@@ -165,21 +167,25 @@ def _content(facts: RunFacts) -> dict[str, Any]:
         "total_s": sum(facts.phases[n].manifest.get("duration_s", 0) for n in ORDER),
         "title": facts.section.get("phase6", {}).get("model_name") or facts.recipe,
         "counts": phase0.get("counts", {}),
-        "columns": [name for name in ("as_found", "at_target_prior") if evaluation and name in evaluation],
+        "columns": list(evaluation.columns) if evaluation is not None else [],
         "metric_names": _METRICS,
         "promise": find_promise(facts),
         "warnings": find_warnings(facts),
         "exported": facts.metrics(6),
-        "exam": (evaluation or {}).get("exam"),
+        "exam": evaluation.exam if evaluation is not None else None,
         "ways": _WAYS,
-        "kinds": [kind | {"rows": _with_pictures(facts, kind["rows"])} for kind in facts.examples if kind["rows"]],
+        "kinds": [
+            to_json(kind) | {"rows": _with_pictures(facts, kind.rows)}
+            for kind in (examples.kinds if examples is not None else [])
+            if kind.rows
+        ],
         "kind_names": _KINDS,
         "plots": [_plot(facts, name, *told) for name, told in _PLOTS.items() if _has(facts, name)]
         + [_plot(facts, name, Path(name).stem.replace("_", " "), "") for name in _other_plots(facts)],
         "trainings": _trainings(facts),
         "adapted": _ADAPTED,
         "curves": {name: _plot(facts, name, told, told) for name, told in _CURVES.items() if _has(facts, name)},
-        "champion": (facts.decision or {}).get("champion"),
+        "champion": decision.champion if decision is not None else None,
         "candidates": [PHASES[n].folder for n in CANDIDATE_PHASES],
     }
 
@@ -200,9 +206,10 @@ def _plot(facts: RunFacts, name: str, title: str, alt: str) -> dict[str, str]:
     return {"uri": _data_uri(facts.folder / name, "png"), "title": title, "alt": alt or f"Plot: {title}"}
 
 
-def _with_pictures(facts: RunFacts, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    folder = facts.folder / PHASES[6].folder / "examples"
-    return [row | {"uri": _data_uri(folder / Path(row["file"]).name, "jpeg") if row["file"] else None} for row in rows]
+def _with_pictures(facts: RunFacts, rows: list[Example]) -> list[dict[str, Any]]:
+    folder = facts.folder / PHASES[6].folder / EXAMPLES
+    uris = [_data_uri(folder / Path(row.file).name, "jpeg") if row.file is not None else None for row in rows]
+    return [to_json(row) | {"uri": uri} for row, uri in zip(rows, uris, strict=True)]
 
 
 def _data_uri(path: Path, kind: str) -> str:

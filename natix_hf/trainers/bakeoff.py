@@ -25,7 +25,7 @@ from natix_hf.models.adapters import ADAPTERS, add_adapter
 from natix_hf.models.classifier import head_of
 from natix_hf.models.tuner import count_trainable
 from natix_hf.provenance.files import read_json, write_json
-from natix_hf.reporting import say
+from natix_hf.terminal import tell
 from natix_hf.trainers.config import SupervisedConfig
 
 TOLERANCE = 0.1  # of the budget
@@ -76,7 +76,7 @@ def bake_off(
     name, options = left[0]["adapter"], left[0]["options"]
     if PartialState().is_main_process:
         told = ", ".join(f"{row['adapter']} {row[MCC]:.3f} at {row['steps']}" for row in rows if row["round"])
-        say(f"{config.where}.adapter=auto takes {name} (MCC on val_select at so many steps: {told})")
+        tell(f"{config.where}.adapter=auto takes {name} (MCC on val_select at so many steps: {told})")
     facts = {"adapter": name, "adapter_options": options, "bakeoff": rows}
     return replace(config, adapter=name, adapter_options=options), facts
 

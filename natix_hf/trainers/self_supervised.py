@@ -18,11 +18,12 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 from transformers.trainer_utils import IntervalStrategy
 
 from natix_hf.callbacks.merge_validation import MergeValidationCallback
+from natix_hf.data.asked import ask
 from natix_hf.data.config import Augment, AugmentConfig
 from natix_hf.data.crops import MultiCropViews
 from natix_hf.data.rows import Rows
 from natix_hf.data.sampler import EpochSampler
-from natix_hf.data.views import MaskedViews, OriginalViews, TrainViews
+from natix_hf.data.views import AskedViews, MaskedViews, TrainViews
 from natix_hf.errors import RecipeError
 from natix_hf.models.classifier import load_backbone
 from natix_hf.models.preprocess import Preprocess
@@ -95,7 +96,7 @@ def pretrain_backbone(
             args=arguments,
             train_sampler=EpochSampler(images.labels, seed),
             train_dataset=_views(images, processor, backbone.config.patch_size, objective, config, augment, seed),
-            eval_dataset=OriginalViews(images, preprocess),
+            eval_dataset=AskedViews(ask(images), preprocess),
             probe=_Probe(
                 images, probe_rows, preprocess, config.probe_rows, arguments.per_device_eval_batch_size, seed
             ),
@@ -103,7 +104,7 @@ def pretrain_backbone(
     except (ImportError, ValueError) as error:
         raise training_refused(error, "phase4") from None
     proof = MergeValidationCallback(
-        model.backbone(), lambda: first_images(OriginalViews(images, preprocess)), save, load_backbone
+        model.backbone(), lambda: first_images(AskedViews(ask(images), preprocess)), save, load_backbone
     )
     trainer.add_callback(proof)
     begin = time.perf_counter()
@@ -201,7 +202,7 @@ class _Probe:
     ) -> None:
         self.rows = labelled if labelled is not None else (images,)
         self.labelled = labelled is not None
-        self.views = [OriginalViews(rows, preprocess) for rows in self.rows]
+        self.views = [AskedViews(ask(rows), preprocess) for rows in self.rows]
         self.chosen = [_some_of_each_label(rows.labels, most, seed) for rows in self.rows]
         self.batch_size = batch_size
 

@@ -23,10 +23,11 @@ from transformers.training_args import OptimizerNames
 from natix_hf.callbacks.adalora import AdaLoraCallback
 from natix_hf.callbacks.merge_validation import MergeValidationCallback
 from natix_hf.callbacks.model_card import ModelCardCallback
+from natix_hf.data.asked import ask
 from natix_hf.data.config import Augment
 from natix_hf.data.rows import Rows
 from natix_hf.data.sampler import EpochSampler
-from natix_hf.data.views import FeatureViews, OriginalViews, TrainViews
+from natix_hf.data.views import AskedViews, FeatureViews, TrainViews
 from natix_hf.errors import RecipeError, UsageError
 from natix_hf.metrics import prior_weights
 from natix_hf.models.adapters import AUTO, adapted_modules, add_adapter
@@ -186,12 +187,12 @@ def _build(
     target_prior: float | None,
     config: SupervisedConfig,
     arguments: TrainingArguments,
-) -> tuple[RoadworkTrainer, nn.Module, PeftModel | None, OriginalViews]:
+) -> tuple[RoadworkTrainer, nn.Module, PeftModel | None, AskedViews]:
     """The Trainer, what it trains, the adapter in that, and the rows that it is scored on."""
     preprocess = Preprocess(processor)
     seed = arguments.seed
     views = TrainViews(train, augment, processor.size["height"], processor.image_mean, processor.image_std, seed)
-    originals = OriginalViews(val_select, preprocess)
+    originals = AskedViews(ask(val_select), preprocess)
     trained: Any = model
     datasets: dict[str, Any] = {"train_dataset": views, "eval_dataset": originals}
     if config.adapter == "none":
@@ -234,7 +235,7 @@ def require_a_batch(arguments: TrainingArguments, rows: int, where: str) -> None
         )
 
 
-def first_images(views: OriginalViews, most: int = 32) -> torch.Tensor:
+def first_images(views: AskedViews, most: int = 32) -> torch.Tensor:
     """Some rows as `predict` sees them, float32 [n, 3, H, W]: evenly spaced, for the rows are sorted by class."""
     chosen = torch.linspace(0, len(views) - 1, min(most, len(views))).round().long().tolist()
     return torch.stack([views[row]["pixel_values"] for row in chosen])
@@ -255,7 +256,7 @@ def _feature_datasets(
     train: Rows,
     val_select: Rows,
     views: TrainViews,
-    originals: OriginalViews,
+    originals: AskedViews,
     config: SupervisedConfig,
     augment: Augment,
     arguments: TrainingArguments,
@@ -269,7 +270,7 @@ def _feature_datasets(
         with arguments.main_process_first(desc="features"):  # the others read what rank 0 has computed
             return cached_features(model, views, key, batch_size, workers, arguments.device)
 
-    plain: View = (OriginalViews(train, originals.preprocess), range(len(train)))
+    plain: View = (AskedViews(ask(train), originals.preprocess), range(len(train)))
     augmented: list[View] = [
         (views, [(view, row) for row in range(len(train))]) for view in range(1, config.feature_views)
     ]

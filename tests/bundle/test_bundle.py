@@ -21,13 +21,13 @@ from PIL import Image
 
 import natix_hf
 from natix_hf.bundle import build
+from natix_hf.bundle.contents import bundle_problems, is_allowed
 from natix_hf.bundle.load import Bundle, Prediction, find_bundle, load_bundle
-from natix_hf.bundle.logits import LogitTable, read_logits
 from natix_hf.bundle.policy import Policy
-from natix_hf.bundle.verify import bundle_problems, is_allowed
 from natix_hf.calibration import Calibration
 from natix_hf.errors import DataError, HubError, RunError, UsageError, VerificationError
 from natix_hf.provenance.files import describe_files, file_sha256, list_files, write_json
+from natix_hf.results.logits import LogitTable, read_logits
 
 HOTKEY = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"
 

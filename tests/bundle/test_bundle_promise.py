@@ -13,15 +13,15 @@ import pytest
 from conftest import TINY_RECIPE, write_parquet_source, write_recipe
 from PIL import Image
 
+from natix_hf.bundle.contents import bundle_problems
 from natix_hf.bundle.load import load_bundle
-from natix_hf.bundle.logits import LogitTable, read_logits
-from natix_hf.bundle.verify import bundle_problems
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.phases import phase3_gate
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import describe_files, file_sha256, list_files, write_json
 from natix_hf.provenance.manifest import manifest_digest, manifest_seal
-from natix_hf.verify import find_problems
+from natix_hf.results.logits import LogitTable, read_logits
+from natix_hf.runs.verify import find_problems
 
 BUNDLE = Path("phase6_export") / "bundle"
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from conftest import Command
 
+from natix_hf.bundle.contents import BUNDLE_MANIFEST, bundle_problems, policy_problems
 from natix_hf.bundle.load import load_bundle
-from natix_hf.bundle.verify import BUNDLE_MANIFEST, bundle_problems, policy_problems
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.models.classifier import build_backbone
 from natix_hf.models.config import ModelConfig

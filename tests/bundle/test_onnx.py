@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 import natix_hf
 from natix_hf.bundle import build, load, onnx_export
 from natix_hf.bundle.build import build_bundle
+from natix_hf.bundle.contents import bundle_problems
 from natix_hf.bundle.fetch import pull_bundle
 from natix_hf.bundle.inference import ImageList, Inference
 from natix_hf.bundle.load import load_bundle
@@ -28,15 +29,15 @@ from natix_hf.bundle.onnx_check import onnx_problems
 from natix_hf.bundle.onnx_export import check_onnx, onnx_answers_problems, onnx_difference
 from natix_hf.bundle.policy import Policy
 from natix_hf.bundle.push import push_bundle
-from natix_hf.bundle.verify import bundle_problems
 from natix_hf.calibration import Calibration
 from natix_hf.errors import RunError, UsageError, VerificationError
 from natix_hf.models.classifier import ARCHITECTURES, build_classifier
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import make_processor
-from natix_hf.phases.candidate import Candidate, save_candidate
 from natix_hf.provenance.files import describe_files, file_sha256, list_files, write_json
-from natix_hf.verify import find_problems
+from natix_hf.results.answers import save_candidate
+from natix_hf.results.candidate import Candidate
+from natix_hf.runs.verify import find_problems
 
 # The last two as Meta's: the positions of 37 x 37 patches are interpolated to those of the images.
 MODELS = {name: TINY[name] for name in ARCHITECTURES} | {

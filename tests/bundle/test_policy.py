@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from natix_hf.bundle.policy import Policy, fold_into, read_policy, write_policy
-from natix_hf.calibration import Calibration
+from natix_hf.bundle.folding import fold_into
+from natix_hf.bundle.policy import Policy, read_policy, write_policy
+from natix_hf.calibration import Calibration, Promise
 from natix_hf.errors import VerificationError
 
 NONE = Calibration("none")
@@ -88,7 +89,7 @@ def test_answers_are_accepted_strictly_above_the_threshold_of_their_own_answer()
     z, confidence = np.array([3.0, 3.0, 3.0, -1.0, -1.0, -1.0]), np.array([1.9, 2.0, 2.1, 0.4, 0.5, 0.6])
     policy = _policy(0.0)
     assert policy.accepts(z, confidence).all()  # nothing promised, so nothing refused
-    certified = _policy(0.0, risk_control={"feasible": True, "thresholds": {"None": 0.5, "Roadwork": 2.0}})
+    certified = _policy(0.0, promise=Promise(feasible=True, accept_above={"None": 0.5, "Roadwork": 2.0}))
     assert certified.accepts(z, confidence).tolist() == [False, False, True, False, False, True]
 
 
@@ -98,15 +99,15 @@ def test_probabilities_do_not_overflow() -> None:
     assert np.isfinite(probabilities).all()
 
 
-CERTIFIED = {"feasible": True, "guarantee": "x", "thresholds": {"None": 0.1, "Roadwork": 0.7}, "alpha": 0.05}
+CERTIFIED = Promise(True, "x", {"None": 0.1, "Roadwork": 0.7}, alpha=0.05)
 
 
 @pytest.mark.parametrize(
     "policy",
     [
         _policy(0.123456789012345678, Calibration("temperature", 1 / 1.7)), _policy(-3.0, fold="none"),
-        _policy(0.1, Calibration("platt", 1 / 3, 0.1), fold="calibration", risk_control=CERTIFIED),
-        _policy(0.1, gate={"kind": "learned", "method": "confidnet", "sha256": "c" * 64}),
+        _policy(0.1, Calibration("platt", 1 / 3, 0.1), fold="calibration", promise=CERTIFIED),
+        _policy(0.1, gate=GateUse("learned", "confidnet", "c" * 64)),
     ],
 )  # fmt: skip
 def test_round_trip(policy: Policy, tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_round_trip(policy: Policy, tmp_path: Path) -> None:
           for slope in (0.0, -1.0, "1", None, float("inf"), float("nan"))),
         {"calibration": {"method": "temperature", "slope": 0.5, "intercept": 0.1}}, {"calibration": {"slope": 0.5}},
         {"calibration": {"method": "other", "slope": 0.5, "intercept": 0.0}},
-        *({"risk_control": {"feasible": True, "thresholds": thresholds}} for thresholds in (
+        *({"risk_control": {"feasible": True, "guarantee": "x", "thresholds": thresholds}} for thresholds in (
             {"None": 0.1}, {"None": 0.1, "Roadwork": float("nan")}, {"None": 0.1, "Roadwork": None}, [0.1, 0.2], 0.5,
             {"None": 0.1, "Roadwork": 0.1, "Other": 0.1})),
         {"risk_control": None}, {"gate": None}, {"gate": {}}, {"gate": {"kind": "x"}}, {"gate": {"kind": "learned"}},

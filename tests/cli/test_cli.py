@@ -102,7 +102,7 @@ def test_doctor(command: Command) -> None:
 
 
 def test_doctor_warns(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from natix_hf import doctor
+    from natix_hf.cli import doctor
 
     nearly_full = shutil._ntuple_diskusage(10**12, 10**12 - 10**9, 10**9)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: nearly_full)

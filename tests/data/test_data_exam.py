@@ -12,8 +12,10 @@ from conftest import png_bytes, striped_image
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from natix_hf.data import exam
-from natix_hf.data.exam import ExamViews
+from natix_hf.data import asked as exam
+from natix_hf.data.asked import Asked
+from natix_hf.data.config import Exam
+from natix_hf.data.views import AskedViews
 from natix_hf.errors import DataError
 from natix_hf.subnet.challenge import challenge_image
 
@@ -27,10 +29,11 @@ def pictures(count: int) -> list[Image.Image]:
     return [striped_image(i % 2, rng, (90, 60)) for i in range(count)]
 
 
-def views_of(ids: list[str], seed: int = 5, views: int = 8) -> ExamViews:
+def views_of(ids: list[str], seed: int = 5, views: int = 8) -> AskedViews:
     stored = {name: png_bytes(image) for name, image in zip("abc", pictures(3), strict=True)} | {"?": b"no image"}
     cells = [{"bytes": stored[row_id], "path": None} for row_id in ids]
-    return ExamViews(cells, ids, to_tensor, seed, views)
+    asked = Asked(ids, np.array(ids), np.zeros(len(ids), dtype=np.int64), Exam(views, seed), cells)
+    return AskedViews(asked, to_tensor)
 
 
 def seed_of(seed: int, turn: int, row_id: str) -> int:
@@ -43,17 +46,17 @@ def test_every_view_is_that_row_at_that_level() -> None:
     for row, (name, image) in enumerate(zip("abc", pictures(3), strict=True)):
         for i in range(8):
             wanted = challenge_image(image, i % 4, seed_of(5, i // 4, name))
-            assert asked.picture(8 * row + i).tobytes() == wanted.tobytes()
+            assert asked.asked.picture(8 * row + i).tobytes() == wanted.tobytes()
             assert torch.equal(asked[8 * row + i]["pixel_values"], to_tensor(wanted))
 
 
 def test_a_view_hangs_on_its_own_row_alone() -> None:
     whole, part = views_of(["a", "b", "c"]), views_of(["c", "b"])
-    assert whole.picture(8 * 2 + 3).tobytes() == part.picture(3).tobytes()
-    assert whole.picture(8 + 5).tobytes() == part.picture(8 + 5).tobytes()
-    assert whole.picture(1).tobytes() != views_of(["a"], seed=6).picture(1).tobytes()
-    assert whole.picture(1).tobytes() != whole.picture(5).tobytes()  # level 1 again: another draw
-    assert whole.picture(1).tobytes() == views_of(["a"], views=4).picture(1).tobytes()
+    assert whole.asked.picture(8 * 2 + 3).tobytes() == part.asked.picture(3).tobytes()
+    assert whole.asked.picture(8 + 5).tobytes() == part.asked.picture(8 + 5).tobytes()
+    assert whole.asked.picture(1).tobytes() != views_of(["a"], seed=6).asked.picture(1).tobytes()
+    assert whole.asked.picture(1).tobytes() != whole.asked.picture(5).tobytes()  # level 1 again: another draw
+    assert whole.asked.picture(1).tobytes() == views_of(["a"], views=4).asked.picture(1).tobytes()
 
 
 @pytest.mark.parametrize("batch", [1, 3, 5, 24])
@@ -71,4 +74,4 @@ def test_batches_cut_rows_anywhere(batch: int, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_bad_image_is_named() -> None:
     with pytest.raises(DataError, match=r"row \?"):
-        views_of(["a", "?"]).picture(8)
+        views_of(["a", "?"]).asked.picture(8)

@@ -16,8 +16,8 @@ from natix_hf.data.images import open_image
 from natix_hf.data.rows import load_image_data
 from natix_hf.data.sources import load_source
 from natix_hf.data.splits import ROLES
-from natix_hf.data.synthetic import SyntheticConfig
 from natix_hf.errors import DataError
+from natix_hf.synthetic import SyntheticConfig
 
 
 @pytest.fixture(autouse=True)

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from natix_hf.data import synthetic
-from natix_hf.data.synthetic import SyntheticConfig, build_synthetic, label_of, render
-from natix_hf.data.synthetic.picture import draw_frame
-from natix_hf.data.synthetic.scene import CAMERAS
 from natix_hf.errors import RecipeError
+from natix_hf.synthetic import SyntheticConfig, build_synthetic, label_of, render
+from natix_hf.synthetic.picture import draw_frame
+from natix_hf.synthetic.scene import CAMERAS
 
 SMALL = SyntheticConfig(videos=12, frames=2, image_size=32)
 
@@ -209,7 +209,7 @@ def test_a_wrong_value_is_one_clear_line(key: str, value: Any, allowed: str) -> 
 
 def test_import_is_light() -> None:
     code = (
-        "import sys, natix_hf.data.synthetic as s; s.render(s.SyntheticConfig(), 0, 0);"
+        "import sys, natix_hf.synthetic as s; s.render(s.SyntheticConfig(), 0, 0);"
         "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ from ranks import launch
 from natix_hf.models.adapters import ADAPTERS
 from natix_hf.provenance.files import read_json
 from natix_hf.resources import resource_folder
-from natix_hf.verify import run_problems
+from natix_hf.runs.verify import run_problems
 
 pytestmark = pytest.mark.xdist_group("ranks")  # which are forked from one process
 

@@ -13,7 +13,7 @@ from ranks import launch
 from safetensors.torch import load_file
 
 from natix_hf.resources import resource_folder
-from natix_hf.verify import run_problems
+from natix_hf.runs.verify import run_problems
 
 pytestmark = pytest.mark.xdist_group("ranks")  # which are forked from one process
 

@@ -12,7 +12,7 @@ from ranks import accelerate_launch, launch
 
 from natix_hf.pipeline import run_recipe
 from natix_hf.resources import resource_folder
-from natix_hf.verify import run_problems
+from natix_hf.runs.verify import run_problems
 
 pytestmark = pytest.mark.xdist_group("ranks")  # which are forked from one process
 SETTINGS = ["phase1.num_train_epochs=1", "phase1.per_device_train_batch_size=8"]

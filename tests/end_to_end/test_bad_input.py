@@ -26,8 +26,8 @@ from natix_hf.data.rows import load_image_data
 from natix_hf.errors import DataError
 from natix_hf.models.device import runs_on_cpu
 from natix_hf.pipeline import phase_script
+from natix_hf.runs.verify import find_problems
 from natix_hf.trainers.base import mark_complete
-from natix_hf.verify import find_problems
 
 
 @pytest.fixture(autouse=True)

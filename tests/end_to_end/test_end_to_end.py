@@ -14,7 +14,7 @@ from natix_hf.data.rows import ImageData, load_image_data
 from natix_hf.data.splits import leaks_between_roles
 from natix_hf.pipeline import run_recipe
 from natix_hf.recipe import load_recipe
-from natix_hf.verify import find_problems
+from natix_hf.runs.verify import find_problems
 
 GTSRB = SHARED / "data" / "gtsrb_roadwork"
 

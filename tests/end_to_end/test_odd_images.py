@@ -23,7 +23,7 @@ from natix_hf.models.config import ModelConfig
 from natix_hf.models.features import cached_features
 from natix_hf.models.preprocess import Preprocess, make_processor
 from natix_hf.provenance.files import list_files
-from natix_hf.verify import find_problems
+from natix_hf.runs.verify import find_problems
 
 
 def _pixels(i: int, height: int = 20, width: int = 24) -> np.ndarray:

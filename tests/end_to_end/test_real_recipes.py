@@ -22,7 +22,7 @@ from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import make_processor
 from natix_hf.pipeline import run_recipe
 from natix_hf.recipe import load_recipe, packaged_recipes
-from natix_hf.verify import run_problems
+from natix_hf.runs.verify import run_problems
 
 FEW_STEPS = [
     "phase1.max_steps=3", "phase1.dataloader_num_workers=0", "phase3.max_steps=3", "phase3.n_resamples=100",

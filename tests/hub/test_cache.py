@@ -12,9 +12,9 @@ from conftest import Command
 from local_hub import LocalHub
 
 from natix_hf.bundle import fetch
+from natix_hf.bundle.contents import BUNDLE_MANIFEST, bundle_problems
 from natix_hf.bundle.load import load_bundle
 from natix_hf.bundle.push import Published, push_bundle
-from natix_hf.bundle.verify import BUNDLE_MANIFEST, bundle_problems
 from natix_hf.errors import NatixError, VerificationError
 
 REPO = "lab/roadwork"

@@ -14,10 +14,10 @@ import pytest
 from conftest import TOKEN
 from local_hub import LocalHub
 
+from natix_hf.bundle.contents import BUNDLE_MANIFEST, bundle_problems
 from natix_hf.bundle.fetch import pull_bundle
 from natix_hf.bundle.load import load_bundle
 from natix_hf.bundle.push import push_bundle
-from natix_hf.bundle.verify import BUNDLE_MANIFEST, bundle_problems
 from natix_hf.errors import HubError, NatixError, UsageError, VerificationError
 
 REPO = "lab/roadwork"

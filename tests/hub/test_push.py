@@ -14,8 +14,8 @@ from local_hub import LocalHub
 
 import natix_hf
 from natix_hf.bundle import push
+from natix_hf.bundle.contents import BUNDLE_MANIFEST, bundle_problems, is_allowed
 from natix_hf.bundle.push import push_bundle
-from natix_hf.bundle.verify import BUNDLE_MANIFEST, bundle_problems, is_allowed
 from natix_hf.errors import HubError, UsageError, VerificationError
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import describe_files, file_sha256, list_files, write_json
@@ -322,11 +322,12 @@ def test_a_push_that_failed_is_repeated_without_looking_at_test_again(
     assert looks == [] and len(hub.commits(REPO)) == 2
     # Another champion is another look.
     stored = finished_run / "phase6_export" / "logits" / "test.parquet"
-    from natix_hf.bundle.logits import LogitTable, read_logits, write_logits
+    from natix_hf.data.asked import Asked
+    from natix_hf.results.logits import LogitTable, read_logits, write_logits
 
     sha256 = json.loads((finished_run / "phase2_threshold/threshold.json").read_text(encoding="utf-8"))
     table = read_logits(stored, sha256["candidate_sha256"])
     (finished_run / "phase6_export" / "manifest.json").unlink()
-    write_logits(stored, LogitTable(table.ids, table.groups, table.labels, table.logits + 9, "f" * 64))
+    write_logits(stored, LogitTable(Asked(table.ids, table.groups, table.labels), table.logits + 9, "f" * 64))
     run_recipe(recipe(push=True, repo_id=REPO), [6], finished_run)
     assert looks == [1] and read_logits(stored, sha256["candidate_sha256"]).logits.tolist() == table.logits.tolist()

@@ -27,7 +27,8 @@ from natix_hf.calibration import Calibration
 from natix_hf.models.classifier import ARCHITECTURES, build_classifier
 from natix_hf.models.config import UNKNOWN_TO_THE_MINER, ModelConfig
 from natix_hf.models.preprocess import make_processor
-from natix_hf.phases.candidate import Candidate, save_candidate
+from natix_hf.results.answers import save_candidate
+from natix_hf.results.candidate import Candidate
 
 ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv-miner"
 pytestmark = [

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from natix_hf.resources import resource_folder
-from natix_hf.verify import find_problems
+from natix_hf.runs.verify import find_problems
 
 PACKAGED = ("recipes", "accelerate_configs", "model_cards")
 # Every phase with its defaults of the quickstart and the packaged backbone, on as few scenes as can be divided.

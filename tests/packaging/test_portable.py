@@ -20,7 +20,7 @@ import torch
 from conftest import TINY
 from torch.utils.data import DataLoader, Dataset
 
-from natix_hf import doctor
+from natix_hf.cli import doctor
 from natix_hf.data.views import FeatureViews
 from natix_hf.models.classifier import build_classifier
 from natix_hf.models.config import ModelConfig
@@ -28,7 +28,7 @@ from natix_hf.models.features import cached_features
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance import files
 from natix_hf.provenance.files import list_files
-from natix_hf.verify import find_problems
+from natix_hf.runs.verify import find_problems
 
 PACKAGE = Path(files.__file__).parents[1]
 

@@ -12,18 +12,19 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import TINY_RECIPE, write_parquet_source, write_recipe
 
+from natix_hf.bundle.examine import examine
 from natix_hf.bundle.load import load_bundle
-from natix_hf.bundle.logits import read_logits
+from natix_hf.data.asked import Asked
 from natix_hf.data.config import DataConfig, Exam
-from natix_hf.data.exam import ExamViews
 from natix_hf.errors import RecipeError, UsageError, VerificationError
 from natix_hf.metrics import select_threshold
 from natix_hf.phases import phase2_threshold, phase6_export
-from natix_hf.phases.graph import PHASES as PHASE_FOLDERS
 from natix_hf.pipeline import run_recipe
+from natix_hf.provenance.stored import to_json
 from natix_hf.recipe import parse_recipe
-from natix_hf.reward import examine
-from natix_hf.verify import find_problems
+from natix_hf.results.logits import read_logits
+from natix_hf.runs.graph import PHASES as PHASE_FOLDERS
+from natix_hf.runs.verify import find_problems
 
 PHASES = [1, 2, 3, 5, 6]
 EXAM = ["data.exam=true", "data.exam_views=8"]
@@ -78,7 +79,7 @@ def test_the_threshold_is_that_of_the_exam(exam_run: tuple[dict[str, str], Path]
     stored = pq.read_table(source / "data" / "train-00000-of-00001.parquet")["image"].to_pylist()
     cells = [stored[int(row_id.rpartition("/")[2])] for row_id in ids]
     bundle = load_bundle(run)
-    views = ExamViews(cells, ids, bundle.preprocess, seed=3, views=8)
+    views = Asked(ids, np.array(ids), np.zeros(len(ids)), Exam(8, 3), cells)
     z = bundle.logits([views.picture(i) for i in range(len(views))])
     np.testing.assert_allclose(table.logits, z, atol=1e-5)
     chosen = select_threshold(table.logits, table.labels, target_prior=0.5)
@@ -102,7 +103,7 @@ def test_the_figures_are_those_of_the_exam(exam_run: tuple[dict[str, str], Path]
     assert evaluation["as_found"]["metrics"]["recall"] == pytest.approx((table.logits[positive] > threshold).mean())
     assert evaluation["slices"]["scene_level_tags.weather"]["rain"]["n"] == 26 * 8
     config = DataConfig(source=str(source), exam=True, exam_views=8, seed=3)
-    found = examine(load_bundle(run), config)
+    found = to_json(examine(load_bundle(run), config))
     assert {key: found[key] for key in ("rows", "positives", "views", "levels")} == {
         key: evaluation["exam"][key] for key in ("rows", "positives", "views", "levels")
     }

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from natix_hf.bundle.logits import LogitTable
+from natix_hf.data.asked import Asked
 from natix_hf.data.splits import ROLES
 from natix_hf.errors import LeakageError, RunError, UsageError
 from natix_hf.metrics import select_threshold
-from natix_hf.phases.context import PhaseContext
-from natix_hf.phases.graph import ORDER, PHASES, order_phases, parse_phases
-from natix_hf.phases.phase2_threshold import choose_champion
 from natix_hf.recipe import parse_recipe
+from natix_hf.results.decision import choose_champion
+from natix_hf.results.logits import LogitTable
+from natix_hf.runs.context import PhaseContext
+from natix_hf.runs.graph import ORDER, PHASES, order_phases, parse_phases
 
 
 @pytest.mark.parametrize("given", list(itertools.permutations([1, 2, 6])))
@@ -50,7 +51,7 @@ def test_every_need_comes_earlier() -> None:
 
 class _Data:
     def role(self, role: str) -> Any:
-        return LogitTable([f"{role}/0"], np.array([]), np.array([]), np.array([]), "")
+        return LogitTable(Asked([f"{role}/0"], np.array([]), np.array([])), np.array([]), "")
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -86,7 +87,7 @@ def _tables(gains: dict[str, float], n: int = 400, seed: int = 0) -> tuple[dict[
     ids = [f"train/{i}" for i in range(n)]
     noise = {gain: rng.normal(size=n) for gain in gains.values()}
     tables = {
-        name: LogitTable(ids, groups, labels, gain * (labels - 0.5) + noise[gain], name)
+        name: LogitTable(Asked(ids, groups, labels), gain * (labels - 0.5) + noise[gain], name)
         for name, gain in gains.items()
     }
     return tables, {name: select_threshold(t.logits, t.labels).threshold for name, t in tables.items()}
@@ -110,15 +111,15 @@ def test_champion(gains: dict[str, float], champion: str) -> None:
     assert chosen == champion
     assert len(comparisons) == len(gains) - 1
     for comparison in comparisons:
-        gain = comparison["mcc_gain"]
-        assert gain["low"] <= gain["difference"] <= gain["high"]
+        gain = comparison.mcc_gain
+        assert gain.low <= gain.difference <= gain.high
 
 
 def test_an_insignificant_gain_is_a_gain() -> None:
     """The case above must be the one it claims to be: a positive difference with 0 in its interval."""
     tables, thresholds = _tables({"control": 1.0, "challenger": 1.2})
-    gain = choose_champion(tables, thresholds, None, 200)[1][0]["mcc_gain"]
-    assert gain["difference"] > 0 > gain["low"]
+    gain = choose_champion(tables, thresholds, None, 200)[1][0].mcc_gain
+    assert gain.difference > 0 > gain.low
 
 
 def test_champions_are_compared_at_the_prior() -> None:
@@ -126,15 +127,15 @@ def test_champions_are_compared_at_the_prior() -> None:
     tables, _ = _tables({"control": 1.0})
     control = tables["control"]
     better = np.where(control.labels == 1, control.logits + 2.0, control.logits + 0.4)
-    tables["challenger"] = LogitTable(control.ids, control.groups, control.labels, better, "challenger")
+    tables["challenger"] = LogitTable(Asked(control.ids, control.groups, control.labels), better, "challenger")
     thresholds = {"control": 0.0, "challenger": 0.0}
-    gains = [choose_champion(tables, thresholds, p, 200)[1][0]["mcc_gain"]["difference"] for p in (0.02, 0.98)]
+    gains = [choose_champion(tables, thresholds, p, 200)[1][0].mcc_gain.difference for p in (0.02, 0.98)]
     assert gains[0] != gains[1]
 
 
 def test_candidates_of_different_rows_are_not_compared() -> None:
     tables, thresholds = _tables({"control": 1.0, "challenger": 2.0})
     other = tables["challenger"]
-    tables["challenger"] = LogitTable(other.ids[::-1], other.groups, other.labels, other.logits, "challenger")
+    tables["challenger"] = LogitTable(Asked(other.ids[::-1], other.groups, other.labels), other.logits, "challenger")
     with pytest.raises(RunError, match="different rows"):
         choose_champion(tables, thresholds, None, 200)

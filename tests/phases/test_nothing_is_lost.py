@@ -9,10 +9,10 @@ import pytest
 from conftest import FINISHED, write_parquet_source
 
 from natix_hf.errors import DataError, RunError, UsageError
-from natix_hf.phases.graph import PHASES
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import write_json
-from natix_hf.verify import find_problems
+from natix_hf.runs.graph import PHASES
+from natix_hf.runs.verify import find_problems
 
 
 def manifest(run: Path, number: int) -> bytes:
@@ -50,7 +50,7 @@ def test_a_kill_while_finishing_does_not_cost_the_training(
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(
-            "natix_hf.phases.context.write_manifest", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+            "natix_hf.runs.context.write_manifest", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
             run_recipe(str(tiny_recipe_file), [1], run, overrides=[])
@@ -58,7 +58,7 @@ def test_a_kill_while_finishing_does_not_cost_the_training(
     run_recipe(str(tiny_recipe_file), [], run)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "natix_hf.phases.context.write_manifest", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+            "natix_hf.runs.context.write_manifest", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
             run_recipe(str(tiny_recipe_file), [1], run)

@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from given import decision, give_answers, rows_of
 
-from natix_hf.bundle.logits import LogitTable
+from natix_hf.data.asked import Asked
 from natix_hf.errors import LeakageError
 from natix_hf.metrics import aurc, prior_weights
 from natix_hf.models.gate import gate_inputs, load_gate
 from natix_hf.phases import phase3_gate
-from natix_hf.phases.candidate import Candidate
-from natix_hf.phases.context import PhaseContext
-from natix_hf.phases.graph import PHASES
-from natix_hf.provenance.files import file_sha256, write_json
+from natix_hf.provenance.files import file_sha256
 from natix_hf.recipe import parse_recipe
+from natix_hf.results.logits import LogitTable
+from natix_hf.runs.context import PhaseContext
+from natix_hf.runs.graph import PHASES
 from natix_hf.trainers.gate import cross_fit, gate_targets
 
 THRESHOLD = 0.3
@@ -36,14 +36,7 @@ def _case(signal: float, wrong_groups: int = 60, n: int = 600, seed: int = 0) ->
     features = rng.normal(size=(n, 5)).astype(np.float32)
     features[:, 0] += np.float32(signal) * wrong
     groups = np.array([f"v{number}" for number in numbers])
-    return LogitTable([f"train/{i}" for i in range(n)], groups, labels, logits, "c" * 64), features
-
-
-class _Rows(SimpleNamespace):
-    """What `load_data` gives: rows by role, of which only the ids matter here."""
-
-    def role(self, role: str) -> Any:
-        return SimpleNamespace(role=role, ids=self.ids)
+    return LogitTable(Asked([f"train/{i}" for i in range(n)], groups, labels), logits, "c" * 64), features
 
 
 Run = Any
@@ -56,27 +49,16 @@ def phase3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     def run(table: LogitTable, features: np.ndarray, prior: float | None = None, **keys: Any) -> dict[str, Any]:
         section = {"hidden": 16, "num_train_epochs": 12, "learning_rate": 1e-2, "folds": 3, "n_resamples": 200} | keys
         recipe = parse_recipe({"phase3": section, "data": {"target_prior": prior}})
-        context = PhaseContext(PHASES[3], recipe, tmp_path, lambda: _Rows(ids=table.ids))  # type: ignore[arg-type, return-value]
-        asked: list[Any] = []
-
-        def stored(self: Candidate, role: str) -> LogitTable:
-            asked.append((self.folder, role))
-            return table
-
-        def answers(candidate: Candidate, rows: Any, exam: Any) -> tuple[LogitTable, np.ndarray]:
-            asked.append((candidate.folder, rows.role))
-            return table, features
-
-        monkeypatch.setattr(Candidate, "stored_logits", stored)
-        monkeypatch.setattr(phase3_gate, "compute_answers", answers)
-        decision = {"champion": "phase4_explora", "threshold_logit": THRESHOLD, "candidate_sha256": "c" * 64}
-        for folder in ("phase2_threshold", "phase3_gate"):
-            (tmp_path / folder).mkdir(exist_ok=True)
-        write_json(tmp_path / "phase2_threshold" / "threshold.json", decision)
+        answers = {"val_select": (table, features)}
+        context = PhaseContext(PHASES[3], recipe, tmp_path, rows_of(answers))
+        asked = give_answers(monkeypatch, phase3_gate, answers)
+        decision(tmp_path, THRESHOLD, "phase4_explora")
+        (tmp_path / "phase3_gate").mkdir(exist_ok=True)
         report = phase3_gate.run(context)
         assert set(asked) == {(tmp_path / "phase4_explora", "val_select")}  # the champion's, wherever it comes from
-        assert context._rows_read == {"val_select": table.ids}
-        assert json.loads((tmp_path / "phase3_gate" / "gate.json").read_text(encoding="utf-8")) == report
+        assert context.rows_read == {"val_select": table.ids}
+        stored = json.loads((tmp_path / "phase3_gate" / "gate.json").read_text(encoding="utf-8"))
+        assert stored == {"schema": 1, **report}
         return report
 
     return run
@@ -153,6 +135,6 @@ def test_too_few_groups_with_a_wrong_answer(wrong_groups: int, kept: bool, phase
 
 @pytest.mark.parametrize("role", ["train", "val_calib", "test"])
 def test_it_may_read_val_select_alone(role: str, tmp_path: Path) -> None:
-    context = PhaseContext(PHASES[3], parse_recipe({}), tmp_path, lambda: _Rows(ids=["x"]))  # type: ignore[arg-type, return-value]
+    context = PhaseContext(PHASES[3], parse_recipe({}), tmp_path, lambda: None)  # type: ignore[arg-type, return-value]
     with pytest.raises(LeakageError, match=f"phase3_gate must not read rows of {role}: it may read val_select"):
         context.rows(role)

@@ -16,7 +16,7 @@ from natix_hf.errors import RecipeError, RunError, UsageError
 from natix_hf.models.classifier import load_classifier
 from natix_hf.phases import phase4_explora
 from natix_hf.pipeline import run_recipe
-from natix_hf.verify import run_problems
+from natix_hf.runs.verify import run_problems
 
 
 @pytest.mark.parametrize("objective", ["mae", "dinov2"])

@@ -13,7 +13,7 @@ from natix_hf.errors import RunError
 from natix_hf.phases import phase4_explora
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import file_sha256
-from natix_hf.verify import run_problems
+from natix_hf.runs.verify import run_problems
 
 Stages = list[str]
 

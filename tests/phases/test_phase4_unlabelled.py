@@ -13,7 +13,7 @@ from transformers import AutoModel
 from natix_hf.errors import RecipeError, UsageError
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import read_json
-from natix_hf.verify import run_problems
+from natix_hf.runs.verify import run_problems
 
 
 @pytest.fixture(scope="module")

@@ -11,23 +11,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from given import decision, give_answers, rows_of
 
-from natix_hf.bundle.logits import LogitTable, read_logits
-from natix_hf.bundle.policy import Policy
-from natix_hf.calibration import Calibration, fit_platt, fit_temperature
+from natix_hf.bundle.policy import GateUse, Policy
+from natix_hf.calibration import Calibration, Promise, fit_platt, fit_temperature
 from natix_hf.calibration.classwise import fit_classwise_risk_control
 from natix_hf.calibration.risk_control import fit_risk_control, make_grid
 from natix_hf.calibration.risk_rows import one_row_per_group, subsample_to_prior
+from natix_hf.data.asked import Asked
 from natix_hf.errors import LeakageError, RunError
 from natix_hf.metrics import group_weights, prior_weights
 from natix_hf.models.gate import Gate, gate_inputs, save_gate
-from natix_hf.phases import phase5_scrc, phase6_export
-from natix_hf.phases.candidate import Candidate
-from natix_hf.phases.context import PhaseContext
-from natix_hf.phases.evaluation import evaluate, evaluate_selective
-from natix_hf.phases.graph import PHASES
-from natix_hf.provenance.files import read_json, write_json
+from natix_hf.phases import phase5_scrc, phase6_evaluate
+from natix_hf.provenance.files import read_json
+from natix_hf.provenance.stored import to_json
 from natix_hf.recipe import parse_recipe
+from natix_hf.results import calibration as calibration_results
+from natix_hf.results.evaluation import evaluate, evaluate_selective
+from natix_hf.results.gate import GateReport
+from natix_hf.results.logits import LogitTable, read_logits
+from natix_hf.runs.context import PhaseContext
+from natix_hf.runs.graph import PHASES
 
 THRESHOLD = 0.4
 SHA = "c" * 64
@@ -39,7 +43,7 @@ def _table(role: str, separation: float = 3.0, groups: int = 400, share: float =
     labels = np.repeat((rng.random(groups) < share).astype(np.int64), 2)
     logits = 2.5 * (separation * (labels - 0.5) + rng.normal(size=labels.size))
     names = np.array([f"{role}-{i // 2}" for i in range(labels.size)])
-    return LogitTable([f"{role}/{i}" for i in range(labels.size)], names, labels, logits, SHA)
+    return LogitTable(Asked([f"{role}/{i}" for i in range(labels.size)], names, labels), logits, SHA)
 
 
 def _features(table: LogitTable) -> np.ndarray:
@@ -54,7 +58,7 @@ Run = Any
 def phase5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """`phase5(select, calib, **recipe)`: both reports of the phase; the run lies in `tmp_path`."""
     # smooth_ece takes seconds in every bootstrap; one test has it back.
-    monkeypatch.setattr(phase5_scrc, "_ERRORS", ("ece", "brier", "nll"))
+    monkeypatch.setattr(calibration_results, "ERRORS", ("ece", "brier", "nll"))
 
     def run(
         select: LogitTable, calib: LogitTable, prior: float | None = None, seed: int = 0, **section: Any
@@ -62,19 +66,16 @@ def phase5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         recipe = parse_recipe(
             {"phase5": {"n_resamples": 100} | section, "data": {"target_prior": prior, "seed": seed}}
         )
-        tables = {"val_select": select, "val_calib": calib}
-        data = SimpleNamespace(role=lambda role: SimpleNamespace(role=role, ids=tables[role].ids))
-        context = PhaseContext(PHASES[5], recipe, tmp_path, lambda: data)  # type: ignore[arg-type, return-value]
-        monkeypatch.setattr(Candidate, "stored_logits", lambda self, role: {"val_select": select}[role])
-        answers = {role: (table, _features(table)) for role, table in tables.items()}
-        monkeypatch.setattr(phase5_scrc, "compute_answers", lambda _, rows, exam: answers[rows.role])
-        decision = {"champion": "phase1_baseline", "threshold_logit": THRESHOLD, "candidate_sha256": SHA}
-        for folder in ("phase2_threshold", "phase3_gate", "phase5_scrc"):
+        answers = {role: (t, _features(t)) for role, t in {"val_select": select, "val_calib": calib}.items()}
+        context = PhaseContext(PHASES[5], recipe, tmp_path, rows_of(answers))
+        give_answers(monkeypatch, phase5_scrc, answers)
+        decision(tmp_path, THRESHOLD)
+        for folder in ("phase3_gate", "phase5_scrc"):
             (tmp_path / folder).mkdir(exist_ok=True)
-        write_json(tmp_path / "phase2_threshold" / "threshold.json", decision)
         metrics = json.loads(json.dumps(phase5_scrc.run(context)))
-        assert context._rows_read == {role: table.ids for role, table in tables.items()}
+        assert context.rows_read == {role: table.ids for role, (table, _) in answers.items()}
         calibration, risk = (read_json(tmp_path / "phase5_scrc" / f"{name}.json") for name in ("calibration", "scrc"))
+        assert calibration.pop("schema") == risk.pop("schema") == 1
         assert metrics == {"calibration": calibration, "risk_control": risk}
         assert risk["candidate_sha256"] == SHA
         return calibration, risk
@@ -158,7 +159,7 @@ def test_fitted_on_val_select_and_measured_on_val_calib(
 
 def test_every_error_has_a_value_and_an_interval(phase5: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = ("ece", "ece_equal_mass", "smooth_ece", "mce", "brier", "nll")
-    monkeypatch.setattr(phase5_scrc, "_ERRORS", wanted)
+    monkeypatch.setattr(calibration_results, "ERRORS", wanted)
     report, _ = phase5(_table("val_select", groups=50), _table("val_calib", groups=50))
     for name in ("before", "after"):
         assert tuple(report[name]) == wanted
@@ -223,7 +224,7 @@ def test_the_promise_is_that_of_risk_control_on_one_row_a_group(
 def test_the_seed_draws_the_row_of_a_group(phase5: Run) -> None:
     select, calib = _table("val_select"), _table("val_calib", separation=2.4)
     rng = np.random.default_rng(0)
-    loose = LogitTable(calib.ids, calib.groups, calib.labels, calib.logits + rng.normal(size=800) * 4, SHA)
+    loose = LogitTable(Asked(calib.ids, calib.groups, calib.labels), calib.logits + rng.normal(size=800) * 4, SHA)
     parts = [phase5(select, loose, seed=seed)[1]["parts"] for seed in (0, 0, 1)]
     assert parts[0] == parts[1] != parts[2]
 
@@ -235,7 +236,7 @@ def test_where_nothing_can_be_promised_every_answer_is_accepted(keys: dict[str, 
     assert (risk["feasible"], risk["thresholds"], part["threshold"]) == (False, None, None)
     assert risk["guarantee"].startswith("none: every answer is accepted") and part["reason"] in risk["guarantee"]
     assert "over the draw of the calibration groups" not in risk["guarantee"]
-    policy = Policy(THRESHOLD, SHA, SHA, risk_control=risk)
+    policy = Policy(THRESHOLD, SHA, SHA, promise=Promise(accept_above=risk["thresholds"], feasible=risk["feasible"]))
     assert policy.accepts(np.array([-9.0, THRESHOLD, 9.0]), np.zeros(3)).all()
 
 
@@ -251,10 +252,10 @@ def test_where_a_class_or_an_answer_is_missing_nothing_is_promised(
     gone: str, risk: dict[str, Any], words: str, phase5: Run, tmp_path: Path
 ) -> None:
     select, calib = _table("val_select"), _table("val_calib", separation=2.4)
-    low = {name: LogitTable(t.ids, t.groups, t.labels, t.logits - 99, SHA) for name, t in
+    low = {name: LogitTable(Asked(t.ids, t.groups, t.labels), t.logits - 99, SHA) for name, t in
            {"val_select": select, "val_calib": calib}.items()}  # fmt: skip
     if gone == "no roadwork":
-        calib = LogitTable(calib.ids, calib.groups, np.zeros_like(calib.labels), calib.logits, SHA)
+        calib = LogitTable(Asked(calib.ids, calib.groups, np.zeros_like(calib.labels)), calib.logits, SHA)
     select = low["val_select"] if gone.startswith("val_select") else select
     calib = low["val_calib"] if gone.startswith("val_calib") else calib
     found = phase5(select, calib, risk=risk)[1]
@@ -325,22 +326,22 @@ def test_a_learned_gate_ranks_the_answers(phase5: Run, tmp_path: Path) -> None:
 # What phase 6 makes of it.
 
 
-def _phase6(run: Path, **decision: Any) -> tuple[Policy, Path | None]:
+def _phase6(run: Path, sha256: str = SHA) -> tuple[Policy, Path | None]:
     context = PhaseContext(PHASES[6], parse_recipe({}), run, lambda: None)  # type: ignore[arg-type, return-value]
-    given = {"champion": "phase1_baseline", "threshold_logit": THRESHOLD, "candidate_sha256": SHA}
-    return phase6_export._policy(context, given | decision)
+    return phase6_evaluate.make_policy(context, decision(run, THRESHOLD, sha256=sha256))
 
 
 def test_the_policy_holds_what_was_fitted(phase5: Run, tmp_path: Path) -> None:
     assert _phase6(tmp_path)[0].calibration == Calibration("none")
     calibration, risk = phase5(_table("val_select"), _table("val_calib"), method="platt")
-    assert _phase6(tmp_path)[0].risk_control["thresholds"] is None  # not finished, so not taken
+    assert _phase6(tmp_path)[0].promise.accept_above is None  # not finished, so not taken
     (tmp_path / "phase5_scrc" / "manifest.json").write_text("{}", encoding="utf-8")
     policy, gate = _phase6(tmp_path)
-    assert gate is None and policy.gate == {"kind": "margin"}
+    assert gate is None and policy.gate == GateUse("margin")
     assert policy.calibration == Calibration("platt", calibration["slope"], calibration["intercept"])
-    assert policy.risk_control == {key: risk[key] for key in policy.risk_control} and risk["feasible"]
-    assert {"feasible", "guarantee", "thresholds", "alpha", "delta", "loss"} <= set(policy.risk_control)
+    taken = to_json(policy.promise)
+    assert taken == {key: risk[key] for key in taken} and risk["feasible"]
+    assert {"feasible", "guarantee", "thresholds", "alpha", "delta", "loss"} <= set(taken)
 
 
 @pytest.mark.parametrize("other", ["candidate", "gate"])
@@ -349,11 +350,10 @@ def test_a_promise_about_another_candidate_or_gate_is_refused(other: str, phase5
     (tmp_path / "phase5_scrc" / "manifest.json").write_text("{}", encoding="utf-8")
     if other == "gate":  # one that was learned after phase 5 was run
         save_gate(tmp_path / "phase3_gate" / "gate.safetensors", Gate(4, 3))
-        write_json(tmp_path / "phase3_gate" / "gate.json", {"method": "correctness"})
+        GateReport("learned", "correctness", SHA, 9, None, None, "it wins").write(tmp_path / "phase3_gate")
         (tmp_path / "phase3_gate" / "manifest.json").write_text("{}", encoding="utf-8")
-    changed = {"candidate_sha256": "d" * 64} if other == "candidate" else {}
     with pytest.raises(RunError, match="another champion or gate: run phase 5 again"):
-        _phase6(tmp_path, **changed)
+        _phase6(tmp_path, "d" * 64 if other == "candidate" else SHA)
 
 
 @pytest.mark.parametrize("prior", [None, 0.2])
@@ -361,8 +361,8 @@ def test_a_promise_about_another_candidate_or_gate_is_refused(other: str, phase5
 def test_selective_figures_equal_a_slow_loop(loss: str, prior: float | None) -> None:
     table = _table("test", separation=1.5, groups=60)
     accepted = np.random.default_rng(1).random(len(table.ids)) < 0.3 + 0.4 * (table.logits > THRESHOLD)
-    policy = Policy(THRESHOLD, SHA, SHA, risk_control={"loss": loss, "alpha": 0.07, "thresholds": None})
-    found = evaluate_selective(table, policy, accepted, prior, 100)
+    policy = Policy(THRESHOLD, SHA, SHA, promise=Promise(loss=loss, alpha=0.07))
+    found = to_json(evaluate_selective(table, policy, accepted, prior, 100))
     assert found["promised"] == 0.07 and list(found["risks"]) == [loss]
     found["risk"] = found["risks"][loss]
     weights = prior_weights(table.labels, prior)
@@ -396,8 +396,8 @@ def test_selective_figures_equal_a_slow_loop(loss: str, prior: float | None) -> 
 def test_classwise_both_promised_risks_are_measured(loss: str) -> None:
     table = _table("test", separation=1.5, groups=60)
     accepted = np.random.default_rng(1).random(len(table.ids)) < 0.6
-    policy = Policy(THRESHOLD, SHA, SHA, risk_control={"loss": loss, "alpha": 0.07, "classwise": True})
-    risks = evaluate_selective(table, policy, accepted, None, 100)["risks"]
+    policy = Policy(THRESHOLD, SHA, SHA, promise=Promise(loss=loss, alpha=0.07, classwise=True))
+    risks = to_json(evaluate_selective(table, policy, accepted, None, 100))["risks"]
     answers = table.logits > THRESHOLD
     rows = list(zip(accepted, answers, table.labels, strict=True))
     expected = {}
@@ -415,8 +415,8 @@ def test_classwise_both_promised_risks_are_measured(loss: str) -> None:
 
 def test_what_cannot_be_divided_is_null() -> None:
     table = _table("test", groups=10)
-    policy = Policy(1e6, SHA, SHA, risk_control={"loss": "fnr", "alpha": 0.07, "thresholds": None})
-    found = evaluate_selective(table, policy, np.zeros(20, bool), None, 100)
+    policy = Policy(1e6, SHA, SHA, promise=Promise(loss="fnr", alpha=0.07))
+    found = to_json(evaluate_selective(table, policy, np.zeros(20, bool), None, 100))
     assert found["coverage"]["value"] == 0
     for figure in (found["risks"]["fnr"], found["coverage_roadwork"]):
         assert figure == {"value": None, "interval": [None, None]}
@@ -426,12 +426,10 @@ def test_what_cannot_be_divided_is_null() -> None:
 def test_rates_are_those_of_the_decisions_where_probabilities_saturate() -> None:
     """At a small temperature both sides of the threshold have probability 1 in float64."""
     labels = np.array([0, 1] * 20)
-    table = LogitTable(
-        [str(i) for i in range(40)], np.array([f"g{i}" for i in range(40)]), labels,
-        np.where(labels == 1, 1.0, 0.9), SHA,
-    )  # fmt: skip
+    asked = Asked([str(i) for i in range(40)], np.array([f"g{i}" for i in range(40)]), labels)
+    table = LogitTable(asked, np.where(labels == 1, 1.0, 0.9), SHA)
     policy = Policy(0.95, SHA, SHA, calibration=Calibration("temperature", 80.0))
     assert set(policy.probability(table.logits)) == {1.0}
-    found = evaluate(table, policy, None, 100)["as_found"]
+    found = to_json(evaluate(table, policy, np.ones(40, bool), {}, None, 100))["as_found"]
     assert [found["metrics"][name] for name in ("mcc", "recall", "specificity", "tp", "fp")] == [1, 1, 1, 20, 0]
     assert found["intervals"]["mcc"] == [1, 1] and found["metrics"]["brier"] == 0.5

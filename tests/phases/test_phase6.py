@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from conftest import TINY, TINY_RECIPE, striped_image, write_recipe
 
-from natix_hf.bundle.logits import read_logits, write_logits
 from natix_hf.phases import phase6_export
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import list_files
+from natix_hf.results.logits import read_logits, write_logits
 
 WARNING = "warning: the subnet's official miner (transformers 4.45.2) cannot load a"
 

@@ -11,10 +11,10 @@ import pytest
 from conftest import FINISHED
 
 from natix_hf.errors import UsageError
-from natix_hf.phases.graph import PHASES
 from natix_hf.provenance.files import describe_files, file_sha256, ids_sha256, list_files, write_json
 from natix_hf.provenance.manifest import manifest_digest, manifest_seal
-from natix_hf.verify import find_problems
+from natix_hf.runs.graph import PHASES
+from natix_hf.runs.verify import find_problems
 
 FILES = [
     "run.json",

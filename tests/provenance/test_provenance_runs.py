@@ -13,7 +13,7 @@ import pytest
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.provenance import runs
 from natix_hf.provenance.files import read_json
-from natix_hf.provenance.runs import RUN_FILE, new_run, newest_run, open_run
+from natix_hf.runs.folders import RUN_FILE, new_run, newest_run, open_run
 
 
 def _make(root: str) -> str:

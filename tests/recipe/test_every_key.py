@@ -17,13 +17,13 @@ from test_every_key_selective import EFFECTS as SELECTIVE_EFFECTS
 
 from natix_hf.data.config import AugmentConfig, DataConfig
 from natix_hf.data.crops_config import CropConfig
-from natix_hf.data.synthetic import SyntheticConfig
 from natix_hf.errors import DataError
 from natix_hf.models.config import ModelConfig
 from natix_hf.phases.config import Phase2Config, Phase5Config, Phase6Config, RiskConfig
 from natix_hf.recipe import Recipe, parse_recipe
 from natix_hf.ssl.dinov2_config import DinoV2Config
 from natix_hf.ssl.mae_config import MaeConfig
+from natix_hf.synthetic import SyntheticConfig
 from natix_hf.trainers.config import TRAINING_DEFAULTS, SupervisedConfig
 from natix_hf.trainers.explora_config import ExploraConfig
 from natix_hf.trainers.gate_config import GateConfig
@@ -396,8 +396,8 @@ def test_phase6(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """All keys of the section in one run: each leaves its own trace."""
     import yaml
 
-    from natix_hf.phases import evaluation, phase6_export
     from natix_hf.pipeline import run_recipe
+    from natix_hf.results import evaluation, phase6_export
 
     changed = {
         "fold": "none", "n_resamples": 150, "model_name": "Own name", "description": "What a question.",

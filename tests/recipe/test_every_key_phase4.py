@@ -21,9 +21,9 @@ from natix_hf.errors import RecipeError
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import make_processor
 from natix_hf.phases import phase4_explora
-from natix_hf.phases.context import PhaseContext
-from natix_hf.phases.graph import PHASES
 from natix_hf.recipe import parse_recipe
+from natix_hf.runs.context import PhaseContext
+from natix_hf.runs.graph import PHASES
 from natix_hf.ssl.explora import plain_backbone
 from natix_hf.trainers import self_supervised
 from natix_hf.trainers.config import TRAINING_DEFAULTS

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from natix_hf.bundle.logits import LogitTable
+from natix_hf.data.asked import Asked
 from natix_hf.phases import phase3_gate, phase5_scrc, plots
-from natix_hf.phases.candidate import Candidate
-from natix_hf.phases.context import PhaseContext
-from natix_hf.phases.graph import PHASES
 from natix_hf.provenance.files import write_json
 from natix_hf.recipe import parse_recipe
+from natix_hf.results.candidate import Candidate
+from natix_hf.results.logits import LogitTable
+from natix_hf.runs.context import PhaseContext
+from natix_hf.runs.graph import PHASES
 from natix_hf.trainers import gate as gate_trainer
 from natix_hf.trainers.gate_config import GATE_DEFAULTS
 
@@ -49,7 +50,7 @@ def _table(role: str) -> LogitTable:
     labels = np.repeat(rng.integers(0, 2, 300), 2)
     logits = 6 * (labels - 0.5) + 2.2 * rng.normal(size=600) + 0.3
     groups = np.array([f"{role}{i // 2}" for i in range(600)])
-    return LogitTable([f"{role}/{i}" for i in range(600)], groups, labels, logits, "c" * 64)
+    return LogitTable(Asked([f"{role}/{i}" for i in range(600)], groups, labels), logits, "c" * 64)
 
 
 @pytest.fixture

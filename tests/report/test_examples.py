@@ -8,37 +8,32 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from conftest import TINY_RECIPE, write_recipe
 from document import read_page
 from PIL import Image
 
-from natix_hf.bundle.logits import LogitTable, read_logits
 from natix_hf.bundle.policy import Policy
-from natix_hf.data.rows import Rows
-from natix_hf.data.views import OriginalViews
+from natix_hf.calibration import Promise
+from natix_hf.data.asked import Asked
 from natix_hf.errors import DataError
-from natix_hf.phases import examples
-from natix_hf.phases.examples import Answered, choose_examples, thumbnail, worst_slice, write_examples
 from natix_hf.pipeline import run_recipe
+from natix_hf.results import examples
+from natix_hf.results.evaluation import SliceFigures
+from natix_hf.results.examples import Answered, Chosen, choose_examples, thumbnail, worst_slice, write_examples
+from natix_hf.results.logits import LogitTable, read_logits
 
 
 def _answered(
     logits: list[float], labels: list[int], groups: list[str], thresholds: dict[str, float] | None = None,
     weather: list[str] | None = None, cells: list[Any] | None = None,
 ) -> Answered:  # fmt: skip
-    import datasets
-
     z, ids = np.asarray(logits), [f"test/{i}" for i in range(len(logits))]
-    policy = Policy(1.0, "c", "m", risk_control={"feasible": thresholds is not None, "thresholds": thresholds})
-    source = datasets.Dataset.from_dict(
-        {"weather": weather or ["dry"] * len(z), "image": cells or [{"bytes": None, "path": None}] * len(z)},
-    )
-    table = LogitTable(ids, np.asarray(groups), np.asarray(labels), z, "c")
-    rows = Rows("test", ids, table.labels, table.groups, source, source, "image")
+    policy = Policy(1.0, "c", "m", promise=Promise(feasible=thresholds is not None, accept_above=thresholds))
+    empty: list[Any] = [{"bytes": None, "path": None}] * len(z)
+    asked = Asked(ids, np.asarray(groups), np.asarray(labels), cells=cells or empty)
     confidence = np.abs(z - 1.0)
-    picture = OriginalViews(rows, lambda image: torch.zeros(0)).picture
-    return Answered(table, policy, confidence, policy.accepts(z, confidence), rows, picture)
+    columns = {"weather": weather or ["dry"] * len(z)}
+    return Answered(LogitTable(asked, z, "c"), policy, confidence, policy.accepts(z, confidence), columns)
 
 
 def test_the_most_confident_mistakes_one_of_each_group() -> None:
@@ -47,14 +42,14 @@ def test_the_most_confident_mistakes_one_of_each_group() -> None:
     labels = [0, 0, 0, 1, 1, 1, 0, 1]
     groups = ["a", "a", "b", "c", "d", "d", "e", "f"]
     missed, false_alarm = choose_examples(_answered(logits, labels, groups), {})
-    assert missed == {"kind": "missed", "total": 3, "rows": [4, 3]}
-    assert false_alarm == {"kind": "false_alarm", "total": 4, "rows": [1, 2, 6]}
+    assert missed == Chosen("missed", 3, [4, 3])
+    assert false_alarm == Chosen("false_alarm", 4, [1, 2, 6])
 
 
 def test_at_most_eight() -> None:
     n = 30
     missed, _ = choose_examples(_answered(list(-np.arange(n) / 10), [1] * n, [str(i) for i in range(n)]), {})
-    assert missed["total"] == n and missed["rows"] == list(range(n - 1, n - 9, -1))
+    assert missed.total == n and missed.at == list(range(n - 1, n - 9, -1))
 
 
 def test_abstentions_by_what_each_answer_lacks() -> None:
@@ -62,24 +57,28 @@ def test_abstentions_by_what_each_answer_lacks() -> None:
     logits, labels = [2.0, 2.95, 0.5, 0.1, -3.0, 4.0], [1, 1, 0, 1, 0, 1]
     answered = _answered(logits, labels, list("abcdef"), {"Roadwork": 2.0, "None": 1.0})
     abstained = choose_examples(answered, {})[2]
-    assert abstained == {"kind": "abstained", "total": 4, "rows": [1, 3, 2, 0]}  # lacking .05, .1, .5 and 1
+    assert abstained == Chosen("abstained", 4, [1, 3, 2, 0])  # lacking .05, .1, .5 and 1
 
 
 def test_without_a_promise_nothing_abstains() -> None:
-    assert [kind["kind"] for kind in choose_examples(_answered([2.0], [0], ["a"]), {})] == ["missed", "false_alarm"]
+    assert [kind.kind for kind in choose_examples(_answered([2.0], [0], ["a"]), {})] == ["missed", "false_alarm"]
+
+
+def _figures(mcc: float | None) -> SliceFigures:
+    return SliceFigures(20, 10, mcc, None, None, 1.0)
 
 
 def test_the_weakest_slice() -> None:
     weather = ["dry", "wet", "wet", "wet", "dry"]
     answered = _answered([-1.0, -3.0, 4.0, -2.0, 5.0], [1, 1, 0, 0, 1], list("abcde"), weather=weather)
     slices = {
-        "weather": {"dry": {"mcc": 0.9}, "wet": {"mcc": 0.2}},
-        "alone": {"x": {"mcc": -1.0}},  # one value is no slice
-        "unknown": {"y": {"mcc": None}, "z": {"mcc": 0.1}},
+        "weather": {"dry": _figures(0.9), "wet": _figures(0.2)},
+        "alone": {"x": _figures(-1.0)},  # one value is no slice
+        "unknown": {"y": _figures(None), "z": _figures(0.1)},
     }
     assert worst_slice(slices) == ("weather", "wet")
     found = choose_examples(answered, slices)[-1]
-    assert found == {"kind": "slice", "total": 2, "rows": [1, 2], "column": "weather", "value": "wet", "mcc": 0.2}
+    assert found == Chosen("slice", 2, [1, 2], "weather", "wet", 0.2)
     assert worst_slice({}) is None and worst_slice({"weather": {}}) is None
 
 
@@ -156,7 +155,7 @@ def test_a_picture_that_gives_no_thumbnail_kills_nothing(
         raise DataError("the disk is gone")
 
     monkeypatch.setattr(examples, "thumbnail", broken)
-    monkeypatch.setattr(Answered, "wrong", property(lambda self: np.ones(len(self.rows), dtype=bool)))
+    monkeypatch.setattr(Answered, "wrong", property(lambda self: np.ones(len(self.table.ids), dtype=bool)))
     run_recipe(recipe, [6], finished_run, overrides=["phase6.version=9.9.9"])
     folder = finished_run / "phase6_export" / "examples"
     kinds = json.loads((folder / "examples.json").read_text(encoding="utf-8"))["kinds"]

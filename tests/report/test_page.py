@@ -23,7 +23,7 @@ from natix_hf.errors import UsageError, VerificationError
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import write_json
 from natix_hf.report.page import render_report, write_report
-from natix_hf.verify import find_problems
+from natix_hf.runs.verify import find_problems
 
 
 def _read(path: Path) -> Any:

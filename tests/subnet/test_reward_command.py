@@ -12,10 +12,10 @@ from conftest import Command, write_parquet_source
 from PIL import Image
 from sklearn.metrics import matthews_corrcoef
 
+from natix_hf.bundle.examine import examine
 from natix_hf.bundle.load import load_bundle
 from natix_hf.data.config import DataConfig
 from natix_hf.errors import DataError
-from natix_hf.reward import examine
 from natix_hf.subnet.challenge import challenge_image
 from natix_hf.subnet.rewards import expected_reward
 

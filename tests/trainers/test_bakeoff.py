@@ -24,10 +24,10 @@ from natix_hf.models.tuner import count_trainable
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import read_json
 from natix_hf.recipe import parse_recipe
+from natix_hf.runs.verify import run_problems
 from natix_hf.trainers import supervised
 from natix_hf.trainers.bakeoff import MCC, bake_off, entrants_for, trial_settings
 from natix_hf.trainers.roadwork import EvaluationMetrics, RoadworkTrainer
-from natix_hf.verify import run_problems
 
 ENTRANTS = ["lora", "dora", "adalora", "lokr"]
 MODEL = ModelConfig(config=TINY["dinov2"] | {"initializer_range": 0.2, "hidden_size": 64}, image_size=28)

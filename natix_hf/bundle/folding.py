@@ -1,0 +1,57 @@
+"""Folding a policy into the classifier layer, and the proof that a bundle's weights are the candidate's, folded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from natix_hf.bundle.contents import WEIGHTS
+from natix_hf.bundle.policy import POLICY, Policy, read_policy
+from natix_hf.models.gate import GATE
+from natix_hf.provenance.files import file_sha256
+
+
+@torch.no_grad()
+def fold_into(head: nn.Linear, policy: Policy) -> None:
+    """Changes a two-label head in place so that its logit difference is a z - c. The arithmetic is float64."""
+    for parameter in (head.weight, head.bias):
+        parameter.copy_(parameter.double() * policy.folded_slope)
+    half = policy.folded_shift / 2
+    head.bias.copy_(head.bias.double() + torch.tensor([half, -half], dtype=torch.float64, device=head.bias.device))
+
+
+def folding_problems(bundle: Path, candidate: Path) -> list[str]:
+    """Unfolds the bundle's classifier layer and compares every tensor with the candidate's."""
+    policy = read_policy(bundle / POLICY)
+    if not (candidate / WEIGHTS).is_file():
+        return [f"{candidate / 'model.safetensors'} is missing"]
+    if file_sha256(candidate / WEIGHTS) != policy.candidate_sha256:
+        return [f"{bundle / POLICY} belongs to other candidate weights than {candidate}"]
+    if file_sha256(bundle / WEIGHTS) != policy.model_sha256:
+        return [f"{bundle / POLICY} belongs to other weights than {bundle / 'model.safetensors'}"]
+    if policy.gate.kind == "learned" and not (bundle / GATE).is_file():
+        return [f"{bundle / GATE} is missing"]
+    if policy.gate.kind == "learned" and file_sha256(bundle / GATE) != policy.gate.sha256:
+        return [f"{bundle / POLICY} belongs to another gate than {bundle / GATE}"]
+    try:
+        folded, plain = load_file(bundle / WEIGHTS), load_file(candidate / WEIGHTS)
+    except SafetensorError as error:
+        return [f"{bundle / 'model.safetensors'} or that of {candidate} cannot be read ({error})"]
+    if set(folded) != set(plain):
+        return [f"{bundle} and {candidate} hold different tensors, as {min(set(folded) ^ set(plain))}"]
+    problems = []
+    for name, tensor in plain.items():
+        expected = tensor
+        if name.startswith("classifier."):
+            expected = tensor.double() * policy.folded_slope
+        if name == "classifier.bias":
+            half = policy.folded_shift / 2
+            expected = expected + expected.new_tensor([half, -half])
+        same_shape = folded[name].shape == tensor.shape
+        if not same_shape or not torch.allclose(folded[name].double(), expected.double(), rtol=1e-6, atol=1e-6):
+            problems.append(f"{bundle}: tensor {name} is not the folded one of {candidate}")
+    return problems

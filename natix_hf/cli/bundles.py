@@ -1,0 +1,122 @@
+"""Commands about bundles: predict, push, pull."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from natix_hf.cli.app import Command, app
+from natix_hf.errors import NatixError, UsageError, VerificationError
+from natix_hf.labels import ID2LABEL
+from natix_hf.terminal import say
+
+if TYPE_CHECKING:
+    from natix_hf.bundle.load import Answer
+
+
+@app.command(cls=Command)
+def predict(
+    bundle: Annotated[
+        str, typer.Argument(metavar="BUNDLE", help="A bundle folder, a run folder or a Hub repository.")
+    ],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files. - reads their names from standard input.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 32,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Answer in bfloat16, and report where float32 would answer differently.")
+    ] = False,
+) -> None:
+    """Answer for image files.
+
+    An image that cannot be read is reported in its place, and the exit code is 1.
+    """
+    from_stdin = images == [Path("-")]
+    missing = [path for path in images if not (from_stdin or path.is_file())]
+    if missing:
+        raise UsageError(f"{missing[0]}: there is no such file")
+    from natix_hf.bundle.load import Bundle, count_flips, load_bundle
+
+    loaded = load_bundle(bundle, revision=revision, precision="bfloat16" if bf16 else "float32")
+    named = (Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip()) if from_stdin else iter(images)
+    asked, paths = itertools.tee(named)  # the second is at most two batches behind
+    if bf16:
+        pairs = loaded.stream_beside(Bundle(loaded.folder), asked, batch_size)
+    else:
+        pairs = ((answer, answer) for answer in loaded.stream(asked, batch_size))
+    found = count_flips(_told(paths, pairs, as_json))
+    if bf16:
+        flipped = f"bf16: {found.decisions} of {found.images} decisions are others in float32"
+        typer.echo(f"{flipped}; probabilities differ by {found.max_difference:.4f} at most", err=True)
+    if found.bad:
+        raise NatixError(f"{found.bad} of {found.bad + found.images} images cannot be read: their lines say why")
+
+
+def _told(
+    paths: Iterable[Path], pairs: Iterable[tuple[Answer, Answer]], as_json: bool
+) -> Iterator[tuple[Answer, Answer]]:
+    """Says each answer, and what float32 answers where that is another decision, as they come."""
+    from dataclasses import asdict
+
+    from natix_hf.bundle.stream import BadImage
+
+    for path, (answer, exact) in zip(paths, pairs, strict=True):
+        if isinstance(answer, BadImage) or isinstance(exact, BadImage):
+            problem = answer.problem if isinstance(answer, BadImage) else ""
+            say(json.dumps({"image": str(path), "error": problem}) if as_json else f"{path}  error     {problem}")
+        elif as_json:
+            flip = {} if answer is exact else {"float32_decision": exact.decision}
+            say(json.dumps({"image": str(path)} | asdict(answer) | flip))
+        else:
+            flipped = "" if answer.decision == exact.decision else f"  (float32: {exact.decision})"
+            by_half = answer.label == (ID2LABEL[1] if answer.probability > 0.5 else ID2LABEL[0])
+            cut = "" if by_half else f"  (threshold {answer.threshold:.3f})"
+            say(f"{path}  {answer.decision:8s}  P({ID2LABEL[1]}) {answer.probability:.3f}{cut}{flipped}")
+        yield answer, exact
+
+
+@app.command(cls=Command)
+def push(
+    reference: Annotated[str, typer.Argument(metavar="RUN_OR_BUNDLE", help="A run folder or a bundle folder.")],
+    repo_id: Annotated[str, typer.Argument(metavar="ORG/NAME", help="A Hub repository. It is made if there is none.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the repository private, if it is made now.")
+    ] = False,
+    tag: Annotated[str | None, typer.Option(help="Tag the commit, as v1.0.0.")] = None,
+) -> None:
+    """Publish a bundle on the Hub, in one verified commit."""
+    from natix_hf.bundle.load import find_local_bundle
+    from natix_hf.bundle.push import push_bundle, say_published
+    from natix_hf.runs.verify import find_problems
+
+    bundle = find_local_bundle(reference)
+    for problem in find_problems(reference):
+        raise VerificationError(f"{problem}; nothing was published")
+    say_published(push_bundle(bundle, repo_id, private, tag))
+
+
+@app.command(cls=Command)
+def pull(
+    repo_id: Annotated[str, typer.Argument(metavar="ORG/NAME", help="A Hub repository.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit. Default: the main branch.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="A new folder. Default: one named after the repository, here.")
+    ] = None,
+) -> None:
+    """Download a bundle and verify every file."""
+    from natix_hf.bundle.contents import BUNDLE_MANIFEST
+    from natix_hf.bundle.fetch import pull_bundle
+    from natix_hf.provenance.files import file_sha256
+
+    folder, commit = pull_bundle(repo_id, revision, to)
+    say(f"bundle    {folder}, verified")
+    say(f"revision  {commit}")
+    say(f"manifest  sha256 {file_sha256(folder / BUNDLE_MANIFEST)}")

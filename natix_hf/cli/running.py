@@ -1,0 +1,89 @@
+"""Commands about runs: run, recipes, verify, report, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from natix_hf.cli.app import Command, app
+from natix_hf.terminal import say
+
+
+@app.command(cls=Command)
+def run(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A packaged recipe (natix-hf recipes) or a YAML file.")
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Override the recipe.")] = None,
+    phases: Annotated[str | None, typer.Option(help="Such as 1,2,6, or all. Default: those of the recipe.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Continue the run in this folder, or begin one there.")] = None,
+    accelerate_config: Annotated[
+        Path | None, typer.Option(help="Launch training phases with this file of `accelerate config`.")
+    ] = None,
+) -> None:
+    """Run the phases of a recipe, and skip what is current."""
+    from natix_hf.cli.summary import summarise
+    from natix_hf.pipeline import run_recipe
+    from natix_hf.runs.graph import parse_phases
+
+    wanted = parse_phases(phases) if phases is not None else None
+    for line in summarise(run_recipe(recipe, wanted, run_dir, accelerate_config, overrides or [])):
+        say(line)
+
+
+@app.command(cls=Command)
+def recipes() -> None:
+    """List the recipes that come with the package."""
+    from natix_hf.recipe import packaged_recipes
+
+    for path in packaged_recipes():
+        first_line = path.read_text(encoding="utf-8").splitlines()[0]
+        say(f"{path.stem:24s} {first_line.lstrip('# ')}")
+
+
+@app.command(cls=Command)
+def verify(
+    reference: Annotated[
+        str, typer.Argument(metavar="RUN_OR_BUNDLE", help="A run folder, a bundle folder or a Hub repository.")
+    ],
+) -> None:
+    """Check manifests, checksums, lineage and leaks.
+
+    The exit code is 1 if anything is off.
+    """
+    from natix_hf.runs.verify import find_problems
+
+    problems = find_problems(reference)
+    for problem in problems:
+        say(problem)
+    say(f"{reference}: {len(problems)} problems" if problems else f"{reference}: intact")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command(cls=Command)
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, finished or not.")],
+    to: Annotated[Path | None, typer.Option(help="The file to write; default: report.html in the run folder.")] = None,
+) -> None:
+    """Write one HTML page about a run.
+
+    It holds figures, plots, hard examples and lineage, and needs no network.
+    """
+    from natix_hf.report.page import write_report
+
+    say(str(write_report(run_dir, to)))
+
+
+@app.command(cls=Command)
+def doctor() -> None:
+    """Show versions, devices, memory, disk and the Hub."""
+    from natix_hf.cli.doctor import check
+
+    facts, warnings = check()
+    for fact in facts:
+        say(fact)
+    for warning in warnings:
+        say(f"warning: {warning}")

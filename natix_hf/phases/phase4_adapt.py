@@ -1,0 +1,119 @@
+"""Stage (a) of phase 4: the backbone adapted without labels, merged, and kept for as long as it is still good."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import PreTrainedModel
+
+from natix_hf.data.unlabelled import joined, unlabelled_rows
+from natix_hf.errors import RecipeError
+from natix_hf.models.classifier import build_backbone, build_decoder
+from natix_hf.models.preprocess import make_processor
+from natix_hf.provenance.files import atomic_folder, file_sha256, read_json, write_json
+from natix_hf.provenance.manifest import MANIFEST, manifest_problems
+from natix_hf.recipe import Recipe
+from natix_hf.results import plots
+from natix_hf.results.answers import write_history
+from natix_hf.runs.context import CHECKPOINTS, PhaseContext
+from natix_hf.runs.freshness import finished_digest
+from natix_hf.runs.graph import PHASES
+from natix_hf.runs.pins import pinned_unlabelled
+from natix_hf.terminal import tell
+from natix_hf.trainers.self_supervised import check_pretraining, pretrain_backbone
+
+BACKBONE = "backbone"
+REPORT = "self_supervised.json"
+UNLABELLED = "unlabelled.json"
+_KEY = "self_supervised_key.json"
+_HISTORY = "self_supervised_history.json"
+_CURVE = "plots/self_supervised.png"
+_TRAINING = f"{CHECKPOINTS}/self_supervised"
+
+
+def check_explora(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Refuses, before any work, what would not be ExPLoRA or does not fit the model, which may be without weights."""
+    config = recipe.phase4
+    if config.trainable != "all" and recipe.model.backbone is None:
+        raise RecipeError(
+            f"phase4.trainable={config.trainable} adapts a pretrained backbone, and model.backbone names none: "
+            "name one, or set phase4.trainable=all for plain self-supervised pre-training"
+        )
+    backbone: Any = model.base_model
+    check_pretraining(backbone, config, recipe.model.image_size)
+    if recipe.data.source is None and (config.use_labeled_data or not config.unlabelled):
+        raise RecipeError(
+            "data.source is null, so there are no labels: set phase4.use_labeled_data=false and name images in "
+            "phase4.unlabelled"
+        )
+
+
+def adapt_backbone(context: PhaseContext) -> dict[str, Any]:
+    """Stage (a), unless a cut-off attempt with the same settings has finished it: leaves the merged backbone."""
+    recipe, config = context.recipe, context.recipe.phase4
+    train = context.rows("train")
+    labelled = config.probe_steps > 0 and len(train) > 0  # without probes no label is read
+    probe = (train, context.rows("val_select")) if labelled else None
+    done, weights = context.folder / REPORT, context.folder / BACKBONE / "model.safetensors"
+    found: dict[str, Any] = read_json(done) if done.is_file() else {}
+    finished = weights.is_file() and found.get("backbone_sha256") == file_sha256(weights)
+    PartialState().wait_for_everyone()  # no rank writes the report before every rank has looked for it
+    if finished:
+        return found
+    if context.is_main:
+        write_json(context.folder / _KEY, _key(context))
+    with PartialState().main_process_first():  # the others read what rank 0 has decoded
+        commits = {source: pinned_unlabelled(context.run_dir, source) for source in config.unlabelled}
+        parts, left_out = unlabelled_rows(config.unlabelled, recipe.data, context.load_data().splits, commits)
+    if left_out and context.is_main:
+        tell(f"phase 4: {len(left_out)} unlabelled rows left out, the first: {next(iter(left_out.items()))}")
+    processor = make_processor(context.model)
+
+    def save(backbone: PreTrainedModel) -> Path:
+        with atomic_folder(context.folder / BACKBONE) as temporary:
+            backbone.save_pretrained(temporary)
+            processor.save_pretrained(temporary)
+        return context.folder / BACKBONE
+
+    report = pretrain_backbone(
+        build_backbone(context.model, seed=config.training["seed"]),
+        processor,
+        joined([part for part in (train, *parts) if len(part)]),
+        probe,
+        config,
+        recipe.data.augment,
+        save,
+        context.folder / _TRAINING,
+        None if config.objective == "dinov2" else build_decoder(context.model),
+    )
+    if context.is_main:
+        history = write_history(context.folder / _HISTORY, report.pop("history"))
+        plots.self_supervised(context.folder / _CURVE, history, report["best_step"])
+        read = [row_id for part in parts for row_id in part.ids]
+        write_json(context.folder / UNLABELLED, {"rows": read, "left_out": left_out})
+        facts = {"trainable": config.trainable, "unlabelled": len(read), "unlabelled_left_out": len(left_out)}
+        report = facts | report | {"backbone_sha256": file_sha256(weights)}
+        write_json(done, report)
+    PartialState().wait_for_everyone()  # the other ranks read the backbone that rank 0 has merged and written
+    return report
+
+
+def finished_parts(context: PhaseContext) -> list[str]:
+    """What a new attempt keeps of the last one: all of stage (a), where nothing that it depends on has changed. What
+    only stage (b) depends on (phase 1 and its candidate, `supervised`) may have."""
+    path, finished = context.folder / _KEY, (context.folder / MANIFEST).is_file()
+    if not path.is_file() or read_json(path) != _key(context) or (finished and manifest_problems(context.folder)):
+        return []
+    return [_KEY, REPORT, BACKBONE, UNLABELLED, _HISTORY, _CURVE, _TRAINING]
+
+
+def _key(context: PhaseContext) -> dict[str, Any]:
+    recipe = context.recipe
+    alone = replace(recipe, phase4=replace(recipe.phase4, supervised=None, use_labeled_data=False))
+    return {
+        "settings": alone.section_sha256("model", "phase4"),
+        "rows": finished_digest(context.run_dir, PHASES[0]),
+    }

@@ -1,0 +1,114 @@
+"""Step one of phase 6: the champion answers test once, and its policy is measured on these answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from natix_hf.bundle.confidence import Confidence
+from natix_hf.bundle.policy import GateUse, Policy
+from natix_hf.data.asked import Asked
+from natix_hf.errors import RunError
+from natix_hf.phases.phase5_scrc import learned_gate
+from natix_hf.provenance.files import atomic_file, file_sha256
+from natix_hf.provenance.manifest import MANIFEST, manifest_problems
+from natix_hf.results import plots
+from natix_hf.results.answers import compute_answers
+from natix_hf.results.calibration import CalibrationReport
+from natix_hf.results.candidate import Candidate
+from natix_hf.results.decision import Decision
+from natix_hf.results.evaluation import Evaluation, evaluate
+from natix_hf.results.examples import Answered, write_examples
+from natix_hf.results.gate import GateReport
+from natix_hf.results.logits import LogitTable, kept_logits, write_logits
+from natix_hf.results.promise import PromiseReport
+from natix_hf.runs.context import PhaseContext
+from natix_hf.terminal import tell
+
+ANSWERS, FEATURES = "logits/test.parquet", "logits/test_features.safetensors"
+SCORES_PLOT = "plots/test_scores.png"
+_COMPARED_IMAGES = 50
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What the export needs of test: the policy and its gate, the evaluation, and some pictures with the candidate's
+    logits (float64), on which the bundle is compared."""
+
+    policy: Policy
+    gate: Path | None
+    evaluation: Evaluation
+    pictures: Sequence[Image.Image]
+    logits: np.ndarray
+
+
+def evaluate_champion(context: PhaseContext, decision: Decision, champion: Candidate) -> Evaluated:
+    """Leaves `evaluation.json`, the hard examples, the plot of the scores and the answers themselves."""
+    recipe = context.recipe
+    asked = context.ask("test")
+    policy, gate = make_policy(context, decision)
+    table, features = _answers(context.folder, champion, asked, with_features=gate is not None)
+    confidence = Confidence(policy.threshold_logit, gate)(table.logits, features)
+    accepted = policy.accepts(table.logits, confidence)
+    rows = context.rows("test")
+    columns = {name: [str(value) for value in rows.column(name)] for name in recipe.data.slices}
+    evaluation = evaluate(table, policy, accepted, columns, recipe.data.target_prior, recipe.phase6.n_resamples)
+    evaluation.write(context.folder)
+    write_examples(context.folder, Answered(table, policy, confidence, accepted, columns), evaluation.slices)
+    plots.test_scores(context.folder / SCORES_PLOT, table.logits, table.labels, policy.threshold_logit)
+    chosen = np.random.default_rng(recipe.data.seed).permutation(len(asked))[:_COMPARED_IMAGES]
+    return Evaluated(policy, gate, evaluation, [asked.picture(int(i)) for i in chosen], table.logits[chosen])
+
+
+def finished_parts(context: PhaseContext) -> list[str]:
+    """The answers on test: the split is looked at once for each champion, and another policy is measured on them."""
+    finished = (context.folder / MANIFEST).is_file()
+    return [] if finished and manifest_problems(context.folder) else [ANSWERS, FEATURES]
+
+
+def make_policy(context: PhaseContext, decision: Decision) -> tuple[Policy, Path | None]:
+    """How the bundle decides, from phases 2, 3 and 5, and the file of its gate if it has learned one.
+
+    Raises:
+        RunError: phase 5 certified for another champion or gate.
+    """
+    policy = Policy(
+        threshold_logit=decision.threshold_logit,
+        candidate_sha256=decision.candidate_sha256,
+        model_sha256="",
+        fold=context.recipe.phase6.fold,
+    )
+    gate = learned_gate(context)
+    if gate is not None:
+        report = GateReport.read(context.upstream(3))
+        policy = replace(policy, gate=GateUse("learned", report.method, file_sha256(gate)))
+    folder = context.finished(5)
+    if folder is not None:
+        fitted, certified = CalibrationReport.read(folder), PromiseReport.read(folder)
+        if certified.candidate_sha256 != policy.candidate_sha256 or certified.gate != policy.gate.kind:
+            raise RunError(f"{folder} was made for another champion or gate: run phase 5 again")
+        policy = replace(policy, calibration=fitted.calibration, promise=certified.promise)
+    return policy, gate
+
+
+def _answers(
+    folder: Path, champion: Candidate, asked: Asked, with_features: bool
+) -> tuple[LogitTable, np.ndarray | None]:
+    """Logits of the test rows, and what a learned gate reads; of the last attempt, if they are this champion's."""
+    path, features_path = folder / ANSWERS, folder / FEATURES
+    table = kept_logits(path, champion.sha256, asked)
+    if table is not None and (features_path.is_file() or not with_features):
+        tell("phase 6: this champion has answered test before: the same answers are used")
+        return table, load_file(features_path)[table.candidate_sha256] if with_features else None
+    features_path.unlink(missing_ok=True)  # of other answers
+    table, features = compute_answers(champion, asked)
+    write_logits(path, table)
+    if with_features:
+        with atomic_file(features_path) as temporary:
+            save_file({table.candidate_sha256: features}, temporary)
+    return table, features

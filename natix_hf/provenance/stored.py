@@ -1,0 +1,122 @@
+"""Results as typed files: a frozen dataclass that writes itself as JSON and reads itself back, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+
+from natix_hf.errors import VerificationError
+from natix_hf.provenance.files import read_json, write_json
+
+# Metadata of a field that is left out of the file where it is None.
+OPTIONAL = {"optional": True}
+
+
+class Stored:
+    """Base of a frozen dataclass that lies in a file of its own.
+
+    `FILE` is its name in the folder, `SCHEMA` the number that the file carries. A file without one is of schema 1.
+    """
+
+    FILE: ClassVar[str]
+    SCHEMA: ClassVar[int] = 1
+
+    def content(self) -> dict[str, Any]:
+        """What the file holds."""
+        return {"schema": self.SCHEMA, **to_json(self)}
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / self.FILE, self.content())
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Reads the file of this type in `folder`.
+
+        Raises:
+            VerificationError: it is missing, damaged, or of another schema; the line names the file.
+        """
+        path = folder / cls.FILE
+        return cls.parse(read_json(path), path)
+
+    @classmethod
+    def parse(cls, content: Any, path: Path) -> Self:
+        """The value that a file's JSON holds; `path` is for the error line."""
+        schema = content.get("schema", 1) if isinstance(content, dict) else None
+        if schema != cls.SCHEMA:
+            raise VerificationError(
+                f"{path} has schema {schema!r}, not {cls.SCHEMA}: read it with the natix_hf version that wrote it"
+            )
+        try:
+            found: Self = from_json(cls, {key: value for key, value in content.items() if key != "schema"})
+        except (KeyError, TypeError, ValueError) as error:
+            raise VerificationError(f"{path} is damaged: {error}") from None
+        return found
+
+
+def to_json(value: Any) -> Any:
+    """Plain JSON values. The order of the fields is the order of the keys."""
+    if dataclasses.is_dataclass(value):
+        return {
+            field.metadata.get("key", field.name): to_json(item)
+            for field in dataclasses.fields(value)
+            if (item := getattr(value, field.name)) is not None or not field.metadata.get("optional")
+        }
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(hint: Any, value: Any, where: str = "") -> Any:
+    """The inverse of `to_json` for a type: a dataclass, `list`, `dict`, `tuple`, a union of them, or a plain value.
+
+    Raises:
+        ValueError: a key is missing or unknown, or a value is of another type; the text names the key.
+    """
+    if dataclasses.is_dataclass(hint):
+        return _dataclass_from_json(hint, value, where)
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        [wanted] = [option for option in arguments if option is not type(None)]
+        return from_json(wanted, value, where)
+    if origin is Literal:
+        fits: bool = value in arguments
+    elif origin is list and isinstance(value, list):
+        return [from_json(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    elif origin is tuple and isinstance(value, list) and len(value) == len(arguments):
+        return tuple(from_json(kind, item, where) for kind, item in zip(arguments, value, strict=True))
+    elif origin is dict and isinstance(value, dict):
+        return {key: from_json(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    elif hint is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+    else:
+        fits = hint is Any or (isinstance(hint, type) and type(value) is hint)
+    if not fits:
+        raise ValueError(f"{where.lstrip('.') or 'it'} is {str(value)[:80]!r}")
+    return value
+
+
+def _dataclass_from_json(hint: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where.lstrip('.') or 'it'} is {str(value)[:80]!r}")
+    hints, left, found = _hints(hint), dict(value), {}
+    for field in dataclasses.fields(hint):
+        key = field.metadata.get("key", field.name)
+        if key in left:
+            found[field.name] = from_json(hints[field.name], left.pop(key), f"{where}.{key}")
+        elif not field.metadata.get("optional"):
+            raise ValueError(f"it has no {f'{where}.{key}'.lstrip('.')}")
+    if left:
+        raise ValueError(f"it has the unknown key {f'{where}.{next(iter(left))}'.lstrip('.')}")
+    return hint(**found)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)

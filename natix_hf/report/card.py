@@ -1,0 +1,156 @@
+"""The model card: a Jinja template filled with the figures of the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from natix_hf.bundle.policy import Policy
+from natix_hf.bundle.push import REPO_PLACEHOLDER
+from natix_hf.labels import ID2LABEL
+from natix_hf.models.config import PACKAGED_PREFIX, UNKNOWN_TO_THE_MINER
+from natix_hf.provenance.files import read_json
+from natix_hf.provenance.manifest import read_manifest
+from natix_hf.recipe import Recipe
+from natix_hf.resources import resource_folder
+from natix_hf.results.candidate import Candidate
+from natix_hf.results.decision import Decision
+from natix_hf.results.evaluation import Evaluation
+from natix_hf.runs.lineage import public_name
+
+_TEMPLATE = "bundle.md.jinja"
+_TOLD_METRICS = (
+    "mcc",
+    "balanced_accuracy",
+    "recall",
+    "specificity",
+    "precision",
+    "auroc",
+    "auprc",
+    "ece",
+    "brier",
+    "nll",
+)
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Everything that the card says; plain values, so that the template decides nothing but wording."""
+
+    # given by the user
+    model_name: str
+    description: str
+    version: str
+    # from the recipe and the splits
+    architecture: str
+    backbone: str
+    backbone_packaged: bool  # it comes with this package
+    adapter: str
+    image_size: int
+    onnx: bool  # the bundle has a model.onnx
+    dataset: str
+    origins: dict[
+        str, dict[str, Any] | None
+    ]  # of "dataset" and "backbone", what `hub_origin` told; None: not from there
+    unlabelled: list[dict[str, Any]]  # the same of further images from the Hub
+    counts: dict[str, dict[str, int]]
+    dropped: int
+    # measured
+    evaluation: Evaluation
+    decision: Decision
+    policy: Policy
+    training: dict[str, Any]
+    explora: dict[str, Any] | None  # what phase 4 measured, where the model comes from it
+    merges: dict[str, dict[str, Any]]  # the proof of every merge, by what was merged
+    lineage: dict[str, Any]
+
+
+def render_card(facts: CardFacts) -> str:
+    """The text of README.md, with a metadata block that the Hub reads."""
+    metrics = facts.evaluation.as_found.metrics
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Roadwork or none",
+            dataset_type=facts.dataset.lower().replace(" ", "-"),
+            dataset_name=facts.dataset,
+            dataset_split="test",
+            metric_type=name,
+            metric_name=name.replace("_", " "),
+            metric_value=round(value, 4),
+        )
+        for name in ("mcc", "balanced_accuracy", "auroc")
+        if (value := metrics[name]) is not None
+    ]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["natix_hf", "streetvision", "roadwork", facts.architecture],
+        model_name=facts.model_name,
+        base_model=_repo(facts.origins["backbone"]),
+        datasets=[origin["repo"] for origin in (facts.origins["dataset"], *facts.unlabelled) if origin] or None,
+        eval_results=results,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(resource_folder("model_cards") / _TEMPLATE),
+        facts=facts,
+        told=_TOLD_METRICS,
+        repo=REPO_PLACEHOLDER,
+        unknown_to_the_miner=UNKNOWN_TO_THE_MINER,
+        labels=ID2LABEL,
+    )
+    return str(card)
+
+
+def _repo(origin: dict[str, Any] | None) -> str | None:
+    return origin["repo"] if origin is not None else None
+
+
+def card_facts(
+    recipe: Recipe,
+    data_folder: Path,
+    champion: Candidate,
+    decision: Decision,
+    policy: Policy,
+    evaluation: Evaluation,
+    lineage: dict[str, Any],
+) -> CardFacts:
+    """What the card of a champion says: of its own manifest, which need not be what the recipe says now.
+
+    Args:
+        data_folder: that of phase 0, whose manifest counts the rows.
+    """
+    split, made_by = read_manifest(data_folder)["metrics"], read_manifest(champion.folder)
+    sections, measured = made_by["section"], made_by["metrics"]
+    explora = sections.get("phase4")
+    stage, model = (explora and explora["supervised"]) or sections["phase1"], sections["model"]
+    training = measured["supervised"] if explora else measured
+    trainings = ({"backbone": measured} if explora else {}) | {"classifier": training}
+    hub, backbone = lineage["hub"], model["backbone"]
+    return CardFacts(
+        model_name=recipe.phase6.model_name or recipe.name,
+        description=recipe.phase6.description,
+        version=recipe.phase6.version,
+        architecture=read_json(champion.model / "config.json")["model_type"],
+        backbone=public_name(backbone, hub["backbone"]) if backbone else "random weights",
+        backbone_packaged=bool(backbone) and backbone.startswith(PACKAGED_PREFIX),
+        adapter=training.get("adapter", stage["adapter"]),  # of `auto` the one that it took
+        image_size=model["image_size"],
+        onnx=recipe.phase6.onnx,
+        dataset=public_name(str(recipe.data.source), hub["dataset"]),
+        origins={name: hub[name] for name in ("dataset", "backbone")},
+        unlabelled=hub["unlabelled"],
+        counts=split["counts"],
+        dropped=split["dropped"],
+        evaluation=evaluation,
+        decision=decision,
+        policy=policy,
+        training=training,
+        explora=measured if explora else None,
+        merges={what: facts["merge"] for what, facts in trainings.items() if facts.get("merge")},
+        lineage=lineage,
+    )

@@ -1,0 +1,113 @@
+"""Training that leaves a candidate, and the answers that a candidate gives."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from natix_hf.bundle.inference import Inference
+from natix_hf.data.asked import Asked, ask
+from natix_hf.data.config import DataConfig
+from natix_hf.data.rows import Rows
+from natix_hf.data.views import AskedViews
+from natix_hf.errors import RunError
+from natix_hf.models.classifier import build_classifier
+from natix_hf.models.config import ModelConfig
+from natix_hf.models.preprocess import make_processor
+from natix_hf.provenance.files import atomic_folder, write_json
+from natix_hf.results import plots
+from natix_hf.results.candidate import Candidate
+from natix_hf.results.logits import LogitTable, write_logits
+from natix_hf.trainers.config import SupervisedConfig
+from natix_hf.trainers.supervised import train_classifier
+
+
+def leave_candidate(
+    candidate: Candidate,
+    model: ModelConfig,
+    stage: SupervisedConfig,
+    train: Rows,
+    val_select: Rows,
+    data: DataConfig,
+    checkpoints: Path,
+    is_main: bool,
+) -> dict[str, Any]:
+    """The supervised stage, wherever it is run: trains a classifier on a backbone, and leaves its merged model, its
+    logits on val_select, the Trainer's log and a plot of it in the candidate's folder. Every rank calls it.
+
+    Args:
+        stage: settings of the training.
+        checkpoints: folder of the Trainer's checkpoints; training continues from there if it was cut off.
+        is_main: this process writes; the others only train along.
+
+    Returns:
+        What `train_classifier` tells, without its log, and `parameters`, the size of the model.
+    """
+    classifier = build_classifier(model, seed=stage.training["seed"])
+    processor = make_processor(model)
+    parameters = sum(p.numel() for p in classifier.parameters())
+    report = train_classifier(
+        classifier,
+        processor,
+        train,
+        val_select,
+        stage,
+        data.augment,
+        data.target_prior,
+        checkpoints,
+        save=lambda merged: save_candidate(candidate.folder, merged, processor).model,
+    )
+    history = report.pop("history")
+    if is_main:
+        write_logits(candidate.logits_file("val_select"), compute_answers(candidate, ask(val_select))[0])
+        plots.training(candidate.training_plot, write_history(candidate.folder / "history.json", history))
+    return report | {"parameters": parameters}
+
+
+def save_candidate(folder: Path, model: PreTrainedModel, processor: Any) -> Candidate:
+    """Writes a candidate's model: float32 weights, config and processor."""
+    candidate = Candidate(folder)
+    with atomic_folder(candidate.model) as temporary:
+        nn.Module.to(model, device="cpu", dtype=torch.float32)
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+    return candidate
+
+
+def compute_answers(candidate: Candidate, asked: Asked, workers: int = 1) -> tuple[LogitTable, np.ndarray]:
+    """The answers of the saved folder, through the preprocessing of `predict`.
+
+    Returns:
+        The logits, and what a learned gate reads: the inputs of the classifier layer, float32 [n, d].
+
+    Raises:
+        RunError: the model answers NaN.
+    """
+    inference = Inference(candidate.model)
+    views = AskedViews(asked, inference.preprocess)
+    logits, features = inference.logits_and_features(views, workers=workers, label=f"{candidate.name} logits")
+    if not np.isfinite(logits).all():
+        first = asked.ids[int(np.flatnonzero(~np.isfinite(logits))[0])]
+        raise RunError(f"the model in {candidate.model} answers NaN, first to row {first}: lower learning_rate")
+    return LogitTable(asked, logits, candidate.sha256), features
+
+
+def write_history(path: Path, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keeps a Trainer's log, with null for what is no number in JSON and without wall-clock figures: equal trainings
+    must leave equal files. Returns it."""
+    timeless = [
+        {
+            key: value if math.isfinite(value) else None
+            for key, value in row.items()
+            if key != "data_wait" and not key.endswith(("_runtime", "_per_second"))
+        }
+        for row in history
+    ]
+    write_json(path, timeless)
+    return timeless

@@ -1,0 +1,109 @@
+"""What phase 5 leaves about calibration: the fitted map, and the errors on val_calib before and after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from natix_hf.calibration import TEMPERATURE_BOUNDS, Calibration, fit_calibration
+from natix_hf.calibration.temperature import Method
+from natix_hf.metrics import (
+    bootstrap_intervals,
+    compute_metrics,
+    ece_reduction_percent,
+    expected_calibration_error,
+    maximum_calibration_error,
+    prior_weights,
+    smooth_calibration_error,
+)
+from natix_hf.provenance.stored import Stored
+from natix_hf.results.figures import Figure, GroupCounts
+from natix_hf.results.logits import LogitTable
+
+ERRORS = ("ece", "ece_equal_mass", "smooth_ece", "mce", "brier", "nll")
+
+
+@dataclass(frozen=True)
+class CalibrationReport(Stored):
+    """A calibration fitted on val_select, with its errors on val_calib at the target prior.
+
+    `no_optimum`: no temperature fits val_select best, so the probabilities stay as they are. `rows` counts pictures,
+    `views` the answers to each. `before` and `after` map the name of an error to its figure.
+    """
+
+    FILE: ClassVar[str] = "calibration.json"
+
+    no_optimum: bool
+    method: Method
+    slope: float
+    intercept: float
+    temperature: float | None
+    target_prior: float | None
+    rows: int
+    views: int
+    groups: GroupCounts
+    before: dict[str, Figure]
+    after: dict[str, Figure]
+    ece_reduction_percent: float | None
+
+    @property
+    def calibration(self) -> Calibration:
+        return Calibration(self.method, self.slope, self.intercept)
+
+
+def fit_on(select: LogitTable, method: Method, prior: float | None) -> tuple[Calibration, bool]:
+    """The calibration of a method on val_select, and whether there was no optimum: then it changes nothing.
+
+    Where val_select has no wrong answer, the likelihood of a temperature grows towards probabilities of 0 and 1.
+    """
+    fitted = fit_calibration(select.logits, select.labels, method, prior_weights(select.labels, prior))
+    at_bound = fitted.method == "temperature" and 1 / fitted.slope in TEMPERATURE_BOUNDS
+    return (Calibration("none") if at_bound else fitted), at_bound
+
+
+def measure_calibration(
+    fitted: Calibration, no_optimum: bool, calib: LogitTable, prior: float | None, n_resamples: int
+) -> CalibrationReport:
+    """The errors of the probabilities on val_calib before and after a calibration, with group-bootstrap intervals."""
+    weights = prior_weights(calib.labels, prior)
+    before = _errors(Calibration("none"), calib, weights, n_resamples)
+    after = _errors(fitted, calib, weights, n_resamples)
+    return CalibrationReport(
+        no_optimum=no_optimum,
+        method=fitted.method,
+        slope=fitted.slope,
+        intercept=fitted.intercept,
+        temperature=1 / fitted.slope if fitted.method == "temperature" else None,
+        target_prior=prior,
+        rows=len(calib.asked.row_ids),
+        views=calib.asked.views,
+        groups=GroupCounts.of(calib.groups, calib.labels),
+        before=before,
+        after=after,
+        ece_reduction_percent=ece_reduction_percent(_ece(before), _ece(after)),
+    )
+
+
+def _ece(errors: dict[str, Figure]) -> float:
+    value = errors["ece"].value
+    assert value is not None, "the ECE of at least one row is a number"
+    return value
+
+
+def _errors(calibration: Calibration, calib: LogitTable, weights: np.ndarray, n_resamples: int) -> dict[str, Figure]:
+    p = calibration.probability(calib.logits)
+    found = compute_metrics(p, calib.labels, sample_weight=weights)
+    values = {
+        "ece": found["ece"],
+        "ece_equal_mass": expected_calibration_error(p, calib.labels, 15, "equal_mass", weights),
+        "smooth_ece": smooth_calibration_error(p, calib.labels, weights),
+        "mce": maximum_calibration_error(p, calib.labels, sample_weight=weights),
+        "brier": found["brier"],
+        "nll": found["nll"],
+    }
+    intervals = bootstrap_intervals(
+        p, calib.labels, calib.groups, sample_weight=weights, n_resamples=n_resamples, metrics=ERRORS
+    )
+    return {name: Figure(values[name], intervals[name]) for name in ERRORS}

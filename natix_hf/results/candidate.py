@@ -1,0 +1,47 @@
+"""A candidate: a merged, plain float32 model folder, and the logits that this very folder gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from natix_hf.provenance.files import file_sha256
+from natix_hf.results.logits import LogitTable, read_logits
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A candidate on disk. It is named after its folder."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def weights(self) -> Path:
+        return self.model / "model.safetensors"
+
+    @property
+    def sha256(self) -> str:
+        return file_sha256(self.weights)
+
+    @property
+    def training_plot(self) -> Path:
+        return self.folder / "plots" / "training.png"
+
+    def logits_file(self, role: str) -> Path:
+        return self.folder / "logits" / f"{role}.parquet"
+
+    def stored_logits(self, role: str) -> LogitTable:
+        """The logits of a role's original images, checked to be of these very weights.
+
+        Raises:
+            VerificationError: they are missing, damaged, or of other weights.
+        """
+        return read_logits(self.logits_file(role), self.sha256)

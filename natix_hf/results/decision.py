@@ -1,0 +1,96 @@
+"""What phase 2 decides: the champion among the candidates, and its decision threshold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from natix_hf.data.config import Exam
+from natix_hf.errors import RunError
+from natix_hf.metrics import paired_difference, prior_weights
+from natix_hf.provenance.stored import Stored
+from natix_hf.results.candidate import Candidate
+from natix_hf.results.figures import Gain, GroupCounts
+from natix_hf.results.logits import LogitTable, read_logits
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A challenger against the control, each at its own threshold on the same rows of val_select."""
+
+    control: str
+    challenger: str
+    mcc_gain: Gain
+
+
+@dataclass(frozen=True)
+class Decision(Stored):
+    """Champion and threshold.
+
+    `threshold_logit` is on the scale of the champion's raw logits: positive iff above it, strictly. `exam` says which
+    views it was fitted to; None: whole pictures. Figures on val_select, by name, are optimistic: the threshold was
+    chosen on the same rows.
+    """
+
+    FILE: ClassVar[str] = "threshold.json"
+
+    champion: str
+    candidate_sha256: str
+    threshold_logit: float
+    objective: str
+    target_prior: float | None
+    exam: Exam | None
+    val_select_optimistic: dict[str, float]
+    val_select_groups: GroupCounts
+    comparisons: list[Comparison]
+
+    def val_select(self, folder: Path, champion: Candidate) -> LogitTable:
+        """The champion's answers on val_select that the threshold was fitted to; `folder` is that of phase 2."""
+        if self.exam is None:
+            return champion.stored_logits("val_select")
+        return read_logits(exam_answers(folder, champion), champion.sha256, self.exam)
+
+
+def exam_answers(folder: Path, candidate: Candidate) -> Path:
+    """Where phase 2 keeps a candidate's answers to exam views of val_select."""
+    return folder / "logits" / f"{candidate.name}.parquet"
+
+
+def choose_champion(
+    tables: dict[str, LogitTable], thresholds: dict[str, float], prior: float | None, n_resamples: int
+) -> tuple[str, list[Comparison]]:
+    """Keeps the control (the first) unless the paired interval of a challenger's gain in MCC is entirely above zero.
+
+    Args:
+        tables: answers of every candidate to the same rows of val_select.
+        thresholds: each candidate's own decision threshold.
+        prior: share of label 1 to weight the rows to; None: as found.
+        n_resamples: of the paired group bootstrap.
+
+    Returns:
+        The name of the champion, and one comparison for every challenger.
+
+    Raises:
+        RunError: the tables are of different rows.
+    """
+    champion, *challengers = tables
+    comparisons = []
+    for challenger in challengers:
+        control, other = tables[champion], tables[challenger]
+        if control.ids != other.ids:
+            raise RunError(f"{champion} and {challenger} have logits of different rows: run both phases again")
+        gain = paired_difference(
+            control.logits,
+            other.logits,
+            control.labels,
+            control.groups,
+            thresholds[champion],
+            thresholds[challenger],
+            sample_weight=prior_weights(control.labels, prior),
+            n_resamples=n_resamples,
+        )
+        comparisons.append(Comparison(champion, challenger, Gain(**gain)))
+        if gain["low"] > 0:
+            champion = challenger
+    return champion, comparisons

@@ -1,0 +1,126 @@
+"""One attempt at a phase: it makes room, keeps what is still good, and leaves a manifest last or nothing at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from natix_hf.errors import VerificationError
+from natix_hf.provenance.files import ids_sha256, json_sha256, read_json, remove_temporaries, write_json
+from natix_hf.provenance.manifest import MANIFEST, Draft, manifest_problems, read_manifest, write_manifest
+from natix_hf.recipe import Recipe
+from natix_hf.runs.context import CHECKPOINTS, PhaseContext
+from natix_hf.runs.freshness import upstream_digests
+from natix_hf.runs.graph import Phase
+from natix_hf.runs.pins import pin
+
+ROWS_READ = "rows_read.json"
+IN_PROGRESS = "in_progress.json"
+_OF_THE_ATTEMPT = (CHECKPOINTS, IN_PROGRESS)
+
+
+class Attempt:
+    """An attempt at a phase, by the process that writes.
+
+    A finished result is set aside until `finish`. An interrupted attempt with the same settings and inputs is
+    continued. Anything else goes.
+
+    Args:
+        keep: paths in the phase's folder that are good for this attempt too.
+    """
+
+    def __init__(self, context: PhaseContext, keep: Sequence[str] = ()) -> None:
+        phase, recipe, run_dir = context.phase, context.recipe, context.run_dir
+        self.context = context
+        self.folder = context.folder
+        self._draft = Draft(
+            run_id=run_dir.name,
+            recipe=recipe.name,
+            phase=phase.folder,
+            section={name: recipe.section(name) for name in phase.sections},
+            section_sha256=recipe.section_sha256(*phase.sections),
+            upstream=upstream_digests(run_dir, phase),
+            seed=recipe.training_of(phase.number)["seed"] if phase.trains else recipe.data.seed,
+            hub=pin(run_dir, recipe, phase),
+        )
+        attempt = {"attempt": json_sha256([self._draft.section_sha256, self._draft.upstream])}
+        marker = self.folder / IN_PROGRESS
+        try:
+            same = marker.is_file() and read_json(marker) == attempt
+        except VerificationError:
+            same = False
+        if (self.folder / MANIFEST).is_file():
+            aside = _aside(self.folder)
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(self.folder, aside)
+            _copy(aside, self.folder, keep)  # the finished result stays whole
+        elif not same and self.folder.exists():
+            _remove_all_but(self.folder, keep)
+        remove_temporaries(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(marker, attempt)
+
+    def put_back(self) -> None:
+        """Undoes an attempt that came to nothing: a finished result stands as before."""
+        if (_aside(self.folder) / MANIFEST).is_file() and not (self.folder / CHECKPOINTS).exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.replace(_aside(self.folder), self.folder)
+
+    def finish(self, metrics: dict[str, Any]) -> None:
+        """Writes the rows that were read, then the manifest; only then do the checkpoints go."""
+        read = self.context.rows_read
+        write_json(self.folder / ROWS_READ, read)
+        self._draft.rows = {role: {"count": len(ids), "sha256": ids_sha256(ids)} for role, ids in read.items()}
+        write_manifest(self.folder, self._draft, metrics, exclude=_OF_THE_ATTEMPT)
+        tidy(self.context.run_dir, self.context.phase)
+
+
+def tidy(run_dir: Path, phase: Phase) -> None:
+    """Removes what only an attempt needs from a finished phase; TensorBoard's curves move to the run folder."""
+    folder = run_dir / phase.folder
+    for curves in (folder / CHECKPOINTS).rglob("runs"):
+        shutil.copytree(curves, run_dir / "tensorboard" / phase.folder, dirs_exist_ok=True)
+    for leftover in (folder / CHECKPOINTS, _aside(folder)):
+        shutil.rmtree(leftover, ignore_errors=True)
+    (folder / IN_PROGRESS).unlink(missing_ok=True)
+
+
+def restore_set_aside(run_dir: Path, phase: Phase, recipe: Recipe) -> None:
+    """Brings back a finished result that an attempt with other settings set aside and never replaced."""
+    folder = run_dir / phase.folder
+    aside = _aside(folder)
+    if (folder / MANIFEST).is_file() or not (aside / MANIFEST).is_file():
+        return
+    if manifest_problems(aside):
+        return
+    if read_manifest(aside)["section_sha256"] == recipe.section_sha256(*phase.sections):
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(aside, folder)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.set_aside")
+
+
+def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
+    for path in (source / name for name in names):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            shutil.copytree(path, place)
+        elif path.exists():
+            shutil.copy2(path, place)
+
+
+def _remove_all_but(folder: Path, names: Sequence[str]) -> None:
+    kept = [folder / name for name in names]
+    for path in sorted(folder.rglob("*"), reverse=True):  # what a folder holds comes before it
+        if any(place == path or place in path.parents for place in kept):
+            continue
+        if not path.is_dir():
+            path.unlink()
+        elif not any(path.iterdir()):
+            path.rmdir()

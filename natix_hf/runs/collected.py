@@ -1,0 +1,93 @@
+"""What the finished phases of a run have left, typed and in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from natix_hf.bundle.policy import POLICY, Policy, read_policy
+from natix_hf.errors import VerificationError
+from natix_hf.provenance.manifest import MANIFEST
+from natix_hf.provenance.stored import Stored
+from natix_hf.results.calibration import CalibrationReport
+from natix_hf.results.decision import Decision
+from natix_hf.results.evaluation import Evaluation
+from natix_hf.results.examples import EXAMPLES, Examples
+from natix_hf.results.gate import GateReport
+from natix_hf.results.promise import PromiseReport
+from natix_hf.runs.graph import PHASES
+
+BUNDLE = "bundle"
+_Read = TypeVar("_Read")
+_Result = TypeVar("_Result", bound=Stored)
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """The results of a run. A phase that has not finished has left None.
+
+    Args:
+        decision ([`Decision`]): Champion and threshold, of phase 2.
+        gate ([`GateReport`]): The learned gate against the margin, of phase 3.
+        calibration ([`CalibrationReport`]), promise ([`PromiseReport`]): Of phase 5.
+        evaluation ([`Evaluation`]), examples ([`Examples`]): The figures on test and the hard rows, of phase 6.
+        policy ([`Policy`]): How the bundle decides, of phase 6.
+    """
+
+    decision: Decision | None = None
+    gate: GateReport | None = None
+    calibration: CalibrationReport | None = None
+    promise: PromiseReport | None = None
+    evaluation: Evaluation | None = None
+    examples: Examples | None = None
+    policy: Policy | None = None
+
+
+def phase_finished(run_dir: Path, number: int) -> bool:
+    return (run_dir / PHASES[number].folder / MANIFEST).is_file()
+
+
+def read_results(
+    run_dir: Path,
+    counts: Callable[[int], bool] | None = None,
+    on_damage: Callable[[str], None] | None = None,
+) -> RunResults:
+    """Reads the results of a run folder.
+
+    Args:
+        counts: whether the files of a phase, by its number, are to be read; None: those of finished phases.
+        on_damage: is told of a file that cannot be read, as `phase2_threshold/threshold.json`, and the result is None;
+            None: such a file is an error.
+
+    Raises:
+        VerificationError: a result is damaged, and `on_damage` is None.
+    """
+
+    def read(number: int, cls: type[_Result], inside: str = "") -> _Result | None:
+        folder = run_dir / PHASES[number].folder / inside
+        return guarded(number, folder / cls.FILE, lambda: cls.read(folder))
+
+    def guarded(number: int, path: Path, reader: Callable[[], _Read]) -> _Read | None:
+        wanted = counts(number) if counts is not None else phase_finished(run_dir, number)
+        if not wanted or not path.is_file():
+            return None
+        try:
+            return reader()
+        except VerificationError:
+            if on_damage is None:
+                raise
+            on_damage(path.relative_to(run_dir).as_posix())
+            return None
+
+    policy = run_dir / PHASES[6].folder / BUNDLE / POLICY
+    return RunResults(
+        decision=read(2, Decision),
+        gate=read(3, GateReport),
+        calibration=read(5, CalibrationReport),
+        promise=read(5, PromiseReport),
+        evaluation=read(6, Evaluation),
+        examples=read(6, Examples, EXAMPLES),
+        policy=guarded(6, policy, lambda: read_policy(policy)),
+    )

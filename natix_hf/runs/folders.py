@@ -1,0 +1,80 @@
+"""Run folders: `outputs/<recipe name>/<UTC time>-<6 hex>`, one for each run, so that parallel runs never meet."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from pathlib import Path
+
+from natix_hf.errors import UsageError
+from natix_hf.provenance.files import read_json, write_json
+
+RUN_FILE = "run.json"
+LOG = "run.log"
+_RUN_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
+
+
+def new_run(root: Path, recipe_name: str) -> Path:
+    """Makes a new, empty run folder under `root/recipe_name`.
+
+    Raises:
+        UsageError: it cannot be made or written to.
+    """
+    folder = root / recipe_name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = folder / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
+            try:
+                path.mkdir()
+            except FileExistsError:  # another run drew the same six digits in the same second
+                continue
+            return _stamp(path, recipe_name)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make a run folder in {folder} ({error.strerror}): run where you may write, or name --run-dir"
+        ) from None
+
+
+def open_run(path: Path, recipe_name: str) -> Path:
+    """Continues the run in `path`, or begins one there if the folder is absent or empty.
+
+    Raises:
+        UsageError: `path` is a file, another recipe's run, or a folder with other things in it.
+    """
+    if (path / RUN_FILE).is_file():
+        content = read_json(path / RUN_FILE)
+        recorded = content.get("recipe") if isinstance(content, dict) else None
+        if recorded != recipe_name:
+            raise UsageError(
+                f"--run-dir {path} holds a run of recipe {recorded!r}, not {recipe_name!r}: name another folder"
+            )
+        return path.resolve()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"--run-dir {path} exists and is not a run folder: name a run folder or an empty one")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        return _stamp(path, recipe_name)
+    except OSError as error:
+        raise UsageError(f"cannot write to --run-dir {path} ({error.strerror}): name a folder you may write") from None
+
+
+def newest_run(root: Path, recipe_name: str) -> Path | None:
+    """The newest run of a recipe by the time in its name, or None."""
+    return next(iter(runs_of(root, recipe_name)), None)
+
+
+def runs_of(root: Path, recipe_name: str) -> list[Path]:
+    """The runs of a recipe under `root`, the newest first by the time in their names."""
+    folder = root / recipe_name
+    if not folder.is_dir():
+        return []
+    names = sorted(p.name for p in folder.iterdir() if _RUN_NAME.fullmatch(p.name) and (p / RUN_FILE).is_file())
+    return [(folder / name).resolve() for name in reversed(names)]
+
+
+def _stamp(path: Path, recipe_name: str) -> Path:
+    path = path.resolve()
+    write_json(path / RUN_FILE, {"schema": 1, "run_id": path.name, "recipe": recipe_name})
+    return path

@@ -1,0 +1,92 @@
+"""Which results of a run are there, which are current, and which are stale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from natix_hf.errors import UsageError, VerificationError
+from natix_hf.provenance.manifest import MANIFEST, manifest_problems, read_manifest
+from natix_hf.recipe import Recipe
+from natix_hf.runs.graph import PHASES, Phase, order_phases
+
+
+def require_upstream(run_dir: Path, wanted: Sequence[int]) -> None:
+    """Raises `UsageError` if a wanted phase needs one that is neither wanted before it nor finished here."""
+    for number in wanted:
+        for above in PHASES[number].needs:
+            if above and above not in wanted and finished_digest(run_dir, PHASES[above]) is None:
+                raise _unfinished(PHASES[number], PHASES[above], run_dir)
+
+
+def _unfinished(phase: Phase, above: Phase, run_dir: Path) -> UsageError:
+    state = "damaged" if (run_dir / above.folder / MANIFEST).is_file() else "not finished"
+    return UsageError(
+        f"phase {phase.number} needs phase {above.number}, which is {state} in {run_dir}: "
+        f"natix-hf run RECIPE --phases {above.number} --run-dir {run_dir}"
+    )
+
+
+def finished_digest(run_dir: Path, phase: Phase) -> str | None:
+    """The digest of a finished phase's manifest, or None."""
+    try:
+        return str(read_manifest(run_dir / phase.folder)["digest"])
+    except VerificationError:
+        return None
+
+
+def upstream_digests(run_dir: Path, phase: Phase) -> dict[str, str]:
+    """Digests of the phases that `phase` needs, and of those it uses that are finished.
+
+    Raises:
+        UsageError: a needed phase is not finished, or stale; the line names the command that makes it.
+    """
+    digests = {}
+    for number in phase.needs + phase.uses:
+        above = PHASES[number]
+        digest = finished_digest(run_dir, above)
+        if digest is not None:
+            # Nothing is built on a stale phase: after a new division of the rows its model has seen what is test now.
+            if is_stale(run_dir, above):
+                raise UsageError(
+                    f"phase {phase.number} needs phase {number}, but what that was made from changed in {run_dir}: "
+                    f"natix-hf run RECIPE --phases {_with_all_needs(above)} --run-dir {run_dir}"
+                )
+            digests[above.folder] = digest
+        elif number in phase.needs:
+            raise _unfinished(phase, above, run_dir)
+    return digests
+
+
+def is_stale(run_dir: Path, phase: Phase) -> bool:
+    """Whether a finished phase was made from other results than those that lie in the run now."""
+    made_from = read_manifest(run_dir / phase.folder)["upstream"]
+    above = [PHASES[number] for number in phase.needs + phase.uses]
+    now = {p.folder: digest for p in above if (digest := finished_digest(run_dir, p)) is not None}
+    return made_from != now or any(is_stale(run_dir, p) for p in above if p.folder in now)
+
+
+def _with_all_needs(phase: Phase) -> str:
+    wanted: set[int] = set()
+    waiting = [phase.number]
+    while waiting:
+        number = waiting.pop()
+        wanted.add(number)
+        waiting += PHASES[number].needs
+    return ",".join(str(number) for number in order_phases(wanted - {0}))
+
+
+def why_not_current(run_dir: Path, phase: Phase, recipe: Recipe) -> str | None:
+    """Why a phase must run (again), or None if what lies there is what it would make."""
+    folder = run_dir / phase.folder
+    if not (folder / MANIFEST).is_file():
+        return "not finished yet"
+    problems = manifest_problems(folder)
+    if problems:
+        return problems[0]
+    manifest = read_manifest(folder)
+    if manifest["section_sha256"] != recipe.section_sha256(*phase.sections):
+        return "its settings changed"
+    if manifest["upstream"] != upstream_digests(run_dir, phase):
+        return "what it was made from changed"
+    return None

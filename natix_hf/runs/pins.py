@@ -1,0 +1,84 @@
+"""The commits that a run's Hub ids stand for: looked up once, then the same for every phase, resume and rank."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from natix_hf.data.config import DataConfig
+from natix_hf.models.config import ModelConfig
+from natix_hf.provenance.files import read_json, write_json
+from natix_hf.provenance.hub import Kind, hub_origin, is_repo_id
+from natix_hf.recipe import Recipe
+from natix_hf.runs.graph import Phase
+
+PINS = "hub_commits.json"
+UNLABELLED = "unlabelled"
+
+
+def pin(run_dir: Path, recipe: Recipe, phase: Phase) -> dict[str, Any]:
+    """Pins the datasets and the backbone that a phase's sections name, if they are on the Hub. Rank 0 calls it.
+
+    Returns:
+        What the phase reads from there: `{"data" | "model": what hub_origin tells}`, and of the further images of
+        phase 4 `{"unlabelled": {source: what hub_origin tells}}`.
+
+    Raises:
+        UsageError: there is no such repository or revision, or no right to it.
+    """
+    wanted: dict[str, tuple[Kind, str | None, str | None]] = {
+        "data": ("dataset", recipe.data.source, recipe.data.revision),
+        "model": ("model", recipe.model.backbone, recipe.model.revision),
+    }
+    found: dict[str, Any] = {
+        section: _origin(run_dir, section, str(repo_id), kind, revision)
+        for section, (kind, repo_id, revision) in wanted.items()
+        if section in phase.sections and _on_hub(repo_id)
+    }
+    further = [source for source in recipe.phase4.unlabelled if "phase4" in phase.sections and _on_hub(source)]
+    if further:
+        found[UNLABELLED] = {source: _origin(run_dir, UNLABELLED, source, "dataset", None) for source in further}
+    return found
+
+
+def _origin(run_dir: Path, section: str, repo_id: str, kind: Kind, revision: str | None) -> dict[str, Any]:
+    """What was pinned, or what the id stands for now, which then is pinned."""
+    pins, key = _read(run_dir), _key(section, repo_id, revision)
+    if key in pins:
+        return dict(pins[key])
+    origin = hub_origin(repo_id, kind, revision)
+    if origin["commit"] is not None:  # else a later attempt may reach the Hub
+        write_json(run_dir / PINS, pins | {key: origin})
+    return origin
+
+
+def pinned_data(run_dir: Path, config: DataConfig) -> DataConfig:
+    """The same source at the commit of this run."""
+    origin = _read(run_dir).get(_key("data", str(config.source), config.revision))
+    return replace(config, revision=origin["commit"]) if origin and origin["commit"] else config
+
+
+def pinned_model(run_dir: Path, config: ModelConfig) -> ModelConfig:
+    """The same backbone at the commit of this run."""
+    origin = _read(run_dir).get(_key("model", str(config.backbone), config.revision))
+    return replace(config, revision=origin["commit"]) if origin and origin["commit"] else config
+
+
+def pinned_unlabelled(run_dir: Path, source: str) -> str | None:
+    """The commit of this run for a further source of images; None: it is not on the Hub."""
+    origin = _read(run_dir).get(_key(UNLABELLED, source, None))
+    return origin["commit"] if origin else None
+
+
+def _on_hub(reference: str | None) -> bool:
+    return reference is not None and is_repo_id(reference) and not Path(reference).is_dir()
+
+
+def _key(section: str, repo_id: str, revision: str | None) -> str:
+    return f"{section} {repo_id} {revision or 'main'}"
+
+
+def _read(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / PINS
+    return dict(read_json(path)) if path.is_file() else {}

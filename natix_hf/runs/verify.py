@@ -1,0 +1,200 @@
+"""`natix-hf verify`: is a run or a bundle what its manifests say, and has a row leaked?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from natix_hf.data.splits import Splits, leaks_between_roles, read_splits
+from natix_hf.errors import UsageError, VerificationError
+from natix_hf.provenance.files import ids_sha256, list_files, list_temporaries, read_json
+from natix_hf.provenance.manifest import MANIFEST, manifest_problems, read_manifest
+from natix_hf.results.calibration import CalibrationReport
+from natix_hf.results.candidate import Candidate
+from natix_hf.results.decision import Decision
+from natix_hf.results.gate import GateReport
+from natix_hf.results.promise import PromiseReport
+from natix_hf.runs.attempt import IN_PROGRESS, ROWS_READ
+from natix_hf.runs.folders import RUN_FILE
+from natix_hf.runs.graph import ORDER, PHASES, Phase, number_of
+
+if TYPE_CHECKING:
+    from natix_hf.bundle.policy import Policy
+
+
+def find_problems(reference: str) -> list[str]:
+    """One line for everything that is off in a run folder, a bundle folder or a Hub repository.
+
+    Raises:
+        UsageError: there is nothing of that name.
+    """
+    path = Path(reference)
+    if (path / RUN_FILE).is_file() or any((path / phase.folder / MANIFEST).is_file() for phase in PHASES.values()):
+        return run_problems(path)
+    from natix_hf.bundle.contents import bundle_problems
+    from natix_hf.bundle.fetch import snapshot_problems
+    from natix_hf.bundle.load import find_bundle, is_from_hub
+    from natix_hf.bundle.onnx_export import onnx_answers_problems
+
+    bundle = find_bundle(reference)
+    problems = snapshot_problems(bundle) if is_from_hub(reference) else bundle_problems(bundle)
+    return problems or onnx_answers_problems(bundle)
+
+
+def run_problems(run_dir: Path) -> list[str]:
+    """Checksums, lineage between phases, rights to rows, and leaks between splits."""
+    finished = [PHASES[n] for n in ORDER if n in PHASES and (run_dir / PHASES[n].folder / MANIFEST).is_file()]
+    problems = [
+        f"{run_dir / phase.folder / MANIFEST} is missing"
+        for phase in PHASES.values()
+        if phase not in finished and _looks_finished(run_dir / phase.folder)
+    ]
+    if not finished and not problems:
+        raise UsageError(f"{run_dir} has no finished phase: nothing to verify yet")
+    manifests: dict[str, dict[str, Any]] = {}
+    for phase in finished:
+        folder = run_dir / phase.folder
+        problems += manifest_problems(folder)
+        try:
+            manifest = manifests[phase.folder] = read_manifest(folder)
+        except VerificationError:
+            continue  # already among the problems
+        if not _as_written(folder / MANIFEST, manifest):
+            problems.append(f"{folder / MANIFEST} was changed after it was written")
+        strangers = {*list_files(folder), *list_temporaries(folder)} - {*manifest["files"], MANIFEST}
+        problems += [f"{folder / name} is not in the manifest" for name in sorted(strangers)]
+    problems += _run_file_problems(run_dir, manifests)
+    problems += _lineage_problems(manifests)
+    try:
+        splits = read_splits(run_dir / PHASES[0].folder / "splits.json")
+    except VerificationError as error:
+        return [*problems, *([] if str(error) in problems else [str(error)])]
+    problems += leaks_between_roles(splits)
+    for phase in finished:
+        problems += _row_problems(run_dir, phase, manifests.get(phase.folder, {}), splits)
+    return problems + _bundle_problems(run_dir)
+
+
+def _looks_finished(folder: Path) -> bool:
+    """Files, and no mark of a phase at work: the manifest was there."""
+    return folder.is_dir() and not (folder / IN_PROGRESS).is_file() and bool(list_files(folder))
+
+
+def _run_file_problems(run_dir: Path, manifests: dict[str, dict[str, Any]]) -> list[str]:
+    """`run.json` names the run and its recipe; the phases and the bundle repeat both."""
+    path = run_dir / RUN_FILE
+    try:
+        content = read_json(path)
+    except VerificationError as error:
+        return [str(error)]
+    if not isinstance(content, dict) or set(content) != {"schema", "run_id", "recipe"} or content["schema"] != 1:
+        return [f"{path} is not a run file of schema 1: it was damaged after it was written"]
+    if not _as_written(path, content):
+        return [f"{path} was changed after it was written"]
+    problems = [
+        f"{path} names the run {content['run_id']!r}, {folder} was made in {manifest.get('run_id')!r}"
+        for folder, manifest in manifests.items()
+        if manifest.get("run_id") != content["run_id"]
+    ]
+    problems += [
+        f"{path} names the recipe {content['recipe']!r}, {folder} was made by {manifest.get('recipe')!r}"
+        for folder, manifest in manifests.items()
+        if manifest.get("recipe") != content["recipe"]
+    ]
+    return problems
+
+
+def _as_written(path: Path, content: Any) -> bool:
+    """Whether a JSON file is, byte for byte, what `write_json` makes of its content."""
+    return path.read_bytes() == (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _bundle_lineage(run_dir: Path) -> dict[str, Any]:
+    """Where the bundle of a run says it comes from; empty if there is none, or none that can be read."""
+    try:
+        lineage = read_json(run_dir / PHASES[6].folder / "bundle" / "bundle_manifest.json")["lineage"]
+    except (VerificationError, KeyError, TypeError):
+        return {}
+    return lineage if isinstance(lineage, dict) else {}
+
+
+def _lineage_problems(manifests: dict[str, dict[str, Any]]) -> list[str]:
+    problems = []
+    for folder, manifest in manifests.items():
+        for above, digest in manifest["upstream"].items():
+            if above not in manifests:
+                problems.append(f"{folder} was made from {above}, which is missing or damaged")
+            elif manifests[above]["digest"] != digest:
+                problems.append(
+                    f"{folder} was made from another {above} than the one here: run phase {number_of(folder)} again"
+                )
+    return problems
+
+
+def _row_problems(run_dir: Path, phase: Phase, manifest: dict[str, Any], splits: Splits) -> list[str]:
+    """Rows that a phase read against its rights, or that stand in another role now."""
+    try:
+        read: dict[str, list[str]] = read_json(run_dir / phase.folder / ROWS_READ)
+    except VerificationError as error:
+        return [str(error)]
+    if not isinstance(read, dict) or set(read) != set(manifest.get("rows", read)):
+        return [f"{run_dir / phase.folder / ROWS_READ} does not list the roles of its manifest"]
+    role_of = dict(zip(splits.ids, splits.roles, strict=True))
+    problems = []
+    for role, ids in read.items():
+        if role not in phase.roles:
+            problems.append(f"{phase.folder} read rows of {role}, which it must not")
+        moved = [row_id for row_id in ids if role_of.get(row_id) != role]
+        for row_id in moved:
+            now = f"is in {role_of[row_id]}" if row_id in role_of else "is in no split"
+            problems.append(f"row {row_id} was read as {role} by {phase.folder} but {now} in splits.json")
+        recorded = manifest.get("rows", {}).get(role, {}).get("sha256")
+        if not moved and ids_sha256(ids) != recorded:
+            problems.append(f"{phase.folder}: the rows listed for {role} are not those of its manifest")
+    return problems
+
+
+def _bundle_problems(run_dir: Path) -> list[str]:
+    """The bundle of a run: its own checksums, and that it is the champion, folded at the threshold of phase 2."""
+    bundle = run_dir / PHASES[6].folder / "bundle"
+    if not bundle.is_dir():
+        return []
+    from natix_hf.bundle.contents import bundle_problems
+    from natix_hf.bundle.folding import folding_problems
+    from natix_hf.bundle.onnx_export import onnx_answers_problems
+    from natix_hf.bundle.policy import POLICY, read_policy
+
+    problems = bundle_problems(bundle)
+    if problems:
+        return problems
+    try:
+        decision, policy = Decision.read(run_dir / PHASES[2].folder), read_policy(bundle / POLICY)
+        if policy.threshold_logit != decision.threshold_logit:
+            problems.append(f"{bundle / POLICY} holds another threshold than {PHASES[2].folder} fitted")
+        if _bundle_lineage(run_dir).get("champion") != decision.champion:
+            problems.append(f"{bundle} does not come from {decision.champion}, the champion of this run")
+        problems += _policy_problems(run_dir, policy)
+        problems += folding_problems(bundle, Candidate(run_dir / decision.champion).model)
+        return problems + onnx_answers_problems(bundle)
+    except VerificationError as error:
+        return [*problems, str(error)]
+
+
+def _policy_problems(run_dir: Path, policy: Policy) -> list[str]:
+    """That a bundle's calibration, promise and gate are those of phases 5 and 3, where it was made from these."""
+    path = run_dir / PHASES[6].folder / "bundle" / "policy.json"
+    if not (run_dir / PHASES[6].folder / MANIFEST).is_file():  # at work
+        return []
+    made_from = read_manifest(run_dir / PHASES[6].folder)["upstream"]
+    problems = []
+    if PHASES[5].folder in made_from:
+        folder = run_dir / PHASES[5].folder
+        if policy.calibration != CalibrationReport.read(folder).calibration:
+            problems.append(f"{path} holds another calibration than {PHASES[5].folder} fitted")
+        if policy.promise != PromiseReport.read(folder).promise:
+            problems.append(f"{path} promises something else than {PHASES[5].folder}")
+    if PHASES[3].folder in made_from:
+        if GateReport.read(run_dir / PHASES[3].folder).gate_sha256 != policy.gate.sha256:
+            problems.append(f"{path} holds another gate than {PHASES[3].folder} left")
+    return problems

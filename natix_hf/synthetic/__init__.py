@@ -1,0 +1,152 @@
+"""The built-in data source `synthetic`: seeded videos of small street scenes, with and without roadwork.
+
+It needs no download, and gives the same decoded pixels on every machine under the pinned versions of numpy and Pillow.
+The label decides one thing only: whether the scene's roadwork or its stand-ins (look-alikes of similar colours) are
+drawn. Everything in a scene comes from random numbers that were drawn without knowing the label.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from natix_hf.errors import RecipeError
+from natix_hf.synthetic.picture import draw_frame
+from natix_hf.synthetic.scene import CAMERAS, Dice, Scene, describe, draw_scene
+
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = ["SyntheticConfig", "build_synthetic", "label_of", "render"]
+
+# The last word of a stream's key. A key must not be shortened instead: SeedSequence pads with zeros.
+_LABEL, _SCENE, _FRAMES = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """The recipe section `data.synthetic`. Raises RecipeError, naming the key, for a value that cannot be right."""
+
+    camera: Literal["a", "b"] = "b"
+    videos: int = 1400
+    frames: int = 3
+    image_size: int = 64  # px, square
+    positive_share: float = 0.6
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.camera not in tuple(CAMERAS):  # a tuple: an unhashable value is refused, not a crash
+            raise _refused("camera", self.camera, "one of " + ", ".join(CAMERAS))
+        for key, least in (("videos", 2), ("frames", 1), ("image_size", 16), ("seed", 0)):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise _refused(key, value, f"a whole number of at least {least}")
+        share = self.positive_share
+        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share < 1:
+            raise _refused("positive_share", share, "a number above 0 and below 1")
+
+
+def _refused(key: str, value: object, allowed: str) -> RecipeError:
+    return RecipeError(f"data.synthetic.{key}: {value!r} is not possible; allowed: {allowed}")
+
+
+def _dice(seed: int, camera: int, video: int, stream: int) -> Dice:
+    return Dice(seed, camera, video, stream)
+
+
+@lru_cache(maxsize=16)
+def _scene(camera: str, seed: int, video: int) -> Scene:
+    return draw_scene(CAMERAS[camera], _dice(seed, CAMERAS[camera].index, video, _SCENE))
+
+
+def label_of(config: SyntheticConfig, video: int) -> int:
+    """1 if the video shows roadwork, else 0. Videos are independent of each other: 1 with chance positive_share."""
+    return int(_dice(config.seed, CAMERAS[config.camera].index, video, _LABEL).chance(config.positive_share))
+
+
+def render(config: SyntheticConfig, video: int, frame: int) -> Image.Image:
+    """One frame, RGB uint8, image_size x image_size px; its label is `label_of(config, video)`.
+
+    The pixels depend on camera, seed, image_size, video, frame and the label; not on how many videos or frames there
+    are, so `video` and `frame` may lie beyond config.videos and config.frames.
+    """
+    return _draw(config, video, frame, label_of(config, video))
+
+
+def _draw(config: SyntheticConfig, video: int, frame: int, label: int) -> Image.Image:
+    camera = CAMERAS[config.camera]
+    dice = _dice(config.seed, camera.index, video, _FRAMES + frame)
+    scene = _scene(config.camera, config.seed, video)
+    return draw_frame(camera, scene, frame, dice, config.image_size, roadwork=label == 1)
+
+
+def _examples(config: dict[str, Any], drawing: str) -> Iterator[dict[str, Any]]:
+    """All rows, sorted by class. `drawing` is not read: it makes datasets' cache key change with the code."""
+    settings = SyntheticConfig(**config)
+    city = CAMERAS[settings.camera].city
+    labels = [label_of(settings, video) for video in range(settings.videos)]
+    for video in sorted(range(settings.videos), key=labels.__getitem__):
+        scene = _scene(settings.camera, settings.seed, video)
+        name = f"{settings.camera}-{video:05d}"
+        for frame in range(settings.frames):
+            png = io.BytesIO()
+            _draw(settings, video, frame, labels[video]).save(png, "PNG", compress_level=1)
+            yield {
+                "image": {"bytes": png.getvalue(), "path": None},
+                "id": f"{name}-{frame}",
+                "label": labels[video],
+                "scene_description": describe(scene.roadwork) if labels[video] else "",
+                "video_info.vid_id": name,
+                "video_info.frame_id": frame,
+                "scene_level_tags.daytime": scene.daytime,
+                "scene_level_tags.weather": scene.weather,
+                "scene_level_tags.scene_environment": scene.environment,
+                "city_name": city,
+            }
+
+
+@lru_cache(maxsize=1)
+def _drawing_digest() -> str:
+    """What the pixels depend on besides the configuration: this package's source and the drawing libraries."""
+    digest = hashlib.sha256(f"numpy {np.__version__} pillow {PIL.__version__}".encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def build_synthetic(config: SyntheticConfig) -> datasets.Dataset:
+    """All frames of all videos, one row each, **sorted by class** (label 0 first) as in the subnet's data.
+
+    Columns: image (PNG), id ("b-00012-1"), label (int64), scene_description ("" without roadwork), video_info.vid_id
+    ("b-00012"), video_info.frame_id, scene_level_tags.daytime ("day", "night"), scene_level_tags.weather ("clear",
+    "rain", "fog"), scene_level_tags.scene_environment ("urban", "suburban", "rural"), city_name. The rows are written
+    once into datasets' cache (HF_DATASETS_CACHE) and read from there by every later call with an equal configuration.
+    """
+    import datasets
+
+    text, number = datasets.Value("string"), datasets.Value("int64")
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "id": text,
+            "label": number,
+            "scene_description": text,
+            "video_info.vid_id": text,
+            "video_info.frame_id": number,
+            "scene_level_tags.daytime": text,
+            "scene_level_tags.weather": text,
+            "scene_level_tags.scene_environment": text,
+            "city_name": text,
+        }
+    )
+    kwargs = {"config": asdict(config), "drawing": _drawing_digest()}
+    return datasets.Dataset.from_generator(_examples, features=features, gen_kwargs=kwargs)
