@@ -1,6 +1,6 @@
 """natix_hf: from images and a pretrained ViT to a deployable, calibrated yes/no image classifier.
 
-Importing this package imports neither torch nor transformers; what needs them is loaded at first use.
+Importing this package imports neither torch nor transformers. A name that needs them is loaded at first use.
 """
 
 from __future__ import annotations
@@ -9,29 +9,65 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from natix_hf import calibration, metrics
+    from natix_hf import calibration, metrics, ssl, subnet
+    from natix_hf.api import Run, bundle_of, run
     from natix_hf.bundle.load import Bundle, Prediction, count_flips, load_bundle
     from natix_hf.bundle.stream import BadImage
+    from natix_hf.callbacks.merge_validation import MergeValidationCallback
+    from natix_hf.recipe import Recipe, load_recipe
+    from natix_hf.ssl.explora import apply_explora
+    from natix_hf.trainers.explora import ExploraTrainer
+    from natix_hf.trainers.roadwork import RoadworkTrainer
 
 __version__ = "0.1.0"
+
+_MODULES = ("calibration", "metrics", "ssl", "subnet")
+_PLACES = {
+    "BadImage": "bundle.stream",
+    "Bundle": "bundle.load",
+    "ExploraTrainer": "trainers.explora",
+    "MergeValidationCallback": "callbacks.merge_validation",
+    "Prediction": "bundle.load",
+    "Recipe": "recipe",
+    "RoadworkTrainer": "trainers.roadwork",
+    "Run": "api",
+    "apply_explora": "ssl.explora",
+    "bundle_of": "api",
+    "count_flips": "bundle.load",
+    "load_bundle": "bundle.load",
+    "load_recipe": "recipe",
+    "run": "api",
+}
 __all__ = [
     "BadImage",
     "Bundle",
+    "ExploraTrainer",
+    "MergeValidationCallback",
     "Prediction",
+    "Recipe",
+    "RoadworkTrainer",
+    "Run",
     "__version__",
+    "apply_explora",
+    "bundle_of",
     "calibration",
     "count_flips",
     "load_bundle",
+    "load_recipe",
     "metrics",
+    "run",
+    "ssl",
+    "subnet",
 ]
-
-_LAZY = dict.fromkeys(("Bundle", "Prediction", "count_flips", "load_bundle"), "natix_hf.bundle.load")
-_LAZY["BadImage"] = "natix_hf.bundle.stream"
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    if name in ("calibration", "metrics"):
+    if name in _PLACES:
+        return getattr(importlib.import_module(f"natix_hf.{_PLACES[name]}"), name)
+    if name in _MODULES:
         return importlib.import_module(f"natix_hf.{name}")
     raise AttributeError(f"module 'natix_hf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
