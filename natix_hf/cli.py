@@ -98,6 +98,18 @@ def recipes() -> None:
 
 
 @app.command()
+def keys(
+    section: Annotated[
+        str | None, typer.Argument(help="A section or key, as in phase1, data.augment or phase1.adapter.")
+    ] = None,
+) -> None:
+    """List the keys of a recipe with their types, defaults and meanings."""
+    from natix_hf.keys import as_text, terminal_width
+
+    say(as_text(section, terminal_width()))
+
+
+@app.command()
 def verify(
     reference: Annotated[str, typer.Argument(help="A run folder, a bundle folder or a Hub repository.")],
 ) -> None:

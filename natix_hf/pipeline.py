@@ -176,15 +176,15 @@ def _check_training(recipe: Recipe, phases: Sequence[Phase], run_dir: Path | Non
         recipe = replace(recipe, model=pinned_model(run_dir, recipe.model))
     stages = [recipe.phase1]
     if 4 in [phase.number for phase in phases]:
-        check_training(recipe.phase4.training, OUTPUTS, "phase4")
+        check_training(recipe.phase4.training_fields(), OUTPUTS, "phase4")
         stages += [recipe.phase4.supervised] if recipe.phase4.supervised is not None else []
     if 3 in [phase.number for phase in phases]:
-        check_training(recipe.phase3.training, OUTPUTS, "phase3")
+        check_training(recipe.phase3.training_fields(), OUTPUTS, "phase3")
     model = check_model(recipe.model)
     if 4 in [phase.number for phase in phases]:
         check_explora(recipe, model)
     for stage in stages:
-        check_training(stage.training, OUTPUTS, stage.where)
+        check_training(stage.training_fields(), OUTPUTS, stage.where)
         if stage.adapter == AUTO:
             entrants_for(model, stage.adapter_options, stage.where)
         elif stage.adapter not in ("none", "full"):
@@ -253,7 +253,7 @@ def _run_on_every_rank(number: int, given: argparse.Namespace) -> None:
     _require_labels(recipe, [number])
     # The process group is made here, so the two keys of TrainingArguments that shape it must count from here on. The
     # other ranks wait while rank 0 downloads and decodes, which may take longer than torch's ten minutes.
-    training = recipe.training_of(number) if phase.trains else recipe.phase1.training
+    training = (recipe.stage(number) if phase.trains else recipe.phase1).training_fields()
     group: dict[str, Any] = {"timeout": timedelta(seconds=training.get("ddp_timeout", _PATIENCE_S))}
     if training.get("ddp_backend"):
         group["backend"] = training["ddp_backend"]

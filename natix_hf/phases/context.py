@@ -84,7 +84,7 @@ class PhaseContext:
             section={name: self.recipe.section(name) for name in self.phase.sections},
             section_sha256=self.recipe.section_sha256(*self.phase.sections),
             upstream=upstream_digests(self.run_dir, self.phase),
-            seed=self.recipe.training_of(self.phase.number)["seed"] if self.phase.trains else self.recipe.data.seed,
+            seed=self.recipe.stage(self.phase.number).seed if self.phase.trains else self.recipe.data.seed,
             hub=pin(self.run_dir, self.recipe, self.phase),
         )
         attempt = {"attempt": json_sha256([self._draft.section_sha256, self._draft.upstream])}

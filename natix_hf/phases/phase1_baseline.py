@@ -17,7 +17,7 @@ def run(context: PhaseContext) -> dict[str, Any]:
     recipe = context.recipe
     config, prior = recipe.phase1, recipe.data.target_prior
     train, val_select = context.rows("train"), context.rows("val_select")
-    model = build_classifier(context.model, seed=config.training["seed"])
+    model = build_classifier(context.model, seed=config.seed)
     processor = make_processor(context.model)
     parameters = sum(p.numel() for p in model.parameters())
     report = train_classifier(

@@ -128,7 +128,7 @@ def _adapt(context: PhaseContext) -> dict[str, Any]:
         return context.folder / BACKBONE
 
     report = pretrain_backbone(
-        build_backbone(context.model, seed=config.training["seed"]),
+        build_backbone(context.model, seed=config.seed),
         processor,
         joined([part for part in (train, *parts) if len(part)]),
         probe,
@@ -162,7 +162,7 @@ def _train(context: PhaseContext, folder: Path, model_config: ModelConfig, stage
     train, val_select = context.rows("train"), context.rows("val_select")
     processor = make_processor(model_config)
     report = train_classifier(
-        build_classifier(model_config, seed=stage.training["seed"]),
+        build_classifier(model_config, seed=stage.seed),
         processor,
         train,
         val_select,

@@ -22,6 +22,7 @@ from natix_hf.calibration import (
     subsample_to_prior,
 )
 from natix_hf.calibration.classwise import ClasswiseLoss
+from natix_hf.calibration.config import RiskConfig
 from natix_hf.errors import DataError
 from natix_hf.metrics import (
     bootstrap_intervals,
@@ -38,7 +39,6 @@ from natix_hf.models.classifier import ID2LABEL
 from natix_hf.models.gate import GATE
 from natix_hf.phases import plots
 from natix_hf.phases.candidate import Candidate, compute_answers
-from natix_hf.phases.config import RiskConfig
 from natix_hf.phases.context import PhaseContext
 from natix_hf.phases.phase2_threshold import read_decision, select_logits
 from natix_hf.provenance.files import write_json
