@@ -23,8 +23,8 @@ _FURTHER = "Any other field of transformers.TrainingArguments is a key of this s
 _INTRODUCTION = """\
 # Every key of a recipe
 
-This page is made from the code by `python -m natix_hf.keys > docs/keys.md`; `natix-hf keys SECTION` prints the same in a
-terminal. A key of `phase1:` in the YAML file is `phase1.KEY=VALUE` on the command line."""
+This page is made from the code by `python -m natix_hf.keys > docs/keys.md`; `natix-hf keys SECTION` prints the same in
+a terminal. A key of `phase1:` in the YAML file is `phase1.KEY=VALUE` on the command line."""
 
 
 @dataclass(frozen=True)

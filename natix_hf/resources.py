@@ -12,7 +12,7 @@ _CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 def resource_folder(name: str) -> Path:
-    """The folder `recipes`, `accelerate_configs`, `model_cards` or `docs` (of which a wheel holds the generated pages).
+    """The folder `recipes`, `accelerate_configs`, `model_cards` or `docs` (a wheel holds its generated pages).
 
     Raises:
         FileNotFoundError: the installation is incomplete.
