@@ -252,33 +252,6 @@ def test_the_section_of_the_other_objective_changes_nothing(
     assert trained(before).losses == trained(changed(before, f"phase4.{key}", value)).losses
 
 
-# Each of the three kinds of crops has its own share of blur; the second global one alone is solarised.
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "part"),
-    [
-        ("blur", [0.0, 0.0, 1.0], "local_crops"),
-        ("blur", [0.0, 1.0, 0.0], "second"),
-        ("blur", [1.0, 0.0, 0.0], "first"),
-        ("solarise", 1.0, "second"),
-    ],
-)
-def test_which_crops_a_share_is_of(key: str, value: Any, part: str, look: Look) -> None:
-    crops = {"local_crops": 1, "blur": [0.0, 0.0, 0.0], "solarise": 0.0, "jitter_share": 0.0}
-    plain = changed(DINO, "phase4.crops", crops)
-    before, after = (look(content).views for content in (plain, changed(plain, f"phase4.crops.{key}", value)))
-    parts = [
-        {"first": v["global_crops"][:, 0], "second": v["global_crops"][:, 1], "local_crops": v["local_crops"]}
-        for v in (before, after)
-    ]
-    assert not np.array_equal(parts[0][part], parts[1][part])
-    if part == "second":  # drawn before it
-        assert np.array_equal(parts[0]["first"], parts[1]["first"])
-    if part == "local_crops":
-        assert np.array_equal(before["global_crops"], after["global_crops"])
-
-
 # The stage after it, and the rows of both.
 
 
@@ -316,11 +289,6 @@ def test_phase4_supervised(tmp_path: Path, stages: list[Any]) -> None:
     own = {"adapter": "lora", "adapter_options": {"r": 4}, "num_train_epochs": 3, "warmup_steps": 7}
     phase4_explora.run(_context(tmp_path, "synthetic", supervised=own))
     assert [stage for _, _, stage in stages] == [SupervisedConfig(**own, where="phase4.supervised")] * 2
-
-
-def test_phase4_use_labeled_data(tmp_path: Path, stages: list[Any]) -> None:
-    phase4_explora.run(_context(tmp_path, "synthetic", use_labeled_data=False))
-    assert stages == []
 
 
 class _Seen(Exception):

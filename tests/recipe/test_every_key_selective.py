@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,33 +49,35 @@ def _table(role: str) -> LogitTable:
     return LogitTable([f"{role}/{i}" for i in range(600)], groups, labels, logits, "c" * 64)
 
 
-@pytest.fixture
-def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
+@pytest.fixture(scope="module")
+def look(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Look]:
     """`look(content)`: what phase 3 or 5, whichever has a section, reports of fixed answers."""
+    run_dir = tmp_path_factory.mktemp("run")
     tables = {role: _table(role) for role in ("val_select", "val_calib")}
     features = {role: np.column_stack([t.logits, t.labels]).astype(np.float32) for role, t in tables.items()}
-    monkeypatch.setattr(Candidate, "stored_logits", lambda self, role: tables[role])
-    monkeypatch.setattr(phase5_scrc, "_ERRORS", ("ece", "nll"))
-    for module in (phase3_gate, phase5_scrc):
-        monkeypatch.setattr(module, "compute_answers", lambda _, rows, exam: (tables[rows.role], features[rows.role]))
-    for plot in ("reliability", "risk_coverage"):
-        monkeypatch.setattr(plots, plot, lambda *args: None)
     for folder in ("phase2_threshold", "phase3_gate", "phase5_scrc"):
-        (tmp_path / folder).mkdir()
+        (run_dir / folder).mkdir()
     decision = {"champion": "phase1_baseline", "threshold_logit": 0.0}
-    write_json(tmp_path / "phase2_threshold" / "threshold.json", decision)
+    write_json(run_dir / "phase2_threshold" / "threshold.json", decision)
     data = SimpleNamespace(role=lambda role: SimpleNamespace(role=role, ids=tables[role].ids))
 
     def run(content: dict[str, Any]) -> SimpleNamespace:
         number = int(next(iter(content))[-1])
         recipe = parse_recipe(content)
-        context = PhaseContext(PHASES[number], recipe, tmp_path, lambda: data)  # type: ignore[arg-type, return-value]
+        context = PhaseContext(PHASES[number], recipe, run_dir, lambda: data)  # type: ignore[arg-type, return-value]
         if number == 3:
             return SimpleNamespace(**phase3_gate.run(context))
         found = phase5_scrc.run(context)
         return SimpleNamespace(calibration=found["calibration"], risk=found["risk_control"])
 
-    return remembered(run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Candidate, "stored_logits", lambda self, role: tables[role])
+        patch.setattr(phase5_scrc, "_ERRORS", ("ece", "nll"))
+        for module in (phase3_gate, phase5_scrc):
+            patch.setattr(module, "compute_answers", lambda _, rows, exam: (tables[rows.role], features[rows.role]))
+        for plot in ("reliability", "risk_coverage"):
+            patch.setattr(plots, plot, lambda *args: None)
+        yield remembered(run)
 
 
 @pytest.mark.parametrize(
