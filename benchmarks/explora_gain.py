@@ -109,9 +109,9 @@ def adapt(target: Target, arm: str, learning_rate: float, seed: int, steps: int,
     if arm == "control":
         return save(backbone)
     config = target.recipe.phase4
-    training = config.training | {"learning_rate": learning_rate, "seed": seed, "max_steps": steps}
-    training |= {"logging_steps": 200, "save_steps": steps}
-    config = replace(config, **ARMS[arm], probe_steps=0, training=training)  # no probe: the last step is kept
+    training = {"learning_rate": learning_rate, "seed": seed, "max_steps": steps, "logging_steps": 200}
+    config = replace(config, **ARMS[arm], probe_steps=0)  # no probe: the last step is kept
+    config = config.with_training(training | {"save_steps": steps})
     images, checkpoints = target.rows["train"], folder / "checkpoints"
     pretrain_backbone(backbone, processor, images, None, config, target.recipe.data.augment, save, checkpoints)
     shutil.rmtree(checkpoints, ignore_errors=True)

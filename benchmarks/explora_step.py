@@ -101,7 +101,7 @@ def make_trainer(recipe: Recipe, images: Rows, scratch: Path) -> Any:
         raise Made(trainer)
 
     config = replace(recipe.phase4, probe_steps=0)
-    backbone = build_backbone(recipe.model, config.training["seed"])
+    backbone = build_backbone(recipe.model, config.seed)
     processor, augment = make_processor(recipe.model), recipe.data.augment
     try:
         with patch.object(ExploraTrainer, "train", made):
@@ -329,7 +329,7 @@ def main() -> None:
     sides = {name: Side(__file__, "--side", name, *arguments) for name in SIDES}
     for side in sides.values():
         side.figures()  # it waits for its first turn
-    n_images = steps * recipe.phase4.training["per_device_train_batch_size"]
+    n_images = steps * recipe.phase4.per_device_train_batch_size
     seconds: dict[str, list[float]] = {name: [] for name in SIDES}
     for _ in range(given.turns):
         for name, side in sides.items():

@@ -19,7 +19,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -49,7 +48,7 @@ SETTINGS += ["phase1.learning_rate=1e-2"]  # a head alone bears, and needs, more
 def ours(recipe: Recipe, data: ImageData, model: Any, evaluation: str, scratch: Path) -> None:
     os.environ["NATIX_HF_CACHE"] = str(scratch / "cache")
     changes = {"eval_strategy": evaluation, "save_strategy": "no", "load_best_model_at_end": False}
-    config = replace(recipe.phase1, training=recipe.phase1.training | changes)
+    config = recipe.phase1.with_training(changes)
     rows = data.role("train"), data.role("val_select")
     folder, processor = scratch / "ours", make_processor(recipe.model)
     train_classifier(model, processor, *rows, config, recipe.data.augment, None, folder, save=lambda merged: folder)
@@ -66,7 +65,7 @@ def plain(recipe: Recipe, data: ImageData, model: Any, evaluation: str, scratch:
         parameter.requires_grad_(name.startswith("classifier."))
     Trainer(
         model=model,
-        args=plain_arguments(recipe.phase1.training, scratch / "plain", eval_strategy=evaluation),
+        args=plain_arguments(recipe.phase1.training_fields(), scratch / "plain", eval_strategy=evaluation),
         train_dataset=plain_rows(data.role("train"), to_pixels),
         eval_dataset=plain_rows(data.role("val_select"), to_pixels),
         compute_metrics=EvaluationMetrics(None),

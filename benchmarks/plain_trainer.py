@@ -57,7 +57,7 @@ def plain(recipe: Any, train: Rows, test: Rows, seed: int, seconds: float, folde
     """Decisions on test of a plain Trainer that trains for about `seconds`; and the epochs it had."""
     preprocess = Preprocess(make_processor(recipe.model))
     rows = plain_rows(train, lambda images: [preprocess(image) for image in images])
-    shared = recipe.phase1.training
+    shared = recipe.phase1.training_fields()
     settings: dict[str, Any] = {
         name: shared[name] for name in ("learning_rate", "weight_decay", "per_device_train_batch_size")
     }

@@ -52,7 +52,7 @@ RECIPE = "gtsrb_roadwork"
 
 def ours(recipe: Recipe, train: Rows, val: Rows, model: Any, total: int, scratch: Path) -> None:
     only_train = {"max_steps": total, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-    config = replace(recipe.phase1, training=recipe.phase1.training | only_train)
+    config = recipe.phase1.with_training(only_train)
     processor = make_processor(recipe.model)
     augment, prior = recipe.data.augment, recipe.data.target_prior
     train_classifier(model, processor, train, val, config, augment, prior, scratch, save=lambda merged: scratch)
@@ -63,7 +63,7 @@ def challenge(recipe: Recipe, train: Rows, val: Rows, model: Any, total: int, sc
 
 
 def bare(recipe: Recipe, train: Rows, val: Rows, model: Any, total: int, scratch: Path) -> None:
-    settings = recipe.phase1.training
+    settings = recipe.phase1.training_fields()
     views = AskedViews(ask(train), Preprocess(make_processor(recipe.model)))
     pixels = torch.stack([views[row]["pixel_values"] for row in range(len(train))])
     labels = torch.from_numpy(train.labels)
@@ -99,7 +99,7 @@ def plain(recipe: Recipe, train: Rows, val: Rows, model: Any, total: int, scratc
         pixels: torch.Tensor = processor(views, return_tensors="pt")["pixel_values"]
         return pixels
 
-    arguments = plain_arguments(recipe.phase1.training, scratch, max_steps=total)
+    arguments = plain_arguments(recipe.phase1.training_fields(), scratch, max_steps=total)
     Trainer(model=model, args=arguments, train_dataset=plain_rows(train, to_pixels)).train()
 
 
@@ -136,7 +136,7 @@ def main() -> None:
     recipe = load_recipe(RECIPE, given.overrides)
     data = load_image_data(recipe.data)  # decoded before the sides begin, for all of them
     train = data.role("train")
-    steps = math.ceil(len(train) / recipe.phase1.training["per_device_train_batch_size"])
+    steps = math.ceil(len(train) / recipe.phase1.per_device_train_batch_size)
     if given.side:
         model: Any = build_classifier(recipe.model, seed=0)
         total = Turns(model, given.turns, steps).total

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class NatixError(Exception):
     """Base of every error that this package raises on purpose. Its text is one line: what, where, what to do."""
@@ -46,4 +49,21 @@ class VerificationError(NatixError):
 def require(holds: bool, key: str, value: object, allowed: str) -> None:
     """Raises `RecipeError` naming the key, its value and what is allowed, unless `holds`."""
     if not holds:
-        raise RecipeError(f"{key} is {value!r}: allowed is {allowed}")
+        raise RecipeError(f"{key} is {value!r}: it must be {allowed}")
+
+
+def first_line(error: object) -> str:
+    """The first line of an error's text, or the name of its class where it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def nearest(word: object, known: Iterable[object]) -> str | None:
+    """The known word that `word` was most likely meant to be, or None where none is close."""
+    close = difflib.get_close_matches(str(word), [str(name) for name in known], n=1)
+    return close[0] if close else None
+
+
+def did_you_mean(word: object, known: Iterable[object], otherwise: str = "") -> str:
+    """The end of an error line: the nearest known word as a question, or `otherwise` where none is close."""
+    close = nearest(word, known)
+    return otherwise if close is None else f", did you mean {close!r}?"

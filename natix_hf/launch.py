@@ -47,7 +47,7 @@ def _run_on_every_rank(number: int, given: argparse.Namespace) -> None:
     require_labels(recipe, [number])
     # The process group is made here, so the two keys of TrainingArguments that shape it must count from here on. The
     # other ranks wait while rank 0 downloads and decodes, which may take longer than torch's ten minutes.
-    training = recipe.training_of(number) if phase.trains else recipe.phase1.training
+    training = (recipe.stage(number) if phase.trains else recipe.phase1).training_fields()
     group: dict[str, Any] = {"timeout": timedelta(seconds=training.get("ddp_timeout", _PATIENCE_S))}
     if training.get("ddp_backend"):
         group["backend"] = training["ddp_backend"]

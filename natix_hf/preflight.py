@@ -53,15 +53,15 @@ def check_trainings(recipe: Recipe, phases: Sequence[Phase], run_dir: Path | Non
         recipe = replace(recipe, model=pinned_model(run_dir, recipe.model))
     stages = [recipe.phase1]
     if 4 in [phase.number for phase in phases]:
-        check_training(recipe.phase4.training, _NOWHERE, "phase4")
+        check_training(recipe.phase4.training_fields(), _NOWHERE, "phase4")
         stages += [recipe.phase4.supervised] if recipe.phase4.supervised is not None else []
     if 3 in [phase.number for phase in phases]:
-        check_training(recipe.phase3.training, _NOWHERE, "phase3")
+        check_training(recipe.phase3.training_fields(), _NOWHERE, "phase3")
     model = check_model(recipe.model)
     if 4 in [phase.number for phase in phases]:
         check_explora(recipe, model)
     for stage in stages:
-        check_training(stage.training, _NOWHERE, stage.where)
+        check_training(stage.training_fields(), _NOWHERE, stage.where)
         if stage.adapter == AUTO:
             entrants_for(model, stage.adapter_options, stage.where)
         elif stage.adapter not in ("none", "full"):

@@ -1,4 +1,4 @@
-"""Finds the recipes, accelerate configs and templates that come with the package.
+"""Finds the recipes, accelerate configs, templates and generated docs that come with the package.
 
 They live at the top of the checkout and are copied into the wheel; an editable install uses the checkout's folder.
 """
@@ -12,7 +12,7 @@ _CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 def resource_folder(name: str) -> Path:
-    """The folder `recipes`, `accelerate_configs` or `model_cards`.
+    """The folder `recipes`, `accelerate_configs`, `model_cards` or `docs` (a wheel holds its generated pages).
 
     Raises:
         FileNotFoundError: the installation is incomplete.

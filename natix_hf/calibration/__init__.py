@@ -1,20 +1,35 @@
-"""Calibration of a classifier's logits, and control of the risk of its accepted answers. numpy and scipy, no torch."""
+"""Calibration of a classifier's logits, and control of the risk of its accepted answers. numpy and scipy, no torch.
+
+Each name is imported when it is first asked for: reading a recipe's `phase5:` section needs no scipy.
+"""
 
 from __future__ import annotations
 
-from natix_hf.calibration.classwise import ClasswiseRiskControl, fit_classwise_risk_control
-from natix_hf.calibration.plan import Plan, allowed_errors, groups_needed
-from natix_hf.calibration.promise import Promise
-from natix_hf.calibration.risk_control import RiskControl, fit_risk_control, make_grid
-from natix_hf.calibration.risk_rows import losses_for, one_row_per_group, subsample_to_prior
-from natix_hf.calibration.temperature import (
-    TEMPERATURE_BOUNDS,
-    Calibration,
-    fit_calibration,
-    fit_platt,
-    fit_temperature,
-)
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from natix_hf.calibration.classwise import ClasswiseRiskControl, fit_classwise_risk_control
+    from natix_hf.calibration.plan import Plan, allowed_errors, groups_needed
+    from natix_hf.calibration.promise import Promise
+    from natix_hf.calibration.risk_control import RiskControl, fit_risk_control, make_grid
+    from natix_hf.calibration.risk_rows import losses_for, one_row_per_group, subsample_to_prior
+    from natix_hf.calibration.temperature import (
+        TEMPERATURE_BOUNDS,
+        Calibration,
+        fit_calibration,
+        fit_platt,
+        fit_temperature,
+    )
+
+_PLACES = {
+    **dict.fromkeys(("ClasswiseRiskControl", "fit_classwise_risk_control"), "classwise"),
+    **dict.fromkeys(("Plan", "allowed_errors", "groups_needed"), "plan"),
+    "Promise": "promise",
+    **dict.fromkeys(("RiskControl", "fit_risk_control", "make_grid"), "risk_control"),
+    **dict.fromkeys(("losses_for", "one_row_per_group", "subsample_to_prior"), "risk_rows"),
+    **dict.fromkeys(("TEMPERATURE_BOUNDS", "Calibration"), "temperature"),
+    **dict.fromkeys(("fit_calibration", "fit_platt", "fit_temperature"), "temperature"),
+}
 __all__ = [
     "TEMPERATURE_BOUNDS",
     "Calibration",
@@ -34,3 +49,15 @@ __all__ = [
     "one_row_per_group",
     "subsample_to_prior",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"natix_hf.calibration.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""Commands about runs: run, recipes, verify, report, doctor."""
+"""Commands about runs and recipes: run, recipes, keys, verify, report, doctor."""
 
 from __future__ import annotations
 
@@ -41,6 +41,18 @@ def recipes() -> None:
     for path in packaged_recipes():
         first_line = path.read_text(encoding="utf-8").splitlines()[0]
         say(f"{path.stem:24s} {first_line.lstrip('# ')}")
+
+
+@app.command(cls=Command)
+def keys(
+    section: Annotated[
+        str | None, typer.Argument(metavar="SECTION", help="A section or key, such as phase1 or data.augment.")
+    ] = None,
+) -> None:
+    """List the keys of a recipe: types, defaults, meanings."""
+    from natix_hf.keys import as_text, terminal_width
+
+    say(as_text(section, terminal_width()))
 
 
 @app.command(cls=Command)

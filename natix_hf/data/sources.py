@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from natix_hf.data.config import DataConfig
-from natix_hf.errors import DataError
+from natix_hf.errors import DataError, first_line
 from natix_hf.synthetic import build_synthetic
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _joined(splits: dict[str, Dataset], source: str, image_column: str) -> Datas
     try:
         dataset = concatenate_datasets([split.with_format(None) for split in splits.values()])
     except ValueError as error:
-        names, cause = ", ".join(splits), _first_line(error)[:200]
+        names, cause = ", ".join(splits), first_line(error)[:200]
         raise DataError(f"the splits {names} of {source} do not have the same columns ({cause})") from None
     if len(dataset) == 0:
         raise DataError(f"{source} has no rows")
@@ -117,7 +117,7 @@ def _joined(splits: dict[str, Dataset], source: str, image_column: str) -> Datas
             dataset = dataset.cast_column(image_column, Image())
         except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors are some of these
             raise DataError(
-                f"column {image_column!r} of {source} does not hold images ({_first_line(error)})"
+                f"column {image_column!r} of {source} does not hold images ({first_line(error)})"
             ) from None
     dataset = dataset.cast_column(image_column, Image(decode=False))
     return dataset
@@ -143,16 +143,12 @@ def _load_splits(source: str, config: DataConfig, key: str = "data.source") -> d
             loaded = load_dataset(source, revision=None if folder.is_dir() else config.revision)
     except DatasetNotFoundError as error:
         raise DataError(
-            f"{key}: no dataset {source!r} on the Hub, or no right to read it ({_first_line(error)})"
+            f"{key}: no dataset {source!r} on the Hub, or no right to read it ({first_line(error)})"
         ) from None
     except (OSError, ValueError, IndexError, RuntimeError, DatasetsError) as error:  # IndexError: saved without rows
-        cause = _first_line(error.__cause__ or error)  # DatasetGenerationError keeps what happened in its cause
+        cause = first_line(error.__cause__ or error)  # DatasetGenerationError keeps what happened in its cause
         raise DataError(f"{key}: {source} cannot be loaded by `datasets` ({cause})") from None
     return {"train": loaded} if isinstance(loaded, Dataset) else dict(DatasetDict(loaded))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _labels(dataset: Dataset, ids: list[str], config: DataConfig) -> np.ndarray:

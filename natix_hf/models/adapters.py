@@ -6,11 +6,10 @@ Light: a recipe is checked against the names without importing torch or PEFT.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from natix_hf.errors import RecipeError, require
+from natix_hf.errors import RecipeError, did_you_mean, first_line, require
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -162,9 +161,8 @@ def check_adapter(name: str, options: dict[str, Any], where: str) -> None:
     elif name in REFUSED:
         raise RecipeError(f"{where}.adapter is {name!r}, which is refused: {REFUSED[name]}")
     elif name not in ADAPTERS:
-        close = difflib.get_close_matches(name, ["none", "full", AUTO, *ADAPTERS], n=1)
-        hint = f", did you mean {close[0]!r}?" if close else ""
-        raise RecipeError(f"{where}.adapter is {name!r}{hint}: allowed is none | full | auto | {' | '.join(ADAPTERS)}")
+        known = ["none", "full", AUTO, *ADAPTERS]
+        raise RecipeError(f"{where}.adapter is {name!r}{did_you_mean(name, known)}: allowed is {' | '.join(known)}")
     for option in options:
         if option in _OWN_OPTIONS:
             raise RecipeError(f"{where}.adapter_options.{option} is refused: {_OWN_OPTIONS[option]}")
@@ -224,8 +222,7 @@ def adapter_config(
     known = sorted(f.name for f in dataclasses.fields(config_class))
     for option in options:
         if option not in known:
-            close = difflib.get_close_matches(option, known, n=1)
-            hint = f", did you mean {close[0]!r}?" if close else f": allowed is {', '.join(known)}"
+            hint = did_you_mean(option, known, otherwise=f": allowed is {', '.join(known)}")
             raise RecipeError(f"unknown key {where}.adapter_options.{option} of {kind.config}{hint}")
     settings = kind.defaults | {key: _divisor(model.config.hidden_size, most) for key, most in kind.divisors.items()}
     settings["target_modules"] = _target_modules(model, options.get("target_modules", kind.targets), where)
@@ -252,8 +249,7 @@ def adapter_config(
 
 
 def _refused(error: Exception, name: str, where: str) -> RecipeError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return RecipeError(f"{where}.adapter_options: PEFT refuses them for {name} ({reason})")
+    return RecipeError(f"{where}.adapter_options: PEFT refuses them for {name} ({first_line(error)})")
 
 
 def adapted_modules(model: PeftModel) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 from transformers.utils import logging
 
 import natix_hf.models.dinov3  # noqa: F401  # registers the head that transformers lacks
-from natix_hf.errors import RecipeError, UsageError, VerificationError, require
+from natix_hf.errors import RecipeError, UsageError, VerificationError, did_you_mean, first_line, require
 from natix_hf.labels import ID2LABEL
 from natix_hf.models.config import PACKAGED_PREFIX, ModelConfig
 from natix_hf.models.vit_mae import VIT_MAE, encoder_config, encoder_of, load_decoder
@@ -151,7 +150,7 @@ def load_strictly(model_class: Any, folder: Path, **options: Any) -> PreTrainedM
             **options,
         )
     except (OSError, ValueError, TypeError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
-        raise VerificationError(f"{folder} cannot be loaded as a model: {_first_line(error)}") from None
+        raise VerificationError(f"{folder} cannot be loaded as a model: {first_line(error)}") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
             example = sorted(str(key) for key in info[kind])[0]
@@ -220,7 +219,7 @@ def _stock_config(config: ModelConfig, source: str) -> PreTrainedConfig:
         stock: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=False)
     except (OSError, ValueError, StrictDataclassError) as error:
         raise UsageError(
-            f"model.backbone: {config.backbone} is neither a model folder nor on the Hub ({_first_line(error)})"
+            f"model.backbone: {config.backbone} is neither a model folder nor on the Hub ({first_line(error)})"
         ) from None
     for key in ("auto_map", "custom_pipelines"):  # code that nothing here runs: what is made of it must not name it
         if hasattr(stock, key):
@@ -234,9 +233,8 @@ def _check_fields(architecture: PreTrainedConfig, given: dict[str, Any]) -> None
         if key in ("id2label", "label2id", "num_labels", "problem_type"):
             raise RecipeError(f"model.config.{key} is refused: it is one of the two labels {ID2LABEL}")
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f", did you mean {close[0]!r}?" if close else ""
-            raise RecipeError(f"unknown key model.config.{key} for a {architecture.model_type}{hint}")
+            kind = architecture.model_type
+            raise RecipeError(f"unknown key model.config.{key} for a {kind}{did_you_mean(key, known)}")
 
 
 def _check_sizes(architecture: PreTrainedConfig) -> None:
@@ -277,7 +275,7 @@ def _from_backbone(config: ModelConfig, architecture: PreTrainedConfig) -> PreTr
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UsageError(f"model.backbone: {config.backbone} cannot be loaded ({_first_line(error)})") from None
+        raise UsageError(f"model.backbone: {config.backbone} cannot be loaded ({first_line(error)})") from None
     finally:
         logging.set_verbosity(verbosity)
     loaded: PreTrainedModel = model
@@ -302,7 +300,3 @@ def _reset_head(head: nn.Linear, std: float) -> None:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

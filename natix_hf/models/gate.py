@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from natix_hf.errors import VerificationError
+from natix_hf.errors import VerificationError, first_line
 
 GATE = "gate.safetensors"
 
@@ -70,7 +70,7 @@ def load_gate(path: Path) -> Gate:
         gate = Gate(width, hidden)
         gate.load_state_dict(state, strict=True)
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        raise VerificationError(f"{path} is not a gate: {str(error).splitlines()[0]}") from None
+        raise VerificationError(f"{path} is not a gate: {first_line(error)}") from None
     if not all(tensor.isfinite().all() for tensor in state.values()):
         raise VerificationError(f"{path} holds NaN or infinity: train the gate again")
     gate.eval()

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 
 from natix_hf.data.images import centre_square, to_rgb
-from natix_hf.errors import UsageError, VerificationError
+from natix_hf.errors import UsageError, VerificationError, first_line
 from natix_hf.models.classifier import resolve_backbone
 from natix_hf.models.config import ModelConfig
 
@@ -59,8 +59,8 @@ def load_processor(folder: Path) -> Any:
             folder, backend="pil", local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise VerificationError(f"the preprocessor_config.json of {folder} cannot be used ({reason})") from None
+        problem = f"cannot be used ({first_line(error)})"
+        raise VerificationError(f"the preprocessor_config.json of {folder} {problem}") from None
 
 
 class Preprocess:

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, ViTConfig, ViTMAEForPreTraining, ViTM
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 from transformers.utils import logging
 
-from natix_hf.errors import UsageError
+from natix_hf.errors import UsageError, first_line
 
 VIT_MAE = "vit_mae"
 _SHARED = (
@@ -57,7 +57,7 @@ def load_decoder(source: str, revision: str | None = None) -> ViTMAEDecoder:
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UsageError(f"model.backbone: the decoder of {source} cannot be loaded ({reason})") from None
     finally:
         logging.set_verbosity(verbosity)

@@ -79,7 +79,7 @@ def adapt_backbone(context: PhaseContext) -> dict[str, Any]:
         return context.folder / BACKBONE
 
     report = pretrain_backbone(
-        build_backbone(context.model, seed=config.training["seed"]),
+        build_backbone(context.model, seed=config.seed),
         processor,
         joined([part for part in (train, *parts) if len(part)]),
         probe,

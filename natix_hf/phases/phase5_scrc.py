@@ -8,9 +8,9 @@ import numpy as np
 
 from natix_hf.bundle.confidence import Confidence
 from natix_hf.calibration import Calibration, losses_for
+from natix_hf.calibration.config import RiskConfig
 from natix_hf.metrics import prior_weights, risk_coverage
 from natix_hf.models.gate import GATE
-from natix_hf.phases.config import RiskConfig
 from natix_hf.provenance.stored import to_json
 from natix_hf.results import plots
 from natix_hf.results.answers import compute_answers

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from natix_hf.errors import HubError, UsageError
+from natix_hf.errors import HubError, UsageError, first_line
 
 Kind = Literal["model", "dataset"]
 _NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
@@ -68,7 +68,7 @@ def hub_errors(repo_id: str, doing: str, outcome: str, in_doubt: str | None = No
     except OfflineModeIsEnabled:
         raise HubError(f"{begin}: HF_HUB_OFFLINE is set; {outcome}: unset it") from None
     except HFValidationError as error:
-        raise UsageError(f"{begin}: {_first_line(error)}") from None
+        raise UsageError(f"{begin}: {first_line(error)}") from None
     except (http_error, OSError, RuntimeError, LookupError, ValueError) as error:
         local = next((cause for cause in _causes(error) if _is_local(cause)), None)
         if local is not None:
@@ -78,7 +78,7 @@ def hub_errors(repo_id: str, doing: str, outcome: str, in_doubt: str | None = No
             raise _told(answer, begin, outcome, doubt) from None
         broken = next((cause for cause in _causes(error) if isinstance(cause, http_error)), None)
         what = "the connection failed" if broken or isinstance(error, OSError) else "the Hub's answer makes no sense"
-        raise HubError(f"{begin}: {what} ({_first_line(broken or error)}); {doubt}: run the same again") from None
+        raise HubError(f"{begin}: {what} ({first_line(broken or error)}); {doubt}: run the same again") from None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -96,7 +96,7 @@ def _is_local(error: BaseException) -> bool:
 
 def _told(error: Any, begin: str, outcome: str, doubt: str) -> UsageError | HubError:
     status = error.response.status_code
-    said = _first_line(error.server_message or error)
+    said = first_line(error.server_message or error)
     if status == 401:
         refused = "the token is not accepted, or there is none, or no such repository"
         return UsageError(f"{begin}: {refused}; {outcome}: {LOG_IN}")
@@ -150,7 +150,3 @@ def _cached_commit(repo_id: str, kind: Kind, revision: str | None) -> str | None
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type=kind)
     reference = folder / "refs" / (revision or "main")
     return reference.read_text(encoding="ascii").strip() if reference.is_file() else None
-
-
-def _first_line(error: object) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

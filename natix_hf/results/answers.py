@@ -49,7 +49,7 @@ def leave_candidate(
     Returns:
         What `train_classifier` tells, without its log, and `parameters`, the size of the model.
     """
-    classifier = build_classifier(model, seed=stage.training["seed"])
+    classifier = build_classifier(model, seed=stage.seed)
     processor = make_processor(model)
     parameters = sum(p.numel() for p in classifier.parameters())
     report = train_classifier(

@@ -18,10 +18,10 @@ from natix_hf.calibration import (
     subsample_to_prior,
 )
 from natix_hf.calibration.classwise import ClasswiseLoss
+from natix_hf.calibration.config import RiskConfig
 from natix_hf.calibration.risk_rows import Loss
 from natix_hf.errors import DataError
 from natix_hf.labels import ID2LABEL
-from natix_hf.phases.config import RiskConfig
 from natix_hf.provenance.stored import Stored
 from natix_hf.results.logits import LogitTable
 

@@ -43,7 +43,7 @@ class Attempt:
             section={name: recipe.section(name) for name in phase.sections},
             section_sha256=recipe.section_sha256(*phase.sections),
             upstream=upstream_digests(run_dir, phase),
-            seed=recipe.training_of(phase.number)["seed"] if phase.trains else recipe.data.seed,
+            seed=recipe.stage(phase.number).seed if phase.trains else recipe.data.seed,
             hub=pin(run_dir, recipe, phase),
         )
         attempt = {"attempt": json_sha256([self._draft.section_sha256, self._draft.upstream])}

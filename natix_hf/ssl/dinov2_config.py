@@ -1,52 +1,58 @@
-"""The recipe's `phase4.dinov2:` section: the DINOv2 objective."""
+"""The recipe's `phase4.dinov2:` section. Light: imports nothing heavy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
-from natix_hf.errors import require
+from natix_hf.section import Section
 
 
 @dataclass(frozen=True)
-class DinoV2Config:
-    """Heads, targets and schedules; what grows over a run is fitted to the number of its steps."""
+class DinoV2Config(Section):
+    """The DINOv2 objective: heads, targets and schedules, which are fitted to the number of steps."""
 
-    n_prototypes: int = 8192
-    head_hidden: int = 2048  # width of a head's hidden layers
-    bottleneck: int = 256  # width of what is compared with the prototypes
-    separate_ibot_head: bool = True  # false: patches go through the head of the cls token
-    targets: Literal["sinkhorn", "centre"] = "sinkhorn"
-    student_temperature: float = 0.1
-    teacher_temperature: list[float] = field(default_factory=lambda: [0.04, 0.07])  # from, to
-    temperature_warmup: float = 0.3  # share of the steps in which the teacher's temperature rises
-    ema: list[float] = field(default_factory=lambda: [0.992, 1.0])  # momentum of the teacher, from, to (cosine)
-    weight_decay_end: float | None = 0.4  # phase4.weight_decay rises to it (cosine); null: constant
-    ibot_weight: float = 1.0
-    koleo_weight: float = 0.1
-    freeze_last_layer: float = 0.05  # share of the steps in which the prototypes stay as they are
-    mask_share: float = 0.5  # share of the global crops that the student sees masked
-    mask_ratio: list[float] = field(default_factory=lambda: [0.1, 0.5])  # least and most share of masked patches
+    place: ClassVar[str] = "phase4.dinov2"
 
-    def __post_init__(self) -> None:
+    n_prototypes: Annotated[int, "Prototypes of each head."] = 8192
+    head_hidden: Annotated[int, "Width of a head's hidden layers."] = 2048
+    bottleneck: Annotated[int, "Width of the vectors that are compared with the prototypes."] = 256
+    separate_ibot_head: Annotated[
+        bool, "Give the patches a head of their own; false sends them through the head of the cls token."
+    ] = True
+    targets: Annotated[Literal["sinkhorn", "centre"], "How the teacher's targets are spread over prototypes."] = (
+        "sinkhorn"
+    )
+    student_temperature: Annotated[float, "Temperature of the student's softmax."] = 0.1
+    teacher_temperature: Annotated[list[float], "Temperature of the teacher's softmax, from and to."] = field(
+        default_factory=lambda: [0.04, 0.07]
+    )
+    temperature_warmup: Annotated[float, "Share of the steps in which the teacher's temperature rises."] = 0.3
+    ema: Annotated[list[float], "Momentum of the teacher, from and to, along a cosine."] = field(
+        default_factory=lambda: [0.992, 1.0]
+    )
+    weight_decay_end: Annotated[
+        float | None, "The weight decay at the end, reached from phase4.weight_decay along a cosine; null: constant."
+    ] = 0.4
+    ibot_weight: Annotated[float, "Weight of the iBOT loss on masked patches."] = 1.0
+    koleo_weight: Annotated[float, "Weight of the KoLeo loss, which spreads the features."] = 0.1
+    freeze_last_layer: Annotated[float, "Share of the steps, at the start, in which the prototypes are frozen."] = 0.05
+    mask_share: Annotated[float, "Share of the global crops that the student sees masked."] = 0.5
+    mask_ratio: Annotated[list[float], "Least and most share of masked patches in such a crop."] = field(
+        default_factory=lambda: [0.1, 0.5]
+    )
+
+    def check(self) -> None:
         for name, least in (("n_prototypes", 2), ("head_hidden", 1), ("bottleneck", 2)):
-            value = getattr(self, name)
-            require(value >= least, f"phase4.dinov2.{name}", value, f"at least {least}")
-        sharpness = self.student_temperature
-        require(sharpness > 0, "phase4.dinov2.student_temperature", sharpness, "above 0")
-        heat = self.teacher_temperature
-        holds = len(heat) == 2 and all(value > 0 for value in heat)
-        require(holds, "phase4.dinov2.teacher_temperature", heat, "[from, to], both above 0")
-        holds = len(self.ema) == 2 and 0 <= self.ema[0] <= self.ema[1] <= 1
-        require(holds, "phase4.dinov2.ema", self.ema, "[from, to] in 0 to 1, not falling")
+            self.require(getattr(self, name) >= least, name, f"at least {least}")
+        heat, ema, ratio, end = self.teacher_temperature, self.ema, self.mask_ratio, self.weight_decay_end
+        self.require(self.student_temperature > 0, "student_temperature", "above 0")
+        self.require(len(heat) == 2 and min(heat) > 0, "teacher_temperature", "[from, to], both above 0")
+        self.require(len(ema) == 2 and 0 <= ema[0] <= ema[1] <= 1, "ema", "[from, to] in 0 to 1, not falling")
         for name in ("temperature_warmup", "freeze_last_layer", "mask_share"):
-            share = getattr(self, name)
-            require(0 <= share <= 1, f"phase4.dinov2.{name}", share, "a share from 0 to 1")
+            self.require(0 <= getattr(self, name) <= 1, name, "a share from 0 to 1")
         for name in ("ibot_weight", "koleo_weight"):
-            weight = getattr(self, name)
-            require(weight >= 0, f"phase4.dinov2.{name}", weight, "at least 0")
-        end = self.weight_decay_end
-        require(end is None or end >= 0, "phase4.dinov2.weight_decay_end", end, "at least 0, or null")
-        ratio = self.mask_ratio
+            self.require(getattr(self, name) >= 0, name, "at least 0")
+        self.require(end is None or end >= 0, "weight_decay_end", "at least 0, or null")
         holds = len(ratio) == 2 and 0 < ratio[0] <= ratio[1] <= 1
-        require(holds, "phase4.dinov2.mask_ratio", ratio, "[least, most] in (0, 1]")
+        self.require(holds, "mask_ratio", "[least, most] in (0, 1]")

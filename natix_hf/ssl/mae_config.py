@@ -1,30 +1,32 @@
-"""The recipe's `phase4.mae:` section. Light on purpose: reading a recipe imports no torch."""
+"""The recipe's `phase4.mae:` section. Light: imports nothing heavy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
 
-from natix_hf.errors import require
+from natix_hf.section import Section
 
 
 @dataclass(frozen=True)
-class MaeConfig:
-    """Masked autoencoding: He et al., arXiv 2111.06377."""
+class MaeConfig(Section):
+    """The mae objective: masked autoencoding (He et al., arXiv 2111.06377)."""
 
-    mask_ratio: float = 0.75  # share of the patches that the encoder does not see
-    norm_pix_loss: bool = True  # targets normalised by patch
-    # These three count without a pretrained decoder alone: a ViT-MAE checkpoint brings its own.
-    decoder_layers: int = 2
-    decoder_width: int = 96
-    decoder_heads: int = 3
-    crop_scale: list[float] = field(default_factory=lambda: [0.35, 1.0])  # share of the image's area, least and most
+    place: ClassVar[str] = "phase4.mae"
 
-    def __post_init__(self) -> None:
-        require(0 < self.mask_ratio < 1, "phase4.mae.mask_ratio", self.mask_ratio, "a share between 0 and 1")
-        require(self.decoder_layers >= 1, "phase4.mae.decoder_layers", self.decoder_layers, "at least 1")
-        width, heads = self.decoder_width, self.decoder_heads
-        require(width >= 4 and width % 4 == 0, "phase4.mae.decoder_width", width, "a multiple of 4")
-        require(heads >= 1 and width % heads == 0, "phase4.mae.decoder_heads", heads, f"a divisor of {width}")
-        scale = self.crop_scale
-        fits = len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1
-        require(fits, "phase4.mae.crop_scale", scale, "[low, high] in (0, 1]")
+    mask_ratio: Annotated[float, "Share of the patches that the encoder does not see."] = 0.75
+    norm_pix_loss: Annotated[bool, "Normalise the target pixels of each patch."] = True
+    decoder_layers: Annotated[int, "Layers of the decoder; a pretrained decoder of a ViT-MAE has its own."] = 2
+    decoder_width: Annotated[int, "Width of the decoder; a pretrained decoder of a ViT-MAE has its own."] = 96
+    decoder_heads: Annotated[int, "Attention heads of the decoder; a pretrained decoder has its own."] = 3
+    crop_scale: Annotated[list[float], "Least and most share of the image's area in a training view."] = field(
+        default_factory=lambda: [0.35, 1.0]
+    )
+
+    def check(self) -> None:
+        self.require(0 < self.mask_ratio < 1, "mask_ratio", "a share between 0 and 1")
+        self.require(self.decoder_layers >= 1, "decoder_layers", "at least 1")
+        width, heads, scale = self.decoder_width, self.decoder_heads, self.crop_scale
+        self.require(width >= 4 and width % 4 == 0, "decoder_width", "a multiple of 4")
+        self.require(heads >= 1 and width % heads == 0, "decoder_heads", f"a divisor of {width}")
+        self.require(len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, "crop_scale", "[low, high] in (0, 1]")

@@ -10,16 +10,16 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import PIL
 from PIL import Image
 
-from natix_hf.errors import RecipeError
+from natix_hf.section import Section
 from natix_hf.synthetic.picture import draw_frame
 from natix_hf.synthetic.scene import CAMERAS, Dice, Scene, describe, draw_scene
 
@@ -33,30 +33,22 @@ _LABEL, _SCENE, _FRAMES = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class SyntheticConfig:
-    """The recipe section `data.synthetic`. Raises RecipeError, naming the key, for a value that cannot be right."""
+class SyntheticConfig(Section):
+    """The built-in street scenes, for `data.source: synthetic`."""
 
-    camera: Literal["a", "b"] = "b"
-    videos: int = 1400
-    frames: int = 3
-    image_size: int = 64  # px, square
-    positive_share: float = 0.6
-    seed: int = 0
+    place: ClassVar[str] = "data.synthetic"
 
-    def __post_init__(self) -> None:
-        if self.camera not in tuple(CAMERAS):  # a tuple: an unhashable value is refused, not a crash
-            raise _refused("camera", self.camera, "one of " + ", ".join(CAMERAS))
-        for key, least in (("videos", 2), ("frames", 1), ("image_size", 16), ("seed", 0)):
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise _refused(key, value, f"a whole number of at least {least}")
-        share = self.positive_share
-        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share < 1:
-            raise _refused("positive_share", share, "a number above 0 and below 1")
+    camera: Annotated[Literal["a", "b"], "Which of two cameras: they differ in horizon, colour, noise and city."] = "b"
+    videos: Annotated[int, "Number of videos; each is one group."] = 1400
+    frames: Annotated[int, "Frames of each video."] = 3
+    image_size: Annotated[int, "Height and width of a frame in px."] = 64
+    positive_share: Annotated[float, "Share of videos with roadwork."] = 0.6
+    seed: Annotated[int, "Seed of the scenes."] = 0
 
-
-def _refused(key: str, value: object, allowed: str) -> RecipeError:
-    return RecipeError(f"data.synthetic.{key}: {value!r} is not possible; allowed: {allowed}")
+    def check(self) -> None:
+        for name, least in (("videos", 2), ("frames", 1), ("image_size", 16), ("seed", 0)):
+            self.require(getattr(self, name) >= least, name, f"at least {least}")
+        self.require(0 < self.positive_share < 1, "positive_share", "a share between 0 and 1")
 
 
 def _dice(seed: int, camera: int, video: int, stream: int) -> Dice:
@@ -148,5 +140,5 @@ def build_synthetic(config: SyntheticConfig) -> datasets.Dataset:
             "city_name": text,
         }
     )
-    kwargs = {"config": asdict(config), "drawing": _drawing_digest()}
+    kwargs = {"config": config.plain(), "drawing": _drawing_digest()}
     return datasets.Dataset.from_generator(_examples, features=features, gen_kwargs=kwargs)

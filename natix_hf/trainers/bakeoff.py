@@ -66,7 +66,7 @@ def bake_off(
     left = [row for row in entrants if "left_out" not in row]
     number, steps = 1, max(_LEAST_STEPS, total_steps // _FIRST_SHARE)
     while len(left) > 1:
-        settings = trial_settings(config.training, steps, total_steps)
+        settings = trial_settings(config.training_fields(), steps, total_steps)
         scored = [_score(row | {"round": number, "steps": steps}, trial, settings, folder) for row in left]
         # Sorting is stable: what is equal in score and size stays in the order of the table.
         best = sorted(scored, key=lambda row: (-row[MCC], row["trainable_parameters"]))[: (len(scored) + 1) // 2]

@@ -1,49 +1,47 @@
-"""Settings of a supervised training stage. Light on purpose: reading a recipe imports no torch."""
+"""The keys of a stage that trains, and those of the supervised stage. Light: imports nothing heavy."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
-from natix_hf.errors import require
+from natix_hf.errors import RecipeError, require
 from natix_hf.models.adapters import check_adapter
+from natix_hf.section import NOT_A_KEY, Section, coerce, key_meanings, key_types, unknown_key
 
-# What a stage uses where neither recipe nor command line says otherwise: fields of TrainingArguments.
-TRAINING_DEFAULTS: dict[str, Any] = {
-    "num_train_epochs": 10,
-    "learning_rate": 5e-4,
-    "weight_decay": 0.05,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.1,
-    "per_device_train_batch_size": 64,
-    "per_device_eval_batch_size": 128,
-    "eval_strategy": "epoch",
-    "save_strategy": "epoch",
-    "save_total_limit": 2,
-    "metric_for_best_model": "mcc",
-    "load_best_model_at_end": True,
-    "logging_steps": 20,
-    "ddp_find_unused_parameters": False,
-    "dataloader_num_workers": 1,
-    "report_to": "none",
-    "seed": 42,
-}
+
+class Argument(str):
+    """The meaning of a key that is a field of `transformers.TrainingArguments`."""
+
+
+# The names that transformers has; a test compares.
+Schedule = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+    "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay", "greedy",
+]  # fmt: skip
+# Keys that some stages have and others have not.
+Epochs = Annotated[float, Argument("Passes over the training rows.")]
+LoggingSteps = Annotated[float, Argument("Log every so many optimizer steps; below 1 a share of all steps.")]
+SaveLimit = Annotated[int | None, Argument("Checkpoints to keep while training; null keeps all.")]
+Workers = Annotated[int, Argument("Processes per device that prepare batches; 0 prepares them in the main process.")]
+
 # What the run folder, the export phase or the base Trainer decides.
 TRAINING_REFUSED: dict[str, str] = {
     "hub_token": "a token never belongs in a recipe: log in with `hf auth login` or set HF_TOKEN",
-    "push_to_hub": "only the export phase uploads",
-    "output_dir": "the run folder decides it; see --run-dir",
-    "remove_unused_columns": "the Trainer keeps the columns it needs",
-    "resume_from_checkpoint": "an interrupted phase continues by itself; see --run-dir",
-    "logging_nan_inf_filter": "it would hide a NaN loss; a NaN always stops the run",
+    "push_to_hub": "only phase 6 uploads, see phase6.push",
+    "output_dir": "the run folder decides it, see --run-dir",
+    "remove_unused_columns": "the Trainer keeps the columns that it needs",
+    "resume_from_checkpoint": "an interrupted phase continues by itself, see --run-dir",
+    "logging_nan_inf_filter": "it would hide a NaN loss, and a NaN must stop the run",
     "data_seed": "`seed` decides the order of the rows and every view of them",
     "batch_eval_metrics": "an epoch is scored on all its logits at once",
     "prediction_loss_only": "an epoch is scored on its logits",
 }
-# What `EvaluationMetrics` and the Trainer give to choose the best epoch by.
+# The scores that `EvaluationMetrics` and the Trainer offer for choosing the best epoch.
 SCORES = ("mcc", "mcc_at_half", "auroc", "nll", "loss")
-# Bounds that transformers does not check, or checks after every image was decoded: (keys, least, most).
+# Bounds that transformers does not check, or checks only after every image was decoded: (keys, least, most).
 _BOUNDS: tuple[tuple[tuple[str, ...], float, float], ...] = (
     (("gradient_accumulation_steps", "eval_accumulation_steps", "save_total_limit", "ddp_timeout"), 1, math.inf),
     (("weight_decay", "max_grad_norm", "warmup_steps", "adam_epsilon", "dataloader_num_workers"), 0, math.inf),
@@ -57,52 +55,174 @@ _ABOVE_0 = (
 _BELOW_1 = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 
 
-@dataclass(frozen=True)
-class SupervisedConfig:
-    """Its own keys, beside any field of `transformers.TrainingArguments`."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingSection(Section):
+    """A stage that trains: fields of `transformers.TrainingArguments` with defaults of our own, and `extra`.
 
-    # none: frozen backbone, head trained on cached features; full: everything; a tuner of PEFT, as lora or dora; auto:
-    # the best of lora, dora, adalora and lokr by a bake-off, which costs as many steps again
-    adapter: str = "full"
-    adapter_options: dict[str, Any] = field(default_factory=dict)  # of PEFT's config class; auto: r, target_modules
-    feature_views: int = 1  # views a row for `adapter: none`: the first as predict sees it, the others augmented
-    early_stopping_patience: int | None = None  # evaluations without a better score before training stops
-    ema_decay: float | None = None  # keep an average of the weights, over about 1 / (1 - ema_decay) steps; null: off
-    prior_by: Literal["sampler", "loss"] = "sampler"  # how training meets data.target_prior
-    training: dict[str, Any] = field(default_factory=dict)  # filled with the TrainingArguments fields of the section
-    where: str = field(default="phase1", metadata={"not_a_key": True})  # its place in the recipe, for errors
+    In a recipe every field of TrainingArguments stands beside the section's own keys. In Python, those without a
+    default here go into `extra`: `SupervisedConfig(learning_rate=1e-4, extra={"gradient_accumulation_steps": 4})`.
+    """
 
-    def __post_init__(self) -> None:
-        patience = self.early_stopping_patience
-        views, where = self.feature_views, self.where
-        check_adapter(self.adapter, self.adapter_options, where)
-        require(views >= 1, f"{where}.feature_views", views, "at least 1")
-        require(views == 1 or self.adapter == "none", f"{where}.feature_views", views, "1 unless adapter is none")
-        decay = self.ema_decay
-        require(decay is None or 0 < decay < 1, f"{where}.ema_decay", decay, "a share between 0 and 1, or null")
-        require(patience is None or patience >= 1, f"{where}.early_stopping_patience", patience, "at least 1, or null")
-        require_sane_training(self.training, where)
-        score = self.training.get("metric_for_best_model")
-        known = score is None or str(score).removeprefix("eval_") in SCORES
-        require(known, f"{where}.metric_for_best_model", score, " | ".join(SCORES))
-        if patience is not None:
-            needed = "a score where early_stopping_patience is set"
-            require(score is not None, f"{where}.metric_for_best_model", None, needed)
-            strategy = self.training.get("eval_strategy")
-            needed = "epoch or steps where early_stopping_patience is set"
-            require(strategy != "no", f"{where}.eval_strategy", strategy, needed)
+    learning_rate: Annotated[float, Argument("Peak learning rate, reached after the warm-up.")] = 5e-4
+    weight_decay: Annotated[float, Argument("Weight decay of the optimizer.")] = 0.05
+    lr_scheduler_type: Annotated[Schedule, Argument("How the learning rate changes after the warm-up.")] = "cosine"
+    warmup_steps: Annotated[
+        float, Argument("Length of the warm-up: below 1 a share of all optimizer steps, otherwise their number.")
+    ] = 0.1
+    per_device_train_batch_size: Annotated[int, Argument("Rows in one training batch of one device.")] = 64
+    ddp_find_unused_parameters: Annotated[
+        bool | None, Argument("On several devices, search each step for parameters without a gradient, which is slow.")
+    ] = False
+    report_to: Annotated[
+        str | list[str] | None, Argument("Where curves are shown, such as tensorboard or trackio; none: nowhere.")
+    ] = "none"
+    seed: Annotated[int, Argument("Seed of first weights, order of the rows and training views.")] = 42
+    extra: dict[str, Any] = field(default_factory=dict, metadata=NOT_A_KEY)  # any other field of TrainingArguments
+
+    def check(self) -> None:
+        object.__setattr__(self, "extra", _checked(self.extra, self))
+        given = {key: value for key, value in self.training_fields().items() if value is not None}
+        for keys, least, most in _BOUNDS:
+            allowed = f"at least {least}" if most == math.inf else f"{least} to {most}"
+            for key in keys:
+                require(least <= given.get(key, least) <= most, self.key(key), given.get(key), allowed)
+        for key in _ABOVE_0:
+            require(given.get(key, 1) > 0, self.key(key), given.get(key), "above 0")
+        for key in _BELOW_1:
+            require(0 <= given.get(key, 0) < 1, self.key(key), given.get(key), "0 to below 1")
+        steps = given.get("max_steps", -1)
+        allowed = "at least 1, or -1 to train for num_train_epochs"
+        require(steps == -1 or steps >= 1, self.key("max_steps"), steps, allowed)
+
+    def training_fields(self) -> dict[str, Any]:
+        """The fields of `TrainingArguments` that this stage sets: those with a default here, then `extra`."""
+        return {name: getattr(self, name) for name in _argument_names(type(self))} | self.extra
+
+    def with_training(self, changes: Mapping[str, Any]) -> Self:
+        """A copy with other fields of `TrainingArguments`, whether they have a default here or not.
+
+        Raises:
+            RecipeError: a field or value that cannot be right.
+        """
+        own = {name: value for name, value in changes.items() if name in _argument_names(type(self))}
+        others = {name: value for name, value in changes.items() if name not in own}
+        return replace(self, **own, extra=self.extra | others)
+
+    def mapping(self) -> dict[str, Any]:
+        return super().mapping() | self.extra
+
+    def plain(self) -> dict[str, Any]:
+        """As manifests have it since the first version: the fields of TrainingArguments are in one mapping."""
+        values = super().plain()
+        for name in ("extra", *_argument_names(type(self))):
+            del values[name]
+        return values | {"training": self.training_fields()}
+
+    @classmethod
+    def _take_unknown(cls, given: dict[Any, Any], where: str) -> dict[str, Any]:
+        return {"extra": given}
 
 
-def require_sane_training(training: dict[str, Any], where: str) -> None:
-    """Refuses values of TrainingArguments that transformers would take and no training survives."""
-    given = {key: value for key, value in training.items() if value is not None}
-    for keys, least, most in _BOUNDS:
-        allowed = f"at least {least}" if most == math.inf else f"{least} to {most}"
-        for key in keys:
-            require(least <= given.get(key, least) <= most, f"{where}.{key}", given.get(key), allowed)
-    for key in _ABOVE_0:
-        require(given.get(key, 1) > 0, f"{where}.{key}", given.get(key), "above 0")
-    for key in _BELOW_1:
-        require(0 <= given.get(key, 0) < 1, f"{where}.{key}", given.get(key), "0 to below 1")
-    steps = given.get("max_steps", -1)
-    require(steps == -1 or steps >= 1, f"{where}.max_steps", steps, "at least 1, or -1 for num_train_epochs")
+def _argument_names(cls: type[TrainingSection]) -> list[str]:
+    return [name for name, meaning in key_meanings(cls).items() if isinstance(meaning, Argument)]
+
+
+def _checked(extra: Mapping[Any, Any], section: TrainingSection) -> dict[str, Any]:
+    """Fields of TrainingArguments without a default here, each with the type that transformers gives it.
+
+    Raises:
+        RecipeError: refused, unknown or of the wrong type.
+    """
+    if not isinstance(extra, Mapping):
+        raise RecipeError(f"{section.key('extra')} is {extra!r}: expected a mapping of fields of TrainingArguments")
+    for key in extra:
+        if key in TRAINING_REFUSED or str(key).startswith("hub_"):
+            reason = TRAINING_REFUSED.get(key, TRAINING_REFUSED["push_to_hub"])
+            raise RecipeError(f"{section.key(key)} is refused: {reason}")
+        if key in key_types(type(section)):
+            raise RecipeError(f"{section.key('extra')} holds {key}: give it as {type(section).__name__}({key}=…)")
+    if not extra:
+        return {}
+    from transformers import TrainingArguments
+
+    hints = get_type_hints(TrainingArguments)
+    for key in extra:
+        if key not in hints:
+            raise _unknown(key, section, hints)
+    return {key: coerce(value, hints[key], section.key(key)) for key, value in extra.items()}
+
+
+def _unknown(key: object, section: TrainingSection, hints: Mapping[str, Any]) -> RecipeError:
+    own = [name for name in key_types(type(section)) if name not in _argument_names(type(section))]
+    further = [name for name in hints if name not in TRAINING_REFUSED and not name.startswith("hub_")]
+    return unknown_key(key, section.key("").rstrip("."), own, further, ", and every field of TrainingArguments")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedConfig(TrainingSection):
+    """A classifier trained on labelled rows; the best epoch on val_select is kept."""
+
+    adapter: Annotated[
+        str,
+        "What is trained. none: the classifier layer alone, on features computed once; full: every weight; a "
+        "PEFT adapter by name, such as lora or dora: the adapter and the classifier layer; auto: the best of lora, "
+        "dora, adalora and lokr in a bake-off, which costs as many steps again.",
+    ] = "full"
+    adapter_options: Annotated[
+        dict[str, Any], "Options of the adapter's PEFT config class; for auto, r and target_modules."
+    ] = field(default_factory=dict)
+    feature_views: Annotated[
+        int, "With adapter: none, views per row: the first as predict sees the picture, the others augmented."
+    ] = 1
+    early_stopping_patience: Annotated[
+        int | None, "Stop after so many evaluations without a better score; null never stops early."
+    ] = None
+    ema_decay: Annotated[
+        float | None, "Keep a moving average of the weights over about 1 / (1 - ema_decay) steps; null is off."
+    ] = None
+    prior_by: Annotated[
+        Literal["sampler", "loss"],
+        "How training meets data.target_prior: sampler draws the rarer class more often, loss weights it.",
+    ] = "sampler"
+    num_train_epochs: Epochs = 10
+    per_device_eval_batch_size: Annotated[int, Argument("Rows in one evaluation batch of one device.")] = 128
+    eval_strategy: Annotated[
+        Literal["no", "steps", "epoch"], Argument("When val_select is scored: never, every eval_steps or each epoch.")
+    ] = "epoch"
+    save_strategy: Annotated[
+        Literal["no", "steps", "epoch", "best"], Argument("When a checkpoint is written; best: at each better score.")
+    ] = "epoch"
+    save_total_limit: SaveLimit = 2
+    metric_for_best_model: Annotated[
+        str | None, Argument(f"Score on val_select that decides the best checkpoint: {', '.join(SCORES)}.")
+    ] = "mcc"
+    load_best_model_at_end: Annotated[
+        bool, Argument("Keep the weights of the best checkpoint; false keeps the last ones.")
+    ] = True
+    logging_steps: LoggingSteps = 20
+    dataloader_num_workers: Workers = 1
+    where: str = field(default="phase1", metadata=NOT_A_KEY)  # its place in the recipe, for errors
+
+    def key(self, name: str) -> str:
+        return f"{self.where}.{name}"
+
+    def check(self) -> None:
+        super().check()
+        check_adapter(self.adapter, self.adapter_options, self.where)
+        views, decay, patience, score = (
+            self.feature_views, self.ema_decay, self.early_stopping_patience, self.metric_for_best_model,
+        )  # fmt: skip
+        self.require(views >= 1, "feature_views", "at least 1")
+        self.require(views == 1 or self.adapter == "none", "feature_views", "1 unless adapter is none")
+        self.require(decay is None or 0 < decay < 1, "ema_decay", "a share between 0 and 1, or null")
+        self.require(patience is None or patience >= 1, "early_stopping_patience", "at least 1, or null")
+        known = score is None or score.removeprefix("eval_") in SCORES
+        self.require(known, "metric_for_best_model", " | ".join(SCORES))
+        stops = patience is not None
+        needed = "where early_stopping_patience is set"
+        self.require(not stops or score is not None, "metric_for_best_model", f"a score {needed}")
+        self.require(not stops or self.eval_strategy != "no", "eval_strategy", f"epoch or steps {needed}")
+
+    def plain(self) -> dict[str, Any]:
+        values = super().plain()
+        return values | {"where": values.pop("where")}

@@ -1,74 +1,81 @@
-"""The recipe's `phase4:` section. Light on purpose: reading a recipe imports no torch."""
+"""The recipe's `phase4:` section. Light: imports nothing heavy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, ClassVar, Literal
 
 from natix_hf.data.crops_config import CropConfig
 from natix_hf.errors import RecipeError, require
 from natix_hf.ssl.dinov2_config import DinoV2Config
 from natix_hf.ssl.mae_config import MaeConfig
-from natix_hf.trainers.config import SupervisedConfig, require_sane_training
+from natix_hf.trainers.config import Argument, LoggingSteps, SaveLimit, SupervisedConfig, TrainingSection, Workers
 
-# What stage (a) uses where neither recipe nor command line says otherwise: fields of TrainingArguments.
-EXPLORA_DEFAULTS: dict[str, Any] = {
-    "max_steps": 2000,
-    "learning_rate": 3e-4,
-    "weight_decay": 0.04,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.1,
-    "max_grad_norm": 3.0,
-    "per_device_train_batch_size": 64,
-    "save_total_limit": 2,
-    "logging_steps": 20,
-    "ddp_find_unused_parameters": False,
-    "dataloader_num_workers": 1,
-    "report_to": "none",
-    "seed": 42,
-}
 _DECIDED_BY_PROBES = (
     *("eval_strategy", "eval_steps", "save_strategy", "save_steps"),
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "eval_on_start"),
 )
 
 
-@dataclass(frozen=True)
-class ExploraConfig:
-    """ExPLoRA. Its own keys, beside any field of `transformers.TrainingArguments` for the self-supervised stage."""
+@dataclass(frozen=True, kw_only=True)
+class ExploraConfig(TrainingSection):
+    """ExPLoRA: the backbone is adapted without labels, then the supervised stage runs on it."""
 
-    objective: Literal["dinov2", "mae"] | None = None  # null: dinov2 for the DINOv2 family, mae for a plain ViT
-    # blocks: unfreeze_blocks alone, without LoRA, norms and cls token; all: plain self-supervised pre-training
-    trainable: Literal["explora", "blocks", "all"] = "explora"
-    rank: int = 64  # of LoRA
-    alpha: float | None = None  # LoRA is scaled by alpha / rank; null: alpha = rank
-    unfreeze_blocks: list[int] = field(default_factory=lambda: [-1])  # trained as they are, without LoRA
-    unlabelled: list[str] = field(default_factory=list)  # further image sources, labels or not: folders, Hub datasets
-    use_labeled_data: bool = True  # false: stop after the backbone
-    probe_steps: int = 250  # probe, and keep the best backbone, every so many steps; 0: keep the last one
-    probe_rows: int = 4000  # rows of each split that a probe reads at most
+    place: ClassVar[str] = "phase4"
+
+    objective: Annotated[
+        Literal["dinov2", "mae"] | None,
+        "The self-supervised objective; null takes dinov2 for backbones of the DINOv2 family and mae for a plain ViT.",
+    ] = None
+    trainable: Annotated[
+        Literal["explora", "blocks", "all"],
+        "Which weights are trained. explora: LoRA, norms, cls token and unfreeze_blocks; blocks: unfreeze_blocks "
+        "alone; all: every weight, which is plain self-supervised pre-training.",
+    ] = "explora"
+    rank: Annotated[int, "Rank of LoRA."] = 64
+    alpha: Annotated[float | None, "LoRA is scaled by alpha / rank; null sets alpha to rank."] = None
+    unfreeze_blocks: Annotated[list[int], "Blocks that are trained whole, without LoRA; -1 is the last one."] = field(
+        default_factory=lambda: [-1]
+    )
+    unlabelled: Annotated[
+        list[str], "Further sources of images, as folders or Hub dataset ids; their labels are never read."
+    ] = field(default_factory=list)
+    use_labeled_data: Annotated[bool, "Train the classifier on the adapted backbone; false stops before it."] = True
+    probe_steps: Annotated[
+        int, "Probe the backbone every so many steps and keep the best one; 0 keeps the last one."
+    ] = 250
+    probe_rows: Annotated[int, "The most rows of each split that a probe reads."] = 4000
     mae: MaeConfig = field(default_factory=MaeConfig)
     dinov2: DinoV2Config = field(default_factory=DinoV2Config)
     crops: CropConfig = field(default_factory=CropConfig)
-    supervised: SupervisedConfig | None = None  # the stage on the adapted backbone; null: as phase 1
-    training: dict[str, Any] = field(default_factory=dict)  # filled with the TrainingArguments fields of the section
+    supervised: Annotated[
+        SupervisedConfig | None, "The supervised stage on the adapted backbone, with phase1's keys; null: as phase1."
+    ] = None
+    max_steps: Annotated[int, Argument("Optimizer steps; -1 trains for num_train_epochs.")] = 2000
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.04
+    max_grad_norm: Annotated[
+        float, Argument("Gradients with a larger norm are scaled down to it; 0 turns this off.")
+    ] = 3.0
+    save_total_limit: SaveLimit = 2
+    logging_steps: LoggingSteps = 20
+    dataloader_num_workers: Workers = 1
 
-    def __post_init__(self) -> None:
-        require(self.rank >= 1, "phase4.rank", self.rank, "at least 1")
-        require(self.alpha is None or self.alpha > 0, "phase4.alpha", self.alpha, "above 0, or null")
-        require(self.probe_steps >= 0, "phase4.probe_steps", self.probe_steps, "at least 0")
-        require(self.probe_rows >= 20, "phase4.probe_rows", self.probe_rows, "at least 20")
-        require_sane_training(self.training, "phase4")
-        epochs, steps = self.training.get("num_train_epochs"), self.training.get("max_steps", -1)
-        require(epochs is None or steps == -1, "phase4.num_train_epochs", epochs, "left out unless max_steps=-1")
-        noise = self.training.get("neftune_noise_alpha")
-        require(noise is None, "phase4.neftune_noise_alpha", noise, "left out: it is for language models")
-        smoothing = self.training.get("label_smoothing_factor", 0)
-        require(smoothing == 0, "phase4.label_smoothing_factor", smoothing, "0: no labels are read")
-        if "num_train_epochs" in self.training and self.training.get("max_steps", -1) > 0:
+    def check(self) -> None:
+        super().check()
+        self.require(self.rank >= 1, "rank", "at least 1")
+        self.require(self.alpha is None or self.alpha > 0, "alpha", "above 0, or null")
+        self.require(self.probe_steps >= 0, "probe_steps", "at least 0")
+        self.require(self.probe_rows >= 20, "probe_rows", "at least 20")
+        if "num_train_epochs" in self.extra and self.max_steps != -1:  # max_steps would win without a word
+            epochs = self.extra["num_train_epochs"]
             raise RecipeError(
-                "phase4.num_train_epochs counts only with phase4.max_steps=-1: max_steps decides otherwise"
+                f"{self.key('num_train_epochs')} is {epochs!r}: it counts only with max_steps=-1, and max_steps is "
+                f"{self.max_steps}"
             )
+        noise, smoothing = self.extra.get("neftune_noise_alpha"), self.extra.get("label_smoothing_factor", 0)
+        require(noise is None, self.key("neftune_noise_alpha"), noise, "left out: it is for language models")
+        require(smoothing == 0, self.key("label_smoothing_factor"), smoothing, "0: no labels are read")
         for key in _DECIDED_BY_PROBES:
-            if key in self.training and not (key == "save_steps" and self.probe_steps == 0):
-                raise RecipeError(f"phase4.{key} is refused: phase4.probe_steps decides what is kept, and when")
+            if key in self.extra and not (key == "save_steps" and self.probe_steps == 0):
+                raise RecipeError(f"{self.key(key)} is refused: phase4.probe_steps decides when a backbone is kept")

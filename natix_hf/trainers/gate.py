@@ -64,7 +64,7 @@ def train_gate(inputs: np.ndarray, targets: np.ndarray, config: GateConfig) -> G
         RunError: the training diverged.
     """
     with tempfile.TemporaryDirectory() as scratch:  # seconds of training: nothing is saved on the way
-        settings = config.training | {"save_strategy": "no", "eval_strategy": "no", "logging_strategy": "no"}
+        settings = config.training_fields() | {"save_strategy": "no", "eval_strategy": "no", "logging_strategy": "no"}
         arguments = training_arguments(settings, Path(scratch), "phase3")
         torch.manual_seed(arguments.seed)
         gate = Gate(inputs.shape[1], config.hidden)
@@ -99,7 +99,7 @@ def cross_fit(
         wrong: int64 [n], 1 where the answer was wrong; each fold gets its share of them.
         groups: [n]; there are at least `config.folds`.
     """
-    folds = StratifiedGroupKFold(config.folds, shuffle=True, random_state=config.training["seed"])
+    folds = StratifiedGroupKFold(config.folds, shuffle=True, random_state=config.seed)
     confidence = np.full(len(targets), np.nan)
     for seen, held in folds.split(inputs, wrong, groups):
         confidence[held] = train_gate(inputs[seen], targets[seen], config).confidence(inputs[held])

@@ -1,49 +1,45 @@
-"""The recipe's `phase3:` section. Light on purpose: reading a recipe imports no torch."""
+"""The recipe's `phase3:` section. Light: imports nothing heavy."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 from natix_hf.errors import require
-from natix_hf.trainers.config import require_sane_training
+from natix_hf.trainers.config import Epochs, TrainingSection
 
-# What the gate uses where neither recipe nor command line says otherwise: fields of TrainingArguments.
-GATE_DEFAULTS: dict[str, Any] = {
-    "num_train_epochs": 40,
-    "learning_rate": 1e-3,
-    "weight_decay": 0.05,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.1,
-    "per_device_train_batch_size": 64,
-    "ddp_find_unused_parameters": False,
-    "report_to": "none",
-    "seed": 42,
-}
 _ONE_PASS = (
     *("eval_strategy", "save_strategy", "load_best_model_at_end", "metric_for_best_model", "eval_on_start"),
     *("eval_steps", "save_steps", "logging_strategy", "logging_steps"),
 )
 
 
-@dataclass(frozen=True)
-class GateConfig:
-    """The learned gate. Its own keys, beside any field of `transformers.TrainingArguments`."""
+@dataclass(frozen=True, kw_only=True)
+class GateConfig(TrainingSection):
+    """The learned gate, which estimates how far to trust each answer."""
 
-    # correctness: was the answer right?; confidnet: the probability of the true class (arXiv 1910.04851)
-    method: Literal["correctness", "confidnet"] = "correctness"
-    hidden: int = 64  # width of the gate's hidden layer
-    folds: int = 5  # of the cross-fit on val_select, by group
-    n_resamples: int = 2000  # of the paired group bootstrap that decides between the gate and the margin
-    training: dict[str, Any] = field(default_factory=dict)  # filled with the TrainingArguments fields of the section
+    place: ClassVar[str] = "phase3"
 
-    def __post_init__(self) -> None:
-        require(self.hidden >= 1, "phase3.hidden", self.hidden, "at least 1")
-        require(self.folds >= 2, "phase3.folds", self.folds, "at least 2")
-        require(self.n_resamples >= 100, "phase3.n_resamples", self.n_resamples, "at least 100")
-        require_sane_training(self.training, "phase3")
+    method: Annotated[
+        Literal["correctness", "confidnet"],
+        "What the gate learns. correctness: whether the answer was right; confidnet: the probability of the true "
+        "class (arXiv 1910.04851).",
+    ] = "correctness"
+    hidden: Annotated[int, "Width of the gate's hidden layer."] = 64
+    folds: Annotated[int, "Folds of the cross-fit on val_select; a group is never in two of them."] = 5
+    n_resamples: Annotated[
+        int, "Bootstrap resamples of the paired comparison between the learned gate and the margin."
+    ] = 2000
+    num_train_epochs: Epochs = 40
+    learning_rate: float = 1e-3
+
+    def check(self) -> None:
+        super().check()
+        self.require(self.hidden >= 1, "hidden", "at least 1")
+        self.require(self.folds >= 2, "folds", "at least 2")
+        self.require(self.n_resamples >= 100, "n_resamples", "at least 100")
         for key in _ONE_PASS:
-            given = self.training.get(key)
-            require(given is None, f"phase3.{key}", given, "left out: a gate is trained in seconds and never scored")
-        smoothing = self.training.get("label_smoothing_factor", 0)
-        require(smoothing == 0, "phase3.label_smoothing_factor", smoothing, "0: its targets stay as they are")
+            given = self.extra.get(key)
+            require(given is None, self.key(key), given, "left out: a gate trains for seconds and is never scored")
+        smoothing = self.extra.get("label_smoothing_factor", 0)
+        require(smoothing == 0, self.key("label_smoothing_factor"), smoothing, "0: its targets stay as they are")

@@ -72,7 +72,7 @@ def pretrain_backbone(
         MergeMismatchError: the saved backbone does not answer as the trained one did.
         RunError: training collapsed or diverged.
     """
-    arguments = training_arguments(config.training, checkpoints, "phase4")
+    arguments = training_arguments(config.training_fields(), checkpoints, "phase4")
     seed, size = arguments.seed, int(processor.size["height"])
     objective = config.objective or objective_of(backbone)
     check_pretraining(backbone, config, size)

@@ -131,7 +131,7 @@ def train_classifier(
     Raises:
         MergeMismatchError: the saved model does not answer as the trained one did.
     """
-    arguments = training_arguments(config.training, checkpoints, config.where)
+    arguments = training_arguments(config.training_fields(), checkpoints, config.where)
     require_a_batch(arguments, len(train), config.where)
     rows = (processor, train, val_select, augment, target_prior)
     facts: dict[str, Any] = {}
@@ -139,9 +139,7 @@ def train_classifier(
         steps, folder = _optimizer_steps(arguments, len(train)), checkpoints / "bakeoff"
 
         def trial(name: str, options: dict[str, Any], training: dict[str, Any]) -> float:
-            tried = replace(
-                config, adapter=name, adapter_options=options, training=training, early_stopping_patience=None
-            )
+            tried = replace(config, adapter=name, adapter_options=options, early_stopping_patience=None)
             settings = training_arguments(training, folder, config.where)
             trainer, *_ = _build(copy.deepcopy(model), *rows, tried, settings)
             trainer.train()

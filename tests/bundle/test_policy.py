@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from natix_hf.bundle.folding import fold_into
-from natix_hf.bundle.policy import Policy, read_policy, write_policy
+from natix_hf.bundle.policy import GateUse, Policy, read_policy, write_policy
 from natix_hf.calibration import Calibration, Promise
 from natix_hf.errors import VerificationError
 

@@ -21,6 +21,7 @@ from natix_hf.resources import resource_folder
 from natix_hf.runs.verify import find_problems
 
 PACKAGED = ("recipes", "accelerate_configs", "model_cards")
+GENERATED = ("keys.md",)  # of docs/
 # Every phase with its defaults of the quickstart and the packaged backbone, on as few scenes as can be divided.
 TINY = [
     "data.synthetic.videos=40", "data.synthetic.frames=1", "phase1.num_train_epochs=1",
@@ -81,6 +82,7 @@ def test_the_wheel_holds_the_package_and_its_folders_and_nothing_else(tree: Path
     expected = {f"natix_hf/{name}" for name in files_under(tree / "natix_hf")}
     for folder in PACKAGED:
         expected |= {f"natix_hf/_packaged/{folder}/{name}" for name in files_under(tree / folder)}
+    expected |= {f"natix_hf/_packaged/docs/{name}" for name in GENERATED}
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         facts = {name.split("/", 1)[1]: name for name in names if ".dist-info/" in name}
@@ -90,6 +92,8 @@ def test_the_wheel_holds_the_package_and_its_folders_and_nothing_else(tree: Path
         for folder in PACKAGED:
             for name in files_under(tree / folder):
                 assert archive.read(f"natix_hf/_packaged/{folder}/{name}") == (tree / folder / name).read_bytes()
+        for name in GENERATED:
+            assert archive.read(f"natix_hf/_packaged/docs/{name}") == (tree / "docs" / name).read_bytes()
     named = {"natix_hf/py.typed", "natix_hf/_packaged/recipes/quickstart.yaml", "natix_hf/_packaged/recipes/phase1.py"}
     named |= {f"natix_hf/_packaged/recipes/backbones/{name}/model.safetensors" for name in ("warm_start_camera_a",)}
     assert named <= expected, "the folders that the expectation is made of hold what they must"

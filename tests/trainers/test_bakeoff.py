@@ -199,7 +199,7 @@ def test_a_finished_trial_is_not_run_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("warmup", "squeezed"), [(0.1, 0.1), (0, 0), (20, 0.25), (80, 80), (None, 0)])
 def test_a_trial_runs_through_the_whole_schedule(warmup: Any, squeezed: float, tmp_path: Path) -> None:
-    training = parse_recipe({"phase1": {"eval_steps": 7}}).phase1.training | {"warmup_steps": warmup}
+    training = parse_recipe({"phase1": {"eval_steps": 7}}).phase1.training_fields() | {"warmup_steps": warmup}
     settings = trial_settings(training, 10, 80)
     assert settings["warmup_steps"] == squeezed and settings["max_steps"] == 10
     changed = {key for key in settings if settings[key] != training.get(key)} - {"warmup_steps"}
@@ -330,7 +330,7 @@ def test_cut_off_and_continued_it_is_what_it_would_have_been(
 @pytest.mark.parametrize(
     ("options", "says"),
     [({"lora_alpha": 4}, "unknown key .*adapter_options.lora_alpha of auto: allowed is r and target_modules"),
-     ({"modules_to_save": []}, "unknown key .* of auto"), ({"r": 0}, "adapter_options.r is 0: allowed is a whole"),
+     ({"modules_to_save": []}, "unknown key .* of auto"), ({"r": 0}, "adapter_options.r is 0: .* a whole"),
      ({"r": True}, "adapter_options.r is True"), ({"r": "8"}, "adapter_options.r is '8'")],
 )  # fmt: skip
 @pytest.mark.parametrize("where", ["phase1", "phase4.supervised"])

@@ -23,7 +23,7 @@ from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import Preprocess, make_processor
 from natix_hf.trainers.average import AVERAGE, WeightAverage
 from natix_hf.trainers.base import COMPLETE, BaseTrainer, mark_complete, newest_complete_checkpoint
-from natix_hf.trainers.config import TRAINING_DEFAULTS
+from natix_hf.trainers.config import SupervisedConfig
 from natix_hf.trainers.roadwork import EvaluationMetrics, RoadworkTrainer
 from natix_hf.trainers.supervised import training_arguments
 
@@ -295,7 +295,7 @@ def test_a_nan_before_the_first_log_is_named_as_such(image_data: ImageData, tmp_
 
 @pytest.mark.parametrize(("metric", "greater"), [("mcc", True), ("auroc", True), ("loss", False), ("eval_nll", False)])
 def test_the_best_checkpoint_is_the_best_by_its_metric(metric: str, greater: bool, tmp_path: Path) -> None:
-    training = TRAINING_DEFAULTS | {"metric_for_best_model": metric}
+    training = SupervisedConfig(metric_for_best_model=metric).training_fields()
     assert training_arguments(training, tmp_path).greater_is_better == greater
     assert training_arguments(training | {"greater_is_better": not greater}, tmp_path).greater_is_better != greater
 
@@ -303,7 +303,7 @@ def test_the_best_checkpoint_is_the_best_by_its_metric(metric: str, greater: boo
 def test_tensorboard_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match="tensorboard is not installed: pip install"):
-        training_arguments(TRAINING_DEFAULTS | {"report_to": "tensorboard"}, tmp_path)
+        training_arguments(SupervisedConfig(report_to="tensorboard").training_fields(), tmp_path)
 
 
 def test_early_stopping_goes_on_counting_after_a_resume(image_data: ImageData, tmp_path: Path) -> None:

@@ -1,0 +1,281 @@
+"""`Section`: a part of a recipe as a dataclass that checks itself, whether YAML or Python makes it.
+
+A key is a field `name: Annotated[type, "Meaning."] = default`. Light: imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import copy
+import enum
+import math
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+
+from natix_hf.errors import RecipeError, did_you_mean, nearest, require
+
+# Metadata of a field that no recipe sets.
+NOT_A_KEY = {"not_a_key": True}
+
+# What people write for a key, by the key that they mean.
+_ALSO_CALLED = {
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs n_epochs num_epochs",
+    "max_steps": "steps num_steps",
+    "per_device_train_batch_size": "batch_size train_batch_size",
+    "per_device_eval_batch_size": "eval_batch_size",
+    "gradient_accumulation_steps": "grad_accum accumulate_grad_batches",
+    "max_grad_norm": "clip clip_grad gradient_clipping",
+    "weight_decay": "wd",
+    "warmup_steps": "warmup warmup_ratio",
+    "lr_scheduler_type": "scheduler",
+    "optim": "optimizer",
+    "dataloader_num_workers": "workers num_workers",
+    "early_stopping_patience": "patience early_stopping",
+    "ema_decay": "ema",
+    "adapter": "peft lora tuner",
+    "rank": "r lora_r",
+    "source": "path folder dataset",
+    "label_column": "label labels",
+    "image_column": "image images",
+    "group_by": "group groups",
+    "target_prior": "prior",
+    "augment": "augmentation augmentations",
+    "rotate": "rotation",
+    "backbone": "checkpoint model_id model_name name path",
+    "image_size": "resolution size",
+    "method": "calibration",
+    "model_name": "name",
+    "repo_id": "repo repository",
+    "data": "dataset datasets",
+    "phase1": "train training baseline",
+    "phase2": "threshold",
+    "phase3": "gate",
+    "phase4": "explora",
+    "phase5": "calibration scrc risk",
+    "phase6": "export bundle hub",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of a recipe. Making one checks the type of every key (an int serves as a float) and then `check`.
+
+    Raises:
+        RecipeError: a value that cannot be right; the line names key, value and what is allowed.
+    """
+
+    place: ClassVar[str] = ""  # where the section stands in a recipe, for errors
+
+    def __post_init__(self) -> None:
+        for name, hint in key_types(type(self)).items():
+            object.__setattr__(self, name, coerce(getattr(self, name), hint, self.key(name)))
+        self.check()
+
+    def check(self) -> None:
+        """Refuses values of the right type that cannot be right, by `require`."""
+
+    def key(self, name: str) -> str:
+        """The whole name of a key, as in `data.augment.flip`."""
+        return f"{self.place}.{name}" if self.place else name
+
+    def require(self, holds: bool, name: str, allowed: str) -> None:
+        """Raises `RecipeError` naming the key `name`, its value and what is allowed, unless `holds`."""
+        require(holds, self.key(name), getattr(self, name), allowed)
+
+    def plain(self) -> dict[str, Any]:
+        """Every key and its value as JSON has them: what a manifest records and a hash is made of."""
+        names = [f.name for f in fields(self)]
+        return {name: _plain(getattr(self, name)) for name in names}
+
+    def mapping(self) -> dict[str, Any]:
+        """Every key and its value as a recipe file has them: `build` of it is this section again."""
+        values = {name: getattr(self, name) for name in key_types(type(self))}
+        return {name: v.mapping() if isinstance(v, Section) else copy.deepcopy(v) for name, v in values.items()}
+
+    @classmethod
+    def build(cls, given: Mapping[Any, Any], where: str = "") -> Self:
+        """The section of a mapping of keys; `phase2:` with nothing under it means its defaults.
+
+        Args:
+            where: its place in the recipe, for errors.
+
+        Raises:
+            RecipeError: an unknown key or a value that cannot be right.
+        """
+        hints = key_types(cls)
+        values = {
+            key: value
+            for key, value in given.items()
+            if key in hints and not (value is None and _is_section(hints[key]))
+        }
+        unknown = {key: value for key, value in given.items() if key not in hints}
+        if unknown:
+            values |= cls._take_unknown(unknown, where)
+        if "where" in [f.name for f in fields(cls)]:
+            values["where"] = where
+        return cls(**values)
+
+    @classmethod
+    def _take_unknown(cls, given: dict[Any, Any], where: str) -> dict[str, Any]:
+        raise unknown_key(next(iter(given)), where, key_types(cls))
+
+
+def unknown_key(
+    key: object, where: str, known: Iterable[str], further: Iterable[str] = (), note: str = ""
+) -> RecipeError:
+    """The error about a key that a section does not have: it names the nearest key, else all keys of the section.
+
+    Args:
+        known: keys of the section. further: keys that it takes too, too many to list; `note` tells of them.
+    """
+    known, further = list(known), list(further)
+    full = f"{where}.{key}" if where else str(key)
+    word, names = str(key).lower(), [*known, *further]
+    close = next((name for name in names if word in _ALSO_CALLED.get(name, "").split()), None) or nearest(word, names)
+    if close is not None:
+        return RecipeError(f"unknown key {full}, did you mean {close!r}?")
+    return RecipeError(f"unknown key {full}: {where or 'a recipe'} has {', '.join(known)}{note}")
+
+
+def key_types(cls: type[Section]) -> dict[str, Any]:
+    """The type of every key of a section."""
+    hints = get_type_hints(cls)
+    return {f.name: hints[f.name] for f in fields(cls) if not f.metadata.get("not_a_key")}
+
+
+def key_meanings(cls: type[Section]) -> dict[str, str]:
+    """The meaning of every key of a section; a subclass that gives a key another default need not repeat it."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        for name, hint in get_type_hints(base, include_extras=True).items():
+            if get_origin(hint) is Annotated:
+                found[name] = hint.__metadata__[0]
+    return {name: found.get(name, "") for name in key_types(cls)}
+
+
+def section_of(hint: Any) -> type[Section] | None:
+    """The section that a key of this type holds or may hold."""
+    options = (hint, *get_args(hint))
+    return next((option for option in options if isinstance(option, type) and issubclass(option, Section)), None)
+
+
+def coerce(value: Any, hint: Any, key: str) -> Any:
+    """`value` as `hint` wants it: an int serves as a float, a tuple as a list, a mapping as a section.
+
+    Raises:
+        RecipeError: it does not fit; the line names key, value and the expected type.
+    """
+    origin, options = get_origin(hint), get_args(hint)
+    section = section_of(hint)
+    if section is not None and section is hint:
+        return _as_section(value, section, key)
+    if value is False and "no" in [word for option in (hint, *options) for word in _words(option)]:
+        value = "no"  # YAML 1.1 reads a bare `no` as false
+    if origin in (Union, types.UnionType):
+        if any(_is_enum(option) for option in options):  # transformers' `SchedulerType | str` takes no other text
+            options = tuple(option for option in options if option is not str)
+            hint = Union[options]  # noqa: UP007  # built at run time
+        if section is not None and isinstance(value, Mapping):
+            return _as_section(value, section, key)
+        for option in sorted(options, key=lambda o: o is float):  # an int stays an int where both fit
+            if _fits(value, option):
+                return coerce(value, option, key)
+    elif origin is Literal:
+        for option in options:
+            if option == value and isinstance(value, type(option)):
+                return option
+        raise RecipeError(f"{key} is {value!r}: allowed is {_join(options)}{did_you_mean(value, options)}")
+    elif origin is list and isinstance(value, list | tuple):
+        return [coerce(item, options[0], f"{key}[{i}]") for i, item in enumerate(value)]
+    elif _fits(value, hint):
+        _require_plain(value, key)
+        return float(value) if hint is float else value
+    raise RecipeError(f"{key} is {value!r} ({type(value).__name__}): expected {describe(hint)}")
+
+
+_PLURALS: dict[Any, str] = {float: "numbers", int: "whole numbers"}
+
+
+def describe(hint: Any) -> str:
+    """A type in words, as in `a number or null`."""
+    origin, options = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(option) for option in options)
+    if origin is Literal:
+        return _join(options)
+    if origin is list:
+        return f"a list of {_PLURALS.get(options[0]) or describe(options[0])}"
+    if _is_enum(hint):
+        return _join(_words(hint))
+    if section_of(hint) is hint:
+        return "a section of keys"
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "text", type(None): "null"}
+    return (words | {dict: "keys"}).get(origin or hint, str(hint))
+
+
+def _as_section(value: Any, section: type[Section], key: str) -> Section:
+    if isinstance(value, section):
+        stands_elsewhere = getattr(value, "where", key) != key
+        return replace(value, where=key) if stands_elsewhere else value  # type: ignore[call-arg]
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"{key} is {value!r}: expected a section of keys")
+    return section.build(value, key)
+
+
+def _is_section(hint: Any) -> bool:
+    """Whether a key holds a section, and null is no value of its own."""
+    return section_of(hint) is not None and type(None) not in get_args(hint)
+
+
+def _plain(value: Any) -> Any:
+    return value.plain() if isinstance(value, Section) else copy.deepcopy(value)
+
+
+def _require_plain(value: Any, key: str) -> None:
+    """Refuses what a manifest could not hold as JSON: infinity, NaN, dates and the like, at any depth."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _require_plain(item, f"{key}.{name}")
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            _require_plain(item, f"{key}[{i}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{key} is {value!r}: expected a finite number")
+    elif not isinstance(value, str | int | float | None):
+        raise RecipeError(f"{key} is {value!r} ({type(value).__name__}): expected text, a number, true, false or null")
+
+
+def _is_enum(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, enum.Enum)
+
+
+def _words(hint: Any) -> list[Any]:
+    """The words that an enumeration or a `Literal` allows."""
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [member.value for member in hint] if _is_enum(hint) else []
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if hint is Any:
+        return True
+    if hint is None or hint is type(None):
+        return value is None
+    if origin is Literal or _is_enum(hint):
+        return value in _words(hint)
+    if origin is list:
+        return isinstance(value, list | tuple)
+    if origin is not None:
+        return isinstance(value, origin)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(hint, type) and isinstance(value, hint)
+
+
+def _join(options: Iterable[Any]) -> str:
+    return " | ".join(str(option) for option in options)
