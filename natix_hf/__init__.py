@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from natix_hf import calibration, metrics, ssl, subnet
-    from natix_hf.api import Run, bundle_of, run
+    from natix_hf.api import Run, run
     from natix_hf.bundle.load import Bundle, Prediction, count_flips, load_bundle
     from natix_hf.bundle.stream import BadImage
     from natix_hf.callbacks.merge_validation import MergeValidationCallback
@@ -32,7 +32,6 @@ _PLACES = {
     "RoadworkTrainer": "trainers.roadwork",
     "Run": "api",
     "apply_explora": "ssl.explora",
-    "bundle_of": "api",
     "count_flips": "bundle.load",
     "load_bundle": "bundle.load",
     "load_recipe": "recipe",
@@ -49,7 +48,6 @@ __all__ = [
     "Run",
     "__version__",
     "apply_explora",
-    "bundle_of",
     "calibration",
     "count_flips",
     "load_bundle",

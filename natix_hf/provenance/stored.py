@@ -110,7 +110,9 @@ def _dataclass_from_json(hint: Any, value: Any, where: str) -> Any:
         key = field.metadata.get("key", field.name)
         if key in left:
             found[field.name] = from_json(hints[field.name], left.pop(key), f"{where}.{key}")
-        elif not field.metadata.get("optional"):
+        elif field.metadata.get("optional"):
+            found[field.name] = None
+        else:
             raise ValueError(f"it has no {f'{where}.{key}'.lstrip('.')}")
     if left:
         raise ValueError(f"it has the unknown key {f'{where}.{next(iter(left))}'.lstrip('.')}")

@@ -15,7 +15,8 @@ import torch
 from conftest import FINISHED, TINY_RECIPE, write_recipe
 
 from natix_hf.errors import RecipeError, RunError, UsageError
-from natix_hf.pipeline import phase_script, run_recipe
+from natix_hf.launch import phase_script
+from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import ids_sha256
 from natix_hf.runs.graph import PHASES
 from natix_hf.runs.verify import find_problems
