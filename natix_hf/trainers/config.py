@@ -91,7 +91,7 @@ class TrainingSection(Section):
         for key in _BELOW_1:
             require(0 <= given.get(key, 0) < 1, self.key(key), given.get(key), "0 to below 1")
         steps = given.get("max_steps", -1)
-        allowed = "at least 1, or -1 to train for num_train_epochs"
+        allowed = "at least 1, or -1 for num_train_epochs"
         require(steps == -1 or steps >= 1, self.key("max_steps"), steps, allowed)
 
     def training_fields(self) -> dict[str, Any]:
