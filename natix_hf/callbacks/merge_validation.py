@@ -148,6 +148,9 @@ def _require_provable(trainer: Trainer) -> None:
     what = f"MergeValidationCallback: {type(base).__name__}"
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or trainer.is_model_parallel:
         raise UsageError(f"{what} is spread over several devices: train with plain DDP, or on one device")
+    if trainer.args.world_size > 1 and trainer.model_wrapped is model:
+        # transformers 5.23 prepares a model once, and does not wrap for training what an evaluation has prepared.
+        raise UsageError(f"{what} was evaluated before, so its ranks would train apart: make a new Trainer")
     if not isinstance(base, PreTrainedModel):
         raise UsageError(f"{what} is not a transformers PreTrainedModel: give model, images, save and load")
     if getattr(base, "hf_quantizer", None) is not None:
@@ -233,7 +236,7 @@ def _replace_model(trainer: Trainer, stored: PreTrainedModel | None) -> None:
     if plain.config._attn_implementation != attention:
         plain.set_attn_implementation(attention)
     plain.requires_grad_(True).eval()
-    # As a Trainer that was given the plain model: nothing is prepared for training, and no optimizer exists.
+    # As in a Trainer that was given the plain model: nothing is prepared, and there is no optimizer.
     trainer.accelerator.free_memory()
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.model = trainer.model_wrapped = trainer.callback_handler.model = nn.Module.to(plain, device)
