@@ -405,3 +405,14 @@ def test_arguments() -> None:
     with pytest.raises(UsageError) as alone:
         MergeValidationCallback().on_train_begin(None, None, None)  # type: ignore[arg-type]
     assert tells(alone.value, "Trainer")
+
+
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The Python of docs/merge.md runs as it stands."""
+    page = Path(__file__).parents[2] / "docs" / "merge.md"
+    code = page.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(page), "exec"), {})
+    name, outputs, weights = capsys.readouterr().out.split("\n")[-2].split()
+    assert name == "ViTForImageClassification" and float(outputs) < 1e-4 and float(weights) < 1e-5
+    assert (tmp_path / "out" / MERGED / "model.safetensors").is_file()
