@@ -63,19 +63,10 @@ def prove_merge(
             effect = float((outputs(trained, batches) - before).abs().max())
         layers = merged_modules(trained)
         kept = {name: value.clone() for name, value in _unmerged_tensors(trained, layers).items()}
-        expected = {
-            name: weights for name, (layer, _) in layers.items() if (weights := _linear_map(layer)) is not None
-        }
+        expected = _linear_maps(layers)
         merged = _merge(trained)
         folder = save(merged)
-        # First of all: `load` may refuse the same, with less to tell.
-        lost = _leftovers(merged, folder)
-        if lost is not None:
-            raise MergeMismatchError(f"the merged model in {folder} is not what was trained: {lost}")
-        try:
-            stored = load(folder).eval()
-        except VerificationError as error:
-            raise MergeMismatchError(f"the merged model is not what was trained, it does not load: {error}") from None
+        stored = _read_back(merged, folder, load)
         difference = (outputs(stored, batches) - before).abs()
     state = stored.state_dict()
     weight_difference, wrong_weight = _weight_differences(expected, state)
@@ -85,7 +76,7 @@ def prove_merge(
         "tolerance": tolerance,
         "adapter_effect": effect,
         "images": sum(_rows(batch) for batch in batches),
-        "merged_layers": len([None for layer, _ in layers.values() if isinstance(layer, BaseTunerLayer)]),
+        "merged_layers": sum(isinstance(layer, BaseTunerLayer) for layer, _ in layers.values()),
         "weights_recomputed": len(expected),
         "max_weight_difference": weight_difference,
         "weight_tolerance": WEIGHT_TOLERANCE,
@@ -102,6 +93,17 @@ def prove_merge(
         told = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
         raise MergeMismatchError(f"the merged model in {folder} is not what was trained: {problem} ({told})")
     return figures, stored
+
+
+def _read_back(merged: nn.Module, folder: Path, load: Callable[[Path], PreTrainedModel]) -> PreTrainedModel:
+    # What is left of PEFT comes first: `load` may refuse the same, with less to tell.
+    lost = _leftovers(merged, folder)
+    if lost is not None:
+        raise MergeMismatchError(f"the merged model in {folder} is not what was trained: {lost}")
+    try:
+        return load(folder).eval()
+    except VerificationError as error:
+        raise MergeMismatchError(f"the merged model is not what was trained, it does not load: {error}") from None
 
 
 @torch.no_grad()
@@ -197,6 +199,11 @@ def _unmerged_tensors(model: nn.Module, layers: dict[str, tuple[nn.Module, nn.Mo
             kept = wrapper.modules_to_save[active[0]] if active else original
             found |= {f"{name}.{part}": value for part, value in kept.state_dict().items()}
     return found
+
+
+def _linear_maps(layers: dict[str, tuple[nn.Module, nn.Module]]) -> dict[str, dict[str, torch.Tensor]]:
+    maps = {name: _linear_map(layer) for name, (layer, _) in layers.items()}
+    return {name: weights for name, weights in maps.items() if weights is not None}
 
 
 @torch.no_grad()
