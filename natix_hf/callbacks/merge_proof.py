@@ -101,9 +101,11 @@ def _read_back(merged: nn.Module, folder: Path, load: Callable[[Path], PreTraine
     if lost is not None:
         raise MergeMismatchError(f"the merged model in {folder} is not what was trained: {lost}")
     try:
-        return load(folder).eval()
+        stored = load(folder)
     except VerificationError as error:
         raise MergeMismatchError(f"the merged model is not what was trained, it does not load: {error}") from None
+    stored.eval()
+    return stored
 
 
 @torch.no_grad()

@@ -70,7 +70,9 @@ def disk_dict_source(folder: Path) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("make", [parquet_source, image_source, disk_source, formatted_disk_source, disk_dict_source])
+@pytest.mark.parametrize(
+    "make", [parquet_source, image_source, disk_source, formatted_disk_source, disk_dict_source]
+)
 def test_every_kind_of_folder_is_a_source(make: Callable[[Path], str], tmp_path: Path) -> None:
     config = DataConfig(source=make(tmp_path / "source"))
     rows = load_source(config)

@@ -67,7 +67,9 @@ def test_a_full_disk_while_it_is_read_back(bundle: Path, hub: LocalHub, monkeypa
     assert hub.commits(REPO)[0] == push_bundle(bundle, REPO).commit
 
 
-def test_an_organization_decides_who_may_see_it(bundle: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_organization_decides_who_may_see_it(
+    bundle: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without --private nothing is asked for: an organization may want its repositories private."""
     from huggingface_hub import HfApi
 

@@ -167,7 +167,9 @@ def test_paired_difference_is_that_of_compute_metrics(weighted: bool, monkeypatc
 
     resampled = [difference(row * base) for row in draws(groups, y, 50, 2)]
     monkeypatch.setattr(groups_module, "CHUNK_BYTES", 40 * 8 * y.size)
-    found = paired_difference(a, b, y, groups, 0.5, 0.6, base if weighted else None, n_resamples=50, level=0.8, seed=2)
+    found = paired_difference(
+        a, b, y, groups, 0.5, 0.6, base if weighted else None, n_resamples=50, level=0.8, seed=2
+    )
     low, high = np.percentile(resampled, [10, 90])
     assert found == pytest.approx({"difference": difference(base), "low": low, "high": high}, abs=1e-12)
     swapped = paired_difference(

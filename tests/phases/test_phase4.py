@@ -20,7 +20,9 @@ from natix_hf.verify import run_problems
 
 
 @pytest.mark.parametrize("objective", ["mae", "dinov2"])
-def test_both_stages_and_the_control(objective: str, tmp_path: Path, parquet_source: Path, pretrained: Path) -> None:
+def test_both_stages_and_the_control(
+    objective: str, tmp_path: Path, parquet_source: Path, pretrained: Path
+) -> None:
     recipe = explora_recipe(tmp_path, parquet_source, pretrained, objective=objective)
     run = run_recipe(recipe, [1, 4, 2, 6], tmp_path / "run")
     folder = run / "phase4_explora"

@@ -60,7 +60,9 @@ def test_the_digest_does_not_know_where_and_when(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(module, "host_facts", lambda: {"system": "Plan 9"})
     monkeypatch.setattr(module, "package_versions", lambda: {"torch": "9"})
     monkeypatch.setattr(module, "git_state", lambda: None)
-    there = write_manifest(phase_folder(tmp_path / "two"), draft(run_id="another", started=0.0), {"train_s": 2.0})
+    there = write_manifest(
+        phase_folder(tmp_path / "two"), draft(run_id="another", started=0.0), {"train_s": 2.0}
+    )
     assert there["digest"] == here["digest"]
     assert there["started"] != here["started"]
 
@@ -88,9 +90,8 @@ EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "the digest": lambda m: m | {"digest": "0" * 64},
     "no digest": lambda m: {k: v for k, v in m.items() if k != "digest"},
     "no rows": lambda m: {k: v for k, v in m.items() if k != "rows"},
-    "no rows and a fitting digest": lambda m: (
-        (n := {k: v for k, v in m.items() if k != "rows"}) | {"digest": manifest_digest(n)}
-    ),
+    "no rows and a fitting digest": lambda m: (n := {k: v for k, v in m.items() if k != "rows"})
+    | {"digest": manifest_digest(n)},
     "another schema": lambda m: m | {"schema": 2},
     "a list": lambda m: [m],
     "files as text and a fitting digest": lambda m: (n := m | {"files": "none"}) | {"digest": manifest_digest(n)},

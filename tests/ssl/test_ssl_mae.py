@@ -54,13 +54,8 @@ def test_the_loss_is_that_of_transformers() -> None:
     )}  # fmt: skip
     theirs = ViTMAEForPreTraining(
         ViTMAEConfig(
-            **shape,
-            decoder_hidden_size=16,
-            decoder_num_attention_heads=2,
-            decoder_num_hidden_layers=1,
-            decoder_intermediate_size=64,
-            norm_pix_loss=True,
-            mask_ratio=0.75,
+            **shape, decoder_hidden_size=16, decoder_num_attention_heads=2, decoder_num_hidden_layers=1,
+            decoder_intermediate_size=64, norm_pix_loss=True, mask_ratio=0.75,
         )
     ).eval()
     theirs.vit.load_state_dict(backbone.state_dict())

@@ -397,7 +397,9 @@ def test_the_average_is_scored_and_kept(best: bool, image_data: ImageData, tmp_p
     for decay in (None, 0.9):
         trainer = make_trainer(image_data, tmp_path / str(decay), ema_decay=decay, **settings)
         trainer.train()
-        logs[decay] = [[row[key] for row in trainer.state.log_history if key in row] for key in ("loss", "eval_nll")]
+        logs[decay] = [
+            [row[key] for row in trainer.state.log_history if key in row] for key in ("loss", "eval_nll")
+        ]
     losses, scores = zip(*logs.values(), strict=True)
     assert losses[0] == losses[1] and scores[0] != scores[1]
     assert trainer.evaluate()["eval_nll"] == pytest.approx(min(scores[1]) if best else scores[1][-1], abs=1e-6)
