@@ -193,13 +193,15 @@ def test_a_datasets_dataset_with_the_best_checkpoint_and_a_processor(tmp_path: P
     assert metrics["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-4)
 
 
-def test_mixed_precision_does_not_blur_the_proof(tmp_path: Path) -> None:
-    """bfloat16 outputs would differ by 0.01 and more; the Trainer's own setting holds again afterwards."""
+def test_mixed_precision_does_not_blur_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 outputs would differ by 0.01 and more; the user's own setting holds again afterwards."""
+    seen: list[str] = []
+    _spoil(monkeypatch, lambda model: seen.append(torch.get_float32_matmul_precision()))
     torch.set_float32_matmul_precision("medium")
     try:
         trainer = trainer_of(lora(), tmp_path, bf16=True, save_strategy="no")
         trainer.train()
-        assert torch.get_float32_matmul_precision() == "medium"
+        assert seen == ["highest"] and torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
     assert proof_of(trainer)["max_difference"] <= 1e-5
