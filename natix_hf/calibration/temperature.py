@@ -152,8 +152,10 @@ def fit_platt(logits: Any, labels: Any, sample_weight: Any | None = None) -> tup
         >>> round(slope, 4), round(intercept, 4)
         (2.0794, -0.6931)
     """
-    from scipy.optimize import minimize, root
-    from scipy.special import expit
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
 
     z, y, w = _sample(logits, labels, sample_weight, "Platt scaling")
     if z.min() == z.max():
@@ -162,33 +164,19 @@ def fit_platt(logits: Any, labels: Any, sample_weight: Any | None = None) -> tup
     if negative.max() <= positive.min() or positive.max() <= negative.min():
         raise DataError("Platt scaling has no finite slope: a threshold separates the classes; fit a temperature")
 
-    # Of mean 0 and variance 1 the Newton steps are well conditioned, whatever the scale and offset of z.
+    # At mean 0 and variance 1 the solver is well conditioned, whatever the scale and offset of z.
     scale = np.abs(z).max()
     w = w / w.sum()
     unit = z / scale
     mean = w @ unit
     spread = math.sqrt(w @ (unit - mean) ** 2)
-    x = (unit - mean) / spread
-
-    def loss(parameters: Floats) -> float:
-        margin = parameters[0] * x + parameters[1]
-        return float(w @ np.logaddexp(0, np.where(y == 1, -margin, margin)))
-
-    def gradient(parameters: Floats) -> Floats:
-        residual = w * (expit(parameters[0] * x + parameters[1]) - y)
-        return np.array([residual @ x, residual.sum()])
-
-    def hessian(parameters: Floats) -> Floats:
-        p = expit(parameters[0] * x + parameters[1])
-        curvature = w * p * (1 - p)
-        cross = curvature @ x
-        return np.array([[curvature @ x**2, cross], [cross, curvature.sum()]])
-
-    best = minimize(loss, np.zeros(2), jac=gradient, hess=hessian, method="trust-exact", options={"gtol": 1e-6}).x
-    # The loss cannot tell points nearer than the root of its rounding; its gradient can.
-    best = root(gradient, best, jac=hessian, tol=1e-14).x
-    slope = best[0] / spread
-    return float(slope / scale), float(best[1] - slope * mean)
+    regression = LogisticRegression(C=math.inf, solver="newton-cholesky", tol=1e-12, max_iter=1000)
+    with warnings.catch_warnings():
+        # Where the classes are nearly separated it says that it falls back to L-BFGS, which gets as close as needed.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        regression.fit(((unit - mean) / spread)[:, None], y, sample_weight=w)
+    slope = regression.coef_[0, 0] / spread
+    return float(slope / scale), float(regression.intercept_[0] - slope * mean)
 
 
 def fit_calibration(

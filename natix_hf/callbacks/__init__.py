@@ -1,1 +1,1 @@
-"""Trainer callbacks: the proof of a merge, AdaLoRA's budget."""
+"""Trainer callbacks: merging with proof, AdaLoRA's budget, facts for the model card."""

@@ -1,169 +1,251 @@
-"""`MergeValidationCallback`: at the end of training the adapter is merged, saved, read back, and proven the same."""
+"""`MergeValidationCallback`: when training ends, merge the adapter, save the plain model, and prove it the same."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from accelerate.utils import broadcast_object_list
+from peft import PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
-from natix_hf.errors import MergeMismatchError, VerificationError
+from natix_hf.callbacks.merge_proof import TOLERANCE, Batch, base_of, merge_in_place, merged_modules, prove_merge
+from natix_hf.errors import MergeMismatchError, UsageError
+from natix_hf.models.adapters import REFUSED
+from natix_hf.models.classifier import load_strictly
 
 UNMERGED = "unmerged.safetensors"
-TOLERANCE = 1e-4
+MERGED = "merged"
 
 
 class MergeValidationCallback(TrainerCallback):
-    """Merges in float32, saves, and compares what lies on disk with what was trained.
+    """Merge the adapter when training ends, save the plain model, and prove that it is what was trained.
 
-    The answers of the trained model (logits; of a backbone, its last hidden state) are taken on real images *before*
-    the merge: PEFT merges in place, and the "original" asked afterwards is the merged model itself. Add it last, so
-    that it sees the weights that are kept.
+    It works in any `transformers.Trainer` whose model is a `PeftModel` that PEFT can merge, `modules_to_save`
+    included. The merged model is written to `<output_dir>/merged` in float32, with its config and the Trainer's
+    processing class, read back from there, and compared with what was trained ([`prove_merge`] lists the checks).
+    Afterwards `trainer.model` is the plain model on every rank, on the device and in the dtypes of the model that the
+    adapter was put into, so that `trainer.evaluate()`, `predict()` and `save_model()` use it. The trainer's optimizer
+    is dropped: it belongs to weights that are gone.
+
+    Add it last, so that it sees the weights that the other callbacks leave. On rank 0 it holds a float32 copy of the
+    model in host memory. A plain model, without an adapter, is saved and read back with the same comparison.
 
     Args:
-        adapted: what was trained: a PeftModel, or a plain model, of which saving and reading back are proven.
-        images: gives float32 [n, 3, H, W] of real rows.
-        save: writes the merged model and returns its folder.
-        load: reads it back, strictly.
-        tolerance: largest difference of any answer.
+        rows (`int`, defaults to 32): How many rows to compare the outputs on. They are spread evenly over the
+            evaluation set, because data sets are often sorted by class; without an evaluation set, over the training
+            set. Of a dataset without a length the first rows are taken.
+        tolerance (`float`, defaults to 1e-4): Largest allowed difference of any output.
+        model (`nn.Module`, *optional*): What to prove, where it is only a part of `trainer.model`, as the backbone
+            inside an objective. `trainer.model` is then left alone; the next three arguments are needed too.
+        images (`Callable`, *optional*): Gives float32 pixel values `[n, 3, H, W]`.
+        save (`Callable`, *optional*): Writes the merged model and returns its folder.
+        load (`Callable`, *optional*): Reads it back, strictly.
 
     Attributes:
-        proof: the figures, once training has ended on the writing rank.
+        proof (`dict`): The figures of [`prove_merge`] and `rows_from` (`"evaluation"`, `"training"` or `"given"`).
+            None until training has ended.
 
-    Raises (at the end of training):
-        MergeMismatchError: with the figures; the trained weights lie in `<output_dir>/unmerged.safetensors`.
+    Raises:
+        [`UsageError`]: When training begins, for a model that cannot be merged or whose merge cannot be proven.
+        [`MergeMismatchError`]: When training ends, on every rank, with the figures. The unmerged weights lie in
+            `<output_dir>/unmerged.safetensors`, and `trainer.model` is still the trained `PeftModel`.
     """
 
     def __init__(
         self,
-        adapted: nn.Module,
-        images: Callable[[], torch.Tensor],
-        save: Callable[[PreTrainedModel], Path],
-        load: Callable[[Path], PreTrainedModel],
+        rows: int = 32,
         tolerance: float = TOLERANCE,
+        *,
+        model: nn.Module | None = None,
+        images: Callable[[], torch.Tensor] | None = None,
+        save: Callable[[PreTrainedModel], Path] | None = None,
+        load: Callable[[Path], PreTrainedModel] | None = None,
     ) -> None:
-        self.adapted = adapted
-        self.images = images
-        self.save = save
-        self.load = load
+        if rows < 1:
+            raise UsageError(f"rows is {rows}: allowed is at least 1")
+        self.rows = rows
         self.tolerance = tolerance
         self.proof: dict[str, Any] | None = None
+        self._model = model
+        self._given = (images, save, load)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._model is None:
+            _require_provable(_calling_trainer())
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if not state.is_world_process_zero:
-            return
-        nn.Module.to(self.adapted, device="cpu", dtype=torch.float32)
-        self.adapted.eval()
-        trained = [(n, p) for n, p in self.adapted.named_parameters() if p.requires_grad]
-        # A teacher has no gradients: then everything.
-        unmerged = {n: p.detach().clone() for n, p in trained or self.adapted.named_parameters()}
+        trainer = _calling_trainer() if self._model is None else None
+        model: Any = self._model if trainer is None else trainer.model
+        told: list[Any] = [None, None]
+        stored: PreTrainedModel | None = None
+        failure: Exception | None = None
+        if state.is_world_process_zero:
+            try:
+                told[0], stored = self._prove(model, trainer, Path(str(args.output_dir)) / UNMERGED)
+            except Exception as error:  # the other ranks wait to be told, whatever went wrong
+                failure, told[1] = error, str(error)
+        self.proof, refused = broadcast_object_list(told)
+        if failure is not None:
+            raise failure
+        if refused is not None:
+            raise MergeMismatchError(refused)
+        if trainer is not None:
+            _replace_model(trainer, stored)
+
+    def _prove(
+        self, model: nn.Module, trainer: Trainer | None, unmerged: Path
+    ) -> tuple[dict[str, Any], PreTrainedModel]:
+        batches: list[Batch]
+        if trainer is None:
+            images, save, load = self._given
+            assert images is not None and save is not None and load is not None, "model needs images, save and load"
+            batches, source = [{"pixel_values": part} for part in torch.split(images().float(), 8)], "given"
+        else:
+            save, load = _saver(trainer), _loader(base_of(model))
+            batches, source = _batches(trainer, self.rows)
         try:
-            self.proof = self._merge_and_compare()
+            figures, stored = prove_merge(model, batches, save, load, self.tolerance)
         except MergeMismatchError:
-            save_file(unmerged, Path(str(args.output_dir)) / UNMERGED)
+            _save_unmerged(model, unmerged)
             raise
-
-    def _merge_and_compare(self) -> dict[str, Any]:
-        model, images = self.adapted, self.images().float()
-        before = answers(model, images)
-        with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
-            effect = float((answers(model, images) - before).abs().max())
-        inner: nn.Module = model.get_base_model() if isinstance(model, PeftModel) else model
-        tuned = [name for name, module in inner.named_modules() if isinstance(module, BaseTunerLayer)]
-        kept = _tensors_outside(inner, tuned)
-        bases = {name: _base_of(inner.get_submodule(name)) for name in tuned}
-        merged: Any = model.merge_and_unload() if isinstance(model, PeftModel) else model
-        folder = self.save(merged)
-        lost = _leftovers(merged, folder)  # first: load would refuse the same, without the trained weights being kept
-        if lost is not None:
-            raise MergeMismatchError(f"the merged model in {folder} is not what was trained: {lost}")
-        try:
-            stored = self.load(folder)
-        except VerificationError as error:
-            raise MergeMismatchError(f"the merged model is not what was trained, it does not load: {error}") from None
-        difference = (answers(stored, images) - before).abs()
-        state = stored.state_dict()
-        figures = {
-            "max_difference": float(difference.max()),
-            "mean_difference": float(difference.mean()),
-            "tolerance": self.tolerance,
-            "adapter_effect": effect,
-            "images": len(images),
-            "merged_layers": len(tuned),
-            "tensors_bit_equal": len(kept),
-        }
-        told = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
-        for problem in (
-            _not_finite(before, state),
-            _differing(kept, state),
-            _unchanged(bases, stored, effect),
-            None if figures["max_difference"] <= self.tolerance else "the answers differ",
-        ):
-            if problem is not None:
-                raise MergeMismatchError(f"the merged model in {folder} is not what was trained: {problem} ({told})")
-        return figures
+        return figures | {"rows_from": source}, stored
 
 
-@torch.no_grad()
-def answers(model: nn.Module, images: torch.Tensor, batch_size: int = 8) -> torch.Tensor:
-    """Logits of a classifier, or the last hidden state of a backbone, for float32 images [n, 3, H, W]."""
-    found = []
-    for batch in torch.split(images, batch_size):
-        output = model(pixel_values=batch)
-        found.append(output.logits if hasattr(output, "logits") else output.last_hidden_state)
-    return torch.cat(found)
+def _calling_trainer() -> Trainer:
+    """The Trainer that runs the callback. transformers hands a callback the model and the loaders, but no way to
+    another evaluation set, and no way to replace the model; the Trainer is a few calls up the stack."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, Trainer):
+            return owner
+        frame = frame.f_back  # type: ignore[assignment]
+    raise UsageError("MergeValidationCallback was not called by a transformers.Trainer: add it to one")
 
 
-def _tensors_outside(model: nn.Module, tuned: list[str]) -> dict[str, torch.Tensor]:
-    """Copies of every tensor that a merge must leave alone, under its name in the merged model."""
-    inside = tuple(f"{name}." for name in tuned)
-    return {name: value.clone() for name, value in model.state_dict().items() if not name.startswith(inside)}
+def _require_provable(trainer: Trainer) -> None:
+    model: Any = trainer.model
+    base: Any = base_of(model)
+    what = f"MergeValidationCallback: {type(base).__name__}"
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or trainer.is_model_parallel:
+        raise UsageError(f"{what} is spread over several devices: train with plain DDP, or on one device")
+    if trainer.args.world_size > 1 and trainer.model_wrapped is model:
+        # transformers 5.23 prepares a model once, and does not wrap for training what an evaluation has prepared.
+        raise UsageError(f"{what} was evaluated before, so its ranks would train apart: make a new Trainer")
+    if not isinstance(base, PreTrainedModel):
+        raise UsageError(f"{what} is not a transformers PreTrainedModel: give model, images, save and load")
+    if getattr(base, "hf_quantizer", None) is not None:
+        raise UsageError(f"{what} is quantised, and a merge would round it again: load it in float32 or bfloat16")
+    if not isinstance(model, PeftModel):
+        if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            raise UsageError(f"{what} has an adapter but is no PeftModel: put it in by peft.get_peft_model")
+        return
+    for config in model.peft_config.values():
+        kind = PeftType(config.peft_type).value.lower()
+        if config.is_prompt_learning or kind in ("lily", "poly", "shadow", "xlora"):
+            reason = REFUSED.get(kind, "it adds to the input, which no weight can hold")
+            raise UsageError(f"{what} has the adapter {kind}, which cannot be merged: {reason}")
 
 
-def _base_of(layer: nn.Module) -> dict[str, torch.Tensor]:
-    assert isinstance(layer, BaseTunerLayer)
-    return {name: p.detach().clone() for name, p in layer.get_base_layer().named_parameters()}
+def _batches(trainer: Trainer, most: int) -> tuple[list[Batch], str]:
+    """Rows as the Trainer's own loader gives them, collated, on the CPU, in float32 and without labels."""
+    loader: Any
+    if trainer.eval_dataset:
+        first = next(iter(trainer.eval_dataset)) if isinstance(trainer.eval_dataset, dict) else None
+        loader, source = trainer.get_eval_dataloader(first), "evaluation"
+    else:
+        loader, source = trainer.callback_handler.train_dataloader, "training"
+    # Not by iterating over the loader, which the other ranks would have to do at the same time.
+    rows = _spread(loader.dataset, most)
+    size = trainer.args.per_device_eval_batch_size
+    labels = {*trainer.label_names, "labels", "label"}
+    if getattr(getattr(trainer.model, "config", None), "is_encoder_decoder", False):
+        labels = set()  # the input of the decoder is made of them
+    collated = [loader.collate_fn(rows[start : start + size]) for start in range(0, len(rows), size)]
+    return [
+        {name: _as_float32(value) for name, value in dict(batch).items() if name not in labels} for batch in collated
+    ], source
 
 
-def _leftovers(merged: nn.Module, folder: Path) -> str | None:
-    wrappers = sorted({type(m).__name__ for m in merged.modules() if type(m).__module__.startswith("peft.")})
-    if wrappers:
-        return f"{', '.join(wrappers)} of PEFT is left in it"
-    file = next(folder.glob("adapter_*"), None)
-    return f"{file.name} lies beside it and would be attached on load" if file is not None else None
+def _spread(dataset: Any, most: int) -> list[Any]:
+    try:
+        length = len(dataset)
+    except TypeError:
+        return list(islice(iter(dataset), most))
+    return [dataset[row] for row in torch.linspace(0, length - 1, min(most, length)).round().long().tolist()]
 
 
-def _not_finite(before: torch.Tensor, state: dict[str, torch.Tensor]) -> str | None:
-    if not before.isfinite().all():
-        return "it answered NaN or infinity before it was merged"
-    broken = next((name for name, value in state.items() if not value.isfinite().all()), None)
-    return f"{broken} holds NaN or infinity" if broken is not None else None
+def _as_float32(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to("cpu", torch.float32) if value.is_floating_point() else value.to("cpu")
 
 
-def _differing(kept: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> str | None:
-    for name, value in kept.items():
-        if name not in state:
-            return f"{name} is missing"
-        if not torch.equal(value, state[name]):
-            return f"{name}, which no adapter touches, changed"
-    return None
+def _saver(trainer: Trainer) -> Callable[[PreTrainedModel], Path]:
+    def save(merged: PreTrainedModel) -> Path:
+        folder = Path(str(trainer.args.output_dir)) / MERGED
+        merged.save_pretrained(folder)
+        if trainer.processing_class is not None:
+            trainer.processing_class.save_pretrained(folder)
+        return folder
+
+    return save
 
 
-def _unchanged(bases: dict[str, dict[str, torch.Tensor]], stored: nn.Module, effect: float) -> str | None:
-    if not bases or effect == 0.0:
-        return None
-    moved = any(
-        not torch.equal(value, stored.get_submodule(name).get_parameter(part))
-        for name, parts in bases.items()
-        for part, value in parts.items()
-    )
-    return None if moved else "the merge changed no weight, though the adapter has an effect"
+def _loader(base: nn.Module) -> Callable[[Path], PreTrainedModel]:
+    # Many base models draw a pooler at random that a model built without one does not have.
+    without_pooler = getattr(base, "pooler", base) is None
+    options = {"add_pooling_layer": False} if without_pooler else {}
+    return lambda folder: load_strictly(type(base), folder, **options)
+
+
+def _save_unmerged(model: nn.Module, path: Path) -> None:
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    weights = trained or dict(model.named_parameters())  # a teacher has no gradients: then everything
+    save_file({name: p.detach().cpu().contiguous() for name, p in weights.items()}, path)
+
+
+def _replace_model(trainer: Trainer, stored: PreTrainedModel | None) -> None:
+    """Make the plain model the Trainer's. The ranks that did not write merge what they trained, with equal result."""
+    trained: Any = trainer.model
+    base: Any = base_of(trained)
+    device, attention = next(trained.parameters()).device, base.config._attn_implementation
+    dtypes = _dtypes_before(trained)
+    plain = merge_in_place(trained) if stored is None else stored
+    for name, tensor in plain.state_dict(keep_vars=True).items():
+        tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))
+    if plain.config._attn_implementation != attention:
+        plain.set_attn_implementation(attention)
+    plain.requires_grad_(True).eval()
+    # As in a Trainer that was given the plain model: nothing is prepared, and there is no optimizer.
+    trainer.accelerator.free_memory()
+    trainer.optimizer = trainer.lr_scheduler = None
+    trainer.model = trainer.model_wrapped = trainer.callback_handler.model = nn.Module.to(plain, device)
+
+
+def _dtypes_before(model: nn.Module) -> dict[str, torch.dtype]:
+    """The dtype of every tensor of the model that the adapter was put into, under its name after the merge."""
+    layers = merged_modules(model)
+    tensors: dict[str, torch.Tensor] = base_of(model).state_dict()
+    for name, (_, original) in layers.items():
+        tensors |= {f"{name}.{part}": value for part, value in original.state_dict().items()}
+    return {name: value.dtype for name, value in tensors.items()}

@@ -104,7 +104,10 @@ def pretrain_backbone(
     except (ImportError, ValueError) as error:
         raise training_refused(error, "phase4") from None
     proof = MergeValidationCallback(
-        model.backbone(), lambda: first_images(AskedViews(ask(images), preprocess)), save, load_backbone
+        model=model.backbone(),
+        images=lambda: first_images(AskedViews(ask(images), preprocess)),
+        save=save,
+        load=load_backbone,
     )
     trainer.add_callback(proof)
     begin = time.perf_counter()

@@ -151,7 +151,9 @@ def train_classifier(
     proof = None
     if adapted is not None:
         facts["adapted_modules"] = adapted_modules(adapted)
-        proof = MergeValidationCallback(adapted, lambda: first_images(originals), save, load_classifier)
+        proof = MergeValidationCallback(
+            model=adapted, images=lambda: first_images(originals), save=save, load=load_classifier
+        )
         trainer.add_callback(proof)  # the last one: it sees the weights that are kept
     card = ModelCardCallback()
     trainer.add_callback(card)

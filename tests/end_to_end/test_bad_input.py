@@ -24,8 +24,8 @@ from natix_hf.bundle.build import write_bundle_manifest
 from natix_hf.data.config import DataConfig
 from natix_hf.data.rows import load_image_data
 from natix_hf.errors import DataError
-from natix_hf.models.device import runs_on_cpu
 from natix_hf.launch import phase_script
+from natix_hf.models.device import runs_on_cpu
 from natix_hf.runs.verify import find_problems
 from natix_hf.trainers.base import mark_complete
 
