@@ -12,12 +12,16 @@ if TYPE_CHECKING:
     from natix_hf import calibration, metrics
     from natix_hf.bundle.load import Bundle, Prediction, count_flips, load_bundle
     from natix_hf.bundle.stream import BadImage
+    from natix_hf.trainers.explora import ExploraTrainer
+    from natix_hf.trainers.roadwork import RoadworkTrainer
 
 __version__ = "0.1.0"
 __all__ = [
     "BadImage",
     "Bundle",
+    "ExploraTrainer",
     "Prediction",
+    "RoadworkTrainer",
     "__version__",
     "calibration",
     "count_flips",
@@ -27,6 +31,8 @@ __all__ = [
 
 _LAZY = dict.fromkeys(("Bundle", "Prediction", "count_flips", "load_bundle"), "natix_hf.bundle.load")
 _LAZY["BadImage"] = "natix_hf.bundle.stream"
+_LAZY["ExploraTrainer"] = "natix_hf.trainers.explora"
+_LAZY["RoadworkTrainer"] = "natix_hf.trainers.roadwork"
 
 
 def __getattr__(name: str) -> Any:

@@ -1,1 +1,1 @@
-"""Trainer callbacks: the proof of a merge, AdaLoRA's budget."""
+"""Callbacks for any Trainer: the proof of a merge."""

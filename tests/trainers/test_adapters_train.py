@@ -12,8 +12,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, TrainerCallback
 from transformers.models.dinov2.modeling_dinov2 import Dinov2MLP
 
-from natix_hf.callbacks.adalora import _MEMORY as MEMORY
-from natix_hf.callbacks.adalora import ALLOCATOR
 from natix_hf.callbacks.merge_validation import UNMERGED
 from natix_hf.data.config import AugmentConfig, DataConfig
 from natix_hf.data.rows import ImageData, load_image_data
@@ -23,7 +21,9 @@ from natix_hf.models.classifier import build_classifier
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import Preprocess, make_processor
 from natix_hf.recipe import parse_recipe
-from natix_hf.trainers import supervised
+from natix_hf.trainers import stage, supervised
+from natix_hf.trainers.adalora import _MEMORY as MEMORY
+from natix_hf.trainers.adalora import ALLOCATOR
 from natix_hf.trainers.roadwork import RoadworkTrainer
 
 MODEL = ModelConfig(config=TINY["dinov2"] | {"initializer_range": 0.2}, image_size=28)
@@ -130,13 +130,13 @@ def test_the_budget_follows_the_steps_that_are_taken(
     section: dict[str, Any], data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned: list[int] = []
-    add = supervised.add_adapter
+    add = stage.add_adapter
 
     def look(model: Any, name: str, options: Any, total_steps: int, *rest: Any) -> Any:
         planned.append(total_steps)
         return add(model, name, options, total_steps, *rest)
 
-    monkeypatch.setattr(supervised, "add_adapter", look)
+    monkeypatch.setattr(stage, "add_adapter", look)
     assert [_train(data, tmp_path, "adalora", **section)["steps"]] == planned
 
 

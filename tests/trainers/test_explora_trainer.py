@@ -22,7 +22,7 @@ from natix_hf.recipe import parse_recipe
 from natix_hf.ssl.dinov2 import DinoV2Objective
 from natix_hf.ssl.explora import plain_backbone
 from natix_hf.ssl.mae import MaskedAutoencoder
-from natix_hf.trainers import self_supervised
+from natix_hf.trainers import pretraining, self_supervised
 from natix_hf.trainers.explora import ExploraTrainer
 from natix_hf.trainers.explora_config import ExploraConfig
 
@@ -133,11 +133,11 @@ def test_the_best_backbone_by_probe_is_kept(data: ImageData, tmp_path: Path, mon
         seen.append({k: v.clone() for k, v in backbone.state_dict().items()})
         return {"linear_auroc": next(scores)}
 
-    monkeypatch.setattr(self_supervised._Probe, "__call__", probe)
+    monkeypatch.setattr(pretraining.Probes, "__call__", probe)
     config = _config("dinov2", trainable="all")
     report = _pretrain(data, config, tmp_path)
     assert (report["best_step"], report["best_score"], report["score_before"]) == (3, 0.9, 0.95)
-    saved = self_supervised.load_backbone(tmp_path / "backbone").state_dict()
+    saved = load_backbone(tmp_path / "backbone").state_dict()
     assert all(torch.equal(saved[name], seen[1][name]) for name in saved)
     assert not all(torch.equal(saved[name], seen[3][name]) for name in saved)
 
