@@ -22,6 +22,8 @@ class Objective(Protocol):
             each by keyword.
         decoder_from: "pretrained" or "fresh" where the objective has a decoder, which is thrown away; else None.
 
+    A module must not call an attribute `config`: Trainer writes into it, as it does into that of a transformers model.
+
     `step` counts optimizer steps: `on_step_begin` and `on_gradients` get the number done before, `on_step_end` the
     number done.
     """

@@ -89,7 +89,8 @@ class BaseTrainer(Trainer):
             if newest is None:
                 raise RunError(f"{self.args.output_dir} holds no complete checkpoint to resume from")
             resume_from_checkpoint = str(newest)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        with no_loading_bars():  # of checkpoints that are written and read
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[Any] | None:
         # accelerate makes only RandomSampler agree across ranks; this sampler is a function of (seed, epoch). Trainer
@@ -196,8 +197,7 @@ class BaseTrainer(Trainer):
         # translates the names, and the rest is strict.
         target = self.accelerator.unwrap_model(self.model if model is None else model, keep_torch_compile=False)
         if isinstance(target, PreTrainedModel):
-            with no_loading_bars():
-                state = load_strictly(type(target), checkpoint).state_dict()
+            state = load_strictly(type(target), checkpoint).state_dict()
             target.load_state_dict(state, strict=True)
         else:
             load_tensors(checkpoint / SAFE_WEIGHTS_NAME, trained_tensors(target))
@@ -210,7 +210,8 @@ class BaseTrainer(Trainer):
         """
         target = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if isinstance(target, PreTrainedModel):
-            super().save_model(output_dir, _internal_call)
+            with no_loading_bars():
+                super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
             folder = Path(str(output_dir or self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)

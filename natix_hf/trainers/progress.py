@@ -72,7 +72,8 @@ class ProgressTable(TrainerCallback):
         if "loss" in logs:
             self._losses.append(float(logs["loss"]))
             self._latest["learning_rate"] = logs.get("learning_rate")
-            if _never_scored(args) and self.columns is SELF_SUPERVISED:
+            on_the_way = state.global_step < state.max_steps  # the last step is always probed
+            if _never_scored(args) and self.columns is SELF_SUPERVISED and on_the_way:
                 every = max(1, state.max_steps // _ROWS_WITHOUT_SCORES)
                 if state.global_step // every > (state.global_step - int(args.logging_steps)) // every:
                     self._row(state, {})
@@ -85,7 +86,11 @@ class ProgressTable(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        self._row(state, metrics or {})
+        # Of several evaluation sets the keys are `eval_<set>_mcc` and so on.
+        found = {key: value for key, value in (metrics or {}).items() if key.startswith("eval_")}
+        ends = {column[2]: column[2].removeprefix("eval") for column in self.columns if column[2].startswith("eval_")}
+        scores = {key: next((v for k, v in found.items() if k.endswith(end)), None) for key, end in ends.items()}
+        self._row(state, scores)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -154,7 +159,7 @@ def spell(seconds: int) -> str:
 
 @contextmanager
 def no_loading_bars() -> Iterator[None]:
-    """Inside, `from_pretrained` draws no bar."""
+    """Inside, `from_pretrained` and `save_pretrained` draw no bar."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -52,7 +52,7 @@ class RoadworkTrainer(BaseTrainer):
         train_dataset (`datasets.Dataset`): with an image column and a label column (a `ClassLabel` of two names, 0 and
             1, or booleans); or a list of such rows; or any torch dataset that yields `pixel_values` float32
             [3, H, W] and `labels`, which is used as it is.
-        eval_dataset: the same, or a dict of them. Without it nothing is scored and the last weights are kept.
+        eval_dataset: the same, or a dict of them, of which the first decides the best checkpoint. Without it nothing is scored and the last weights are kept.
         image_column (`str`): name of the image column.
         label_column (`str`): name of the label column.
         adapter (`str`): "full", all weights; "none", the head alone on features computed once; or a tuner of PEFT, as
@@ -119,6 +119,8 @@ class RoadworkTrainer(BaseTrainer):
         evaluations = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
         pictures = any(self._is_plain(dataset) for dataset in (train_dataset, *evaluations))
         defaults = TRAINING_DEFAULTS if eval_dataset is not None else TRAINING_DEFAULTS | _UNSCORED
+        if isinstance(eval_dataset, dict) and eval_dataset:
+            defaults = defaults | {"metric_for_best_model": f"{next(iter(eval_dataset))}_mcc"}
         arguments = given_or_default(args, defaults, _WHERE)
         train_dataset = self._tensors_only(train_dataset, "train")
         eval_dataset = self._tensors_only(eval_dataset, "eval")
