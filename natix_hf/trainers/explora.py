@@ -128,7 +128,8 @@ class ExploraTrainer(BaseTrainer):
                 model, processing_class, image_size, arguments.seed, _WHERE
             )
             decoder = build_decoder(source) if source is not None and objective != "dinov2" else None
-            images, labelled = self._rows(train_dataset, eval_dataset)
+            with arguments.main_process_first(desc="images"):  # the others read what rank 0 has decoded
+                images, labelled = self._rows(train_dataset, eval_dataset)
             require_a_batch(arguments, len(images), _WHERE)
             self._parts = make_pretraining(
                 backbone,

@@ -114,7 +114,7 @@ class ProgressTable(TrainerCallback):
         self._clear()
         self._begin = 0.0
 
-    def _row(self, state: TrainerState, metrics: dict[str, float]) -> None:
+    def _row(self, state: TrainerState, metrics: dict[str, float | None]) -> None:
         if not state.is_world_process_zero or not self._begin:
             return
         mean = sum(self._losses) / len(self._losses) if self._losses else None

@@ -6,28 +6,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, Dataset
-from transformers import EvalPrediction, PreTrainedModel, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, TrainingArguments
 
 from natix_hf.callbacks.merge_validation import MergeValidationCallback
 from natix_hf.data.config import Augment, AugmentConfig
 from natix_hf.data.plain import class_names, is_plain, rows_of
 from natix_hf.data.views import OriginalViews
-from natix_hf.errors import DataError, RunError, UsageError
-from natix_hf.metrics import compute_metrics, prior_weights, select_threshold
+from natix_hf.errors import DataError, UsageError
 from natix_hf.models.adapters import AUTO
-from natix_hf.models.classifier import load_classifier, logit_difference
+from natix_hf.models.classifier import load_classifier
 from natix_hf.models.preprocess import Preprocess
 from natix_hf.trainers.adalora import AdaLoraCallback
 from natix_hf.trainers.arguments import given_or_default, require_a_batch
 from natix_hf.trainers.average import WeightAverage
 from natix_hf.trainers.base import BaseTrainer
 from natix_hf.trainers.config import TRAINING_DEFAULTS, SupervisedConfig
-from natix_hf.trainers.stage import Stage, first_images, make_stage
+from natix_hf.trainers.scores import EvaluationMetrics
+from natix_hf.trainers.stage import FirstEpoch, Stage, Unlabelled, first_images, make_stage
 from natix_hf.trainers.start import start_classifier
 
 _WHERE = "RoadworkTrainer"
@@ -52,7 +51,8 @@ class RoadworkTrainer(BaseTrainer):
         train_dataset (`datasets.Dataset`): with an image column and a label column (a `ClassLabel` of two names, 0 and
             1, or booleans); or a list of such rows; or any torch dataset that yields `pixel_values` float32
             [3, H, W] and `labels`, which is used as it is.
-        eval_dataset: the same, or a dict of them, of which the first decides the best checkpoint. Without it nothing is scored and the last weights are kept.
+        eval_dataset: the same, or a dict of them, of which the first decides the best checkpoint; None:
+            nothing is scored and the last weights are kept.
         image_column (`str`): name of the image column.
         label_column (`str`): name of the label column.
         adapter (`str`): "full", all weights; "none", the head alone on features computed once; or a tuner of PEFT, as
@@ -138,15 +138,12 @@ class RoadworkTrainer(BaseTrainer):
                 model, processing_class, image_size, arguments.seed, names, _WHERE
             )
             self._preprocess = Preprocess(processing_class)
+            with arguments.main_process_first(desc="images"):  # the others read what rank 0 has decoded
+                train = self._prepared(train_dataset, "train")
+                evaluation = None if isinstance(eval_dataset, dict) else self._prepared(eval_dataset, "eval")
+            views = AugmentConfig() if augment is None else augment
             self._stage = make_stage(
-                model,
-                processing_class,
-                self._prepared(train_dataset, "train"),
-                None if isinstance(eval_dataset, dict) else self._prepared(eval_dataset, "eval"),
-                config,
-                AugmentConfig() if augment is None else augment,
-                target_prior,
-                arguments,
+                model, processing_class, train, evaluation, config, views, target_prior, arguments
             )
             given |= {name: value for name, value in self._stage.given.items() if value is not None}
             if isinstance(eval_dataset, dict):
@@ -207,7 +204,7 @@ class RoadworkTrainer(BaseTrainer):
         """Pictures for the proof: of the evaluation rows, else of the training rows."""
         shown: Any = self.eval_dataset if self.eval_dataset is not None else self.train_dataset
         shown = next(iter(shown.values())) if isinstance(shown, dict) else shown
-        return first_images(shown if self.eval_dataset is not None else _FirstEpoch(shown, self._sampler is not None))
+        return first_images(shown if self.eval_dataset is not None else FirstEpoch(shown, self._sampler is not None))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """As in transformers; a plain dataset is shown as `predict` shows it."""
@@ -254,7 +251,7 @@ class RoadworkTrainer(BaseTrainer):
         views = OriginalViews(
             rows_of(dataset, role, image_column, label_column if labelled else None), self._preprocess
         )
-        return views if labelled else _Unlabelled(views)
+        return views if labelled else Unlabelled(views)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Score on the evaluation rows: MCC at their best threshold (optimistic), AUROC, NLL, loss.
@@ -298,54 +295,3 @@ class RoadworkTrainer(BaseTrainer):
         if "penalty" in outputs:  # of an adapter that regularises itself
             loss = loss + outputs["penalty"]
         return (loss, {"logits": outputs["logits"]}) if return_outputs else loss
-
-
-class _FirstEpoch(Dataset[Any]):
-    """Training views of epoch 0 by row, where a sampler makes the keys."""
-
-    def __init__(self, views: Any, keyed: bool) -> None:
-        self.views, self.keyed = views, keyed
-
-    def __len__(self) -> int:
-        return len(self.views)
-
-    def __getitem__(self, row: int) -> Any:
-        return self.views[(0, row) if self.keyed else row]
-
-
-class _Unlabelled(Dataset[Any]):
-    """`pixel_values` alone."""
-
-    def __init__(self, views: OriginalViews) -> None:
-        self.views = views
-
-    def __len__(self) -> int:
-        return len(self.views)
-
-    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
-        return {"pixel_values": self.views[row]["pixel_values"]}
-
-
-class EvaluationMetrics:
-    """`compute_metrics` of the Trainer, at the target prior.
-
-    Args:
-        target_prior: share of label 1; None: as found.
-
-    A call returns `mcc` (at the best threshold of these very rows: optimistic, for comparing epochs only),
-    `mcc_at_half`, `auroc` and `nll`.
-    """
-
-    def __init__(self, target_prior: float | None) -> None:
-        self.target_prior = target_prior
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        z = logit_difference(np.asarray(prediction.predictions))
-        if not np.isfinite(z).all():  # the last loss may still have been finite
-            raise RunError("training diverged, the model answers NaN in evaluation: lower learning_rate")
-        labels = np.asarray(prediction.label_ids)
-        probabilities = 1 / (1 + np.exp(-z))
-        weights = prior_weights(labels, self.target_prior)
-        at_half = compute_metrics(probabilities, labels, sample_weight=weights)
-        best = select_threshold(z, labels, objective="mcc", target_prior=self.target_prior)
-        return {"mcc": best.value, "mcc_at_half": at_half["mcc"], "auroc": at_half["auroc"], "nll": at_half["nll"]}

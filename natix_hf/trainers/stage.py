@@ -112,6 +112,32 @@ def first_images(views: Any, most: int = 32) -> torch.Tensor:
     return torch.stack([torch.as_tensor(views[row]["pixel_values"]) for row in chosen])
 
 
+class FirstEpoch(Dataset[Any]):
+    """Training views of epoch 0 by row, where a sampler makes the keys."""
+
+    def __init__(self, views: Any, keyed: bool) -> None:
+        self.views, self.keyed = views, keyed
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.views[(0, row) if self.keyed else row]
+
+
+class Unlabelled(Dataset[Any]):
+    """`pixel_values` alone."""
+
+    def __init__(self, views: OriginalViews) -> None:
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        return {"pixel_values": self.views[row]["pixel_values"]}
+
+
 def _features(
     model: nn.Module,
     processor: Any,

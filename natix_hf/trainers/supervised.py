@@ -24,7 +24,8 @@ from natix_hf.trainers.bakeoff import bake_off
 from natix_hf.trainers.base import newest_complete_checkpoint
 from natix_hf.trainers.config import SupervisedConfig
 from natix_hf.trainers.history import TrainingFacts
-from natix_hf.trainers.roadwork import EvaluationMetrics, RoadworkTrainer
+from natix_hf.trainers.roadwork import RoadworkTrainer
+from natix_hf.trainers.scores import EvaluationMetrics
 from natix_hf.trainers.stage import Stage, first_images, make_stage
 
 

@@ -26,7 +26,8 @@ from natix_hf.provenance.files import read_json
 from natix_hf.recipe import parse_recipe
 from natix_hf.trainers import supervised
 from natix_hf.trainers.bakeoff import MCC, bake_off, entrants_for, trial_settings
-from natix_hf.trainers.roadwork import EvaluationMetrics, RoadworkTrainer
+from natix_hf.trainers.roadwork import RoadworkTrainer
+from natix_hf.trainers.scores import EvaluationMetrics
 from natix_hf.verify import run_problems
 
 ENTRANTS = ["lora", "dora", "adalora", "lokr"]

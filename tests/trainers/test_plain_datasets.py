@@ -168,7 +168,7 @@ def test_other_forms_of_data_and_model(pretrained: Path, tmp_path: Path) -> None
         ({"adapter": "auto"}, UsageError, ("auto",)),
         ({"adapter": "lorra"}, NatixError, ("lorra", "'lora'")),
         ({"image_size": 30}, NatixError, ("30", "28")),
-        ({"args": {"lr_scheduler_type": "x"}}, NatixError, ("RoadworkTrainer", "'x'")),
+        ({"args": {"lr_scheduler_type": "x"}}, NatixError, ("RoadworkTrainer", "x")),
         ({"args": {"dataloader_drop_last": True, "per_device_train_batch_size": 64}}, UsageError, ("48", "64")),
     ],
 )  # fmt: skip
