@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
@@ -82,7 +81,7 @@ def model_config(source: str, processor: Any, image_size: int | None) -> ModelCo
 def _config_of(model: PreTrainedModel, image_size: int | None) -> ModelConfig:
     size = image_size or _own_size(model.config, None)
     source = str(model.name_or_path or "")
-    if source and Path(source).is_dir():
+    if source:  # its own mean and standard deviation, where they can be found
         return ModelConfig(backbone=source, image_size=size)
     return ModelConfig(config={"model_type": model.config.model_type}, image_size=size)
 

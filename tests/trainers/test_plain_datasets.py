@@ -12,6 +12,7 @@ import torch
 from conftest import Killed, kill_at, striped_image, tiny_backbone
 from facts import tells
 from safetensors.torch import load_file
+from stages import QUICK, save_in
 from transformers import AutoModelForImageClassification
 
 import natix_hf
@@ -28,8 +29,6 @@ from natix_hf.trainers.explora_config import EXPLORA_DEFAULTS
 from natix_hf.trainers.self_supervised import pretrain_backbone
 from natix_hf.trainers.supervised import train_classifier
 
-ARGS: dict[str, Any] = {"num_train_epochs": 2, "learning_rate": 5e-3, "per_device_train_batch_size": 16,
-                        "dataloader_num_workers": 0, "logging_steps": 1}  # fmt: skip
 SSL: dict[str, Any] = {"max_steps": 4, "learning_rate": 2e-3, "per_device_train_batch_size": 16,
                        "dataloader_num_workers": 0, "logging_steps": 1}  # fmt: skip
 
@@ -44,7 +43,7 @@ TRAIN, TEST = _rows(48, 1), _rows(24, 2)
 
 
 def _trainer(model: Any, folder: Path, train: Any = TRAIN, test: Any = TEST, **given: Any) -> RoadworkTrainer:
-    args = ARGS | {"output_dir": str(folder)} | given.pop("args", {})
+    args = QUICK | {"output_dir": str(folder)} | given.pop("args", {})
     return RoadworkTrainer(str(model), args=args, train_dataset=train, eval_dataset=test, **given)
 
 
@@ -52,19 +51,15 @@ def _equal(one: Any, other: Any) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name].cpu(), other[name].cpu()) for name in one)
 
 
-def _save_in(folder: Path) -> Any:
-    return lambda merged: merged.save_pretrained(folder) or folder
-
-
 @pytest.mark.parametrize("adapter", ["full", "none", "lora"])
 def test_it_is_the_training_of_the_phases(adapter: str, pretrained: Path, tmp_path: Path) -> None:
     trainer = _trainer(pretrained, tmp_path / "api", adapter=adapter, target_prior=0.3)
     trainer.train()
     model = ModelConfig(backbone=str(pretrained), image_size=28)
-    config = parse_recipe({"phase1": ARGS | {"adapter": adapter}}).phase1
+    config = parse_recipe({"phase1": QUICK | {"adapter": adapter}}).phase1
     report = train_classifier(
         build_classifier(model, seed=42), make_processor(model), rows_of(TRAIN, "train"), rows_of(TEST, "eval"),
-        config, AugmentConfig(), 0.3, tmp_path / "phase", _save_in(tmp_path / "saved"),
+        config, AugmentConfig(), 0.3, tmp_path / "phase", save_in(tmp_path / "saved"),
     )  # fmt: skip
     assert _equal(trainer.model.state_dict(), load_classifier(tmp_path / "saved").state_dict())
     scores = [[row["eval_mcc"] for row in log if "eval_mcc" in row] for log in
@@ -100,7 +95,7 @@ def test_without_augmentation_it_is_a_loop_by_hand(pretrained: Path, tmp_path: P
     views: Any = trainer.train_dataset
     rows = [row for _, row in trainer._sampler or ()]
     assert sorted(rows) == list(range(48)), "every row once"
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=ARGS["learning_rate"])
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=QUICK["learning_rate"])
     for batch in (rows[:16], rows[16:32], rows[32:]):
         pixels = torch.stack([views[0, row]["pixel_values"] for row in batch])
         loss = torch.nn.functional.cross_entropy(model(pixels).logits, torch.tensor([row % 2 for row in batch]))
@@ -144,7 +139,7 @@ def test_other_forms_of_data_and_model(pretrained: Path, tmp_path: Path) -> None
     """A model that is there, a list of rows, several evaluation sets, and views that somebody else has made."""
     model = build_classifier(ModelConfig(backbone=str(pretrained), image_size=28), seed=42)
     rows = [{"picture": row["image"], "roadwork": row["label"]} for row in TRAIN]
-    args = ARGS | {"output_dir": str(tmp_path), "max_steps": 1, "load_best_model_at_end": False,
+    args = QUICK | {"output_dir": str(tmp_path), "max_steps": 1, "load_best_model_at_end": False,
                    "save_strategy": "no"}  # fmt: skip
     trainer = RoadworkTrainer(model, args, rows, {"a": rows, "b": rows[:8]}, image_column="picture",
                               label_column="roadwork", adapter="lora")  # fmt: skip
@@ -183,7 +178,7 @@ def test_what_cannot_be_is_refused(
 def test_models_that_cannot_be_are_refused(tmp_path: Path) -> None:
     for model, fact in ((tiny_backbone("dinov2"), "Dinov2Model"), (torch.nn.Linear(2, 2), "Linear"), (None, "None")):
         with pytest.raises(UsageError) as caught:
-            RoadworkTrainer(model, ARGS | {"output_dir": str(tmp_path)}, TRAIN)
+            RoadworkTrainer(model, QUICK | {"output_dir": str(tmp_path)}, TRAIN)
         assert tells(caught.value, fact)
     with pytest.raises(UsageError) as caught:
         RoadworkTrainer("nowhere/nothing", train_dataset=TRAIN)
@@ -204,7 +199,7 @@ def test_it_is_the_pretraining_of_phase_4(objective: str, tmp_path: Path, capsys
     rows = rows_of(TRAIN, "train")
     report = pretrain_backbone(
         tiny_backbone("dinov2"), make_processor(ModelConfig(config={"model_type": "dinov2"}, image_size=28)), rows,
-        (rows, rows_of(TEST, "eval")), config, AugmentConfig(), _save_in(tmp_path / "saved"), tmp_path / "phase",
+        (rows, rows_of(TEST, "eval")), config, AugmentConfig(), save_in(tmp_path / "saved"), tmp_path / "phase",
     )  # fmt: skip
     with pytest.raises(Killed):
         _explora(tmp_path / "api", objective, eval_dataset=TEST, callbacks=[kill_at(3)]).train()
