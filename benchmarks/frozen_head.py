@@ -37,7 +37,7 @@ from natix_hf.metrics import select_threshold
 from natix_hf.models.classifier import build_classifier, logit_difference
 from natix_hf.models.preprocess import Preprocess, make_processor
 from natix_hf.recipe import Recipe, load_recipe
-from natix_hf.trainers.roadwork import EvaluationMetrics
+from natix_hf.trainers.scores import EvaluationMetrics
 from natix_hf.trainers.supervised import train_classifier
 
 EPOCHS = 20

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from natix_hf.api import Run, run
     from natix_hf.bundle.load import Bundle, Prediction, count_flips, load_bundle
     from natix_hf.bundle.stream import BadImage
-    from natix_hf.callbacks.merge_validation import MergeValidationCallback
     from natix_hf.recipe import Recipe, load_recipe
     from natix_hf.ssl.explora import apply_explora
     from natix_hf.trainers.explora import ExploraTrainer
+    from natix_hf.trainers.merge_validation import MergeValidationCallback
     from natix_hf.trainers.roadwork import RoadworkTrainer
 
 __version__ = "0.1.0"
@@ -26,7 +26,7 @@ _PLACES = {
     "BadImage": "bundle.stream",
     "Bundle": "bundle.load",
     "ExploraTrainer": "trainers.explora",
-    "MergeValidationCallback": "callbacks.merge_validation",
+    "MergeValidationCallback": "trainers.merge_validation",
     "Prediction": "bundle.load",
     "Recipe": "recipe",
     "RoadworkTrainer": "trainers.roadwork",

@@ -15,7 +15,7 @@ from natix_hf.data.augment import _LUMA, _crop_box
 from natix_hf.data.config import AugmentConfig
 from natix_hf.data.crops_config import CropConfig
 from natix_hf.data.decode import pixels_of
-from natix_hf.ssl.masking import block_masks
+from natix_hf.data.masking import block_masks
 
 if TYPE_CHECKING:
     import datasets

@@ -6,24 +6,31 @@ masked, and small local crops beside them.
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
+from natix_hf.data.config import Augment
+from natix_hf.data.crops import MultiCropViews
+from natix_hf.data.crops_config import CropConfig
+from natix_hf.data.rows import Rows
 from natix_hf.errors import VerificationError
 from natix_hf.ssl.dinov2_config import DinoV2Config
 from natix_hf.ssl.explora import plain_backbone
 from natix_hf.ssl.heads import ProjectionHead
 from natix_hf.ssl.losses import Centre, centred_targets, dino_loss, ibot_loss, koleo_loss, sinkhorn_targets
+from natix_hf.ssl.objective import PlainObjective
 
 # Parts of the module that no gradient moves.
 _UNTRAINED = ("teacher.", "teacher_heads.", "centres.")
 
 
-class DinoV2Objective(nn.Module):
+class DinoV2Objective(PlainObjective):
     """DINO + iBOT + KoLeo, with everything that changes in a step. `natix_hf.ssl.objective` says how it is driven.
 
     Every parameter with `requires_grad` gets a gradient in every step, whatever the masks. With gradient accumulation
@@ -37,6 +44,30 @@ class DinoV2Objective(nn.Module):
         config: heads, targets, schedules.
         seed: of the heads' initial weights.
     """
+
+    sections: ClassVar[dict[str, type]] = {"dinov2": DinoV2Config, "crops": CropConfig}
+
+    @classmethod
+    def check(cls, backbone: PreTrainedModel, image_size: int, **sections: Any) -> None:
+        """Refuse crops that the backbone's patches do not divide. Raises RecipeError."""
+        sections["crops"].local_pixels(image_size, backbone.config.patch_size)
+
+    @classmethod
+    def build(
+        cls, student: nn.Module, image_size: int, seed: int, decoder: Any, *, dinov2: DinoV2Config, crops: CropConfig
+    ) -> Self:
+        """Make the objective with a copy of the student as teacher; a decoder plays no part."""
+        return cls(student, copy.deepcopy(student), dinov2, seed)
+
+    @classmethod
+    def views(
+        cls, images: Rows, processor: Any, patch_size: int, augment: Augment, seed: int, *, dinov2: DinoV2Config,
+        crops: CropConfig,
+    ) -> Dataset[Any]:  # fmt: skip
+        """Make multi-crop views with masks; `augment` plays no part."""
+        size, mean, std = int(processor.size["height"]), processor.image_mean, processor.image_std
+        masks = (dinov2.mask_share, dinov2.mask_ratio)
+        return MultiCropViews(images.decoded, crops, size, patch_size, mean, std, seed, *masks)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, config: DinoV2Config, seed: int) -> None:
         super().__init__()

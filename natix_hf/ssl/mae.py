@@ -6,21 +6,27 @@ checkpoint: then it stays as it is but for LoRA and its norms, as in ExPLoRA (Kh
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar, Self
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+from torch.utils.data import Dataset
 from transformers import ViTMAEConfig
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 
+from natix_hf.data.config import Augment, AugmentConfig
+from natix_hf.data.rows import Rows
+from natix_hf.data.views import MaskedViews, TrainViews
 from natix_hf.ssl.explora import LORA_TARGETS, block_list, plain_backbone
 from natix_hf.ssl.mae_config import MaeConfig
+from natix_hf.ssl.objective import PlainObjective
 
 _DECODER_RANK = 8  # r in the paper; alpha = r here
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(PlainObjective):
     """Predicts the pixels of the patches that the encoder did not see.
 
     Args:
@@ -31,6 +37,25 @@ class MaskedAutoencoder(nn.Module):
         decoder: a pretrained one, for this encoder and image size; it is changed in place. None: a fresh one.
     """
 
+    sections: ClassVar[dict[str, type]] = {"mae": MaeConfig}
+
+    @classmethod
+    def build(
+        cls, student: nn.Module, image_size: int, seed: int, decoder: ViTMAEDecoder | None, *, mae: MaeConfig
+    ) -> Self:
+        """Make the objective around an encoder."""
+        return cls(student, mae, image_size, seed, decoder)
+
+    @classmethod
+    def views(
+        cls, images: Rows, processor: Any, patch_size: int, augment: Augment, seed: int, *, mae: MaeConfig
+    ) -> Dataset[Any]:
+        """Make crops and flips alone: what a masked autoencoder learns from is the picture itself."""
+        size, mean, std = int(processor.size["height"]), processor.image_mean, processor.image_std
+        shapes = AugmentConfig() if augment == "challenge" else augment
+        plain = replace(shapes, crop_scale=mae.crop_scale, rotate=0.0, jitter=0.0, grey=0.0, blur=0.0, erase=0.0)
+        return MaskedViews(TrainViews(images, plain, size, mean, std, seed), (size // patch_size) ** 2)
+
     def __init__(
         self, encoder: nn.Module, config: MaeConfig, image_size: int, seed: int, decoder: ViTMAEDecoder | None = None
     ) -> None:
@@ -40,6 +65,7 @@ class MaskedAutoencoder(nn.Module):
         self.norm_pix_loss = config.norm_pix_loss
         inner = plain_backbone(encoder)
         self.patch_size = int(inner.config.patch_size)
+        self.decoder_from = "fresh" if decoder is None else "pretrained"
         torch.manual_seed(seed)
         if decoder is None:
             self.decoder = _fresh_decoder(inner.config, config, (image_size // self.patch_size) ** 2)
@@ -77,25 +103,6 @@ class MaskedAutoencoder(nn.Module):
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """What Trainer calls for `activation_checkpointing: true`."""
         plain_backbone(self.encoder).activation_checkpointing_enable(**kwargs)
-
-    def on_step_begin(self, step: int, total_steps: int) -> None:
-        """Nothing follows a schedule of its own."""
-
-    def weight_decay(self, step: int, total_steps: int, start: float) -> float:
-        """Constant."""
-        return start
-
-    def on_gradients(self, step: int, total_steps: int) -> None:
-        """No part is held back."""
-
-    def on_step_end(self, step: int, total_steps: int) -> None:
-        """There is no moving average."""
-
-    def untrained_state(self) -> dict[str, torch.Tensor]:
-        return {}
-
-    def load_untrained_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Nothing changes without a gradient."""
 
 
 def encode_visible(encoder: nn.Module, pixel_values: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from natix_hf.data.crops_config import CropConfig
 from natix_hf.errors import RecipeError, require
 from natix_hf.ssl.dinov2_config import DinoV2Config
 from natix_hf.ssl.mae_config import MaeConfig
+from natix_hf.ssl.objectives import OBJECTIVES
 from natix_hf.trainers.config import Argument, LoggingSteps, SaveLimit, SupervisedConfig, TrainingSection, Workers
 
 _DECIDED_BY_PROBES = (
@@ -24,8 +25,9 @@ class ExploraConfig(TrainingSection):
     place: ClassVar[str] = "phase4"
 
     objective: Annotated[
-        Literal["dinov2", "mae"] | None,
-        "The self-supervised objective; null takes dinov2 for backbones of the DINOv2 family and mae for a plain ViT.",
+        str | None,
+        f"The self-supervised objective: {' | '.join(OBJECTIVES)}; null takes dinov2 for backbones of the DINOv2 family "
+        "and mae for a plain ViT.",
     ] = None
     trainable: Annotated[
         Literal["explora", "blocks", "all"],
@@ -63,6 +65,8 @@ class ExploraConfig(TrainingSection):
 
     def check(self) -> None:
         super().check()
+        known = self.objective is None or self.objective in OBJECTIVES
+        self.require(known, "objective", " | ".join(OBJECTIVES))
         self.require(self.rank >= 1, "rank", "at least 1")
         self.require(self.alpha is None or self.alpha > 0, "alpha", "above 0, or null")
         self.require(self.probe_steps >= 0, "probe_steps", "at least 0")

@@ -13,14 +13,13 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torch.utils.data import Dataset
-from transformers import PrinterCallback
 
 from natix_hf.data.sampler import EpochSampler
 from natix_hf.errors import RunError
 from natix_hf.models.gate import Gate
+from natix_hf.trainers.arguments import training_arguments, training_refused
 from natix_hf.trainers.base import BaseTrainer
 from natix_hf.trainers.gate_config import GateConfig
-from natix_hf.trainers.supervised import training_arguments, training_refused
 
 
 class GateTrainer(BaseTrainer):
@@ -78,10 +77,10 @@ def train_gate(inputs: np.ndarray, targets: np.ndarray, config: GateConfig) -> G
                 method=config.method,
                 train_sampler=sampler,
                 train_dataset=_Pairs(inputs, targets),
+                quiet=True,
             )
         except (ImportError, ValueError) as error:
             raise training_refused(error, "phase3") from None
-        trainer.remove_callback(PrinterCallback)  # one line of run times a fold
         trainer.train()
     nn.Module.to(gate, device="cpu")
     gate.eval()

@@ -13,11 +13,12 @@ from conftest import write_parquet_source
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from natix_hf.data.asked import ask
 from natix_hf.data.augment import augment
 from natix_hf.data.config import AugmentConfig, DataConfig
 from natix_hf.data.rows import Rows, load_image_data
 from natix_hf.data.sampler import EpochSampler
-from natix_hf.data.views import FeatureViews, OriginalViews, TrainViews
+from natix_hf.data.views import AskedViews, FeatureViews, TrainViews
 from natix_hf.errors import DataError, RecipeError
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import Preprocess, make_processor
@@ -160,8 +161,8 @@ def test_a_training_view_is_normalised(rows: Rows) -> None:
     assert item["labels"] == rows.labels[2]
 
 
-def original_views(rows: Rows) -> OriginalViews:
-    return OriginalViews(rows, Preprocess(make_processor(ModelConfig(config={"model_type": "vit"}, image_size=14))))
+def original_views(rows: Rows) -> AskedViews:
+    return AskedViews(ask(rows), Preprocess(make_processor(ModelConfig(config={"model_type": "vit"}, image_size=14))))
 
 
 def test_an_original_view_is_the_preprocessed_original(rows: Rows) -> None:

@@ -17,8 +17,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
-from natix_hf.callbacks.merge_validation import MergeValidationCallback
 from natix_hf.errors import MergeMismatchError, UsageError
+from natix_hf.trainers.merge_validation import MergeValidationCallback
 
 
 def main(folder: Path, written: str) -> None:

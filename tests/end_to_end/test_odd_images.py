@@ -15,9 +15,10 @@ import torch
 from conftest import TINY, Command
 from PIL import Image
 
+from natix_hf.data.asked import ask
 from natix_hf.data.config import AugmentConfig, DataConfig
 from natix_hf.data.rows import load_image_data
-from natix_hf.data.views import OriginalViews, TrainViews
+from natix_hf.data.views import AskedViews, TrainViews
 from natix_hf.models.classifier import build_classifier
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.features import cached_features
@@ -95,7 +96,7 @@ def test_an_odd_image_becomes_finite_features(kind: str, tmp_path: Path, model: 
     assert {image.size for image in rows.images()} == {ODD[kind][1]}
     processor = make_processor(ModelConfig(config=TINY["dinov2"], image_size=28))
     augmented = TrainViews(rows, EVERYTHING, 28, processor.image_mean, processor.image_std, seed=0)
-    originals = OriginalViews(rows, Preprocess(processor))
+    originals = AskedViews(ask(rows), Preprocess(processor))
     views: list[Any] = [(originals, range(len(rows)))]
     views += [(augmented, [(epoch, row) for row in range(len(rows))]) for epoch in (1, 2)]
     features = cached_features(model, views, [kind], 16, 0, torch.device("cpu"))

@@ -7,23 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Killed, kill_at, write_parquet_source
+from conftest import TINY, Killed, kill_at
 from safetensors.torch import load_file, save_file
+from stages import striped_data, train_stage
 from transformers import AutoModelForImageClassification, TrainerCallback
 from transformers.models.dinov2.modeling_dinov2 import Dinov2MLP
 
-from natix_hf.callbacks.adalora import _MEMORY as MEMORY
-from natix_hf.callbacks.adalora import ALLOCATOR
-from natix_hf.callbacks.merge_validation import UNMERGED
-from natix_hf.data.config import AugmentConfig, DataConfig
-from natix_hf.data.rows import ImageData, load_image_data
-from natix_hf.data.views import OriginalViews
+from natix_hf.data.asked import ask
+from natix_hf.data.rows import ImageData
+from natix_hf.data.views import AskedViews
 from natix_hf.errors import MergeMismatchError
 from natix_hf.models.classifier import build_classifier
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import Preprocess, make_processor
-from natix_hf.recipe import parse_recipe
-from natix_hf.trainers import supervised
+from natix_hf.trainers import stage
+from natix_hf.trainers.adalora import _MEMORY as MEMORY
+from natix_hf.trainers.adalora import ALLOCATOR
+from natix_hf.trainers.merge_validation import UNMERGED
 from natix_hf.trainers.roadwork import RoadworkTrainer
 
 MODEL = ModelConfig(config=TINY["dinov2"] | {"initializer_range": 0.2}, image_size=28)
@@ -31,23 +31,11 @@ MODEL = ModelConfig(config=TINY["dinov2"] | {"initializer_range": 0.2}, image_si
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
-    source = write_parquet_source(tmp_path_factory.mktemp("source"))
-    return load_image_data(DataConfig(source=str(source), group_by="video_info.vid_id"))
+    return striped_data(tmp_path_factory)
 
 
 def _train(data: ImageData, folder: Path, adapter: str, save: Any = None, **section: Any) -> dict[str, Any]:
-    given = {"num_train_epochs": 2, "learning_rate": 5e-3, "per_device_train_batch_size": 16,
-             "dataloader_num_workers": 0, "logging_steps": 1}  # fmt: skip
-    config = parse_recipe({"phase1": given | {"adapter": adapter} | section}).phase1
-
-    def save_plainly(merged: Any) -> Path:
-        merged.save_pretrained(folder / "model")
-        return folder / "model"
-
-    return supervised.train_classifier(
-        build_classifier(MODEL, seed=0), make_processor(MODEL), data.role("train"), data.role("val_select"),
-        config, AugmentConfig(), None, folder / "checkpoints", save or save_plainly,
-    )  # fmt: skip
+    return train_stage(data, folder, MODEL, adapter, save, **section)
 
 
 def _with(monkeypatch: pytest.MonkeyPatch, callback: TrainerCallback) -> None:
@@ -130,13 +118,13 @@ def test_the_budget_follows_the_steps_that_are_taken(
     section: dict[str, Any], data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned: list[int] = []
-    add = supervised.add_adapter
+    add = stage.add_adapter
 
     def look(model: Any, name: str, options: Any, total_steps: int, *rest: Any) -> Any:
         planned.append(total_steps)
         return add(model, name, options, total_steps, *rest)
 
-    monkeypatch.setattr(supervised, "add_adapter", look)
+    monkeypatch.setattr(stage, "add_adapter", look)
     assert [_train(data, tmp_path, "adalora", **section)["steps"]] == planned
 
 
@@ -199,11 +187,11 @@ def test_the_proof_sees_rows_of_both_classes(data: ImageData) -> None:
     """Rows are sorted by class: the first ones would all be of one."""
     rows = data.role("val_select")
     assert list(rows.labels) == sorted(rows.labels) and len(set(rows.labels[:2])) == 1
-    views = OriginalViews(rows, Preprocess(make_processor(MODEL)))
-    first, last = supervised.first_images(views, most=2)
+    views = AskedViews(ask(rows), Preprocess(make_processor(MODEL)))
+    first, last = stage.first_images(views, most=2)
     assert torch.equal(first, views[0]["pixel_values"])
     assert torch.equal(last, views[len(rows) - 1]["pixel_values"])
-    assert len(supervised.first_images(views)) == min(32, len(rows))
+    assert len(stage.first_images(views)) == min(32, len(rows))
 
 
 def test_activation_checkpointing_changes_no_number(

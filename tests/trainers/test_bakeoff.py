@@ -9,25 +9,24 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Killed, kill_at, write_parquet_source
+from conftest import TINY, Killed, kill_at
 from safetensors.torch import load_file
+from stages import striped_data, train_stage
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from natix_hf.data.config import AugmentConfig, DataConfig
-from natix_hf.data.rows import ImageData, load_image_data
+from natix_hf.data.rows import ImageData
 from natix_hf.errors import RecipeError
 from natix_hf.models.adapters import ADAPTERS, add_adapter
 from natix_hf.models.classifier import build_classifier
 from natix_hf.models.config import ModelConfig
-from natix_hf.models.preprocess import make_processor
 from natix_hf.models.tuner import count_trainable
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import read_json
 from natix_hf.recipe import parse_recipe
 from natix_hf.runs.verify import run_problems
-from natix_hf.trainers import supervised
 from natix_hf.trainers.bakeoff import MCC, bake_off, entrants_for, trial_settings
-from natix_hf.trainers.roadwork import EvaluationMetrics, RoadworkTrainer
+from natix_hf.trainers.roadwork import RoadworkTrainer
+from natix_hf.trainers.scores import EvaluationMetrics
 
 ENTRANTS = ["lora", "dora", "adalora", "lokr"]
 MODEL = ModelConfig(config=TINY["dinov2"] | {"initializer_range": 0.2, "hidden_size": 64}, image_size=28)
@@ -212,23 +211,11 @@ def test_a_trial_runs_through_the_whole_schedule(warmup: Any, squeezed: float, t
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
-    source = write_parquet_source(tmp_path_factory.mktemp("source"))
-    return load_image_data(DataConfig(source=str(source), group_by="video_info.vid_id"))
+    return striped_data(tmp_path_factory)
 
 
 def _train(data: ImageData, folder: Path, adapter: str, **section: Any) -> dict[str, Any]:
-    given = {"num_train_epochs": 4, "learning_rate": 5e-3, "per_device_train_batch_size": 16,
-             "dataloader_num_workers": 0, "logging_steps": 1}  # fmt: skip
-    config = parse_recipe({"phase1": given | {"adapter": adapter} | section}).phase1
-
-    def save(merged: Any) -> Path:
-        merged.save_pretrained(folder / "model")
-        return folder / "model"
-
-    return supervised.train_classifier(
-        build_classifier(MODEL, seed=0), make_processor(MODEL), data.role("train"), data.role("val_select"),
-        config, AugmentConfig(), None, folder / "checkpoints", save,
-    )  # fmt: skip
+    return train_stage(data, folder, MODEL, adapter, **{"num_train_epochs": 4} | section)
 
 
 def _record(monkeypatch: pytest.MonkeyPatch, *callbacks: Any) -> list[dict[str, Any]]:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Killed, kill_at, save_vit_mae, tiny_backbone, write_parquet_source
+from conftest import Killed, kill_at, save_vit_mae, tiny_backbone
 from safetensors.torch import load_file
+from stages import save_in, striped_data
 
-from natix_hf.data.config import AugmentConfig, DataConfig
-from natix_hf.data.rows import ImageData, load_image_data
+from natix_hf.data.config import AugmentConfig
+from natix_hf.data.rows import ImageData
 from natix_hf.errors import RunError
 from natix_hf.models.classifier import load_backbone
 from natix_hf.models.config import ModelConfig
@@ -22,7 +23,7 @@ from natix_hf.recipe import parse_recipe
 from natix_hf.ssl.dinov2 import DinoV2Objective
 from natix_hf.ssl.explora import plain_backbone
 from natix_hf.ssl.mae import MaskedAutoencoder
-from natix_hf.trainers import self_supervised
+from natix_hf.trainers import pretraining, self_supervised
 from natix_hf.trainers.explora import ExploraTrainer
 from natix_hf.trainers.explora_config import ExploraConfig
 
@@ -31,8 +32,7 @@ MODEL = ModelConfig(config={"model_type": "dinov2", "patch_size": 7}, image_size
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
-    source = write_parquet_source(tmp_path_factory.mktemp("source"))
-    return load_image_data(DataConfig(source=str(source), group_by="video_info.vid_id"))
+    return striped_data(tmp_path_factory)
 
 
 def _config(objective: str, **changes: Any) -> ExploraConfig:
@@ -50,15 +50,10 @@ def _pretrain(
     decoder: Any = None,
 ) -> dict[str, Any]:  # fmt: skip
     backbone = load_backbone(folder.parent / "mae") if decoder is not None else tiny_backbone(model_type)
-
-    def save(backbone: Any) -> Path:
-        backbone.save_pretrained(folder / "backbone")
-        return folder / "backbone"
-
     return self_supervised.pretrain_backbone(
         backbone, make_processor(MODEL), data.role("train"),
         (data.role("train"), data.role("val_select")) if labels else None,
-        config, AugmentConfig(), save, folder / "checkpoints", decoder,
+        config, AugmentConfig(), save_in(folder / "backbone"), folder / "checkpoints", decoder,
     )  # fmt: skip
 
 
@@ -133,11 +128,11 @@ def test_the_best_backbone_by_probe_is_kept(data: ImageData, tmp_path: Path, mon
         seen.append({k: v.clone() for k, v in backbone.state_dict().items()})
         return {"linear_auroc": next(scores)}
 
-    monkeypatch.setattr(self_supervised._Probe, "__call__", probe)
+    monkeypatch.setattr(pretraining.Probes, "__call__", probe)
     config = _config("dinov2", trainable="all")
     report = _pretrain(data, config, tmp_path)
     assert (report["best_step"], report["best_score"], report["score_before"]) == (3, 0.9, 0.95)
-    saved = self_supervised.load_backbone(tmp_path / "backbone").state_dict()
+    saved = load_backbone(tmp_path / "backbone").state_dict()
     assert all(torch.equal(saved[name], seen[1][name]) for name in saved)
     assert not all(torch.equal(saved[name], seen[3][name]) for name in saved)
 
@@ -149,31 +144,25 @@ def test_without_labels_the_last_one_is_kept(data: ImageData, tmp_path: Path) ->
     assert [row["step"] for row in probes] == [0, 3, 6, 8] and not any("eval_linear_auroc" in row for row in probes)
 
 
-def test_a_collapse_stops_the_run(data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A planted one: the norm of the teacher's output gives every picture the same tokens."""
-
-    def flatten(self: DinoV2Objective, step: int, total_steps: int) -> None:
-        with torch.no_grad():
-            plain_backbone(self.teacher).layernorm.weight.zero_()
-
-    monkeypatch.setattr(DinoV2Objective, "on_step_end", flatten)
-    with pytest.raises(RunError, match=r"collapsed at step \d: the features of different pictures agree"):
-        _pretrain(data, _config("dinov2", probe_steps=1, logging_steps=100), tmp_path)
-    assert not (tmp_path / "backbone").exists()
-
-
-def test_without_probes_a_collapse_is_found_at_the_end(
-    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("objective", "part", "step", "given"),
+    [(DinoV2Objective, "teacher", r"\d", {"probe_steps": 1, "logging_steps": 100}),
+     (MaskedAutoencoder, "encoder", "8", {"probe_steps": 0})],
+)  # fmt: skip
+def test_a_collapse_stops_the_run(
+    objective: Any, part: str, step: str, given: Any, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A masked autoencoder has no figures of its own that would show it."""
+    """A planted one: the last norm gives every picture the same tokens. A masked autoencoder has no figures of its own
+    that would show it, and without probes it is found at the end."""
 
-    def flatten(self: MaskedAutoencoder, step: int, total_steps: int) -> None:
+    def flatten(self: Any, step: int, total_steps: int) -> None:
         with torch.no_grad():
-            plain_backbone(self.encoder).layernorm.weight.zero_()
+            plain_backbone(getattr(self, part)).layernorm.weight.zero_()
 
-    monkeypatch.setattr(MaskedAutoencoder, "on_step_end", flatten)
-    with pytest.raises(RunError, match=r"collapsed at step 8: the features of different pictures agree"):
-        _pretrain(data, _config("mae", probe_steps=0), tmp_path, labels=False)
+    monkeypatch.setattr(objective, "on_step_end", flatten)
+    name = "dinov2" if part == "teacher" else "mae"
+    with pytest.raises(RunError, match=rf"collapsed at step {step}: the features of different pictures agree"):
+        _pretrain(data, _config(name, **given), tmp_path, labels=part == "teacher")
     assert not (tmp_path / "backbone").exists()
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from conftest import TINY
 
-from natix_hf.callbacks.adalora import AdaLoraCallback
 from natix_hf.models.adapters import add_adapter
 from natix_hf.models.classifier import build_classifier
 from natix_hf.models.config import ModelConfig
+from natix_hf.trainers.adalora import AdaLoraCallback
 
 
 def test_the_last_step_settles_the_ranks_and_none_before_it() -> None:

@@ -1,4 +1,4 @@
-"""`ModelCardCallback`: what the model card tells about a training, taken down while it runs."""
+"""What the model card tells of a training, written down while it runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 _CURVE_ROWS = 10
 
 
-class ModelCardCallback(TrainerCallback):
+class TrainingFacts(TrainerCallback):
     """Attributes:
     facts: `settings` (text by name) from the beginning of training on, and at its end `curve`: rows of epoch, step,
         train loss and the scores on val_select, at most ten of them, evenly spaced, with the last. They come from

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from natix_hf.ssl.masking import block_masks
+from natix_hf.data.masking import block_masks
 
 
 def draw(seed: int, n_images: int = 8, grid: tuple[int, int] = (16, 16), **settings: object) -> np.ndarray:

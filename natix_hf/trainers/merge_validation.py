@@ -23,10 +23,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from natix_hf.callbacks.merge_proof import TOLERANCE, Batch, base_of, merge_in_place, merged_modules, prove_merge
 from natix_hf.errors import MergeMismatchError, UsageError
 from natix_hf.models.adapters import REFUSED
 from natix_hf.models.classifier import load_strictly
+from natix_hf.trainers.merge_proof import TOLERANCE, Batch, base_of, merge_in_place, merged_modules, prove_merge
 
 UNMERGED = "unmerged.safetensors"
 MERGED = "merged"

@@ -17,12 +17,12 @@ from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import load_file, save_file
 
-from natix_hf.callbacks.merge_validation import UNMERGED, MergeValidationCallback
 from natix_hf.errors import MergeMismatchError
 from natix_hf.models.adapters import ADAPTERS, add_adapter
 from natix_hf.models.classifier import build_classifier, load_backbone, load_classifier
 from natix_hf.models.config import ModelConfig
 from natix_hf.ssl import apply_explora
+from natix_hf.trainers.merge_validation import UNMERGED, MergeValidationCallback
 
 IMAGES = torch.randn(6, 3, 28, 28, generator=torch.Generator().manual_seed(1))
 

@@ -34,8 +34,8 @@ from transformers import (
     ViTModel,
 )
 
-from natix_hf.callbacks.merge_validation import MERGED, UNMERGED, MergeValidationCallback
 from natix_hf.errors import MergeMismatchError, UsageError
+from natix_hf.trainers.merge_validation import MERGED, UNMERGED, MergeValidationCallback
 
 # PEFT 0.21 under transformers 5.23, not about what is tested.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")

@@ -1,1 +1,0 @@
-"""Trainer callbacks: merging with proof, AdaLoRA's budget, facts for the model card."""

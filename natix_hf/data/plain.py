@@ -1,0 +1,115 @@
+"""Rows of a dataset that is already in memory: an image column, a label column, nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from natix_hf.data.decode import decode_once
+from natix_hf.data.rows import Rows
+from natix_hf.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_CACHE_PX = 256  # short side of the copies that training reads, as `data.cache_px`
+
+
+def is_plain(dataset: Any, image_column: str = "image") -> bool:
+    """Whether a dataset holds pictures to be prepared here, and not tensors that are ready for a model.
+
+    Plain are a `datasets.Dataset` with the image column and without a transform of its own, and a list or tuple of
+    mappings with the image column.
+    """
+    import datasets
+
+    if isinstance(dataset, datasets.Dataset):
+        return image_column in dataset.column_names and dataset.format["type"] != "custom"
+    return isinstance(dataset, list | tuple) and all(isinstance(row, dict) and image_column in row for row in dataset)
+
+
+def rows_of(
+    dataset: Any,
+    role: str,
+    image_column: str = "image",
+    label_column: str | None = "label",
+    cache_px: int = _CACHE_PX,
+) -> Rows:
+    """Read a plain dataset: check its labels, decode every image once.
+
+    Args:
+        dataset: as `is_plain` says. Images are PIL images, encoded bytes or paths; labels are a `ClassLabel` of two
+            names, 0 and 1, or booleans.
+        role: name of the rows in errors and caches, as "train".
+        label_column: None: there are no labels; all are 0 and mean nothing.
+        cache_px: short side of the copies that augmentation starts from, px.
+
+    Returns:
+        The rows; each is its own group, and `ids` are `<role>/<index>`.
+
+    Raises:
+        DataError: no rows, a missing column, another label than 0 and 1, or an image that cannot be read. The line
+            names the row.
+
+    Example:
+        >>> rows = rows_of(dataset, "train")  # doctest: +SKIP
+        >>> rows.labels  # doctest: +SKIP
+        array([0, 1, 1])
+    """
+    from datasets import Image
+
+    what = f"{role}_dataset"
+    if len(dataset) == 0:
+        raise DataError(f"{what} has no rows")
+    table = _table(dataset, image_column).with_format(None)
+    for column in (image_column, label_column):
+        if column is not None and column not in table.column_names:
+            raise DataError(f"{what} has no column {column!r}: it has {', '.join(table.column_names)}")
+    labels = np.zeros(len(table), dtype=np.int64)
+    if label_column is not None:
+        labels = _labels(table, label_column, what)
+    ids = [f"{role}/{index}" for index in range(len(table))]
+    try:
+        source = table.cast_column(image_column, Image()).cast_column(image_column, Image(decode=False))
+    except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors are some of these
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"column {image_column!r} of {what} does not hold images ({reason})") from None
+    decoded = decode_once(source, ids, image_column, cache_px, on_bad_image="skip")
+    problem = next((problem for problem in decoded["problem"] if problem is not None), None)
+    if problem is not None:
+        raise DataError(f"{problem}: repair it, or leave that row of {what} out")
+    return Rows(role, ids, labels, np.asarray(ids), source, decoded, image_column)
+
+
+def class_names(dataset: Any, label_column: str = "label") -> list[str] | None:
+    """The names of labels 0 and 1, where the label column is a `ClassLabel`."""
+    import datasets
+
+    feature = dataset.features.get(label_column) if isinstance(dataset, datasets.Dataset) else None
+    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+
+def _table(dataset: Any, image_column: str) -> Dataset:
+    import datasets
+
+    if isinstance(dataset, datasets.Dataset):
+        return dataset
+    columns = {name: [row.get(name) for row in dataset] for name in dataset[0]}
+    return datasets.Dataset.from_dict(columns).cast_column(image_column, datasets.Image())
+
+
+def _labels(table: Dataset, column: str, what: str) -> np.ndarray:
+    names = class_names(table, column)
+    if names is not None and len(names) != 2:
+        raise DataError(f"{column!r} of {what} has {len(names)} classes ({', '.join(names[:5])}): two are needed")
+    values = table[column][:]
+    for row, value in enumerate(values):
+        if isinstance(value, str):
+            raise DataError(
+                f"{column!r} of {what} holds text, as {value!r}: number it first, with "
+                f"dataset.class_encode_column({column!r}) or 0 and 1"
+            )
+        if not isinstance(value, int) or value not in (0, 1):
+            raise DataError(f"row {row} of {what} has label {value!r}: labels must be 0 or 1")
+    return np.asarray(values, dtype=np.int64)

@@ -1,0 +1,144 @@
+"""TrainingArguments and their checks, for every stage that trains."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.training_args import OptimizerNames
+
+from natix_hf.errors import RecipeError, UsageError
+from natix_hf.models.device import runs_on_cpu
+
+# Optimizers that need the model itself, so that they cannot be tried beforehand.
+_NEED_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
+_OUTPUT = "trainer_output"  # as in transformers
+
+
+def training_arguments(training: dict[str, Any], output_dir: Path, where: str = "phase1") -> TrainingArguments:
+    """Build TrainingArguments from the settings of a section, completed by what this process needs.
+
+    Args:
+        training: fields of `transformers.TrainingArguments`.
+        output_dir: folder of the checkpoints.
+        where: name of the section, for errors.
+
+    Raises:
+        RecipeError: transformers refuses the values.
+        UsageError: the process was launched wrongly (`require_one_device`).
+    """
+    on_cpu = runs_on_cpu()
+    if on_cpu and training.get("fp16"):
+        raise RecipeError(f"{where}.fp16 needs a GPU: use bf16, or leave it out")
+    settings: dict[str, Any] = {
+        "use_cpu": on_cpu,
+        "dataloader_pin_memory": not on_cpu,
+        "dataloader_persistent_workers": training.get("dataloader_num_workers", 0) > 0,
+        "logging_nan_inf_filter": False,
+        "label_names": ["labels"],  # Trainer looks for it in forward(), and a head on features has none there
+        "disable_tqdm": not sys.stderr.isatty(),
+        "greater_is_better": not str(training.get("metric_for_best_model", "")).endswith(("loss", "nll")),
+        "restore_callback_states_from_checkpoint": True,  # early stopping goes on counting after a resume
+    }
+    try:
+        arguments = TrainingArguments(output_dir=str(output_dir), **(settings | training))
+    except (TypeError, ValueError, ImportError, RuntimeError) as error:
+        raise training_refused(error, where) from None
+    if "tensorboard" in (arguments.report_to or []) and importlib.util.find_spec("tensorboard") is None:
+        raise RecipeError(f"{where}.report_to: tensorboard is not installed: pip install 'natix_hf[tensorboard]'")
+    require_one_device(arguments)
+    return arguments
+
+
+def given_or_default(
+    args: TrainingArguments | dict[str, Any] | None, defaults: dict[str, Any], where: str
+) -> TrainingArguments:
+    """The `args` of a trainer as a person may give them.
+
+    Args:
+        args: TrainingArguments are taken as they are; a dict overrides `defaults`; None means `defaults`.
+        where: name of the trainer, for errors.
+
+    Raises:
+        RecipeError, UsageError: as `training_arguments`.
+    """
+    if isinstance(args, TrainingArguments):
+        require_one_device(args)
+        return args
+    settings = defaults | (args or {})
+    return training_arguments(settings, Path(settings.pop("output_dir", _OUTPUT)), where)
+
+
+def require_one_device(arguments: TrainingArguments) -> None:
+    """Refuse a launch that would train wrongly without saying so.
+
+    Raises:
+        UsageError: launched processes do not see each other, or one process sees several GPUs, which Trainer would
+            wrap in DataParallel.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if arguments.world_size != launched:
+        raise UsageError(
+            f"{launched} processes were launched but each trains alone: use a file of accelerate_configs/"
+        )
+    if arguments.n_gpu > 1:
+        raise UsageError(
+            f"this process sees {arguments.n_gpu} GPUs: start it with `natix-hf run` or `accelerate launch`, "
+            "or show it one GPU with CUDA_VISIBLE_DEVICES=0"
+        )
+
+
+def check_training(training: dict[str, Any], output_dir: Path, where: str = "phase1") -> None:
+    """Refuse now what transformers would refuse only when training begins: optimizer, schedule, reporting.
+
+    Raises:
+        RecipeError, UsageError: as `training_arguments`.
+    """
+    arguments = training_arguments(training, output_dir, where)
+    try:
+        for report in get_reporting_integration_callbacks(arguments.report_to):
+            report()
+        if not OptimizerNames(arguments.optim).value.startswith(_NEED_A_MODEL):
+            make, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
+            optimizer, schedule = make([nn.Parameter(torch.zeros(1))], **settings), arguments.lr_scheduler_type
+            extra: Any = arguments.lr_scheduler_kwargs
+            get_scheduler(schedule, optimizer, arguments.get_warmup_steps(100), 100, extra)
+    except (TypeError, ValueError, ImportError, RuntimeError) as error:
+        raise training_refused(error, where) from None
+
+
+def training_refused(error: Exception, where: str) -> RecipeError:
+    """The one line for settings that transformers does not accept."""
+    return RecipeError(f"{where}: transformers refuses these settings: {str(error).strip().splitlines()[0]}")
+
+
+def require_a_batch(arguments: TrainingArguments, rows: int, where: str) -> None:
+    """Refuse `dataloader_drop_last` where no batch is full.
+
+    Raises:
+        UsageError: nothing would be left to train on.
+    """
+    batch = arguments.per_device_train_batch_size * arguments.world_size
+    if arguments.dataloader_drop_last and rows < batch:
+        raise UsageError(
+            f"{where}.dataloader_drop_last leaves nothing of {rows} train rows in batches of {batch}: "
+            "lower per_device_train_batch_size"
+        )
+
+
+def optimizer_steps(arguments: TrainingArguments, rows: int) -> int:
+    """Optimizer steps of a whole training on so many rows."""
+    if arguments.max_steps > 0:
+        return int(arguments.max_steps)
+    batch = arguments.per_device_train_batch_size * arguments.world_size
+    batches = rows // batch if arguments.dataloader_drop_last else math.ceil(rows / batch)
+    an_epoch: int = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
+    return math.ceil(float(arguments.num_train_epochs) * an_epoch)

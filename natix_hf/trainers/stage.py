@@ -1,0 +1,177 @@
+"""The parts of a supervised training: what is trained, on which views, in which order, and how it is scored."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, TrainingArguments
+
+from natix_hf.data.asked import ask
+from natix_hf.data.config import Augment
+from natix_hf.data.rows import Rows
+from natix_hf.data.sampler import EpochSampler
+from natix_hf.data.views import AskedViews, FeatureViews, TrainViews
+from natix_hf.errors import DataError
+from natix_hf.metrics import prior_weights
+from natix_hf.models.adapters import add_adapter
+from natix_hf.models.classifier import head_of
+from natix_hf.models.features import Head, View, cached_features
+from natix_hf.models.preprocess import Preprocess
+from natix_hf.models.tuner import Adapted
+from natix_hf.provenance.files import ids_sha256
+from natix_hf.trainers.adalora import AdaLoraCallback
+from natix_hf.trainers.arguments import optimizer_steps
+from natix_hf.trainers.config import SupervisedConfig
+
+# Rows are prepared here; any other torch dataset yields what the model takes.
+Trained = Rows | Dataset[Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What `RoadworkTrainer` is made of.
+
+    Attributes:
+        given: model, datasets, sampler, class weights and callbacks, by the names of its arguments.
+        plain: the whole classifier, which `given["model"]` is, wraps, or is a part of.
+        adapted: the PeftModel around it; None without an adapter.
+        pictures: the evaluation rows as `predict` sees them; None: there are none.
+    """
+
+    given: dict[str, Any]
+    plain: PreTrainedModel
+    adapted: PeftModel | None
+    pictures: Any
+
+
+def make_stage(
+    model: PreTrainedModel,
+    processor: Any,
+    train: Trained | None,
+    evaluation: Trained | None,
+    config: SupervisedConfig,
+    augment: Augment,
+    target_prior: float | None,
+    arguments: TrainingArguments,
+) -> Stage:
+    """Put the adapter around the model and make the views of the rows.
+
+    Args:
+        model: classifier of two labels; it is changed in place.
+        processor: the image processor that is saved with the model.
+        train, evaluation: `Rows`, or torch datasets that yield `pixel_values` and `labels`, which are used as they
+            are.
+        config: its `adapter`, `adapter_options`, `feature_views` and `prior_by`.
+        augment: of training views.
+        target_prior: share of label 1 to train for; None: as found.
+
+    Raises:
+        RecipeError: the adapter does not fit the model.
+        DataError: `target_prior` or `adapter: none` needs rows, and `train` is another dataset.
+    """
+    seed = arguments.seed
+    if train is None and config.adapter != "full":
+        raise DataError(f"{config.where}: adapter={config.adapter!r} needs a train_dataset")
+    if train is not None and not isinstance(train, Rows) and (target_prior is not None or config.adapter == "none"):
+        key = "target_prior" if target_prior is not None else "adapter='none'"
+        raise DataError(f"{config.where}: {key} needs a train_dataset with an image and a label column")
+    preprocess = Preprocess(processor)
+    views: Any = train
+    if isinstance(train, Rows):
+        mean, std = processor.image_mean, processor.image_std
+        views = TrainViews(train, augment, preprocess.image_size, mean, std, seed)
+    pictures: Any = AskedViews(ask(evaluation), preprocess) if isinstance(evaluation, Rows) else evaluation
+    given: dict[str, Any] = {"model": model, "train_dataset": views, "eval_dataset": pictures}
+    adapted = None
+    if config.adapter == "none":
+        assert isinstance(train, Rows)
+        given["model"] = Head(head_of(model))
+        given |= _features(model, processor, train, evaluation, views, pictures, config, augment, arguments)
+        # Reading a batch of features takes less time than a worker takes to hand it over.
+        arguments.dataloader_num_workers, arguments.dataloader_persistent_workers = 0, False
+    elif config.adapter != "full":
+        steps = optimizer_steps(arguments, len(views))
+        adapted = add_adapter(model, config.adapter, config.adapter_options, steps, seed, config.where)
+        given["model"] = Adapted(adapted)
+    if isinstance(train, Rows):
+        by_sampler = target_prior if config.prior_by == "sampler" else None
+        by_loss = target_prior if config.prior_by == "loss" else None
+        given["train_sampler"] = EpochSampler(train.labels, seed, by_sampler)
+        given["class_weights"] = _class_weights(train, by_loss) if by_loss is not None else None
+    given["adalora"] = AdaLoraCallback(adapted) if adapted is not None and config.adapter == "adalora" else None
+    return Stage(given, model, adapted, pictures)
+
+
+def first_images(views: Any, most: int = 32) -> torch.Tensor:
+    """Some rows as `predict` sees them, float32 [n, 3, H, W]: evenly spaced, because rows may be sorted by class."""
+    chosen = torch.linspace(0, len(views) - 1, min(most, len(views))).round().long().tolist()
+    return torch.stack([torch.as_tensor(views[row]["pixel_values"]) for row in chosen])
+
+
+class FirstEpoch(Dataset[Any]):
+    """Training views of epoch 0 by row, where a sampler makes the keys."""
+
+    def __init__(self, views: Any, keyed: bool) -> None:
+        self.views, self.keyed = views, keyed
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.views[(0, row) if self.keyed else row]
+
+
+class Unlabelled(Dataset[Any]):
+    """`pixel_values` alone."""
+
+    def __init__(self, views: AskedViews) -> None:
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        return {"pixel_values": self.views[row]["pixel_values"]}
+
+
+def _features(
+    model: nn.Module,
+    processor: Any,
+    train: Rows,
+    evaluation: Trained | None,
+    views: TrainViews,
+    pictures: Any,
+    config: SupervisedConfig,
+    augment: Augment,
+    arguments: TrainingArguments,
+) -> dict[str, Any]:
+    """View 0 of every train row is what `predict` sees; views 1, 2, ... are augmented, drawn as epochs 1, 2, ..."""
+
+    def features(views: list[View], rows: Rows, extra: Any) -> Any:
+        key = [processor.to_dict(), rows.role, ids_sha256(rows.ids), rows.decoded._fingerprint, extra]
+        workers = arguments.dataloader_num_workers
+        batch_size = arguments.per_device_eval_batch_size
+        with arguments.main_process_first(desc="features"):  # the others read what rank 0 has computed
+            return cached_features(model, views, key, batch_size, workers, arguments.device)
+
+    plain: View = (AskedViews(ask(train), Preprocess(processor)), range(len(train)))
+    augmented: list[View] = [
+        (views, [(view, row) for row in range(len(train))]) for view in range(1, config.feature_views)
+    ]
+    extra = [augment if augment == "challenge" else asdict(augment), arguments.seed] if augmented else None
+    of_train = features([plain, *augmented], train, [config.feature_views, extra])
+    found: dict[str, Any] = {"train_dataset": FeatureViews(of_train, train.labels)}
+    if isinstance(evaluation, Rows):
+        of_rows = features([(pictures, range(len(evaluation)))], evaluation, None)
+        found["eval_dataset"] = FeatureViews(of_rows, evaluation.labels)
+    return found
+
+
+def _class_weights(train: Rows, target_prior: float) -> list[float]:
+    weights = prior_weights(train.labels, target_prior)
+    return [float(weights[train.labels == label][0]) for label in (0, 1)]

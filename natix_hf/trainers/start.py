@@ -1,0 +1,107 @@
+"""What a trainer starts from: a model by id, folder or instance, and the processor of its pictures."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedModel
+
+from natix_hf.errors import UsageError
+from natix_hf.models.classifier import build_backbone, build_classifier, resolve_backbone
+from natix_hf.models.config import ModelConfig
+from natix_hf.models.preprocess import Preprocess, make_processor
+from natix_hf.trainers.progress import no_loading_bars
+
+_USUAL_PX = 224
+_FIXED_SIZE = ("vit", "vit_mae")  # their position embeddings are not interpolated
+
+
+def start_classifier(
+    model: Any, processor: Any, image_size: int | None, seed: int, names: list[str] | None, where: str
+) -> tuple[PreTrainedModel, Any]:
+    """A two-label classifier and its processor.
+
+    Args:
+        model: a Hub id or folder of a backbone or classifier, which gets a fresh head; or a classifier, which is
+            taken as it is and trained in place.
+        processor: of the pictures; None: one is made for the model.
+        image_size: px of the square pictures; None: the model's own, 224 at most where it takes any size.
+        seed: of the fresh head.
+        names: of labels 0 and 1; None: those of the project.
+        where: name of the trainer, for errors.
+
+    Raises:
+        UsageError, RecipeError: no such model, or it is no classifier of two labels.
+    """
+    if isinstance(model, str | os.PathLike):
+        config = model_config(os.fspath(model), processor, image_size)
+        with no_loading_bars():
+            built = build_classifier(config, seed)
+        if names is not None:
+            built.config.id2label = dict(enumerate(names))
+            built.config.label2id = {name: number for number, name in enumerate(names)}
+        return built, processor or make_processor(config)
+    _require_model(model, where)
+    if getattr(model.config, "num_labels", None) != 2 or not hasattr(model, "classifier"):
+        raise UsageError(
+            f"{where}: {type(model).__name__} is no classifier of two labels: give a model id, or load it with "
+            "AutoModelForImageClassification.from_pretrained(..., num_labels=2)"
+        )
+    _free_of_mask_token(model)
+    return model, processor or make_processor(_config_of(model, image_size))
+
+
+def start_backbone(
+    model: Any, processor: Any, image_size: int | None, seed: int, where: str
+) -> tuple[PreTrainedModel, Any, ModelConfig | None]:
+    """A backbone without a head, its processor, and where it was loaded from (None: it was given as an instance)."""
+    if isinstance(model, str | os.PathLike):
+        config = model_config(os.fspath(model), processor, image_size)
+        with no_loading_bars():
+            return build_backbone(config, seed), processor or make_processor(config), config
+    _require_model(model, where)
+    backbone: Any = model.base_model
+    return backbone, processor or make_processor(_config_of(model, image_size)), None
+
+
+def model_config(source: str, processor: Any, image_size: int | None) -> ModelConfig:
+    """The model section of a recipe for a backbone by id or folder."""
+    if image_size is None:
+        folder = resolve_backbone(source)
+        try:
+            stock = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UsageError(f"model: {source} is neither a model folder nor on the Hub ({reason})") from None
+        image_size = _own_size(stock, processor)
+    return ModelConfig(backbone=source, image_size=image_size)
+
+
+def _config_of(model: PreTrainedModel, image_size: int | None) -> ModelConfig:
+    size = image_size or _own_size(model.config, None)
+    source = str(model.name_or_path or "")
+    if source:  # its own mean and standard deviation, where they can be found
+        return ModelConfig(backbone=source, image_size=size)
+    return ModelConfig(config={"model_type": model.config.model_type}, image_size=size)
+
+
+def _own_size(config: Any, processor: Any) -> int:
+    if processor is not None:
+        return Preprocess(processor).image_size
+    own = int(getattr(config, "image_size", _USUAL_PX))
+    if config.model_type in _FIXED_SIZE:
+        return own
+    patch = int(getattr(config, "patch_size", 1))
+    return max(patch, min(_USUAL_PX, own) // patch * patch)
+
+
+def _require_model(model: Any, where: str) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise UsageError(f"{where}: model is a {type(model).__name__}: give a model id, a folder or a PreTrainedModel")
+
+
+def _free_of_mask_token(model: PreTrainedModel) -> None:
+    for name, parameter in model.named_parameters():
+        if name.endswith("mask_token"):  # plays no part in classification; DDP waits for the gradient it never gets
+            parameter.requires_grad_(False)

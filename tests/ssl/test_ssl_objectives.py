@@ -1,0 +1,84 @@
+"""A third objective needs one class and one row of the table: it trains, resumes and is merged like the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import striped_image, tiny_backbone
+from facts import tells
+from torch import nn
+
+from natix_hf import ExploraTrainer
+from natix_hf.data.config import AugmentConfig
+from natix_hf.data.views import TrainViews
+from natix_hf.errors import RecipeError
+from natix_hf.ssl.objective import PlainObjective
+from natix_hf.ssl.objectives import OBJECTIVES, default_objective, objective_class, settings_of
+
+
+@dataclass(frozen=True)
+class BrightnessConfig:
+    weight: float = 1.0
+
+
+class Brightness(PlainObjective):
+    """Tells the mean brightness of a view from its cls token."""
+
+    sections: ClassVar[dict[str, type]] = {"brightness": BrightnessConfig}
+
+    def __init__(self, encoder: nn.Module, config: BrightnessConfig, seed: int) -> None:
+        super().__init__()
+        self.encoder, self.settings = encoder, config
+        torch.manual_seed(seed)
+        self.head = nn.Linear(32, 1)
+
+    @classmethod
+    def build(cls, student: nn.Module, image_size: int, seed: int, decoder: Any, *, brightness: Any) -> Self:
+        return cls(student, brightness, seed)
+
+    @classmethod
+    def views(cls, images: Any, processor: Any, patch_size: int, augment: Any, seed: int, *, brightness: Any) -> Any:
+        plain = replace(AugmentConfig(), rotate=0.0)
+        return TrainViews(images, plain, processor.size["height"], processor.image_mean, processor.image_std, seed)
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        told = self.head(self.encoder(pixel_values=pixel_values).last_hidden_state[:, 0])[:, 0]
+        return {"loss": self.settings.weight * (told - pixel_values.mean(dim=(1, 2, 3))).square().mean()}
+
+    def backbone(self) -> nn.Module:
+        return self.encoder
+
+
+def test_a_third_objective_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OBJECTIVES, "brightness", Brightness)
+    rng = np.random.default_rng(0)
+    images = datasets.Dataset.from_dict({"image": [striped_image(i % 2, rng) for i in range(32)]})
+    losses = {}
+    for weight in (1.0, 2.0):
+        args = {"max_steps": 8, "learning_rate": 1e-2, "per_device_train_batch_size": 16, "logging_steps": 1,
+                "dataloader_num_workers": 0, "output_dir": str(tmp_path / str(weight))}  # fmt: skip
+        trainer = ExploraTrainer(
+            tiny_backbone("dinov2"), "brightness", images, args, rank=2, probe_steps=0,
+            settings={"brightness": BrightnessConfig(weight)},
+        )  # fmt: skip
+        trainer.train()
+        losses[weight] = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        assert trainer.proof is not None and trainer.proof["max_difference"] <= 1e-4
+    assert losses[1.0][-1] < losses[1.0][0] and losses[2.0][0] == pytest.approx(2 * losses[1.0][0], rel=1e-4)
+    assert {*trainer.merged().state_dict()} == {*tiny_backbone("dinov2").state_dict()}
+
+
+def test_the_table() -> None:
+    with pytest.raises(RecipeError) as caught:
+        objective_class("simclr")
+    assert tells(caught.value, "phase4.objective", "'simclr'", *OBJECTIVES)
+    assert [default_objective(name) for name in ("vit", "dinov2", "dinov2_with_registers")] == ["mae"] + 2 * ["dinov2"]
+    for name in OBJECTIVES:
+        cls = objective_class(name)
+        assert settings_of(cls, {}) == {section: kind() for section, kind in cls.sections.items()}
