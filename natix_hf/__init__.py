@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from natix_hf.api import Run, run
     from natix_hf.bundle.load import Bundle, Prediction, count_flips, load_bundle
     from natix_hf.bundle.stream import BadImage
+    from natix_hf.deploy import bundle_of
     from natix_hf.recipe import Recipe, load_recipe
     from natix_hf.ssl.explora import apply_explora
     from natix_hf.trainers.explora import ExploraTrainer
@@ -32,6 +33,7 @@ _PLACES = {
     "RoadworkTrainer": "trainers.roadwork",
     "Run": "api",
     "apply_explora": "ssl.explora",
+    "bundle_of": "deploy",
     "count_flips": "bundle.load",
     "load_bundle": "bundle.load",
     "load_recipe": "recipe",
@@ -48,6 +50,7 @@ __all__ = [
     "Run",
     "__version__",
     "apply_explora",
+    "bundle_of",
     "calibration",
     "count_flips",
     "load_bundle",

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from natix_hf.errors import RunError, UsageError, VerificationError
+from natix_hf.errors import RunError, UsageError, VerificationError, first_line
 from natix_hf.preflight import check_run
 from natix_hf.provenance.manifest import read_manifest
 from natix_hf.recipe import Recipe, load_recipe
@@ -155,7 +155,7 @@ def run_phase(
         raise
     except torch.OutOfMemoryError as error:
         advice = "lower per_device_train_batch_size and raise gradient_accumulation_steps"
-        raise RunError(f"phase {phase.number} ran out of memory ({str(error).splitlines()[0]}): {advice}") from None
+        raise RunError(f"phase {phase.number} ran out of memory ({first_line(error)}): {advice}") from None
     except SafetensorError as error:  # what safetensors makes of a full disk
         raise RunError(
             f"phase {phase.number} could not write or read weights under {run_dir} ({error}): is there space left?"

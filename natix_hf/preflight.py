@@ -46,8 +46,8 @@ def check_trainings(recipe: Recipe, phases: Sequence[Phase], run_dir: Path | Non
     from natix_hf.models.classifier import check_model
     from natix_hf.models.preprocess import make_processor
     from natix_hf.phases.phase4_adapt import check_explora
+    from natix_hf.trainers.arguments import check_training
     from natix_hf.trainers.bakeoff import entrants_for
-    from natix_hf.trainers.supervised import check_training
 
     if run_dir is not None:
         recipe = replace(recipe, model=pinned_model(run_dir, recipe.model))

@@ -16,7 +16,7 @@ from natix_hf.bundle.inference import Backend, ImageList, Inference
 from natix_hf.bundle.onnx_export import ONNX_TOLERANCE, export_onnx, onnx_difference
 from natix_hf.bundle.policy import POLICY, OnnxCopy, Policy, write_policy
 from natix_hf.errors import RunError
-from natix_hf.models.classifier import head_of, load_classifier
+from natix_hf.models.classifier import head_of, load_classifier, save_model
 from natix_hf.models.gate import GATE
 from natix_hf.models.preprocess import Preprocess, load_processor
 from natix_hf.provenance.files import atomic_folder, describe_files, file_sha256, list_files, write_json, write_text
@@ -60,9 +60,8 @@ def build_bundle(
     with atomic_folder(target) as folder:
         model = load_classifier(candidate)
         fold_into(head_of(model), policy)
-        model.save_pretrained(folder)
         processor = load_processor(candidate)
-        processor.save_pretrained(folder)
+        save_model(folder, model, processor)
         policy = replace(policy, model_sha256=file_sha256(folder / WEIGHTS))
         if onnx:
             export_onnx(folder, Preprocess(processor).image_size)

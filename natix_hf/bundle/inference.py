@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from natix_hf.bundle.contents import ONNX
 from natix_hf.data.images import open_image
-from natix_hf.errors import UsageError, VerificationError
+from natix_hf.errors import UsageError, VerificationError, first_line
 from natix_hf.models.classifier import head_of, load_classifier, logit_difference
 from natix_hf.models.device import default_device, full_float32
 from natix_hf.models.positions import fix_positions
@@ -146,7 +146,7 @@ def onnx_forward(path: Path) -> Forward:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of many classes, with no base of their own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise VerificationError(f"{path} cannot be run ({reason})") from None
     names = [value.name for value in (*session.get_inputs(), *session.get_outputs())]
     if names != ["pixel_values", "logits", "features"]:

@@ -39,8 +39,8 @@ def recipes() -> None:
     from natix_hf.recipe import packaged_recipes
 
     for path in packaged_recipes():
-        first_line = path.read_text(encoding="utf-8").splitlines()[0]
-        say(f"{path.stem:24s} {first_line.lstrip('# ')}")
+        title = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        say(f"{path.stem:24s} {title}")
 
 
 @app.command(cls=Command)

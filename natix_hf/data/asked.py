@@ -45,7 +45,7 @@ class Asked:
         self.row_groups = row_groups
         self.row_labels = row_labels
         self.exam = exam
-        self._cells = cells
+        self.cells = cells
 
     @property
     def views(self) -> int:
@@ -93,8 +93,8 @@ class Asked:
         return shown
 
     def _open(self, row: int) -> Image.Image:
-        assert self._cells is not None, "the pictures are not at hand"
-        cell = self._cells[row]
+        assert self.cells is not None, "the pictures are not at hand"
+        cell = self.cells[row]
         return open_image(cell, describe_cell(cell, self.row_ids[row]))
 
     def _shown(self, image: Image.Image, i: int) -> Image.Image:

@@ -8,7 +8,7 @@ import numpy as np
 
 from natix_hf.data.decode import decode_once
 from natix_hf.data.rows import Rows
-from natix_hf.errors import DataError
+from natix_hf.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,8 +73,7 @@ def rows_of(
     try:
         source = table.cast_column(image_column, Image()).cast_column(image_column, Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors are some of these
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"column {image_column!r} of {what} does not hold images ({reason})") from None
+        raise DataError(f"column {image_column!r} of {what} does not hold images ({first_line(error)})") from None
     decoded = decode_once(source, ids, image_column, cache_px, on_bad_image="skip")
     problem = next((problem for problem in decoded["problem"] if problem is not None), None)
     if problem is not None:

@@ -24,6 +24,7 @@ from transformers.utils import logging
 import natix_hf.models.dinov3  # noqa: F401  # registers the head that transformers lacks
 from natix_hf.errors import RecipeError, UsageError, VerificationError, did_you_mean, first_line, require
 from natix_hf.labels import ID2LABEL
+from natix_hf.models.bars import no_loading_bars
 from natix_hf.models.config import PACKAGED_PREFIX, ModelConfig
 from natix_hf.models.vit_mae import VIT_MAE, encoder_config, encoder_of, load_decoder
 from natix_hf.resources import resource_folder
@@ -133,6 +134,7 @@ def load_backbone(folder: Path) -> PreTrainedModel:
     return load_strictly(AutoModel, folder, **({"add_pooling_layer": False} if model_type == "vit" else {}))
 
 
+@no_loading_bars()
 def load_strictly(model_class: Any, folder: Path, **options: Any) -> PreTrainedModel:
     """`from_pretrained` of a local folder that refuses missing, unexpected or misshapen tensors, and an adapter left
     beside merged weights, which it would attach. `options` go to the model."""
@@ -159,6 +161,13 @@ def load_strictly(model_class: Any, folder: Path, **options: Any) -> PreTrainedM
             )
     loaded: PreTrainedModel = model
     return loaded
+
+
+@no_loading_bars()
+def save_model(folder: Path, model: PreTrainedModel, processor: Any) -> None:
+    """Writes a model and its image processor into a folder, as transformers reads them."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def head_of(model: nn.Module) -> nn.Linear:
@@ -260,6 +269,7 @@ def _check_image_size(architecture: PreTrainedConfig, image_size: int) -> None:
         raise RecipeError(f"model.image_size {image_size}: this {architecture.model_type} is fixed to {made_for}")
 
 
+@no_loading_bars()
 def _from_backbone(config: ModelConfig, architecture: PreTrainedConfig) -> PreTrainedModel:
     source = resolve_backbone(str(config.backbone))
     verbosity = logging.get_verbosity()

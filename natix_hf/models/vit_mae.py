@@ -12,6 +12,7 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 from transformers.utils import logging
 
 from natix_hf.errors import UsageError, first_line
+from natix_hf.models.bars import no_loading_bars
 
 VIT_MAE = "vit_mae"
 _SHARED = (
@@ -34,6 +35,7 @@ def encoder_of(model: ViTMAEForPreTraining) -> ViTModel:
     return encoder
 
 
+@no_loading_bars()
 def load_decoder(source: str, revision: str | None = None) -> ViTMAEDecoder:
     """The decoder of a checkpoint as `ViTMAEForPreTraining` saves it, in float32; `.config` holds its own widths.
 

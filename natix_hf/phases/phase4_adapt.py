@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from natix_hf.data.unlabelled import joined, unlabelled_rows
 from natix_hf.errors import RecipeError
-from natix_hf.models.classifier import build_backbone, build_decoder
+from natix_hf.models.classifier import build_backbone, build_decoder, save_model
 from natix_hf.models.preprocess import make_processor
 from natix_hf.provenance.files import atomic_folder, file_sha256, read_json, write_json
 from natix_hf.provenance.manifest import MANIFEST, manifest_problems
@@ -74,8 +74,7 @@ def adapt_backbone(context: PhaseContext) -> dict[str, Any]:
 
     def save(backbone: PreTrainedModel) -> Path:
         with atomic_folder(context.folder / BACKBONE) as temporary:
-            backbone.save_pretrained(temporary)
-            processor.save_pretrained(temporary)
+            save_model(temporary, backbone, processor)
         return context.folder / BACKBONE
 
     report = pretrain_backbone(

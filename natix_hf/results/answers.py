@@ -17,7 +17,7 @@ from natix_hf.data.config import DataConfig
 from natix_hf.data.rows import Rows
 from natix_hf.data.views import AskedViews
 from natix_hf.errors import RunError
-from natix_hf.models.classifier import build_classifier
+from natix_hf.models.classifier import build_classifier, save_model
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import make_processor
 from natix_hf.provenance.files import atomic_folder, write_json
@@ -75,8 +75,7 @@ def save_candidate(folder: Path, model: PreTrainedModel, processor: Any) -> Cand
     candidate = Candidate(folder)
     with atomic_folder(candidate.model) as temporary:
         nn.Module.to(model, device="cpu", dtype=torch.float32)
-        model.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
+        save_model(temporary, model, processor)
     return candidate
 
 

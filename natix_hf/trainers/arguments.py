@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.training_args import OptimizerNames
 
-from natix_hf.errors import RecipeError, UsageError
+from natix_hf.errors import RecipeError, UsageError, first_line
 from natix_hf.models.device import runs_on_cpu
 
 # Optimizers that need the model itself, so that they cannot be tried beforehand.
@@ -117,7 +117,7 @@ def check_training(training: dict[str, Any], output_dir: Path, where: str = "pha
 
 def training_refused(error: Exception, where: str) -> RecipeError:
     """The one line for settings that transformers does not accept."""
-    return RecipeError(f"{where}: transformers refuses these settings: {str(error).strip().splitlines()[0]}")
+    return RecipeError(f"{where}: transformers refuses these settings: {first_line(error)}")
 
 
 def require_a_batch(arguments: TrainingArguments, rows: int, where: str) -> None:

@@ -32,10 +32,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from natix_hf.data.sampler import EpochSampler
-from natix_hf.errors import RunError, VerificationError
+from natix_hf.errors import RunError, VerificationError, first_line
+from natix_hf.models.bars import no_loading_bars
 from natix_hf.models.classifier import load_strictly
 from natix_hf.provenance.files import check_files, describe_files, list_files, read_json, write_json
-from natix_hf.trainers.progress import SUPERVISED, Column, ProgressTable, no_loading_bars
+from natix_hf.trainers.progress import SUPERVISED, Column, ProgressTable
 
 COMPLETE = "complete.json"
 
@@ -158,7 +159,7 @@ class BaseTrainer(Trainer):
         except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             raise RunError(
                 f"the checkpoint of step {self.state.global_step} could not be written to {self.args.output_dir} "
-                f"({str(error).splitlines()[0]}): free some space, the same --run-dir continues"
+                f"({first_line(error)}): free some space, the same --run-dir continues"
             ) from None
         finally:
             self.args.save_total_limit = limit

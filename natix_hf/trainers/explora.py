@@ -17,7 +17,7 @@ from natix_hf.data.config import Augment, AugmentConfig
 from natix_hf.data.plain import is_plain, rows_of
 from natix_hf.data.rows import Rows
 from natix_hf.errors import DataError, RunError, UsageError, VerificationError
-from natix_hf.models.classifier import build_decoder, load_backbone
+from natix_hf.models.classifier import build_decoder, load_backbone, save_model
 from natix_hf.ssl.collapse import collapse_reason
 from natix_hf.ssl.objective import Objective
 from natix_hf.trainers.arguments import given_or_default, require_a_batch
@@ -25,7 +25,7 @@ from natix_hf.trainers.base import BaseTrainer
 from natix_hf.trainers.explora_config import ExploraConfig
 from natix_hf.trainers.merge_validation import MergeValidationCallback
 from natix_hf.trainers.pretraining import Pretraining, make_pretraining
-from natix_hf.trainers.progress import SELF_SUPERVISED, no_loading_bars
+from natix_hf.trainers.progress import SELF_SUPERVISED
 from natix_hf.trainers.stage import first_images
 from natix_hf.trainers.start import start_backbone
 
@@ -175,8 +175,7 @@ class ExploraTrainer(BaseTrainer):
         folder = Path(str(self.args.output_dir)) / MERGED
         if self._parts is None or self.state.global_step == 0 or not (folder / "config.json").is_file():
             raise UsageError(f"{_WHERE}: call train() first, then merged()")
-        with no_loading_bars():
-            backbone = load_backbone(folder)
+        backbone = load_backbone(folder)
         backbone.eval()
         return backbone
 
@@ -195,15 +194,11 @@ class ExploraTrainer(BaseTrainer):
         if _internal_call or self.state.global_step == 0 or self._parts is None:
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
-            processor: Any = self.processing_class
-            self.merged().save_pretrained(str(output_dir or self.args.output_dir))
-            processor.save_pretrained(str(output_dir or self.args.output_dir))
+            save_model(Path(str(output_dir or self.args.output_dir)), self.merged(), self.processing_class)
 
     def _save_merged(self, merged: PreTrainedModel) -> Path:
         folder = Path(str(self.args.output_dir)) / MERGED
-        processor: Any = self.processing_class
-        merged.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        save_model(folder, merged, self.processing_class)
         return folder
 
     def _rows(self, train_dataset: Any, eval_dataset: Any) -> tuple[Rows, tuple[Rows, Rows] | None]:

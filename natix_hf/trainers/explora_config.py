@@ -26,8 +26,8 @@ class ExploraConfig(TrainingSection):
 
     objective: Annotated[
         str | None,
-        f"The self-supervised objective: {' | '.join(OBJECTIVES)}; null takes dinov2 for backbones of the DINOv2 family "
-        "and mae for a plain ViT.",
+        f"The self-supervised objective: {' | '.join(OBJECTIVES)}; null takes dinov2 for backbones of the DINOv2 "
+        "family and mae for a plain ViT.",
     ] = None
     trainable: Annotated[
         Literal["explora", "blocks", "all"],

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from natix_hf.errors import MergeMismatchError, UsageError, VerificationError
+from natix_hf.errors import MergeMismatchError, UsageError, VerificationError, first_line
 
 TOLERANCE = 1e-4
 # Relative to the largest entry of a layer where that is above 1. The 35 tuners of the adapter table that merge into
@@ -158,7 +158,7 @@ def _merge(model: nn.Module) -> PreTrainedModel:
         merged: PreTrainedModel = model.merge_and_unload()
     except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
         kinds = ", ".join(sorted({PeftType(config.peft_type).value for config in model.peft_config.values()}))
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise MergeMismatchError(f"PEFT cannot merge {kinds}: {reason}") from None
     return merged
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
-from transformers.utils import logging
 
 from natix_hf.terminal import tell
 
@@ -155,15 +152,3 @@ def spell(seconds: int) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d}"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d}"
-
-
-@contextmanager
-def no_loading_bars() -> Iterator[None]:
-    """Inside, `from_pretrained` and `save_pretrained` draw no bar."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -18,7 +18,7 @@ from natix_hf.data.plain import class_names, is_plain, rows_of
 from natix_hf.data.views import AskedViews
 from natix_hf.errors import DataError, UsageError
 from natix_hf.models.adapters import AUTO
-from natix_hf.models.classifier import load_classifier
+from natix_hf.models.classifier import load_classifier, save_model
 from natix_hf.models.preprocess import Preprocess
 from natix_hf.trainers.adalora import AdaLoraCallback
 from natix_hf.trainers.arguments import given_or_default, require_a_batch
@@ -194,9 +194,7 @@ class RoadworkTrainer(BaseTrainer):
 
     def _save_merged(self, merged: PreTrainedModel) -> Path:
         folder = Path(str(self.args.output_dir)) / MERGED
-        merged.save_pretrained(folder)
-        processor: Any = self.processing_class
-        processor.save_pretrained(folder)
+        save_model(folder, merged, self.processing_class)
         return folder
 
     def _first_images(self) -> torch.Tensor:

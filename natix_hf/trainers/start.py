@@ -7,11 +7,10 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
 
-from natix_hf.errors import UsageError
+from natix_hf.errors import UsageError, first_line
 from natix_hf.models.classifier import build_backbone, build_classifier, resolve_backbone
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import Preprocess, make_processor
-from natix_hf.trainers.progress import no_loading_bars
 
 _USUAL_PX = 224
 _FIXED_SIZE = ("vit", "vit_mae")  # their position embeddings are not interpolated
@@ -36,8 +35,7 @@ def start_classifier(
     """
     if isinstance(model, str | os.PathLike):
         config = model_config(os.fspath(model), processor, image_size)
-        with no_loading_bars():
-            built = build_classifier(config, seed)
+        built = build_classifier(config, seed)
         if names is not None:
             built.config.id2label = dict(enumerate(names))
             built.config.label2id = {name: number for number, name in enumerate(names)}
@@ -58,8 +56,7 @@ def start_backbone(
     """A backbone without a head, its processor, and where it was loaded from (None: it was given as an instance)."""
     if isinstance(model, str | os.PathLike):
         config = model_config(os.fspath(model), processor, image_size)
-        with no_loading_bars():
-            return build_backbone(config, seed), processor or make_processor(config), config
+        return build_backbone(config, seed), processor or make_processor(config), config
     _require_model(model, where)
     backbone: Any = model.base_model
     return backbone, processor or make_processor(_config_of(model, image_size)), None
@@ -72,8 +69,9 @@ def model_config(source: str, processor: Any, image_size: int | None) -> ModelCo
         try:
             stock = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UsageError(f"model: {source} is neither a model folder nor on the Hub ({reason})") from None
+            raise UsageError(
+                f"model: {source} is neither a model folder nor on the Hub ({first_line(error)})"
+            ) from None
         image_size = _own_size(stock, processor)
     return ModelConfig(backbone=source, image_size=image_size)
 

@@ -17,7 +17,6 @@ from natix_hf.data.rows import Rows
 from natix_hf.models.adapters import AUTO, adapted_modules
 from natix_hf.models.classifier import load_classifier
 from natix_hf.models.tuner import count_trainable
-from natix_hf.trainers.arguments import check_training as check_training
 from natix_hf.trainers.arguments import optimizer_steps, require_a_batch, training_arguments, training_refused
 from natix_hf.trainers.bakeoff import bake_off
 from natix_hf.trainers.base import newest_complete_checkpoint

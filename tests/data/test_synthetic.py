@@ -15,7 +15,7 @@ import pytest
 from facts import tells
 from PIL import Image
 
-from natix_hf.data import synthetic
+from natix_hf import synthetic
 from natix_hf.errors import RecipeError
 from natix_hf.synthetic import SyntheticConfig, build_synthetic, label_of, render
 from natix_hf.synthetic.picture import draw_frame

@@ -50,7 +50,7 @@ def test_a_kill_while_finishing_does_not_cost_the_training(
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(
-            "natix_hf.runs.context.write_manifest", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+            "natix_hf.runs.attempt.write_manifest", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
             run_recipe(str(tiny_recipe_file), [1], run, overrides=[])
@@ -58,7 +58,7 @@ def test_a_kill_while_finishing_does_not_cost_the_training(
     run_recipe(str(tiny_recipe_file), [], run)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "natix_hf.runs.context.write_manifest", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+            "natix_hf.runs.attempt.write_manifest", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
             run_recipe(str(tiny_recipe_file), [1], run)

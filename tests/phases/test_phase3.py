@@ -54,7 +54,7 @@ def phase3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         asked = give_answers(monkeypatch, phase3_gate, answers)
         decision(tmp_path, THRESHOLD, "phase4_explora")
         (tmp_path / "phase3_gate").mkdir(exist_ok=True)
-        report = phase3_gate.run(context)
+        report = phase3_gate.run(context).metrics
         assert set(asked) == {(tmp_path / "phase4_explora", "val_select")}  # the champion's, wherever it comes from
         assert context.rows_read == {"val_select": table.ids}
         stored = json.loads((tmp_path / "phase3_gate" / "gate.json").read_text(encoding="utf-8"))

@@ -72,7 +72,7 @@ def phase5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         decision(tmp_path, THRESHOLD)
         for folder in ("phase3_gate", "phase5_scrc"):
             (tmp_path / folder).mkdir(exist_ok=True)
-        metrics = json.loads(json.dumps(phase5_scrc.run(context)))
+        metrics = json.loads(json.dumps(phase5_scrc.run(context).metrics))
         assert context.rows_read == {role: table.ids for role, (table, _) in answers.items()}
         calibration, risk = (read_json(tmp_path / "phase5_scrc" / f"{name}.json") for name in ("calibration", "scrc"))
         assert calibration.pop("schema") == risk.pop("schema") == 1

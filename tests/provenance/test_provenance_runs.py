@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from natix_hf.errors import UsageError, VerificationError
-from natix_hf.provenance import runs
 from natix_hf.provenance.files import read_json
+from natix_hf.runs import folders as runs
 from natix_hf.runs.folders import RUN_FILE, new_run, newest_run, open_run
 
 

@@ -321,7 +321,7 @@ def test_phase6(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     import yaml
 
     from natix_hf.pipeline import run_recipe
-    from natix_hf.results import evaluation, phase6_export
+    from natix_hf.results import evaluation
 
     changed = {
         "fold": "none", "n_resamples": 150, "model_name": "Own name", "description": "What a question.",
@@ -342,9 +342,9 @@ def test_phase6(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     before = {p.name: p.read_text(encoding="utf-8") for p in (finished_run / "phase6_export/bundle").glob("*.json")}
     recipe = write_recipe(tmp_path / "tiny.yaml", yaml.safe_load(yaml.safe_dump(content)))
     selective: list[int] = []
-    real_selective = phase6_export.evaluate_selective
+    real_selective = evaluation.evaluate_selective
     monkeypatch.setattr(
-        phase6_export, "evaluate_selective", lambda *args: selective.append(args[-1]) or real_selective(*args)
+        evaluation, "evaluate_selective", lambda *args: selective.append(args[-1]) or real_selective(*args)
     )
     run_recipe(str(recipe), [6], finished_run)
     assert selective == [150]

@@ -19,7 +19,7 @@ from natix_hf.data.config import AugmentConfig, DataConfig
 from natix_hf.data.rows import ImageData, load_image_data
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import make_processor
-from natix_hf.phases import phase4_explora
+from natix_hf.phases import phase4_adapt, phase4_explora
 from natix_hf.recipe import parse_recipe
 from natix_hf.runs.context import PhaseContext
 from natix_hf.runs.graph import PHASES
@@ -271,10 +271,8 @@ def _context(folder: Path, source: str, **phase4: Any) -> PhaseContext:
 def stages(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The supervised stages that phase 4 runs: folder, model and settings; nothing is trained."""
     ran: list[Any] = []
-    monkeypatch.setattr(phase4_explora, "_adapt", lambda context: {})
-    monkeypatch.setattr(
-        phase4_explora, "_train", lambda context, folder, model, stage: ran.append((folder.name, model, stage)) or {}
-    )
+    monkeypatch.setattr(phase4_explora, "adapt_backbone", lambda context: {})
+    monkeypatch.setattr(phase4_explora, "_train", lambda _, found, *rest: ran.append((found.name, *rest)) or {})
     return ran
 
 
@@ -301,7 +299,7 @@ def test_phase4_unlabelled(tmp_path: Path, parquet_source: Path, monkeypatch: py
     def stop(backbone: Any, processor: Any, images: Any, *rest: Any) -> None:
         raise _Seen(images)
 
-    monkeypatch.setattr(phase4_explora, "pretrain_backbone", stop)
+    monkeypatch.setattr(phase4_adapt, "pretrain_backbone", stop)
     folders = []
     for name, count in (("monday", 4), ("tuesday", 3)):
         folders.append(tmp_path / name)

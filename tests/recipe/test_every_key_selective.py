@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from effects import Look, remembered, require_effect
+from given import decision, give_answers, rows_of
 
 from natix_hf.data.asked import Asked
-from natix_hf.phases import phase3_gate, phase5_scrc, plots
-from natix_hf.provenance.files import write_json
+from natix_hf.phases import phase3_gate, phase5_scrc
 from natix_hf.recipe import parse_recipe
-from natix_hf.results.candidate import Candidate
+from natix_hf.results import calibration, plots
 from natix_hf.results.logits import LogitTable
 from natix_hf.runs.context import PhaseContext
 from natix_hf.runs.graph import PHASES
@@ -58,24 +58,22 @@ def look(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Look]:
     features = {role: np.column_stack([t.logits, t.labels]).astype(np.float32) for role, t in tables.items()}
     for folder in ("phase2_threshold", "phase3_gate", "phase5_scrc"):
         (run_dir / folder).mkdir()
-    decision = {"champion": "phase1_baseline", "threshold_logit": 0.0}
-    write_json(run_dir / "phase2_threshold" / "threshold.json", decision)
-    data = SimpleNamespace(role=lambda role: SimpleNamespace(role=role, ids=tables[role].ids))
+    decision(run_dir, 0.0)
+    answers = {role: (table, features[role]) for role, table in tables.items()}
 
     def run(content: dict[str, Any]) -> SimpleNamespace:
         number = int(next(iter(content))[-1])
         recipe = parse_recipe(content)
-        context = PhaseContext(PHASES[number], recipe, run_dir, lambda: data)  # type: ignore[arg-type, return-value]
+        context = PhaseContext(PHASES[number], recipe, run_dir, rows_of(answers))
         if number == 3:
-            return SimpleNamespace(**phase3_gate.run(context))
-        found = phase5_scrc.run(context)
+            return SimpleNamespace(**phase3_gate.run(context).metrics)
+        found = phase5_scrc.run(context).metrics
         return SimpleNamespace(calibration=found["calibration"], risk=found["risk_control"])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Candidate, "stored_logits", lambda self, role: tables[role])
-        patch.setattr(phase5_scrc, "_ERRORS", ("ece", "nll"))
+        patch.setattr(calibration, "ERRORS", ("ece", "nll"))
         for module in (phase3_gate, phase5_scrc):
-            patch.setattr(module, "compute_answers", lambda _, rows, exam: (tables[rows.role], features[rows.role]))
+            give_answers(patch, module, answers)
         for plot in ("reliability", "risk_coverage"):
             patch.setattr(plots, plot, lambda *args: None)
         yield remembered(run)

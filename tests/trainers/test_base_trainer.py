@@ -24,12 +24,12 @@ from natix_hf.errors import RecipeError, RunError, VerificationError
 from natix_hf.models.classifier import build_classifier, load_classifier
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import Preprocess, make_processor
+from natix_hf.trainers.arguments import training_arguments
 from natix_hf.trainers.average import AVERAGE, WeightAverage
 from natix_hf.trainers.base import COMPLETE, BaseTrainer, mark_complete, newest_complete_checkpoint
 from natix_hf.trainers.config import SupervisedConfig
 from natix_hf.trainers.roadwork import RoadworkTrainer
 from natix_hf.trainers.scores import EvaluationMetrics
-from natix_hf.trainers.supervised import training_arguments
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

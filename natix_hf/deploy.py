@@ -1,0 +1,172 @@
+"""From a trained classifier to a bundle, in one call: threshold, calibration, folding, the files, the proof."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from torch import nn
+from transformers import PreTrainedModel
+
+from natix_hf.bundle.build import build_bundle
+from natix_hf.bundle.policy import Fold, Policy
+from natix_hf.bundle.push import REPO_PLACEHOLDER
+from natix_hf.calibration.temperature import Method
+from natix_hf.data.asked import Asked, ask
+from natix_hf.data.plain import rows_of
+from natix_hf.data.views import AskedViews
+from natix_hf.errors import DataError, UsageError
+from natix_hf.labels import ID2LABEL
+from natix_hf.metrics import select_threshold
+from natix_hf.provenance.manifest import git_state, package_versions
+from natix_hf.resources import resource_folder
+from natix_hf.results.answers import compute_answers, save_candidate
+from natix_hf.results.calibration import fit_on
+from natix_hf.results.evaluation import Evaluation, evaluate
+
+if TYPE_CHECKING:
+    from natix_hf.bundle.load import Bundle
+    from natix_hf.trainers.roadwork import RoadworkTrainer
+
+_TEMPLATE = "trained.md.jinja"
+_COMPARED = 50  # pictures on which the bundle is compared with the trained model
+_RESAMPLES = 1000
+
+
+def bundle_of(
+    trainer: RoadworkTrainer,
+    folder: str | Path,
+    eval_dataset: Any = None,
+    test_dataset: Any = None,
+    *,
+    group_by: str | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+    target_prior: float | None = None,
+    calibration: Method = "temperature",
+    fold: Fold = "decision",
+    model_name: str = "A yes/no image classifier",
+) -> Bundle:
+    """Make a bundle of a classifier that a [`RoadworkTrainer`] has trained.
+
+    The decision threshold (largest MCC) and the calibration are fitted on the evaluation rows. Both are optimistic
+    there, so give test rows for figures that may be shown to others. A run of a recipe does more: splits without
+    leaks, a gate, a guarantee.
+
+    Args:
+        trainer ([`RoadworkTrainer`]): After `train()`.
+        folder (`str` or `Path`): The new bundle folder.
+        eval_dataset (`datasets.Dataset`, *optional*): Labelled rows with an image and a label column. Defaults to the
+            trainer's own, if that is such a dataset.
+        test_dataset (`datasets.Dataset`, *optional*): Labelled rows that nothing was trained or chosen on. Without
+            them the card says that nothing was measured.
+        group_by (`str`, *optional*): A column of `test_dataset`; rows with one value of it are not independent.
+        image_column, label_column (`str`): Names of the columns.
+        target_prior (`float`, *optional*): Share of label 1 that the model will meet. Defaults to that of the rows.
+        calibration (`str`, defaults to `"temperature"`): `"temperature"`, `"platt"` or `"none"`.
+        fold (`str`, defaults to `"decision"`): What a stock pipeline's cut at 0.5 follows; see `phase6.fold`.
+        model_name (`str`): On the card.
+
+    Returns:
+        [`Bundle`]: Loaded from the folder, every file checked.
+
+    Raises:
+        [`UsageError`]: the trainer has no plain two-label model yet, or there are no evaluation rows, or the folder
+            exists. [`DataError`]: the rows cannot be used. [`RunError`]: the bundle does not answer as the model.
+
+    Example:
+
+        >>> bundle = natix_hf.bundle_of(trainer, "my_bundle", test_dataset=rows["test"])  # doctest: +SKIP
+        >>> bundle.predict("street.jpg")  # doctest: +SKIP
+    """
+    from natix_hf.bundle.load import load_bundle
+
+    target = Path(folder)
+    if target.exists():
+        raise UsageError(f"bundle_of: {target} exists already: name a new folder")
+    model: Any = trainer.model
+    if not isinstance(model, PreTrainedModel) or getattr(model.config, "num_labels", 0) != 2:
+        raise UsageError(f"bundle_of: the trainer holds a {type(model).__name__}: call train() first")
+    shown = trainer.eval_dataset
+    if eval_dataset is not None:
+        asked = ask(rows_of(eval_dataset, "eval", image_column, label_column))
+    elif isinstance(shown, AskedViews):
+        asked = shown.asked
+    else:
+        raise UsageError("bundle_of: the trainer has no evaluation rows with pictures: give eval_dataset=")
+    config: Any = model.config
+    names = {int(index): str(name) for index, name in config.id2label.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        _name_labels(model, ID2LABEL)  # a bundle names its answers as the subnet does; the card says what they are
+        candidate = save_candidate(Path(scratch) / "trained", model, trainer.processing_class)
+        _name_labels(model, names)
+        nn.Module.to(model, device=trainer.args.device)
+        table, _ = compute_answers(candidate, asked, workers=0)
+        chosen = select_threshold(table.logits, table.labels, target_prior=target_prior)
+        fitted, _ = fit_on(table, calibration, target_prior)
+        policy = Policy(chosen.threshold, candidate.sha256, "", calibration=fitted, fold=fold)
+        measured = None
+        if test_dataset is not None:
+            rows = ask(rows_of(test_dataset, "test", image_column, label_column))
+            if group_by is not None:
+                rows = _grouped(rows, test_dataset, group_by)
+            answers, _ = compute_answers(candidate, rows, workers=0)
+            every = np.ones(len(rows), dtype=bool)
+            measured = evaluate(answers, policy, every, {}, target_prior, _RESAMPLES)
+        compared = np.linspace(0, len(asked) - 1, min(_COMPARED, len(asked))).round().astype(int)
+        made_by = {"made_by": "natix_hf.bundle_of", "candidate_sha256": candidate.sha256}
+        build_bundle(
+            target,
+            candidate.model,
+            policy,
+            evaluation=measured.content() if measured is not None else {"schema": Evaluation.SCHEMA, "rows": 0},
+            card=_card(model_name, names, policy, len(asked), chosen.value, measured, trainer),
+            model_card=None,
+            plots=[],
+            lineage=made_by | {"git": git_state(), "packages": package_versions()},
+            images=[asked.picture(int(i)) for i in compared],
+            expected_logits=table.logits[compared],
+        )
+    return load_bundle(target)
+
+
+def _name_labels(model: PreTrainedModel, names: dict[int, str]) -> None:
+    model.config.id2label = dict(names)
+    model.config.label2id = {name: index for index, name in names.items()}
+
+
+def _grouped(asked: Asked, dataset: Any, column: str) -> Asked:
+    if column not in getattr(dataset, "column_names", []):
+        raise DataError(f"bundle_of: test_dataset has no column {column!r} to group by")
+    groups = np.asarray([f"group:{value}" for value in dataset[column]])
+    return Asked(asked.row_ids, groups, asked.row_labels, asked.exam, asked.cells)
+
+
+def _card(
+    model_name: str,
+    names: dict[int, str],
+    policy: Policy,
+    eval_rows: int,
+    eval_mcc: float,
+    measured: Evaluation | None,
+    trainer: RoadworkTrainer,
+) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(resource_folder("model_cards")), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    return environment.get_template(_TEMPLATE).render(
+        model_name=model_name,
+        names=names,
+        labels=ID2LABEL,
+        policy=policy,
+        eval_rows=eval_rows,
+        eval_mcc=eval_mcc,
+        measured=measured,
+        architecture=trainer.model.config.model_type,  # type: ignore[union-attr]  # it was checked
+        settings=trainer.args,
+        repo=REPO_PLACEHOLDER,
+        packages=package_versions(),
+    )
