@@ -21,7 +21,7 @@ from natix_hf.resources import resource_folder
 from natix_hf.runs.verify import find_problems
 
 PACKAGED = ("recipes", "accelerate_configs", "model_cards")
-GENERATED = ("keys.md",)  # of docs/
+GENERATED = ("api.md", "keys.md")  # of docs/
 # Every phase with its defaults of the quickstart and the packaged backbone, on as few scenes as can be divided.
 TINY = [
     "data.synthetic.videos=40", "data.synthetic.frames=1", "phase1.num_train_epochs=1",
