@@ -1,4 +1,4 @@
-"""`docs/api.md` from the code: signature and docstring of every public name. `python -m natix_hf.apidoc > docs/api.md`."""
+"""`docs/api.md` from the code: signature and docstring of every public name. `make docs` writes it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _text(value: Any) -> str:
             lines += ["", f"**{line.rstrip(':')}**" if line.endswith(":") else line, ""]
         elif example:
             lines.append(line.removeprefix("    "))
-        elif line.startswith("    ") and not line.strip().startswith((">>>", "```")) and ":" in line and line[4] != " ":
+        elif line.startswith("    ") and line[4] != " " and ":" in line and not line.strip().startswith(">>>"):
             lines.append(f"- {line.strip()}")
         else:
             lines.append(line)
