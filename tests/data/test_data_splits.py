@@ -139,9 +139,7 @@ def _brute_force_overlaps(source: Source, before: dict[str, str]) -> set[str]:
             i
             for i in kept
             for j in kept
-            if keys[i] is not None
-            and keys[i] == keys[j]
-            and rank[before[source.ids[i]]] < rank[before[source.ids[j]]]
+            if keys[i] is not None and keys[i] == keys[j] and rank[before[source.ids[i]]] < rank[before[source.ids[j]]]
         }
         kept = [i for i in kept if i not in leaving]
     return {source.ids[i] for i in range(len(source)) if i not in kept}

@@ -42,9 +42,6 @@ def test_threshold_is_strict_and_moves_only_the_decisions() -> None:
     at, below = (compute_metrics(PROBABILITIES, LABELS, cut) for cut in (0.6, np.nextafter(0.6, 0)))
     cells = [[found[name] for name in ("tp", "fp", "tn", "fn")] for found in (at, below)]
     assert cells == [[2, 0, 3, 1], [2, 1, 2, 1]]
-        [2, 0, 3, 1],
-        [2, 1, 2, 1],
-    ]
     for name in ("auroc", "auprc", "ece", "brier", "nll"):
         assert at[name] == below[name] == pytest.approx(BY_HAND[name])
 
