@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import doctest
 
-import pytest
-
 from natix_hf.subnet import hotkey
 from natix_hf.subnet.hotkey import is_hotkey
 
 ALICE = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        ALICE,
-        "5FHneW46xGXgs5mUiveU4sbTyGBzmstUspZC92UhjJM694ty",  # Bob
-        "15oF4uVJwmo4TdGW7VfQxNLavjCXviqxT9S1MgbjMNHr6Sp5",  # Alice on Polkadot: prefix 0
-        "HNZata7iMYWmk5RvZRTiAsSDhV8366zq2YGb3tLH5Upf74F",  # Alice on Kusama: prefix 2
-    ],
-)  # fmt: skip
-def test_published_addresses(address: str) -> None:
-    assert is_hotkey(address)
+PUBLISHED = {
+    "Alice": ALICE, "Bob": "5FHneW46xGXgs5mUiveU4sbTyGBzmstUspZC92UhjJM694ty",
+    "Alice on Polkadot, prefix 0": "15oF4uVJwmo4TdGW7VfQxNLavjCXviqxT9S1MgbjMNHr6Sp5",
+    "Alice on Kusama, prefix 2": "HNZata7iMYWmk5RvZRTiAsSDhV8366zq2YGb3tLH5Upf74F",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("address", ["", "1", "5Grwva", ALICE[:-1], ALICE + "1", "1" + ALICE, "0x" * 24, "z" * 48])
-def test_no_addresses(address: str) -> None:
-    assert not is_hotkey(address)
+def test_published_addresses_and_no_addresses() -> None:
+    assert all(map(is_hotkey, PUBLISHED.values()))
+    wrong = ["", "1", "5Grwva", ALICE[:-1], ALICE + "1", "1" + ALICE, "0x" * 24, "z" * 48]
+    assert not any(map(is_hotkey, wrong))
 
 
 def test_every_wrong_letter_is_found() -> None:
