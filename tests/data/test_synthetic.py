@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 
 from natix_hf.data import synthetic
 from natix_hf.data.synthetic import SyntheticConfig, build_synthetic, label_of, render
@@ -54,23 +55,11 @@ def test_pixels_are_the_same_on_every_machine(
     assert _digest(_pixels(config, video, frame)) == expected
 
 
-def test_a_frame_is_rgb_of_the_size_asked_for() -> None:
-    for size in (16, 33, 64):
-        image = render(SyntheticConfig(image_size=size), 3, 0)
-        assert (image.mode, image.size) == ("RGB", (size, size))
-
-
 def test_counts_do_not_change_a_frame() -> None:
     few, many = SyntheticConfig(videos=2, frames=1), SyntheticConfig(videos=5000, frames=9)
     for video in (0, 1, 700):
         assert label_of(few, video) == label_of(many, video)
         assert np.array_equal(_pixels(few, video, 1), _pixels(many, video, 1))
-
-
-def test_seed_and_camera_change_a_frame() -> None:
-    base = _pixels(SyntheticConfig(), 5, 0)
-    assert not np.array_equal(base, _pixels(SyntheticConfig(seed=1), 5, 0))
-    assert not np.array_equal(base, _pixels(SyntheticConfig(camera="a"), 5, 0))
 
 
 def test_frames_of_a_video_are_near_duplicates() -> None:
@@ -120,19 +109,6 @@ def test_roadwork_can_be_seen_in_nearly_every_positive(camera: Any) -> None:
         difference = np.abs(np.asarray(views[0]).astype(int) - np.asarray(views[1])).max(axis=2)
         seen.append(int((difference > 20).sum()) >= 6)
     assert np.mean(seen) > 0.9
-
-
-def test_cameras_differ_in_colour_light_and_noise() -> None:
-    means, grain = {}, {}
-    for camera in ("a", "b"):
-        config = SyntheticConfig(camera=camera)
-        frames = np.stack([_pixels(config, video, 0) for video in range(60)]).astype(float)
-        means[camera] = frames.mean(axis=(0, 1, 2))
-        sky = frames[:, 2:8, 20:44]
-        grain[camera] = np.median(np.abs(np.diff(sky, axis=2)))
-    assert means["a"].mean() - means["b"].mean() > 10
-    assert (means["a"][2] - means["a"][0]) - (means["b"][2] - means["b"][0]) > 15  # b is warmer
-    assert grain["b"] > 1.5 * grain["a"]
 
 
 def test_dataset_has_the_hubs_columns_and_order() -> None:
@@ -186,25 +162,13 @@ def test_cache_is_reused_for_an_equal_config_only(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("camera", "c", "one of a, b"),
-        ("camera", ["a"], "one of a, b"),
-        ("videos", 1, "at least 2"),
-        ("videos", 2.5, "at least 2"),
-        ("frames", 0, "at least 1"),
-        ("image_size", 15, "at least 16"),
-        ("image_size", True, "at least 16"),
-        ("seed", -1, "at least 0"),
-        ("positive_share", 0, "above 0 and below 1"),
-        ("positive_share", 1.0, "above 0 and below 1"),
-        ("positive_share", float("nan"), "above 0 and below 1"),
-        ("positive_share", "half", "above 0 and below 1"),
+        ("camera", "c", "a, b"), ("camera", ["a"], "a, b"), ("videos", 1, 2), ("videos", 2.5, 2), ("frames", 0, 1),
+        ("image_size", 15, 16), ("image_size", True, 16), ("seed", -1, 0),
+        *(("positive_share", value, 1) for value in (0, 1.0, float("nan"), "half")),
     ],
-)
-def test_a_wrong_value_is_one_clear_line(key: str, value: Any, allowed: str) -> None:
-    with pytest.raises(RecipeError) as error:
-        SyntheticConfig(**{key: value})
-    text = str(error.value)
-    assert text.startswith(f"data.synthetic.{key}: {value!r}") and allowed in text and "\n" not in text
+)  # fmt: skip
+def test_a_wrong_value_is_one_clear_line(key: str, value: Any, allowed: object) -> None:
+    refused(RecipeError, lambda: SyntheticConfig(**{key: value}), f"data.synthetic.{key}", repr(value), allowed)
 
 
 def test_import_is_light() -> None:
