@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 from natix_hf.calibration import risk_control
 from natix_hf.calibration.classwise import fit_classwise_risk_control
 from natix_hf.calibration.plan import needed_at_rate
-from natix_hf.calibration.risk_control import RiskControl, coverage_interval, fit_risk_control, make_grid
+from natix_hf.calibration.risk_control import RiskControl, fit_risk_control, make_grid
 from natix_hf.calibration.risk_rows import losses_for, one_row_per_group, subsample_to_prior
 from natix_hf.errors import DataError, UsageError
 
@@ -207,18 +207,6 @@ def test_min_coverage_is_a_filter_on_the_lower_bound() -> None:
     assert fit_risk_control(confidence, losses, 0.1, 0.1, coverage_delta=0.5).threshold == free.threshold
 
 
-def test_the_coverage_interval_holds_at_a_threshold_chosen_by_a_look() -> None:
-    missed = 0
-    for seed in range(400):
-        confidence = np.random.default_rng(seed).random(200)
-        # The worst of all thresholds: where the sample's coverage is furthest above the true one, 1 - t.
-        values = np.sort(confidence)
-        above = 1 - np.arange(200) / 200 - (1 - values)
-        worst = int(np.argmax(above))
-        missed += coverage_interval(1 - worst / 200, 200, 0.1)[0] > 1 - values[worst]
-    assert missed <= 400 * 0.05 + 3 * math.sqrt(400 * 0.05 * 0.95)
-
-
 def false_certificates(
     draw: Callable[[np.random.Generator], tuple[Any, Any]],
     risk: Callable[[float], float],
@@ -255,40 +243,6 @@ def test_promise_holds_where_scores_inform() -> None:
     for thresholds in (None, make_grid(draw(np.random.default_rng(0))[0])):
         false, certified = false_certificates(draw, risk, 0.05, thresholds)
         assert within_delta(false) and certified >= 0.9 * 400
-
-
-def test_promise_holds_where_the_risk_is_not_monotone() -> None:
-    def draw(g: np.random.Generator) -> tuple[Any, Any]:
-        confidence = g.random(1000)
-        risk = np.select([confidence > 0.9, confidence > 0.5], [0.12, 0.09], 0.13)
-        return confidence, g.random(1000) < risk
-
-    def risk(t: float) -> float:
-        t = max(t, 0.0)
-        area = 0.12 * (1 - max(t, 0.9)) + 0.09 * max(0.9 - max(t, 0.5), 0) + 0.13 * max(0.5 - t, 0)
-        return area / (1 - t)
-
-    for thresholds in (None, make_grid(np.random.default_rng(3).random(2000))):
-        assert within_delta(false_certificates(draw, risk, 0.1, thresholds)[0])
-
-
-@pytest.mark.parametrize(("groups", "frames", "alpha"), [(20, 30, 0.2), (120, 6, 0.1)])
-def test_rows_in_place_of_groups_break_the_promise(groups: int, frames: int, alpha: float) -> None:
-    """Videos of frames that are alike, all right or all wrong, with a risk just above alpha."""
-    names = np.repeat(np.arange(groups), frames)
-
-    def rows(g: np.random.Generator) -> tuple[Any, Any]:
-        alike = g.random(groups)[names] + 0.05 * g.random(names.size)
-        return alike, (g.random(groups) < 1.02 * alpha)[names]
-
-    def one_each(g: np.random.Generator) -> tuple[Any, Any]:
-        confidence, losses = rows(g)
-        kept = one_row_per_group(names, int(g.integers(1 << 31)))
-        return confidence[kept], losses[kept]
-
-    assert false_certificates(rows, lambda _: 1.02 * alpha, alpha)[0] > 0.3 * 400
-    false, _ = false_certificates(one_each, lambda _: 1.02 * alpha, alpha)
-    assert within_delta(false) and false > 5
 
 
 def test_make_grid() -> None:

@@ -10,13 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sklearn
-import torch
 from refusals import refused
 from scipy.special import expit
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.calibration import CalibratedClassifierCV
-from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
 from natix_hf.calibration import (
@@ -74,40 +69,6 @@ def test_brute_force(t: float) -> None:
             assert found == pytest.approx(brute_force(z, y, np.ones(n) if weights is None else weights), rel=1e-6)
 
 
-class GivenScores(ClassifierMixin, BaseEstimator):
-    """A classifier whose scores are its features: one, or (0, z) for two columns."""
-
-    def __init__(self, columns: int) -> None:
-        self.columns = columns
-
-    def fit(self, x: Any, y: Any) -> GivenScores:
-        self.classes_ = np.array([0, 1])
-        return self
-
-    def decision_function(self, x: Any) -> Any:
-        return x[:, 0] if self.columns == 1 else np.column_stack([np.zeros(len(x)), x[:, 0]])
-
-    def predict(self, x: Any) -> Any:
-        return (x[:, 0] > 0).astype(int)
-
-
-@pytest.mark.skipif(
-    tuple(int(part) for part in sklearn.__version__.split(".")[:2]) < (1, 8), reason="temperature is new in 1.8"
-)
-def test_sklearn() -> None:
-    z, y, _ = overconfident(500, 2.5, 3)
-    x, rows = z[:, None], np.arange(500)
-    found = fit_temperature(z, y)
-    # Of one column it makes the logits (-z, z), whose difference is 2z.
-    for columns, factor in ((2, 1), (1, 2)):
-        frozen = FrozenEstimator(GivenScores(columns).fit(x, y))
-        theirs = CalibratedClassifierCV(frozen, method="temperature", ensemble=True, cv=[(rows, rows)]).fit(x, y)
-        beta = theirs.calibrated_classifiers_[0].calibrators[0].beta_
-        assert 1 / beta == pytest.approx(factor * found, rel=1e-6)
-        ours = Calibration("temperature", 1 / found).probability(z)
-        assert theirs.predict_proba(x)[:, 1] == pytest.approx(ours, abs=1e-7)
-
-
 def test_invariances() -> None:
     z, y, w = overconfident(200, 1.7, 5)
     found = fit_temperature(z, y, w)
@@ -122,18 +83,6 @@ def test_invariances() -> None:
     repeated = fit_temperature(np.repeat(z, counts), np.repeat(y, counts))
     assert fit_temperature(z, y, counts) == pytest.approx(repeated, rel=1e-11)
     assert repeated != pytest.approx(fit_temperature(z, y), rel=1e-3)
-
-
-def test_what_it_takes() -> None:
-    z, y, w = overconfident(50, 1.7, 6)
-    z = z.astype(np.float32)
-    found = fit_temperature(z, y, w)
-    assert type(found) is float
-    assert fit_temperature(z.tolist(), y.tolist(), w.tolist()) == found
-    assert fit_temperature(torch.tensor(z, requires_grad=True), torch.tensor(y), torch.tensor(w)) == found
-    before = z.copy(), y.copy(), w.copy()
-    fit_temperature(z, y, w), fit_platt(z, y, w)
-    assert all(np.array_equal(a, b) for a, b in zip((z, y, w), before, strict=True))
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

@@ -114,14 +114,6 @@ def test_each_key_changes_the_crops_that_it_names(key: str) -> None:
     assert [any((one[i] != other[i]).any() for one, other in pairs) for i in range(3)] == expected
 
 
-def test_blur_and_jitter_come_as_often_as_asked() -> None:
-    plain = views(NOTHING, 0)
-    for change, which, share in (({"blur": [0, 0.1, 0.5]}, 2, 0.5), ({"jitter_share": 0.8}, 0, 0.8)):
-        config = replace(NOTHING, **change)
-        changed = [bool((views(config, seed)[which] != plain[which]).any()) for seed in range(100)]
-        assert np.mean(changed) == pytest.approx(share, abs=0.12)
-
-
 def test_a_crop_covers_the_share_of_the_picture_that_its_scale_says() -> None:
     ramp = np.zeros((256, 256, 3), dtype=np.uint8)
     ramp[..., 0], ramp[..., 1] = np.arange(256)[None, :], np.arange(256)[:, None]

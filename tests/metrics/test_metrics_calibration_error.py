@@ -106,21 +106,6 @@ def test_refused(measure: Any) -> None:
     assert math.isnan(ece(*no_weight)) and math.isnan(mce(*no_weight))
 
 
-def test_maximum_by_hand() -> None:
-    # Confidences .8, .8, .8 (right, right, wrong), .95 (right) and .6 (wrong): gaps 2/3 - .8, .05 and -.6.
-    p, y = [0.8, 0.2, 0.8, 0.95, 0.4], [1, 0, 0, 1, 1]
-    assert maximum_calibration_error(p, y) == pytest.approx(0.6)
-    assert expected_calibration_error(p, y) == pytest.approx((0.4 + 0.05 + 0.6) / 5)
-    # Without the last row; its bin is then empty, and so it is where the row has no weight.
-    assert maximum_calibration_error(p[:4], y[:4]) == pytest.approx(0.8 - 2 / 3)
-    assert maximum_calibration_error(p, y, sample_weight=[1, 1, 1, 1, 0]) == pytest.approx(0.8 - 2 / 3)
-    # Of equal mass, two bins are {.6} and the rest, as the middle of the ties opens the second. With weights of 2 for
-    # all but .6 it lies in the first: {.6, .8, .8, .8} and {.95}. In one bin all offset each other.
-    assert maximum_calibration_error(p, y, 2, "equal_mass") == pytest.approx(0.6)
-    assert maximum_calibration_error(p, y, 2, "equal_mass", [2, 2, 2, 2, 1]) == pytest.approx((4.8 + 0.6 - 4) / 7)
-    assert maximum_calibration_error(p, y, 1, "equal_mass") == pytest.approx((3.95 - 3) / 5)
-
-
 def test_reduction() -> None:
     assert ece_reduction_percent(0.08, 0.02) == pytest.approx(75)
     assert ece_reduction_percent(0.02, 0.03) == pytest.approx(-50)

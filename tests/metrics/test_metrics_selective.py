@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import math
 from fractions import Fraction
-from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -72,25 +71,6 @@ def test_augrc_closed_form() -> None:
         e = np.average(losses, weights=weights)
         expected = e**2 / 2 + e * (1 - e) * (1 - roc_auc_score(1 - losses, c, sample_weight=weights))
         assert augrc(c, losses, weights) == pytest.approx(expected, abs=1e-14)
-
-
-def test_all_and_nothing() -> None:
-    for n in (1, 5):
-        c = list(range(n))
-        assert aurc(c, [0] * n) == augrc(c, [0] * n) == 0
-        assert aurc(c, [1] * n) == pytest.approx(1) and augrc(c, [1] * n) == pytest.approx(0.5)
-    # A confidence that tells nothing.
-    assert aurc([2, 2, 2, 2], [0, 1, 0, 0]) == 0.25 and augrc([2, 2, 2, 2], [0, 1, 0, 0]) == 0.125
-    assert [part.tolist() for part in risk_coverage([2, 2, -0.0, 0.0], [0, 1, 0, 0])] == [
-        [0.5, 1],
-        [0.5, 0.25],
-        [2, 0],
-    ]
-    # The best order is below every other, the worst above.
-    best, worst = [0, 0, 0, 1, 1], [1, 1, 0, 0, 0]
-    for area in (aurc, augrc):
-        areas = [area([5, 4, 3, 2, 1], list(order)) for order in set(permutations(best))]
-        assert area([5, 4, 3, 2, 1], best) == min(areas) < max(areas) == area([5, 4, 3, 2, 1], worst)
 
 
 def test_invariances() -> None:

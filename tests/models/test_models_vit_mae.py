@@ -12,19 +12,16 @@ import torch
 from conftest import save_vit_mae
 from refusals import refused
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, ViTConfig, ViTImageProcessorPil, ViTMAEConfig, ViTMAEModel, ViTModel
+from transformers import ViTConfig, ViTMAEConfig, ViTMAEModel, ViTModel
 
 from natix_hf.errors import NatixError, RecipeError, UsageError, VerificationError
 from natix_hf.models.classifier import (
     build_backbone,
     build_classifier,
     build_decoder,
-    check_model,
     load_backbone,
-    load_classifier,
 )
 from natix_hf.models.config import ModelConfig
-from natix_hf.models.preprocess import make_processor
 
 Tensors = dict[str, torch.Tensor]
 
@@ -69,18 +66,6 @@ def test_the_features_are_those_of_transformers(tmp_path: Path) -> None:
             torch.testing.assert_close(mine, restored, atol=1e-5, rtol=1e-5)
 
 
-def test_what_is_saved_is_an_ordinary_vit(tmp_path: Path) -> None:
-    saved = save_vit_mae(tmp_path / "mae")
-    build_backbone(_config(tmp_path / "mae"), 0).save_pretrained(tmp_path / "backbone")
-    auto = AutoModel.from_pretrained(tmp_path / "backbone", add_pooling_layer=False)
-    assert type(auto) is ViTModel and _equal(auto.state_dict(), saved.vit.state_dict())
-    model = build_classifier(_config(tmp_path / "backbone"), 1)
-    assert _equal(model.vit.state_dict(), saved.vit.state_dict())
-    model.save_pretrained(tmp_path / "candidate")
-    assert _equal(load_classifier(tmp_path / "candidate").state_dict(), model.state_dict())
-    assert build_decoder(_config(tmp_path / "backbone")) is None
-
-
 def test_a_half_precision_checkpoint_becomes_float32(tmp_path: Path) -> None:
     saved = save_vit_mae(tmp_path).to(torch.bfloat16)
     saved.save_pretrained(tmp_path)
@@ -89,15 +74,6 @@ def test_a_half_precision_checkpoint_becomes_float32(tmp_path: Path) -> None:
     assert _equal(decoder.state_dict(), {k: v.float() for k, v in saved.decoder.state_dict().items()})
     for backbone in (build_backbone(_config(tmp_path), 0), load_backbone(tmp_path)):
         assert _equal(backbone.state_dict(), {k: v.float() for k, v in saved.vit.state_dict().items()})
-
-
-def test_it_is_checked_and_preprocessed_as_any_other(tmp_path: Path) -> None:
-    save_vit_mae(tmp_path)
-    ViTImageProcessorPil(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(tmp_path)
-    assert check_model(_config(tmp_path)).config.model_type == "vit"
-    processor = make_processor(_config(tmp_path))
-    assert list(processor.image_mean) == [0.1, 0.2, 0.3] and processor.size["height"] == 28
-    assert build_classifier(_config(tmp_path, hidden_dropout_prob=0.25), 0).config.hidden_dropout_prob == 0.25
 
 
 def test_a_revision_of_the_hub_is_that_of_encoder_and_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

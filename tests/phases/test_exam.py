@@ -137,12 +137,6 @@ def test_the_card_says_so(exam_run: tuple[dict[str, str], Path]) -> None:
         assert f"| {evaluation['exam']['rewards'][name]['expected']:.3f} " in card
 
 
-def test_whole_pictures_have_no_exam_on_the_card(finished_run: Path) -> None:
-    card = (finished_run / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
-    assert "exam" not in card
-    assert "exam" not in read(finished_run / "phase6_export" / "evaluation.json")
-
-
 def test_the_exam_is_asked_once(
     exam_run: tuple[dict[str, str], Path], recipe: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FINISHED, TINY_RECIPE, write_recipe
+from conftest import FINISHED
 from ranks import launch
 from refusals import refused
 
-from natix_hf.errors import RecipeError, RunError, UsageError
+from natix_hf.errors import RunError, UsageError
 from natix_hf.phases.graph import PHASES
 from natix_hf.pipeline import phase_script, run_recipe
 from natix_hf.provenance.files import ids_sha256
@@ -122,11 +122,6 @@ def test_nothing_is_built_on_a_stale_phase(
     assert any("phase0_data" in problem and "run phase" in problem for problem in problems)
 
 
-def test_a_run_folder_of_another_recipe(finished_run: Path, tmp_path: Path) -> None:
-    other = write_recipe(tmp_path / "other.yaml", TINY_RECIPE)
-    refused(UsageError, lambda: run_recipe(str(other), run_dir=finished_run), "'tiny'", "'other'", finished_run)
-
-
 def test_the_manifest_says_which_rows_were_read(finished_run: Path) -> None:
     splits = json.loads((finished_run / "phase0_data" / "splits.json").read_text(encoding="utf-8"))
     for number, roles in {0: (), 1: ("train", "val_select"), 2: ("val_select",), 6: ("test",)}.items():
@@ -229,13 +224,6 @@ def test_two_runs_at_once_do_not_meet(tiny_recipe_file: Path, tmp_path: Path) ->
     assert [find_problems(str(run)) for run in runs] == [[], []]
     hashes = {_manifest(run, 1)["metrics"]["candidate_sha256"] for run in runs}
     assert len(hashes) == 1  # the same settings and seed, so the same weights
-
-
-def test_settings_that_transformers_refuses_are_found_before_any_work(tiny_recipe_file: Path, tmp_path: Path) -> None:
-    """Two strategies that do not fit together pass every check of one key; decoding 15 GB first would be a pity."""
-    overrides = ["phase1.eval_strategy=steps"]
-    refused(RecipeError, lambda: run_recipe(str(tiny_recipe_file), None, tmp_path / "run", None, overrides), "phase1")
-    assert not (tmp_path / "run").exists()
 
 
 def test_running_out_of_memory_is_one_line_that_says_what_to_do(

@@ -21,6 +21,7 @@ from natix_hf.provenance.manifest import (
     Draft,
     manifest_digest,
     manifest_problems,
+    manifest_seal,
     read_manifest,
     write_manifest,
 )
@@ -79,12 +80,19 @@ def test_the_digest_changes_with_what_makes_the_result(key: str, tmp_path: Path)
     assert one["digest"] != other["digest"]
 
 
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    return manifest | {"seal": manifest_seal(manifest)}
+
+
 EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "rows": lambda m: m | {"rows": {"train": {"count": 3, "sha256": "b" * 64}}},
     "no file listed": lambda m: m | {"files": {}},
     "a checksum": lambda m: m | {"files": m["files"] | {"model/weights": {"sha256": "0" * 64, "size": 7}}},
     "upstream": lambda m: m | {"upstream": {}},
     "the digest": lambda m: m | {"digest": "0" * 64},
+    "the digest, sealed anew": lambda m: sealed(m | {"digest": "0" * 64}),
+    "the schema, sealed anew": lambda m: sealed(m | {"schema": 2}),
+    "a figure": lambda m: m | {"metrics": {"mcc": 1.0}},
     "no digest": lambda m: {k: v for k, v in m.items() if k != "digest"},
     "no rows": lambda m: {k: v for k, v in m.items() if k != "rows"},
     "no rows and a fitting digest": lambda m: (

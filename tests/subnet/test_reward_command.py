@@ -41,7 +41,8 @@ def by_hand(run: Path, source: Path, seed: int) -> tuple[np.ndarray, np.ndarray,
     return np.array(decided), np.array(z), table["label"].to_numpy()
 
 
-def test_against_predict(finished_run: Path, source: Path, seed: int = 3) -> None:
+@pytest.mark.parametrize("seed", [0, 3])
+def test_against_predict(seed: int, finished_run: Path, source: Path) -> None:
     decided, z, labels = by_hand(finished_run, source, seed)
     found = examine(load_bundle(finished_run), DataConfig(source=str(source), seed=seed))
     assert (found["rows"], found["positives"]) == (12, labels.sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from hashlib import blake2b
 
 from natix_hf.subnet import hotkey
 from natix_hf.subnet.hotkey import is_hotkey
@@ -17,9 +18,19 @@ PUBLISHED = {
 }  # fmt: skip
 
 
+def encoded(payload: bytes) -> str:
+    """With its right checksum."""
+    number, text = int.from_bytes(payload + blake2b(b"SS58PRE" + payload).digest()[:2], "big"), ""
+    while number:
+        number, letter = divmod(number, 58)
+        text = hotkey._ALPHABET[letter] + text
+    return text
+
+
 def test_published_addresses_and_no_addresses() -> None:
-    assert all(map(is_hotkey, PUBLISHED.values()))
+    assert all(map(is_hotkey, PUBLISHED.values())) and is_hotkey(encoded(bytes([42, *range(32)])))
     wrong = ["", "1", "5Grwva", ALICE[:-1], ALICE + "1", "1" + ALICE, "0x" * 24, "z" * 48]
+    wrong += [encoded(bytes([42, *range(length)])) for length in (8, 31, 33)]  # accounts of another length
     assert not any(map(is_hotkey, wrong))
 
 
