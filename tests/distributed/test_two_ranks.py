@@ -72,7 +72,7 @@ def test_a_rank_that_fails_is_seen_and_ends_the_other(bad: int, tmp_path: Path) 
 
 def test_two_ranks_learn_one_gate(tmp_path: Path) -> None:
     """On answers of which some are wrong: else phase 3 would have nothing to learn from."""
-    source = write_parquet_source(tmp_path / "source", groups=120, frames=2, seed=3, unclear=5)
+    source = write_parquet_source(tmp_path / "source", groups=200, frames=2, seed=3, unclear=5)
     content = TINY_RECIPE | {
         "data": {**TINY_RECIPE["data"], "source": str(source)},
         "phase1": {**TINY_RECIPE["phase1"], "num_train_epochs": 1},
