@@ -202,3 +202,13 @@ def test_one_layer_alone_is_named_in_target_modules() -> None:
     wanted = {"target_modules": ["layer.1.attention.q_proj"]}
     adapted = add_adapter(_classifier(), "lora", wanted, total_steps=10, seed=0)
     assert adapted_modules(adapted) == ["dinov2.encoder.layer.1.attention.q_proj"]
+
+
+def test_the_seed_decides_the_first_weights() -> None:
+    def weights(seed: int, other: int) -> list[torch.Tensor]:
+        torch.manual_seed(other)
+        model = add_adapter(_classifier(), "lora", {}, total_steps=10, seed=seed)
+        return [p.detach() for n, p in model.named_parameters() if "lora_A" in n]
+
+    assert all(torch.equal(a, b) for a, b in zip(weights(1, 0), weights(1, 5), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(weights(1, 0), weights(2, 0), strict=True))
