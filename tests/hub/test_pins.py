@@ -12,9 +12,9 @@ from conftest import TINY_RECIPE, explora_recipe, tiny_backbone, write_parquet_s
 from local_hub import LocalHub
 
 from natix_hf.errors import UsageError
-from natix_hf.phases import phase2_threshold
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.hub import hub_origin, is_repo_id, is_tag
+from natix_hf.results import decision
 
 DATA, BACKBONE, FRAMES = "lab/streets", "lab/backbone", "lab/frames"
 
@@ -112,8 +112,8 @@ def test_further_images_are_pinned_and_named_with_the_control(
     first = hub.create(FRAMES, frames, kind="dataset")
     recipe = explora_recipe(tmp_path, parquet_source, None)
     options = [f"model={{backbone: {BACKBONE}, image_size: 28}}", f"phase4.unlabelled=[{FRAMES}]"]
-    real, low = phase2_threshold.paired_difference, {"low": 1}
-    monkeypatch.setattr(phase2_threshold, "paired_difference", lambda *args, **named: real(*args, **named) | low)
+    real, low = decision.paired_difference, {"low": 1}
+    monkeypatch.setattr(decision, "paired_difference", lambda *args, **named: real(*args, **named) | low)
     run = run_recipe(recipe, [1, 4, 2, 6], tmp_path / "run", overrides=options)
     pinned = {"repo": FRAMES, "commit": first, "license": "mit, cc-by-4.0"}
     before = manifest(run, "phase4_explora")

@@ -309,11 +309,11 @@ def test_what_the_hub_would_refuse_is_refused_before_any_work(
 def test_a_push_that_failed_is_repeated_without_looking_at_test_again(
     finished_run: Path, hub: LocalHub, recipe: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from natix_hf.phases import phase6_export
+    from natix_hf.phases import phase6_evaluate
 
     looks: list[int] = []
-    real = phase6_export.compute_answers
-    monkeypatch.setattr(phase6_export, "compute_answers", lambda *args: looks.append(1) or real(*args))
+    real = phase6_evaluate.compute_answers
+    monkeypatch.setattr(phase6_evaluate, "compute_answers", lambda *args: looks.append(1) or real(*args))
     hub.fail(503, "POST", "/commit/", times=1)
     with pytest.raises(HubError, match="not known: run the same again later"):
         run_recipe(recipe(push=True, repo_id=REPO), [6], finished_run)

@@ -19,7 +19,7 @@ from natix_hf.data.asked import Asked
 from natix_hf.data.config import DataConfig, Exam
 from natix_hf.errors import RecipeError, UsageError, VerificationError
 from natix_hf.metrics import select_threshold
-from natix_hf.phases import phase2_threshold, phase6_export
+from natix_hf.phases import phase2_threshold, phase6_evaluate
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.stored import to_json
 from natix_hf.recipe import parse_recipe
@@ -145,7 +145,7 @@ def test_the_exam_is_asked_once(
     for phase in (3, 5):
         shutil.rmtree(run / PHASE_FOLDERS[phase].folder)
     asked: list[int] = []
-    for module in (phase2_threshold, phase6_export):
+    for module in (phase2_threshold, phase6_evaluate):
         real = module.compute_answers
         monkeypatch.setattr(module, "compute_answers", lambda *args, real=real: asked.append(1) or real(*args))
     run_recipe(recipe, [2, 6], run, overrides=[*EXAM, "phase2.objective=f1"])

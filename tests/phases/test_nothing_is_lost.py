@@ -35,7 +35,7 @@ def test_a_failed_attempt_with_other_settings_gives_the_old_result_back(
     before = [manifest(finished_run, n) for n in FINISHED]
     with monkeypatch.context() as patch:
         patch.setattr(
-            "natix_hf.phases.phase1_baseline.train_classifier", lambda *_, **__: (_ for _ in ()).throw(RunError("no"))
+            "natix_hf.results.answers.train_classifier", lambda *_, **__: (_ for _ in ()).throw(RunError("no"))
         )
         with pytest.raises(RunError):
             run_recipe(str(tiny_recipe_file), run_dir=finished_run, overrides=["phase1.learning_rate=1e-3"])

@@ -15,8 +15,9 @@ from transformers import AutoModel, ViTModel
 
 from natix_hf.errors import RecipeError, RunError, UsageError
 from natix_hf.models.classifier import load_classifier
-from natix_hf.phases import phase4_explora
+from natix_hf.phases import phase4_adapt
 from natix_hf.pipeline import run_recipe
+from natix_hf.results import answers
 from natix_hf.runs.verify import run_problems
 
 
@@ -134,7 +135,7 @@ def test_cut_off_in_the_control_it_repeats_nothing_and_is_no_candidate(
     stage = {"adapter": "none", "num_train_epochs": 1, "dataloader_num_workers": 0}
     recipe = explora_recipe(tmp_path, parquet_source, pretrained, objective="mae", supervised=stage)
     trained: list[str] = []
-    real = phase4_explora.train_classifier
+    real = answers.train_classifier
 
     def train(*args: Any, **kwargs: Any) -> Any:
         trained.append(args[-1].name)
@@ -142,7 +143,7 @@ def test_cut_off_in_the_control_it_repeats_nothing_and_is_no_candidate(
             raise RunError("cut off")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(phase4_explora, "train_classifier", train)
+    monkeypatch.setattr(answers, "train_classifier", train)
     with pytest.raises(RunError, match="cut off"):
         run_recipe(recipe, [1, 4], tmp_path / "run")
     folder = tmp_path / "run" / "phase4_explora"
@@ -150,6 +151,6 @@ def test_cut_off_in_the_control_it_repeats_nothing_and_is_no_candidate(
     run_recipe(recipe, [2], tmp_path / "run")
     decision = json.loads((tmp_path / "run" / "phase2_threshold" / "threshold.json").read_text(encoding="utf-8"))
     assert decision["champion"] == "phase1_baseline" and decision["comparisons"] == []
-    monkeypatch.setattr(phase4_explora, "pretrain_backbone", None)  # stage (a) is not done again
+    monkeypatch.setattr(phase4_adapt, "pretrain_backbone", None)  # stage (a) is not done again
     run_recipe(recipe, [4], tmp_path / "run")
     assert trained == ["phase4_explora", "control", "control"]  # neither is stage (b)

@@ -10,9 +10,10 @@ import pytest
 from conftest import explora_recipe
 
 from natix_hf.errors import RunError
-from natix_hf.phases import phase4_explora
+from natix_hf.phases import phase4_adapt
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import file_sha256
+from natix_hf.results import answers
 from natix_hf.runs.verify import run_problems
 
 Stages = list[str]
@@ -30,8 +31,8 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
 
         return train
 
-    for name in ("pretrain_backbone", "train_classifier"):
-        monkeypatch.setattr(phase4_explora, name, counted(name, getattr(phase4_explora, name)))
+    for module, name in ((phase4_adapt, "pretrain_backbone"), (answers, "train_classifier")):
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
     return done
 
 
@@ -69,15 +70,15 @@ def test_a_stage_b_that_failed_does_not_cost_stage_a(
     stages: Stages, tmp_path: Path, parquet_source: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, run = explora_recipe(tmp_path, parquet_source, pretrained), tmp_path / "run"
-    real = phase4_explora.train_classifier
+    real = answers.train_classifier
 
     def out_of_memory(*args: Any, **kwargs: Any) -> Any:
         raise RunError("ran out of memory")
 
-    monkeypatch.setattr(phase4_explora, "train_classifier", out_of_memory)
+    monkeypatch.setattr(answers, "train_classifier", out_of_memory)
     with pytest.raises(RunError, match="memory"):
         run_recipe(recipe, [4], run)
-    monkeypatch.setattr(phase4_explora, "train_classifier", real)
+    monkeypatch.setattr(answers, "train_classifier", real)
     run_recipe(recipe, [4], run, overrides=["phase1.per_device_train_batch_size=8"])
     assert stages.count("pretrain_backbone") == 1 and run_problems(run) == []
 
@@ -97,7 +98,7 @@ def test_stage_a_cut_off_goes_on_after_a_change_of_stage_b(
     tmp_path: Path, parquet_source: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, run = explora_recipe(tmp_path, parquet_source, pretrained), tmp_path / "run"
-    real, resumed = phase4_explora.pretrain_backbone, []
+    real, resumed = phase4_adapt.pretrain_backbone, []
 
     def cut_off(*args: Any, **kwargs: Any) -> Any:
         real(*args, **kwargs)
@@ -108,9 +109,9 @@ def test_stage_a_cut_off_goes_on_after_a_change_of_stage_b(
         resumed.append(report["resumed_from"])
         return report
 
-    monkeypatch.setattr(phase4_explora, "pretrain_backbone", cut_off)
+    monkeypatch.setattr(phase4_adapt, "pretrain_backbone", cut_off)
     with pytest.raises(RunError, match="cut off"):
         run_recipe(recipe, [4], run)
-    monkeypatch.setattr(phase4_explora, "pretrain_backbone", watched)
+    monkeypatch.setattr(phase4_adapt, "pretrain_backbone", watched)
     run_recipe(recipe, [4], run, overrides=["phase1.learning_rate=1e-3"])
     assert resumed == ["checkpoint-6"] and run_problems(run) == []

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import TINY, TINY_RECIPE, striped_image, write_recipe
 
-from natix_hf.phases import phase6_export
+from natix_hf.phases import phase6_evaluate
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import list_files
 from natix_hf.results.logits import read_logits, write_logits
@@ -25,8 +25,8 @@ from natix_hf.results.logits import read_logits, write_logits
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for every forward pass over test."""
     seen: list[int] = []
-    real = phase6_export.compute_answers
-    monkeypatch.setattr(phase6_export, "compute_answers", lambda *args: seen.append(1) or real(*args))
+    real = phase6_evaluate.compute_answers
+    monkeypatch.setattr(phase6_evaluate, "compute_answers", lambda *args: seen.append(1) or real(*args))
     return seen
 
 
@@ -84,18 +84,18 @@ def test_what_a_learned_gate_reads_is_kept_too(
 ) -> None:
     """Without it a gate would need a second look."""
     from natix_hf.models.gate import Gate, save_gate
-    from natix_hf.provenance.files import write_json
+    from natix_hf.results.gate import GateReport
 
     gate = tmp_path / "gate.safetensors"
     save_gate(gate, Gate(66, 3))
-    report = {"method": "correctness"}
+    report = GateReport("learned", "correctness", "c" * 64, 9, None, None, "it wins")
 
     def learned(context: Any) -> Path:
-        write_json(context.upstream(3) / "gate.json", report)
+        report.write(context.upstream(3))
         return gate
 
     recipe = str(tiny_recipe_file)
-    monkeypatch.setattr(phase6_export, "learned_gate", learned)
+    monkeypatch.setattr(phase6_evaluate, "learned_gate", learned)
     run_recipe(recipe, [6], finished_run, overrides=["phase6.version=1.0.0"])
     assert looks == [1]  # the margin had kept no features
     first = json.loads((finished_run / "phase6_export" / "evaluation.json").read_text(encoding="utf-8"))

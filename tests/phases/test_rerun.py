@@ -26,7 +26,8 @@ from natix_hf.runs.verify import find_problems
 
 
 def _state(run: Path) -> dict[str, int]:
-    return {str(p.relative_to(run)): p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+    files = (path for path in run.rglob("*") if path.is_file() and path.name != "run.log")
+    return {str(path.relative_to(run)): path.stat().st_mtime_ns for path in files}
 
 
 def _manifest(run: Path, number: int) -> dict[str, Any]:
@@ -233,7 +234,7 @@ def test_running_out_of_memory_is_one_line_that_says_what_to_do(
     def exhausted(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand a page of advice")
 
-    monkeypatch.setattr("natix_hf.phases.phase1_baseline.train_classifier", exhausted)
+    monkeypatch.setattr("natix_hf.results.answers.train_classifier", exhausted)
     call = lambda: run_recipe(str(tiny_recipe_file), run_dir=tmp_path / "run")  # noqa: E731
     refused(RunError, call, "phase 1", "memory", "2 GiB", "per_device_train_batch_size")
     assert not (tmp_path / "run" / "phase1_baseline" / "manifest.json").exists()
