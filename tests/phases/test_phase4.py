@@ -138,7 +138,7 @@ def test_cut_off_in_the_control_it_repeats_nothing_and_is_no_candidate(
     real = answers.train_classifier
 
     def train(*args: Any, **kwargs: Any) -> Any:
-        trained.append(args[-1].name)
+        trained.extend([args[-1].name] if args[-1].name != "checkpoints" else [])  # which is phase 1's
         if trained == ["phase4_explora", "control"]:
             raise RunError("cut off")
         return real(*args, **kwargs)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import TINY, TINY_RECIPE, striped_image, write_recipe
 
+from natix_hf.data.asked import Asked
 from natix_hf.phases import phase6_evaluate
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import list_files
@@ -147,11 +148,11 @@ def test_answers_are_used_for_the_rows_that_are_test_now(
     right = json.loads((finished_run / "phase6_export" / "evaluation.json").read_text(encoding="utf-8"))
     (finished_run / "phase6_export" / "manifest.json").unlink()
     other = {
-        "labels": replace(table, labels=1 - table.labels),
-        "ids": replace(table, ids=table.ids[::-1]),
-        "groups": replace(table, groups=np.asarray(["one"] * len(table.ids))),
+        "labels": Asked(table.ids, table.groups, 1 - table.labels),
+        "ids": Asked(table.ids[::-1], table.groups, table.labels),
+        "groups": Asked(table.ids, np.asarray(["one"] * len(table.ids)), table.labels),
     }
-    write_logits(path, other[what])
+    write_logits(path, replace(table, asked=other[what]))
     run_recipe(recipe, [6], finished_run)
     found = json.loads((finished_run / "phase6_export" / "evaluation.json").read_text(encoding="utf-8"))
     assert len(looks) == again and found == right
