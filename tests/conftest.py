@@ -48,7 +48,7 @@ def pytest_collection_finish() -> None:
 
 
 # Runs that many tests look at: made once, not once by every worker, because these tests go to the same one.
-SHARED_RUNS = ("_whole_run", "exam_run", "killed_run", "margin_run", "rich_run", "made")
+SHARED_RUNS = ("_whole_run", "exam_run", "killed_run", "margin_run", "rich_run", "exported")
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own

@@ -122,8 +122,8 @@ class Repo:
             raise Refused(404, f"A file with this name doesn't exist: {gone[0]}", "EntryNotFound")
         files = {k: v for k, v in {**(before.files if before else {}), **changes}.items() if v is not None}
         date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
-        told = [self.kind, self.id, str(len(self.commits)), date, *(f"{k}{v.git_oid}" for k, v in sorted(files.items()))]
-        sha = hashlib.sha1("\n".join(told).encode()).hexdigest()
+        content = "".join(f"{k}{v.git_oid}" for k, v in sorted(files.items()))
+        sha = hashlib.sha1(f"{self.kind} {self.id} {len(self.commits)} {date} {content}".encode()).hexdigest()
         self.commits[sha], self.head = Commit(sha, before, files, date), sha
         return self.commits[sha]
 

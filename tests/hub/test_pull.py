@@ -17,7 +17,7 @@ from PIL import Image
 
 import natix_hf
 from natix_hf.bundle.load import load_bundle
-from natix_hf.bundle.push import Published, push_bundle
+from natix_hf.bundle.push import Published
 from natix_hf.bundle.verify import BUNDLE_MANIFEST, bundle_problems
 from natix_hf.errors import HubError, UsageError, VerificationError
 from natix_hf.provenance.files import list_files
