@@ -130,6 +130,11 @@ WRONG: dict[str, tuple[str, bytes, tuple[Any, ...]]] = {
     "bytes behind": ("model.safetensors", _header(b"4") + b"evil", (8, 4)),
     "no safetensors": ("model.safetensors", b"\x80\x04" * 64, ()),
     "a list": ("model.safetensors", struct.pack("<Q", 2) + b"[]", ()),
+    "a header of no length": ("model.safetensors", b"\0" * 8, ()),
+    "a header that is not JSON": ("model.safetensors", struct.pack("<Q", 64) + b"\xff" * 64, ()),
+    "too short for a header": ("model.safetensors", b"abc", ()),
+    "remote code for images": ("preprocessor_config.json", b'{"auto_map": {}}', ("auto_map",)),
+    "a policy of another schema": ("policy.json", b'{"schema": 99}', ()),
     "no JSON": ("config.json", b"{", ()),
     "no object": ("preprocessor_config.json", b"[]", ()),
 }
@@ -141,7 +146,8 @@ def test_what_is_wrong_is_known_before_anything_is_loaded(what: str, bundle: Pat
     name, content, facts = WRONG[what]
     (bundle / name).write_bytes(content)
     describe(bundle)
-    edit(bundle / "policy.json", model_sha256=file_sha256(bundle / "model.safetensors"))
+    if name != "policy.json":
+        edit(bundle / "policy.json", model_sha256=file_sha256(bundle / "model.safetensors"))
     describe(bundle)
     assert the_problem(bundle, name, *facts)
 
@@ -214,8 +220,10 @@ STRANGERS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links and pipes as POSIX has them")
-@pytest.mark.parametrize("name", ["modeling.py", "plots/x.png", ".cache", ".tmp-x", "__init__.py", ".hidden"])
-@pytest.mark.parametrize("what", STRANGERS)
+@pytest.mark.parametrize(("what", "name"), [
+    *((what, "plots/x.png") for what in STRANGERS), ("a file", ".tmp-x"), ("a pipe", ".tmp-x"), ("a file", ".hidden"),
+    ("a link to a folder", ".cache"), ("a link to a file", "modeling.py"),
+])  # fmt: skip
 def test_whatever_else_lies_there_is_named(what: str, name: str, bundle: Path) -> None:
     STRANGERS[what](bundle / name)
     assert the_problem(bundle, bundle / name)

@@ -7,15 +7,12 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import TOKEN, tiny_backbone
 from local_hub import LocalHub
-
-OTHER = "hf_bob"
 
 # What a client sees of a push, a stale push and a pull, and of datasets and transformers that load a revision.
 CLIENT = """
@@ -110,30 +107,3 @@ def test_in_process_nothing_leads_elsewhere_and_all_is_undone(hub: LocalHub, tmp
             hub.use_in_process(inner, tmp_path / "inner", TOKEN)
             assert [key for key, value in constants().items() if elsewhere(key[1], value)] == []
         assert constants() == before
-
-
-def test_who_may_do_what(hub: LocalHub) -> None:
-    from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-
-    hub.add_user(OTHER, "bob")
-    hub.create("lab/model", {"config.json": b"{}"})
-    hub.create("lab/secret", {"config.json": b"{}"}, private=True)
-    change = {"operations": [CommitOperationAdd("new.txt", b"new")], "commit_message": "change"}
-
-    def status(call: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[type, int]:
-        with pytest.raises(HfHubHTTPError) as caught:
-            call(*arguments, **options)
-        return type(caught.value), caught.value.response.status_code
-
-    missing, forbidden = RepositoryNotFoundError, (HfHubHTTPError, 403)
-    nobody, bad, reader, bob = (HfApi(token=token) for token in (False, "hf_wrong", "hf_reader", OTHER))
-    assert status(bad.whoami) == status(bad.model_info, "lab/model") == (HfHubHTTPError, 401)
-    assert reader.model_info("lab/secret").private and nobody.model_info("lab/model").id == "lab/model"
-    assert status(nobody.model_info, "lab/secret") == status(nobody.create_commit, "lab/model", **change)
-    assert status(nobody.model_info, "lab/secret") == (missing, 401)
-    assert status(bob.model_info, "lab/secret") == status(bob.model_info, "lab/none") == (missing, 404)
-    for api in (reader, bob):
-        assert status(api.create_repo, "lab/other") == status(api.create_commit, "lab/model", **change) == forbidden
-        assert status(api.create_tag, "lab/model", tag="v1") == forbidden
-    assert len(hub.commits("lab/model")) == 2 and not hub.tags("lab/model")
