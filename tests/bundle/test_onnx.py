@@ -70,7 +70,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, images: list[Any]) -> Mak
         if not (folder / name).exists():
             model = ModelConfig(None, None, {"initializer_range": 0.3} | MODELS[name], image_size=28)
             save_candidate(folder / name, build_classifier(model, seed=0), make_processor(model))
-        candidate = Candidate(name, folder / name)
+        candidate = Candidate(folder / name)
         plain = Inference(candidate.model, "cpu")
         z = plain.logits(ImageList(images, plain.preprocess))
         middle = np.sort(z)[len(z) // 2 - 1 : len(z) // 2 + 1]

@@ -240,8 +240,8 @@ def test_flips_are_counted(_finished_run: Path, bundle: Bundle, files: list[Path
         max_difference=pytest.approx(max(abs(a.probability - b.probability) for a, b in zip(one, other, strict=True)),
                                      abs=1e-3),
     )  # fmt: skip
-    yes, no = Prediction(0.9, "Roadwork", True, "Roadwork"), Prediction(0.2, "None", True, "None")
-    unsure = Prediction(0.85, "Roadwork", False, "abstain")
+    yes, no = Prediction(0.9, "Roadwork", True, "Roadwork", 0.5), Prediction(0.2, "None", True, "None", 0.5)
+    unsure = Prediction(0.85, "Roadwork", False, "abstain", 0.5)
     pairs = [(yes, no), (yes, unsure), (no, no), (BadImage("a", "a"), BadImage("a", "a"))]
     assert count_flips(pairs) == Flips(3, 1, labels=1, decisions=2, max_difference=pytest.approx(0.7))
 

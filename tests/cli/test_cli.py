@@ -95,7 +95,7 @@ def test_predict_json(command: Command, finished_run: Path, picture: Path) -> No
     assert code == 0
     for line in out.splitlines():
         answer = json.loads(line)
-        assert set(answer) == {"image", "probability", "label", "accepted", "decision"}
+        assert set(answer) == {"image", "probability", "label", "accepted", "decision", "threshold"}
         assert 0 <= answer["probability"] <= 1 and answer["image"] == str(picture)
 
 
@@ -167,19 +167,22 @@ def test_a_failed_run_leaves_no_manifest(
 
 
 @pytest.mark.parametrize(
-    ("error", "fact"),
-    [(KeyboardInterrupt(), "--run-dir"), (PermissionError(13, "Permission denied", "/some/file"), "/some/file")],
+    ("error", "ends", "fact"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (PermissionError(13, "Permission denied", "/some/file"), 1, "/some/file"),
+    ],
     ids=["Ctrl-C", "the system refuses"],
 )
 def test_an_end_from_outside(
-    error: BaseException, fact: str, command: Command, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, ends: int, fact: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def end() -> None:
         raise error
 
     monkeypatch.setattr("natix_hf.recipe.packaged_recipes", end)
     code, _, err = command("recipes")
-    assert code == 1 and fact in _one_line(err)
+    assert code == ends and fact in _one_line(err)
 
 
 # Exit code 2: bad usage, recipe or input.

@@ -288,7 +288,7 @@ def test_a_run_under_way_gets_a_page_of_what_there_is(left: int, finished_run: P
     assert any("hase 6" in warning and warning in document.text for warning in find_warnings(facts))
     if left > 1:
         assert f"{facts.metrics(1)['val_select_mcc_optimistic']:.3f}" in document.text
-    assert left < 3 or facts.decision is not None
+    assert left < 3 or facts.results.decision is not None
     assert "natix-hf predict" not in document.text and "numbers" not in document.headings
 
 
@@ -316,14 +316,14 @@ def test_phase_4_alone_without_labels(tmp_path: Path, pretrained: Path) -> None:
     assert "adaptation" in document.headings and "numbers" not in document.headings
 
 
-def test_an_older_or_damaged_file_is_one_line(whole_run: Path, command: Command) -> None:
+def test_a_damaged_file_is_named_on_the_page(whole_run: Path, command: Command) -> None:
     path = whole_run / "phase6_export" / "evaluation.json"
     _change(path, lambda evaluation: evaluation["selective"].pop("risks"))
-    code, _, err = command("report", whole_run)
-    assert code == 1 and len(err.splitlines()) == 1 and "risks" in err
-    path.write_text("{", encoding="utf-8")
-    document = _page(whole_run)
-    assert "phase6_export/evaluation.json" in document.text and "natix-hf verify" in document.text
+    for content in (path.read_text(encoding="utf-8"), "{"):
+        path.write_text(content, encoding="utf-8")
+        document = _page(whole_run)
+        assert "phase6_export/evaluation.json" in document.text and "natix-hf verify" in document.text
+    assert command("report", whole_run)[0] == 0
     next((whole_run / "phase6_export" / "examples").glob("*.jpg")).unlink()
     with refused(VerificationError, ".jpg", "natix-hf verify"):
         render_report(whole_run)
