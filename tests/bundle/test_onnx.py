@@ -115,7 +115,7 @@ def redo_manifest(bundle: Path, retie: bool) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_it_answers_as_the_safetensors_does(name: str, exported: Make, images: list[Any], tmp_path: Path) -> None:
     policy = exported(tmp_path / "bundle", name)
-    assert policy.onnx is not None and policy.onnx["max_difference"] < 2e-5
+    assert policy.onnx is not None and policy.onnx.max_difference < 2e-5
     # Interpolating for every image costs time, and the two runtimes do it differently; so does attention in parts.
     kinds = Counter(node.op_type for node in onnx.load(tmp_path / "bundle" / "model.onnx").graph.node)
     assert (kinds["Resize"], kinds["Softmax"], kinds["Attention"]) == (0, 0, 2)
@@ -427,7 +427,7 @@ def test_images_that_are_no_squares_are_refused_by_both(backend: Any, bundle: Pa
 def test_of_no_images_it_is_compared_on_noise(exported: Make, tmp_path: Path) -> None:
     bundle = tmp_path / "b"
     policy = exported(bundle, "vit", with_images=False)
-    assert policy.onnx is not None and 0 < policy.onnx["max_difference"] < 2e-5
+    assert policy.onnx is not None and 0 < policy.onnx.max_difference < 2e-5
     assert onnx_answers_problems(bundle) == [] == find_problems(str(bundle))
     weights = load_file(bundle / "model.safetensors")
     save_file({k: v * 1.01 for k, v in weights.items()}, bundle / "model.safetensors", {"format": "pt"})
