@@ -60,8 +60,9 @@ def test_it_works_offline_from_the_cache(published: Published, hub: LocalHub, mo
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert load_bundle(REPO, published.commit).folder.name == published.commit
     assert len(hub.requests) == asked
-    with refused(HubError, "lab/other", "HF_HUB_OFFLINE"):
+    with refused(HubError, "lab/other", "HF_HUB_OFFLINE", "unset") as caught:
         load_bundle("lab/other")
+    assert "connection" not in str(caught.value)
 
 
 def test_pull(bundle: Path, published: Published, tmp_path: Path, command: Command,
