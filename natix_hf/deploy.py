@@ -21,6 +21,7 @@ from natix_hf.data.views import AskedViews
 from natix_hf.errors import DataError, UsageError
 from natix_hf.labels import ID2LABEL
 from natix_hf.metrics import select_threshold
+from natix_hf.metrics.table import told_metrics
 from natix_hf.provenance.manifest import git_state, package_versions
 from natix_hf.resources import resource_folder
 from natix_hf.results.answers import compute_answers, save_candidate
@@ -165,6 +166,7 @@ def _card(
         eval_rows=eval_rows,
         eval_mcc=eval_mcc,
         measured=measured,
+        told=told_metrics(card=True),
         architecture=trainer.model.config.model_type,  # type: ignore[union-attr]  # it was checked
         settings=trainer.args,
         repo=REPO_PLACEHOLDER,
