@@ -12,7 +12,8 @@ from natix_hf.bundle.policy import Policy
 from natix_hf.bundle.push import REPO_PLACEHOLDER
 from natix_hf.labels import ID2LABEL
 from natix_hf.metrics.table import METRICS, told_metrics
-from natix_hf.models.config import PACKAGED_PREFIX, UNKNOWN_TO_THE_MINER
+from natix_hf.models.architectures import ARCHITECTURES, is_unknown_to_the_miner
+from natix_hf.models.config import PACKAGED_PREFIX
 from natix_hf.provenance.files import read_json
 from natix_hf.provenance.manifest import read_manifest
 from natix_hf.recipe import Recipe
@@ -89,7 +90,8 @@ def render_card(facts: CardFacts) -> str:
         facts=facts,
         told=[name for name in told_metrics(card=True) if name in metrics],
         repo=REPO_PLACEHOLDER,
-        unknown_to_the_miner=UNKNOWN_TO_THE_MINER,
+        head=ARCHITECTURES[facts.architecture].head,
+        unknown_to_the_miner=is_unknown_to_the_miner(facts.architecture),
         labels=ID2LABEL,
     )
     return str(card)
