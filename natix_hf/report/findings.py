@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from natix_hf.models.config import UNKNOWN_TO_THE_MINER
+from natix_hf.models.architectures import is_unknown_to_the_miner
 from natix_hf.report.facts import NOT_FINISHED, NOT_RUN, RunFacts
 from natix_hf.runs.graph import ORDER
 
@@ -138,7 +138,7 @@ _DECIDES = {"val_select": "chose threshold and champion", "val_calib": "calibrat
 def _of_data(facts: RunFacts) -> list[str]:
     found = []
     architecture = facts.bundle_config.get("model_type")
-    if architecture in UNKNOWN_TO_THE_MINER:
+    if is_unknown_to_the_miner(architecture):
         found.append(f"The subnet's official miner (transformers 4.45.2) cannot load a {architecture}")
     noise = facts.section.get("data", {}).get("label_noise")
     if noise:
