@@ -10,13 +10,16 @@ import enum
 import math
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from natix_hf.errors import RecipeError, did_you_mean, nearest, require
 
 # Metadata of a field that no recipe sets.
 NOT_A_KEY = {"not_a_key": True}
+# Metadata of a key that is younger than the first version. Manifests and hashes leave it out at its default, so that
+# a run that was made before it stays current.
+LATER = {"later": True}
 
 # What people write for a key, by the key that they mean.
 _ALSO_CALLED = {
@@ -86,8 +89,7 @@ class Section:
 
     def plain(self) -> dict[str, Any]:
         """Every key and its value as JSON has them: what a manifest records and a hash is made of."""
-        names = [f.name for f in fields(self)]
-        return {name: _plain(getattr(self, name)) for name in names}
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if not _adds_nothing(f, self)}
 
     def mapping(self) -> dict[str, Any]:
         """Every key and its value as a recipe file has them: `build` of it is this section again."""
@@ -227,6 +229,14 @@ def _as_section(value: Any, section: type[Section], key: str) -> Section:
 def _is_section(hint: Any) -> bool:
     """Whether a key holds a section, and null is no value of its own."""
     return section_of(hint) is not None and type(None) not in get_args(hint)
+
+
+def _adds_nothing(key: Field[Any], section: Section) -> bool:
+    """Whether a later key has its default, so that the section is the one that it was before there was this key."""
+    if not key.metadata.get("later"):
+        return False
+    default = key.default if key.default_factory is MISSING else key.default_factory()
+    return bool(getattr(section, key.name) == default)
 
 
 def _plain(value: Any) -> Any:
