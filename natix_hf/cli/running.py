@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from natix_hf.cli.app import Command, app
-from natix_hf.terminal import say
+from natix_hf.terminal import say, tell
 
 
 @app.command(cls=Command)
@@ -36,7 +36,9 @@ def run(
     from natix_hf.runs.graph import parse_phases
 
     wanted = parse_phases(phases) if phases is not None else None
-    for line in summarise(run_recipe(recipe, wanted, run_dir, accelerate_config, overrides or [])):
+    folder = run_recipe(recipe, wanted, run_dir, accelerate_config, overrides or [])
+    tell()
+    for line in summarise(folder):
         say(line)
 
 

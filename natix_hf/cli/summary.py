@@ -28,7 +28,7 @@ def summarise(run_dir: Path) -> Iterator[str]:
         risks = [(name, risk.value) for name, risk in selective.risks.items()]
         found = ", ".join(f"{name} {'undefined' if value is None else f'{value:.3f}'}" for name, value in risks)
         covered = f"coverage {selective.coverage.value:.3f}"
-        yield f"promise  at most {promise.alpha:g}; on test: {found}, {covered}"
+        yield f"promise  risk at most {promise.alpha:g}; on test: {found}, {covered}"
     elif promise.alpha is not None:
         yield f"promise  none: no threshold could be certified for a risk of {promise.alpha:g}"
     yield f"report   {bundle.parent / 'report.html'}"
@@ -42,9 +42,9 @@ def _of_test(evaluation: Evaluation) -> Iterator[str]:
         told += f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
         yield f"test MCC {told} {_COLUMNS[name].format(column.target_prior)}"
     groups = evaluation.groups
-    few = ", few groups: wide intervals" if groups.few else ""
+    few = ", few groups: the 95% intervals are wide" if groups.few else "; 95% intervals in brackets"
     asked = f", {evaluation.views} views each" if evaluation.exam is not None else ""
-    yield f"         {evaluation.rows} test rows in {groups.groups} groups{asked}{few}; brackets: 95% interval"
+    yield f"         {evaluation.rows} test rows in {groups.groups} groups{asked}{few}"
     if evaluation.exam is not None:
         paid = evaluation.exam.rewards["fitted"]
         low, high = paid.range

@@ -18,7 +18,7 @@ def run(context: PhaseContext) -> Outcome:
     for role, count in counts.items():
         tell(f"{role:>{LABEL + 10}}  {count['rows']:>8,}  {count['groups']:>8,}")
     if dropped:
-        tell(f"{' ' * LABEL}left out: {say_dropped(splits.dropped)} (listed in {SPLITS})", hang=LABEL)
+        tell(f"{' ' * LABEL}rows left out: {say_dropped(splits.dropped)} ({SPLITS} lists them)", hang=LABEL)
     rows, groups = (sum(count[what] for count in counts.values()) for what in ("rows", "groups"))
     told = f"{rows:,} rows in {groups:,} groups" + (f", {dropped:,} rows left out" if dropped else "")
     return Outcome({"counts": counts, "dropped": dropped}, told)

@@ -44,7 +44,7 @@ def run(context: PhaseContext) -> Outcome:
     )
     decision.write(context.folder)
     figure = f"{config.objective.replace('_', ' ').replace('mcc', 'MCC')} {chosen.value:.3f}"
-    told = f"champion {champion}, threshold {chosen.threshold:+.3f} (logit), {figure} on val_select (optimistic)"
+    told = f"champion {champion}, threshold at logit {chosen.threshold:+.3f}, {figure} on val_select (optimistic)"
     return Outcome(to_json(decision), told)
 
 

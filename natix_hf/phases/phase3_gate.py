@@ -52,7 +52,7 @@ def run(context: PhaseContext) -> Outcome:
     aurc = compared["aurc"]
     wins = aurc.high < 0
     figures = f"AURC {aurc.learned:.4f} for the learned gate, {aurc.margin:.4f} for the margin"
-    reason = f"the margin stays: the learned gate is not certain to be better ({figures})"
+    reason = f"the margin stays: the paired interval of the gain is not entirely below zero ({figures})"
     if wins:
         reason = f"the learned gate beats the margin ({figures})"
     gate_sha256 = None
@@ -83,4 +83,4 @@ def run(context: PhaseContext) -> Outcome:
 def _write(context: PhaseContext, report: GateReport) -> Outcome:
     if context.is_main:
         report.write(context.folder)
-    return Outcome(to_json(report), report.reason)
+    return Outcome(to_json(report), report.reason.replace("stays: ", "stays, because ", 1))

@@ -52,7 +52,7 @@ def run(context: PhaseContext) -> Outcome:
     if not context.is_main:
         return Outcome()
     report["against_control"] = against = _compare(candidate, control, recipe.data.target_prior)
-    gain = "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**against["mcc_gain"])
+    gain = "gain {difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**against["mcc_gain"])
     told = f"MCC {against['val_select_mcc_optimistic']:.3f} on val_select (optimistic), {gain} over the control"
     return Outcome(report, told)
 
