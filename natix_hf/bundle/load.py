@@ -55,18 +55,11 @@ Answer: TypeAlias = Prediction | BadImage
 class Bundle:
     """A loaded bundle, which answers images. [`load_bundle`] makes one and checks the folder first.
 
-    Several threads may share a bundle.
-
-    Args:
-        folder (`Path`): The bundle folder.
-        device (`str`, *optional*): A torch device. Defaults to the accelerator, or the CPU if there is none.
-        backend (`str`, *optional*): `"torch"` or `"onnx"`, see [`load_bundle`].
-        precision (`str`, defaults to `"float32"`): `"float32"` or `"bfloat16"`, see [`load_bundle`].
+    Several threads may share a bundle. For the arguments see [`load_bundle`].
 
     Attributes:
         policy ([`Policy`]): How the bundle decides: threshold, calibration, gate and guarantee.
         backend (`str`): What runs the model, `"torch"` or `"onnx"`.
-        precision (`str`): `"float32"` or `"bfloat16"`.
     """
 
     def __init__(
@@ -90,19 +83,12 @@ class Bundle:
         return self._inference.preprocess
 
     def logits_of(self, views: Dataset[Any], batch_size: int = 32, label: str | None = None) -> np.ndarray:
-        """The candidate's logits (unfolded), float64 [n], of a dataset that yields `pixel_values`.
-
-        Args:
-            label: The name of a progress bar; None shows no bar.
-        """
+        """The candidate's logits (unfolded), float64 [n], of a dataset that yields `pixel_values`. `label` names a
+        progress bar."""
         return self.policy.unfold(self._inference.logits(views, batch_size, label=label))
 
     def logits(self, images: Iterable[Any], batch_size: int = 32) -> np.ndarray:
-        """The candidate's logits (unfolded), float64 [n]. Takes the same images as `predict`.
-
-        Raises:
-            [`DataError`]: if an image cannot be read; the line names it.
-        """
+        """The candidate's logits (unfolded), float64 [n]. Takes images and raises errors as `predict` does."""
         parts = [np.zeros(0)]
         for batch in batches(images, self.preprocess, batch_size):
             pixels = [_require_read(image) for image in batch]
@@ -139,18 +125,13 @@ class Bundle:
         """Answer images as they come, one answer per image and in the same order. The stream may be endless.
 
         The first answers arrive after two batches of files or one batch of pictures in memory. For a live camera use
-        `batch_size=1`.
-
-        Args:
-            images (`Iterable`): As in `predict`.
-            batch_size (`int`, defaults to 32): Images per forward pass.
+        `batch_size=1`. The arguments are those of `predict`.
 
         Yields:
             [`Prediction`], or a [`BadImage`] that says why an image cannot be read.
 
         Example:
 
-            >>> from pathlib import Path
             >>> for answer in bundle.stream(Path("photographs").glob("*.jpg")):  # doctest: +SKIP
             ...     print(answer)
         """
@@ -324,11 +305,7 @@ def load_bundle(
 
 
 def find_bundle(path_or_repo_id: str | Path, revision: str | None = None) -> Path:
-    """The folder of a bundle: the folder itself, `phase6_export/bundle` of a run, or a snapshot from the Hub.
-
-    Raises:
-        UsageError: if there is no bundle, or if `revision` is given for a folder.
-    """
+    """The folder of a bundle: the folder itself, `phase6_export/bundle` of a run, or a snapshot from the Hub."""
     if is_from_hub(path_or_repo_id):
         return fetch_bundle(str(path_or_repo_id), revision)
     if revision is not None and Path(path_or_repo_id).exists():
@@ -344,11 +321,7 @@ def is_from_hub(path_or_repo_id: str | Path) -> bool:
 
 
 def find_local_bundle(reference: str | Path) -> Path:
-    """The folder of a bundle: the folder itself, or `phase6_export/bundle` of a run.
-
-    Raises:
-        UsageError: if there is no bundle.
-    """
+    """The folder of a bundle: the folder itself, or `phase6_export/bundle` of a run."""
     path = Path(reference)
     for folder in (path, path / "phase6_export" / "bundle"):
         # A folder that has lost one of the two files is a damaged bundle, and still a bundle.

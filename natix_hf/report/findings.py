@@ -1,4 +1,4 @@
-"""The findings that a reader needs before the figures: the fate of the promise, and everything that weakens a claim."""
+"""The findings that a reader needs before the figures: did the promise hold, and what weakens a claim."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import TINY, striped_image
+from facts import tells
 from local_hub import LocalHub
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -295,7 +296,7 @@ def test_an_onnx_of_other_weights_is_found(bundle: Path, images: list[Any], tmp_
     redo_manifest(bundle, retie=True)  # now only its answers tell
     assert bundle_problems(bundle) == []
     (problem,) = find_problems(str(bundle))
-    assert "model.onnx answers otherwise than model.safetensors" in problem
+    assert tells(problem, "model.onnx", "model.safetensors", "differently", "other weights")
 
 
 @pytest.mark.parametrize("verify", [True, False])
