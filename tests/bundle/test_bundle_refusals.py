@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from conftest import Command
-from facts import tells
 
 from natix_hf.bundle.contents import BUNDLE_MANIFEST, bundle_problems, policy_problems
 from natix_hf.bundle.load import load_bundle
@@ -65,7 +64,7 @@ def test_code_and_weights_from_elsewhere(name: str, change: dict[str, Any], veri
     describe(bundle)
     with pytest.raises(VerificationError) as caught:
         load_bundle(bundle, verify=verify)
-    assert tells(caught.value, name, next(iter(change)), "asks for code or weights")
+    assert name in str(caught.value) and f"asks by {next(iter(change))} for code or weights" in str(caught.value)
 
 
 @pytest.mark.parametrize("labels", [{"0": "Roadwork", "1": "None"}, {"0": "LABEL_0", "1": "LABEL_1"}, None])
@@ -132,10 +131,10 @@ def test_a_manifest_of_another_shape(change: dict[str, Any], bundle: Path) -> No
 
 
 WRONG: dict[str, tuple[str, bytes, str]] = {
-    "tensors missing": ("model.safetensors", _header(b"8"), "holds 4 bytes of tensors, but its header says 8"),
-    "bytes behind": ("model.safetensors", _header(b"4") + b"evil", "holds 8 bytes of tensors, but its header says 4"),
+    "tensors missing": ("model.safetensors", _header(b"8"), "holds 4 bytes of tensors, its header says 8"),
+    "bytes behind": ("model.safetensors", _header(b"4") + b"evil", "holds 8 bytes of tensors, its header says 4"),
     "no safetensors": ("model.safetensors", b"\x80\x04" * 64, "bytes: it is no safetensors file"),
-    "a list": ("model.safetensors", struct.pack("<Q", 2) + b"[]", "the header of a safetensors file"),
+    "a list": ("model.safetensors", struct.pack("<Q", 2) + b"[]", "has a header that is not that of a safetensors"),
     "no JSON": ("config.json", b"{", "config.json is not readable JSON"),
     "no object": ("preprocessor_config.json", b"[]", "cannot be used: it holds no JSON object"),
 }
@@ -290,7 +289,7 @@ def test_a_folder_has_no_revision(bundle: Path, tmp_path: Path, command: Command
     Path("lab").mkdir()
     bundle.rename("lab/roadwork")
     for reference in ("lab/roadwork", tmp_path / "lab" / "roadwork"):
-        with pytest.raises(UsageError, match=r"revision 'v1' .*roadwork lies here"):
+        with pytest.raises(UsageError, match=r"revision 'v1' is for a repository .*roadwork lies here"):
             load_bundle(reference, revision="v1")
     load_bundle("lab/roadwork")
     Path("x.png").write_bytes(b"")

@@ -51,8 +51,8 @@ def test_run_of_some_phases(command: Command, finished_run: Path, tiny_recipe_fi
         "run", tiny_recipe_file, "phase2.objective=f1", "--phases", "2,1", "--run-dir", finished_run
     )
     assert code == 0
-    assert "phase 1 " in out and "current, skipped" in out and "its settings changed" in out
-    assert "test MCC" not in out and f"done     {finished_run}" in out
+    assert "phase 1 phase1_baseline: current, skipped" in out and "its settings changed" in out
+    assert "test MCC" not in out and f"done: {finished_run}" in out
 
 
 def test_recipes(command: Command) -> None:
@@ -224,7 +224,7 @@ def test_predict_reports_a_bad_image_in_its_place(
     assert code == 1
     if "--bf16" in options:
         flips, err = err.split("\n", 1)
-        assert "0 of 2 images" in flips
+        assert "0 of 2 decisions are others in float32" in flips
     assert "1 of 3 images cannot be read" in _one_line(err)
     first, second, third = out.splitlines()
     assert first == third and str(picture) in first
@@ -275,7 +275,7 @@ def test_predict_names_what_bfloat16_flips(
     code, before, _ = command("predict", finished_run, picture)
     monkeypatch.setattr(inference, "torch_forward", planted)
     code, out, err = command("predict", finished_run, picture, "--bf16")
-    assert code == 0 and "float32 decides 1 of 1 images differently" in err
+    assert code == 0 and "1 of 1 decisions are others in float32" in err
     decision = before.removeprefix(str(picture)).split()[0]
     assert out.endswith(f"(float32: {decision})\n") and out.split()[1] != decision
 

@@ -826,7 +826,7 @@ def test_bad_input_is_one_line_and_damages_nothing(name: str, place: Place, comm
         else:
             assert snapshot(folder) == files, f"{folder} was changed"
     at_work = [line.split()[2].rstrip(":") for line in out.splitlines() if line.startswith("phase ")]
-    runs = [Path(line.removeprefix("run ").strip()) for line in out.splitlines() if line.startswith("run ")]
+    runs = [Path(line.removeprefix("run ")) for line in out.splitlines() if line.startswith("run ")]
     if at_work and (runs[0] != place.finished or name in SETS_ASIDE):
         assert not (runs[0] / at_work[-1] / "manifest.json").exists()
 
@@ -857,7 +857,7 @@ def test_skipped_images_are_counted_and_listed(place: Place, command: Command) -
     arguments = place.fresh(*plain, "data.on_bad_image=skip", "phase1.num_train_epochs=1")
     code, out, _ = command(*arguments)
     assert code == 0
-    assert "rows left out: 2 x unreadable image (splits.json lists them)" in out
+    assert "rows left out: 2 x unreadable image (splits.json lists them)" in out.splitlines()
     run = place.folder / "fresh"
     splits = json.loads((run / "phase0_data" / "splits.json").read_text(encoding="utf-8"))
     assert splits["dropped_reasons"] == {"unreadable image": 2}

@@ -104,7 +104,7 @@ def test_a_cache_that_others_own(published: Published, hub: LocalHub, monkeypatc
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    with pytest.raises(VerificationError, match=r"README\.md was changed.*could not be removed from the cache \(Perm"):
+    with pytest.raises(VerificationError, match=r"README\.md was changed.*could not be taken out of the cache \(Perm"):
         load_bundle(REPO)
 
 
@@ -152,7 +152,7 @@ def test_pull_into_the_folder_one_stands_in(to: str, published: Published, tmp_p
 def test_pull_over_a_file(published: Published, tmp_path: Path, command: Command) -> None:
     (tmp_path / "here").write_text("mine", encoding="utf-8")
     code, _, err = command("pull", REPO, "--to", tmp_path / "here")
-    assert code == 2 and "name another folder with --to" in err
+    assert code == 2 and "exists already: name another folder with --to" in err
     assert (tmp_path / "here").read_text(encoding="utf-8") == "mine"
 
 

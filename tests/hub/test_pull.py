@@ -93,7 +93,7 @@ def test_pull_overwrites_nothing(published: Published, tmp_path: Path, command: 
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "mine.txt").write_text("mine", encoding="utf-8")
     code, _, err = command("pull", REPO, "--to", tmp_path / "here")
-    assert code == 2 and "name another folder with --to" in err
+    assert code == 2 and "exists already: name another folder with --to" in err
     assert (tmp_path / "here" / "mine.txt").read_text(encoding="utf-8") == "mine"
 
 

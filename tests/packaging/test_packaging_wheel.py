@@ -134,8 +134,8 @@ def test_the_installed_wheel_runs_the_quickstart_from_an_empty_folder(installed:
         "-m", "accelerate.commands.launch", "--config_file", str(config), str(script), *TINY,
         cwd=empty, **environment,
     )  # fmt: skip
-    assert f"run      {run}" in launched.splitlines()
-    assert launched.splitlines()[-1].startswith("phase 2 ") and "current, skipped" in launched.splitlines()[-1]
+    assert launched.splitlines()[0] == f"run {run}"
+    assert launched.splitlines()[-1] == "phase 2 phase2_threshold: current, skipped"
 
 
 def test_an_editable_install_reads_the_folders_of_the_checkout(tree: Path, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from facts import tells
 from given import decision, give_answers, rows_of
 
 from natix_hf.bundle.policy import GateUse, Policy
@@ -283,8 +282,7 @@ def test_classwise_gives_each_answer_its_own_threshold(loss: str, phase5: Run) -
     assert {name: part["coverage"] for name, part in risk["parts"].items()} == {
         "Roadwork": found.positive.coverage, "None": found.negative.coverage,
     }  # fmt: skip
-    assert (risk["feasible"], risk["classwise"]) == (True, True)
-    assert tells(risk["guarantee"], "both among accepted Roadwork answers and among accepted None answers")
+    assert (risk["feasible"], risk["classwise"]) == (True, True) and "the risk of either answer" in risk["guarantee"]
 
 
 def test_classwise_is_not_feasible_where_one_answer_is_not(phase5: Run) -> None:
