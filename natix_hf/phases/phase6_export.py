@@ -1,4 +1,4 @@
-"""Phase 6: one evaluation of the champion on test, then the bundle, reloaded, compared and published.
+"""Phase 6: evaluate the champion on test once, then build, reload, compare and publish the bundle.
 
 The export, step two, reads no row.
 """
@@ -27,17 +27,18 @@ BUNDLE = "bundle"
 
 
 def run(context: PhaseContext) -> Outcome:
+    """Leave the evaluation, the bundle and the page about the run."""
     config = context.recipe.phase6
     decision = context.decision()
     champion = context.champion(decision)
-    if config.push:  # what the Hub would refuse is refused before test is looked at
+    if config.push:  # find out before test is read whether the Hub would refuse
         check_push(str(config.repo_id), config.tag)
     return export(context, decision, champion, evaluate_champion(context, decision, champion))
 
 
 def export(context: PhaseContext, decision: Decision, champion: Candidate, measured: Evaluated) -> Outcome:
-    """Builds the bundle of a champion that has been evaluated, publishes it where the recipe says so, and leaves the
-    page about the run."""
+    """Build the bundle of an evaluated champion, publish it if the recipe says so, and write the page about the
+    run."""
     recipe, config, bundle = context.recipe, context.recipe.phase6, context.folder / BUNDLE
     architecture = read_json(champion.model / "config.json")["model_type"]
     if is_unknown_to_the_miner(architecture):
@@ -81,12 +82,12 @@ def export(context: PhaseContext, decision: Decision, champion: Candidate, measu
     exported |= {key: lineage[key] for key in ("git", "packages")}
     write_text(context.folder / REPORT, render_report(context.run_dir, exported))
     mcc = "undefined" if metrics["test_mcc"] is None else f"{metrics['test_mcc']:.3f}"
-    return Outcome(metrics, f"MCC {mcc} on test, bundle built, reloaded and compared")
+    return Outcome(metrics, f"MCC {mcc} on test; bundle built, reloaded and compared")
 
 
 def _five_fields(context: PhaseContext) -> dict[str, Any] | None:
-    """For the subnet, with the time of an attempt that was cut off: it may have published, and this is no other
-    bundle."""
+    """The subnet's five fields. The submission time is that of an interrupted attempt if there was one: it may have
+    published the same bundle."""
     config, before = context.recipe.phase6, context.folder / BUNDLE / MODEL_CARD
     name = config.model_name or context.recipe.name
     fields = five_fields(name, config.description, config.version, config.submitted_by)

@@ -1,4 +1,4 @@
-"""What the page about a run says, read from the run's folder. No torch, no data set, no clock."""
+"""The facts for the page about a run, read from the run's folder, without torch, dataset or clock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FINISHED, WRITING, NOT_FINISHED, DAMAGED, NOT_RUN = "finished", "being written",
 
 @dataclass
 class PhaseFacts:
-    """One phase: `manifest` is empty unless it is finished."""
+    """The state of one phase. `manifest` is empty unless the phase is finished."""
 
     phase: Phase
     state: str
@@ -36,15 +36,17 @@ class PhaseFacts:
 
     @property
     def counts(self) -> bool:
-        """Whether its files may be told of."""
+        """True if the page may show the files of the phase."""
         return self.state in (FINISHED, WRITING)
 
 
 @dataclass
 class RunFacts:
-    """A run, as far as it has come. What a phase that has not run would have left is None or empty.
+    """A run, finished or not. The results of phases that have not run are None or empty.
 
-    `problems` are files that cannot be read; `leaks` rows, groups and pictures that stand in two splits.
+    Args:
+        problems: One line per file that cannot be read.
+        leaks: One line per row, group or picture that stands in two splits.
     """
 
     folder: Path
@@ -64,7 +66,7 @@ class RunFacts:
 
     @property
     def section(self) -> dict[str, Any]:
-        """The recipe's sections as the finished phases resolved them; `phase1`'s own word over another's."""
+        """The recipe's sections as the finished phases recorded them. Earlier phases take precedence."""
         merged: dict[str, Any] = {}
         for number in reversed(ORDER):
             merged |= self.phases[number].manifest.get("section", {})
@@ -72,7 +74,7 @@ class RunFacts:
 
     @property
     def bundle(self) -> str:
-        """Its place in the run folder."""
+        """The path of the bundle inside the run folder."""
         return f"{PHASES[6].folder}/{BUNDLE}"
 
     @property
@@ -93,14 +95,14 @@ class RunFacts:
 
 
 def read_run(run_dir: Path, exported: dict[str, Any] | None = None) -> RunFacts:
-    """Reads a run folder.
+    """Read a run folder.
 
     Args:
-        exported: what phase 6 knows of its manifest where it calls this itself, before that is there: `section`,
-            `metrics`, `git`, `packages`.
+        exported: The part of its own manifest that phase 6 passes before it is written: `section`, `metrics`, `git`,
+            `packages`.
 
     Raises:
-        UsageError: it is no run folder, or no phase of it has finished.
+        UsageError: if it is no run folder, or if no phase has finished.
     """
     known = {number: _phase_facts(run_dir, PHASES[number]) for number in ORDER}
     if exported is not None:
@@ -108,7 +110,7 @@ def read_run(run_dir: Path, exported: dict[str, Any] | None = None) -> RunFacts:
     if not (run_dir / RUN_FILE).is_file() and not any(facts.manifest for facts in known.values()):
         raise UsageError(f"{run_dir} is not a run folder: name one that natix-hf run has made")
     if not any(facts.manifest for facts in known.values()):
-        raise UsageError(f"{run_dir} has no finished phase: nothing to report yet")
+        raise UsageError(f"{run_dir} has no finished phase, so there is nothing to report: run a phase first")
     problems = [f"{facts.phase.folder} is damaged" for facts in known.values() if facts.state == DAMAGED]
 
     def read(number: int, name: str) -> Any:

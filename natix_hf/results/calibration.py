@@ -1,4 +1,4 @@
-"""What phase 5 leaves about calibration: the fitted map, and the errors on val_calib before and after it."""
+"""The calibration result of phase 5: the fitted map, and the errors on val_calib before and after it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ from natix_hf.results.logits import LogitTable
 class CalibrationReport(Stored):
     """A calibration fitted on val_select, with its errors on val_calib at the target prior.
 
-    `no_optimum`: no temperature fits val_select best, so the probabilities stay as they are. `rows` counts pictures,
-    `views` the answers to each. `before` and `after` map the name of an error to its figure.
+    Args:
+        no_optimum (`bool`): No temperature fits val_select best, so the probabilities stay as they are.
+        rows (`int`): Number of pictures.
+        views (`int`): Number of answers to each picture.
+        before, after (`dict[str, Figure]`): The calibration errors by name.
     """
 
     FILE: ClassVar[str] = "calibration.json"
@@ -45,9 +48,11 @@ class CalibrationReport(Stored):
 
 
 def fit_on(select: LogitTable, method: Method, prior: float | None) -> tuple[Calibration, bool]:
-    """The calibration of a method on val_select, and whether there was no optimum: then it changes nothing.
+    """Fit a calibration on val_select.
 
-    Where val_select has no wrong answer, the likelihood of a temperature grows towards probabilities of 0 and 1.
+    Returns:
+        The calibration, and True if there is no optimum; the calibration then changes nothing. That happens if every
+        answer on val_select is right: the likelihood grows as the probabilities approach 0 and 1.
     """
     fitted = fit_calibration(select.logits, select.labels, method, prior_weights(select.labels, prior))
     at_bound = fitted.method == "temperature" and 1 / fitted.slope in TEMPERATURE_BOUNDS
@@ -57,7 +62,7 @@ def fit_on(select: LogitTable, method: Method, prior: float | None) -> tuple[Cal
 def measure_calibration(
     fitted: Calibration, no_optimum: bool, calib: LogitTable, prior: float | None, n_resamples: int
 ) -> CalibrationReport:
-    """The errors of the probabilities on val_calib before and after a calibration, with group-bootstrap intervals."""
+    """Measure the calibration errors on val_calib before and after a calibration, with group-bootstrap intervals."""
     weights = prior_weights(calib.labels, prior)
     before = _errors(Calibration("none"), calib, weights, n_resamples)
     after = _errors(fitted, calib, weights, n_resamples)
