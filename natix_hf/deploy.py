@@ -21,6 +21,8 @@ from natix_hf.data.views import AskedViews
 from natix_hf.errors import DataError, UsageError
 from natix_hf.labels import ID2LABEL
 from natix_hf.metrics import select_threshold
+from natix_hf.metrics.table import told_metrics
+from natix_hf.models.architectures import architecture_of
 from natix_hf.provenance.manifest import git_state, package_versions
 from natix_hf.resources import resource_folder
 from natix_hf.results.answers import compute_answers, save_candidate
@@ -165,6 +167,7 @@ def _card(
     measured: Evaluation | None,
     trainer: RoadworkTrainer,
 ) -> str:
+    architecture = str(trainer.model.config.model_type)  # type: ignore[union-attr]  # it was checked
     environment = Environment(
         loader=FileSystemLoader(resource_folder("model_cards")), undefined=StrictUndefined, keep_trailing_newline=True
     )
@@ -176,7 +179,9 @@ def _card(
         eval_rows=eval_rows,
         eval_mcc=eval_mcc,
         measured=measured,
-        architecture=trainer.model.config.model_type,  # type: ignore[union-attr]  # it was checked
+        head=getattr(architecture_of(architecture), "head", None),
+        told=told_metrics(card=True),
+        architecture=architecture,
         settings=trainer.args,
         repo=REPO_PLACEHOLDER,
         packages=package_versions(),

@@ -69,5 +69,8 @@ def main(arguments: list[str] | None = None) -> Any:
         with errors_in_one_line(_DEBUG in given):
             kept = [argument for argument in given if argument not in (_DEBUG, _QUIET, _VERBOSE)]
             return app(args=kept, prog_name="natix-hf")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != _INTERRUPTED:  # what typer makes of Ctrl-C
+            raise
+        sys.stderr.write("natix-hf: interrupted\n")
         raise SystemExit(_INTERRUPTED) from None

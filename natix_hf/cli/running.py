@@ -31,12 +31,13 @@ def run(
 
     Phases whose result is up to date are skipped.
     """
-    from natix_hf.cli.summary import summarise
     from natix_hf.pipeline import run_recipe
     from natix_hf.runs.graph import parse_phases
 
     wanted = parse_phases(phases) if phases is not None else None
     folder = run_recipe(recipe, wanted, run_dir, accelerate_config, overrides or [])
+    from natix_hf.cli.summary import summarise  # after the run: a refused recipe need not wait for this import
+
     tell()
     for line in summarise(folder):
         say(line)

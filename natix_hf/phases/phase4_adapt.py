@@ -22,6 +22,7 @@ from natix_hf.runs.context import CHECKPOINTS, PhaseContext
 from natix_hf.runs.freshness import finished_digest
 from natix_hf.runs.graph import PHASES
 from natix_hf.runs.pins import pinned_unlabelled
+from natix_hf.ssl.objectives import takes_decoder
 from natix_hf.terminal import LABEL, tell
 from natix_hf.trainers.self_supervised import check_pretraining, pretrain_backbone
 
@@ -92,7 +93,7 @@ def adapt_backbone(context: PhaseContext) -> dict[str, Any]:
         recipe.data.augment,
         save,
         context.folder / _TRAINING,
-        None if config.objective == "dinov2" else build_decoder(context.model),
+        build_decoder(context.model) if takes_decoder(config.objective) else None,
     )
     if context.is_main:
         history = write_history(context.folder / _HISTORY, report.pop("history"))

@@ -10,7 +10,7 @@ from typing import Any
 from natix_hf.bundle.build import MODEL_CARD, build_bundle
 from natix_hf.bundle.contents import BUNDLE_MANIFEST
 from natix_hf.bundle.push import check_push, push_bundle, say_published
-from natix_hf.models.config import UNKNOWN_TO_THE_MINER
+from natix_hf.models.architectures import is_unknown_to_the_miner
 from natix_hf.phases.phase6_evaluate import SCORES_PLOT, Evaluated, evaluate_champion
 from natix_hf.phases.phase6_evaluate import finished_parts as finished_parts
 from natix_hf.provenance.files import file_sha256, read_json, write_text
@@ -41,7 +41,7 @@ def export(context: PhaseContext, decision: Decision, champion: Candidate, measu
     run."""
     recipe, config, bundle = context.recipe, context.recipe.phase6, context.folder / BUNDLE
     architecture = read_json(champion.model / "config.json")["model_type"]
-    if architecture in UNKNOWN_TO_THE_MINER:
+    if is_unknown_to_the_miner(architecture):
         say(f"warning: the subnet's official miner (transformers 4.45.2) cannot load a {architecture}")
     lineage = bundle_lineage(context, champion, decision)
     facts = card_facts(recipe, context.upstream(0), champion, decision, measured.policy, measured.evaluation, lineage)

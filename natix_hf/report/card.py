@@ -11,7 +11,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from natix_hf.bundle.policy import Policy
 from natix_hf.bundle.push import REPO_PLACEHOLDER
 from natix_hf.labels import ID2LABEL
-from natix_hf.models.config import PACKAGED_PREFIX, UNKNOWN_TO_THE_MINER
+from natix_hf.metrics.table import METRICS, told_metrics
+from natix_hf.models.architectures import ARCHITECTURES, is_unknown_to_the_miner
+from natix_hf.models.config import PACKAGED_PREFIX
 from natix_hf.provenance.files import read_json
 from natix_hf.provenance.manifest import read_manifest
 from natix_hf.recipe import Recipe
@@ -22,18 +24,6 @@ from natix_hf.results.evaluation import Evaluation
 from natix_hf.runs.lineage import public_name
 
 _TEMPLATE = "bundle.md.jinja"
-_TOLD_METRICS = (
-    "mcc",
-    "balanced_accuracy",
-    "recall",
-    "specificity",
-    "precision",
-    "auroc",
-    "auprc",
-    "ece",
-    "brier",
-    "nll",
-)
 
 
 @dataclass(frozen=True)
@@ -80,8 +70,8 @@ def render_card(facts: CardFacts) -> str:
             metric_name=name.replace("_", " "),
             metric_value=round(value, 4),
         )
-        for name in ("mcc", "balanced_accuracy", "auroc")
-        if (value := metrics[name]) is not None
+        for name in told_metrics(card=True)
+        if METRICS[name].hub and (value := metrics.get(name)) is not None
     ]
     data = ModelCardData(
         library_name="transformers",
@@ -96,9 +86,10 @@ def render_card(facts: CardFacts) -> str:
         data,
         template_path=str(resource_folder("model_cards") / _TEMPLATE),
         facts=facts,
-        told=_TOLD_METRICS,
+        told=[name for name in told_metrics(card=True) if name in metrics],
         repo=REPO_PLACEHOLDER,
-        unknown_to_the_miner=UNKNOWN_TO_THE_MINER,
+        head=ARCHITECTURES[facts.architecture].head,
+        unknown_to_the_miner=is_unknown_to_the_miner(facts.architecture),
         labels=ID2LABEL,
     )
     return str(card)

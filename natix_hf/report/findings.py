@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from natix_hf.models.config import UNKNOWN_TO_THE_MINER
+from natix_hf.models.architectures import is_unknown_to_the_miner
 from natix_hf.report.facts import NOT_FINISHED, NOT_RUN, RunFacts
 from natix_hf.runs.graph import ORDER
 
@@ -13,9 +13,7 @@ _AT_MOST = {
     "fnr": "At most {alpha} of the accepted pictures with roadwork are answered None",
     "fpr": "At most {alpha} of the accepted pictures without roadwork are answered Roadwork",
 }
-_EITHER = (
-    "At most {alpha} of the accepted Roadwork answers are wrong, and at most {alpha} of the accepted None answers"
-)
+_EITHER = "At most {alpha} of the accepted answers of either kind are wrong"
 _EITHER_RATE = "At most {alpha} of the accepted pictures of either class are answered wrongly"
 
 
@@ -144,7 +142,7 @@ _DECIDES = {"val_select": "decided on threshold and champion", "val_calib": "dec
 def _of_data(facts: RunFacts) -> list[str]:
     found = []
     architecture = facts.bundle_config.get("model_type")
-    if architecture in UNKNOWN_TO_THE_MINER:
+    if is_unknown_to_the_miner(architecture):
         found.append(f"The subnet's official miner (transformers 4.45.2) cannot load a {architecture}")
     noise = facts.section.get("data", {}).get("label_noise")
     if noise:

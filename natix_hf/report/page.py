@@ -9,11 +9,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
 from natix_hf.errors import UsageError, VerificationError
+from natix_hf.metrics.table import METRICS, told_metrics
 from natix_hf.provenance.files import write_text
 from natix_hf.provenance.stored import to_json
 from natix_hf.report.facts import RunFacts, read_run
 from natix_hf.report.findings import find_promise, find_warnings, percent
 from natix_hf.resources import resource_folder
+from natix_hf.results.evaluation import Evaluation
 from natix_hf.results.examples import EXAMPLES, Example
 from natix_hf.runs.graph import CANDIDATE_PHASES, ORDER, PHASES
 
@@ -52,20 +54,6 @@ _CURVES = {
     "phase4_explora/plots/self_supervised.png": "Loss of the training without labels and AUROC of probes, over steps",
     "phase4_explora/plots/training.png": "Adapted backbone: training loss, and MCC and NLL on val_select, over epochs",
     "phase4_explora/control/plots/training.png": "Control: training loss, and MCC and NLL on val_select, over epochs",
-}
-_METRICS = {
-    "mcc": "MCC",
-    "balanced_accuracy": "balanced accuracy",
-    "recall": "TPR: share of Roadwork found",
-    "specificity": "TNR: share of None confirmed",
-    "precision": "precision",
-    "f1": "F1",
-    "accuracy": "accuracy",
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "ece": "ECE",
-    "brier": "Brier score",
-    "nll": "NLL",
 }
 _KINDS = {
     "missed": "Missed roadwork, most confident first",
@@ -171,7 +159,8 @@ def _content(facts: RunFacts) -> dict[str, Any]:
         "title": facts.section.get("phase6", {}).get("model_name") or facts.recipe,
         "counts": phase0.get("counts", {}),
         "columns": list(evaluation.columns) if evaluation is not None else [],
-        "metric_names": _METRICS,
+        "metric_names": _shown_metrics(evaluation),
+        "metric_titles": {name: metric.title for name, metric in METRICS.items()},
         "promise": find_promise(facts),
         "warnings": find_warnings(facts),
         "exported": facts.metrics(6),
@@ -191,6 +180,12 @@ def _content(facts: RunFacts) -> dict[str, Any]:
         "champion": decision.champion if decision is not None else None,
         "candidates": [PHASES[n].folder for n in CANDIDATE_PHASES],
     }
+
+
+def _shown_metrics(evaluation: Evaluation | None) -> dict[str, str]:
+    """Titles by name. A metric that is younger than the evaluation is not in it."""
+    measured = evaluation.as_found.metrics if evaluation is not None else {}
+    return {name: METRICS[name].title for name in told_metrics() if name in measured}
 
 
 def _has(facts: RunFacts, name: str) -> bool:

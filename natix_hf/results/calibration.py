@@ -9,20 +9,11 @@ import numpy as np
 
 from natix_hf.calibration import TEMPERATURE_BOUNDS, Calibration, fit_calibration
 from natix_hf.calibration.temperature import Method
-from natix_hf.metrics import (
-    bootstrap_intervals,
-    compute_metrics,
-    ece_reduction_percent,
-    expected_calibration_error,
-    maximum_calibration_error,
-    prior_weights,
-    smooth_calibration_error,
-)
+from natix_hf.metrics import bootstrap_intervals, ece_reduction_percent, prior_weights
+from natix_hf.metrics.table import calibration_scores
 from natix_hf.provenance.stored import Stored
 from natix_hf.results.figures import Figure, GroupCounts
 from natix_hf.results.logits import LogitTable
-
-ERRORS = ("ece", "ece_equal_mass", "smooth_ece", "mce", "brier", "nll")
 
 
 @dataclass(frozen=True)
@@ -99,16 +90,8 @@ def _ece(errors: dict[str, Figure]) -> float:
 
 def _errors(calibration: Calibration, calib: LogitTable, weights: np.ndarray, n_resamples: int) -> dict[str, Figure]:
     p = calibration.probability(calib.logits)
-    found = compute_metrics(p, calib.labels, sample_weight=weights)
-    values = {
-        "ece": found["ece"],
-        "ece_equal_mass": expected_calibration_error(p, calib.labels, 15, "equal_mass", weights),
-        "smooth_ece": smooth_calibration_error(p, calib.labels, weights),
-        "mce": maximum_calibration_error(p, calib.labels, sample_weight=weights),
-        "brier": found["brier"],
-        "nll": found["nll"],
-    }
+    errors = calibration_scores()
     intervals = bootstrap_intervals(
-        p, calib.labels, calib.groups, sample_weight=weights, n_resamples=n_resamples, metrics=ERRORS
+        p, calib.labels, calib.groups, sample_weight=weights, n_resamples=n_resamples, metrics=tuple(errors)
     )
-    return {name: Figure(values[name], intervals[name]) for name in ERRORS}
+    return {name: Figure(error.function(p, calib.labels, weights), intervals[name]) for name, error in errors.items()}

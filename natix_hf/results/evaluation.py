@@ -13,13 +13,12 @@ from natix_hf.calibration import Promise, losses_for
 from natix_hf.calibration.risk_rows import Loss
 from natix_hf.labels import ID2LABEL
 from natix_hf.metrics import bootstrap_intervals, compute_metrics, group_weights, prior_weights
-from natix_hf.metrics.bootstrap import MEANS, RATES
+from natix_hf.metrics.table import interval_names, measured_scores, rates
 from natix_hf.provenance.stored import OPTIONAL, Stored
 from natix_hf.results.figures import Figure, GroupCounts, finite
 from natix_hf.results.logits import LogitTable
 from natix_hf.subnet.marks import ExamMarks, mark_exam
 
-_OF_PROBABILITIES = ("auroc", "auprc", "ece", "brier", "nll")
 # With fewer rows than this, the interval of a slice is too wide to say anything.
 _SLICE_ROWS = 20
 
@@ -132,10 +131,12 @@ def _column(table: LogitTable, policy: Policy, prior: float | None, n_resamples:
     weights = prior_weights(table.labels, prior)
     metrics = compute_metrics(decided, table.labels, sample_weight=weights)
     scored = compute_metrics(probabilities, table.labels, sample_weight=weights)
-    metrics |= {key: scored[key] for key in _OF_PROBABILITIES}
+    metrics |= {key: scored[key] for key in measured_scores()}
+    of_decisions = tuple(rates())
+    of_probabilities = tuple(name for name in interval_names() if name not in of_decisions)
     intervals = {
         key: interval
-        for values, wanted in ((decided, RATES), (probabilities, (*MEANS, "auroc", "ece")))
+        for values, wanted in ((decided, of_decisions), (probabilities, of_probabilities))
         for key, interval in bootstrap_intervals(
             values, table.labels, table.groups, sample_weight=weights, n_resamples=n_resamples, metrics=wanted
         ).items()

@@ -20,6 +20,7 @@ class Objective(Protocol):
         sections: settings that the objective takes, by name: a frozen dataclass whose defaults are the method's. The
             names are those of the sections of `phase4:` in a recipe. `check`, `build` and `views` get an instance of
             each by keyword.
+        takes_decoder: whether `build` can use a decoder that was pretrained with the backbone.
         decoder_from: "pretrained" or "fresh" where the objective has a decoder, which is thrown away; else None.
 
     A module must not call an attribute `config`: Trainer writes into it, as it does into that of a transformers model.
@@ -29,6 +30,7 @@ class Objective(Protocol):
     """
 
     sections: ClassVar[dict[str, type]]
+    takes_decoder: ClassVar[bool]
     decoder_from: str | None
 
     @classmethod
@@ -80,6 +82,7 @@ class PlainObjective(nn.Module):
     """The parts of `Objective` that most objectives leave empty: no schedule, no teacher, nothing to check."""
 
     sections: ClassVar[dict[str, type]] = {}
+    takes_decoder: ClassVar[bool] = False
     decoder_from: str | None = None
 
     @classmethod

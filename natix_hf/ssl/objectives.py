@@ -1,24 +1,39 @@
 """The self-supervised objectives by name. Light: the module of an objective is imported when it is asked for.
 
-To add one: a module with its class (`natix_hf.ssl.objective` says what it offers), a row here, and in
-`trainers/explora_config.py` its name and its sections, so that a recipe can name them.
+To add one: a module with its class ([`natix_hf.ssl.objective`] says what it offers), a module with its settings if it
+has any, and here a row in `OBJECTIVES` and a field in `ObjectiveSections`, so that a recipe can set them.
 """
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from natix_hf.data.crops_config import CropConfig
 from natix_hf.errors import RecipeError
+from natix_hf.models.architectures import architecture_of
+from natix_hf.section import Section
+from natix_hf.ssl.dinov2_config import DinoV2Config
+from natix_hf.ssl.mae_config import MaeConfig
 
 if TYPE_CHECKING:
     from natix_hf.ssl.objective import Objective
 
-# Name -> the class, or where it lies as `module:class`.
+# Name -> the class, or where it is, as `module:class`.
 OBJECTIVES: dict[str, str | type[Any]] = {
     "dinov2": "natix_hf.ssl.dinov2:DinoV2Objective",
     "mae": "natix_hf.ssl.mae:MaskedAutoencoder",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSections(Section):
+    """The sections of `phase4:` that hold the settings of objectives."""
+
+    mae: MaeConfig = field(default_factory=MaeConfig)
+    dinov2: DinoV2Config = field(default_factory=DinoV2Config)
+    crops: CropConfig = field(default_factory=CropConfig)
 
 
 def objective_class(name: str) -> type[Objective]:
@@ -38,8 +53,15 @@ def objective_class(name: str) -> type[Objective]:
 
 
 def default_objective(model_type: str) -> str:
-    """The objective that the weights of such a backbone were made with."""
-    return "dinov2" if model_type.startswith("dinov2") else "mae"
+    """The objective that the public weights of such a backbone were trained with."""
+    found = architecture_of(model_type)
+    return "mae" if found is None or found.objective is None else found.objective
+
+
+def takes_decoder(name: str | None) -> bool:
+    """Whether an objective can use a pretrained decoder. `None`, the backbone's default objective, can: a backbone
+    with a decoder was trained by masked autoencoding."""
+    return name is None or objective_class(name).takes_decoder
 
 
 def settings_of(objective: type[Objective], given: Any) -> dict[str, Any]:
