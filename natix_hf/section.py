@@ -10,13 +10,16 @@ import enum
 import math
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from natix_hf.errors import RecipeError, did_you_mean, nearest, require
 
 # The metadata of a field that is no key of a recipe.
 NOT_A_KEY = {"not_a_key": True}
+# The metadata of a key that came after the first version. Manifests and hashes leave it out at its default, so that
+# older runs stay current.
+LATER = {"later": True}
 
 # Other names that people use for a key, by the key that they mean.
 _ALSO_CALLED = {
@@ -87,8 +90,7 @@ class Section:
 
     def plain(self) -> dict[str, Any]:
         """Every key and its value as JSON values, which manifests record and hashes are computed from."""
-        names = [f.name for f in fields(self)]
-        return {name: _plain(getattr(self, name)) for name in names}
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if not _adds_nothing(f, self)}
 
     def mapping(self) -> dict[str, Any]:
         """Every key and its value as in a recipe file. `build` turns the result into this section again."""
@@ -230,6 +232,14 @@ def _as_section(value: Any, section: type[Section], key: str) -> Section:
 def _is_section(hint: Any) -> bool:
     """True if a key holds a section and does not allow null."""
     return section_of(hint) is not None and type(None) not in get_args(hint)
+
+
+def _adds_nothing(key: Field[Any], section: Section) -> bool:
+    """True if a later key has its default, so that the section equals one from before the key existed."""
+    if not key.metadata.get("later"):
+        return False
+    default = key.default if key.default_factory is MISSING else key.default_factory()
+    return bool(getattr(section, key.name) == default)
 
 
 def _plain(value: Any) -> Any:

@@ -29,7 +29,10 @@ OBJECTIVES: dict[str, str | type[Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSections(Section):
-    """The sections of `phase4:` that hold the settings of objectives."""
+    """The sections of `phase4:` that hold the settings of objectives.
+
+    A new one is `field(default_factory=…, metadata=LATER)`: runs that were made without it stay current.
+    """
 
     mae: MaeConfig = field(default_factory=MaeConfig)
     dinov2: DinoV2Config = field(default_factory=DinoV2Config)
