@@ -76,8 +76,8 @@ METRICS: dict[str, Rate | Score] = {
         title="balanced accuracy", function=classification.balanced_accuracy, page=2, card=True, hub=True
     ),
     "precision": Rate(title="precision", function=classification.precision, page=5, card=True),
-    "recall": Rate(title="TPR: roadwork found", function=classification.recall, page=3, card=True),
-    "specificity": Rate(title="TNR: none left alone", function=classification.specificity, page=4, card=True),
+    "recall": Rate(title="TPR: share of Roadwork found", function=classification.recall, page=3, card=True),
+    "specificity": Rate(title="TNR: share of None confirmed", function=classification.specificity, page=4, card=True),
     "fnr": Rate(title="FNR", function=classification.fnr),
     "fpr": Rate(title="FPR", function=classification.fpr),
     "f1": Rate(title="F1", function=classification.f1, page=6),
