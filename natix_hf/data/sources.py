@@ -176,7 +176,10 @@ def _labels(dataset: Dataset, ids: list[str], config: DataConfig) -> np.ndarray:
 
 
 def _positive_class(names: list[str], config: DataConfig) -> str:
-    """Name of the class that becomes label 1. `datasets` only sorts class folders by name, so their order says nothing."""
+    """Name of the class that becomes label 1.
+
+    `datasets` numbers class folders in alphabetical order, so their numbers say nothing.
+    """
     if config.positive_class is not None:
         if config.positive_class not in names:
             raise DataError(f"data.positive_class {config.positive_class!r} is none of the classes {', '.join(names)}")

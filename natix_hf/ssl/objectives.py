@@ -1,7 +1,7 @@
-"""The self-supervised objectives by name. Light: the module of an objective is imported when it is asked for.
+"""The table of self-supervised objectives. The module of an objective is imported only when it is needed.
 
-To add one: a module with its class (`natix_hf.ssl.objective` says what it offers), a row here, and in
-`trainers/explora_config.py` its name and its sections, so that a recipe can name them.
+To add an objective, write a module with its class (see `natix_hf.ssl.objective`) and add a row here. If it has
+settings, add its section to `trainers/explora_config.py` too, so that a recipe can set them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from natix_hf.errors import RecipeError
 if TYPE_CHECKING:
     from natix_hf.ssl.objective import Objective
 
-# Name -> the class, or where it lies as `module:class`.
+# Name -> the class, or its place as `module:class`.
 OBJECTIVES: dict[str, str | type[Any]] = {
     "dinov2": "natix_hf.ssl.dinov2:DinoV2Objective",
     "mae": "natix_hf.ssl.mae:MaskedAutoencoder",
@@ -22,10 +22,10 @@ OBJECTIVES: dict[str, str | type[Any]] = {
 
 
 def objective_class(name: str) -> type[Objective]:
-    """The class of an objective.
+    """Look up the class of an objective.
 
     Raises:
-        RecipeError: there is none of this name.
+        RecipeError: If there is no objective of this name.
     """
     if name not in OBJECTIVES:
         raise RecipeError(f"phase4.objective is {name!r}: allowed is {' | '.join(OBJECTIVES)}")
@@ -38,12 +38,12 @@ def objective_class(name: str) -> type[Objective]:
 
 
 def default_objective(model_type: str) -> str:
-    """The objective that the weights of such a backbone were made with."""
+    """Name of the objective that backbones of this type were pretrained with."""
     return "dinov2" if model_type.startswith("dinov2") else "mae"
 
 
 def settings_of(objective: type[Objective], given: Any) -> dict[str, Any]:
-    """The sections of an objective: those that `given` (a mapping, or an object) holds, and defaults for the rest."""
+    """Collect the settings of an objective from `given`, a mapping or an object. A missing section gets defaults."""
     held = given if isinstance(given, dict) else vars(given)
     found = {name: held.get(name) for name in objective.sections}
     return {name: cls() if found[name] is None else found[name] for name, cls in objective.sections.items()}
