@@ -968,5 +968,5 @@ def test_a_damaged_best_checkpoint_is_no_candidate(interrupted: Path, place: Pla
     _change("model.safetensors", flip_last)(checkpoints / "checkpoint-5")
     code, _, err = command(*place.run("--phases", "1", on=run))
     assert code == 1
-    assert "checkpoint-5 was damaged: remove" in err.splitlines()[-1]
+    assert "checkpoint-5, the best epoch, was damaged: remove" in err.splitlines()[-1]
     assert not (run / "phase1_baseline" / "manifest.json").exists()

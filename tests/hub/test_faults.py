@@ -41,7 +41,7 @@ FETCH = {
     "file": ("GET", "/resolve/.*config.json"),
     "weights": ("GET", "/resolve/.*safetensors"),
 }
-ADVICE = ("run the same again", "wait some minutes", "log in with", "use one that has", "may not read it")
+ADVICE = ("run the same again", "wait some minutes", "log in with", "use one that has", "must not see it")
 PUSHES = [(stage, kind) for stage in PUSH for kind in (*STATUSES, *BROKEN)]
 PUSHES += [(stage, kind) for stage in ("LFS upload", "read back, files") for kind in ("wrong_bytes", "slow")]
 FETCHES = [(what, stage, kind) for what in ("pull", "load") for stage in FETCH for kind in (*STATUSES, *BROKEN)]

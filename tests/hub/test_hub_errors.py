@@ -31,20 +31,16 @@ def answer(status: int) -> Any:
 @pytest.mark.parametrize(
     ("status", "kind", "words"),
     [
-        (
-            401,
-            UsageError,
-            "the token is not accepted, or there is no token or no such repository; nothing was published",
-        ),
+        (401, UsageError, "the token is not accepted, or there is none, or no such repository; nothing was published"),
         (403, UsageError, "this token has no right to do that"),
-        (404, UsageError, "there is no such repository or revision, or this token may not read it"),
-        (409, HubError, "it already exists, or somebody else is changing it"),
-        (412, HubError, "the branch has moved meanwhile, somebody else committed to it; nothing was published: run"),
-        (429, HubError, "the Hub got too many requests (429); nothing was published: wait some minutes, then run it"),
-        (500, HubError, "the Hub has an error of its own (500); nothing was published: run the same again later"),
-        (503, HubError, "the Hub has an error of its own (503)"),
-        (400, HubError, "the Hub refused the request (400: 400 said the client); nothing was published"),
-        (451, HubError, "the Hub refused the request (451"),
+        (404, UsageError, "there is no such repository or revision, or this token must not see it"),
+        (409, HubError, "it exists already, or somebody else is at work on it"),
+        (412, HubError, "it moved meanwhile, somebody else has committed to it; nothing was published: run the same"),
+        (429, HubError, "the Hub wants fewer requests (429); nothing was published: wait some minutes, then run it"),
+        (500, HubError, "the Hub fails at the moment (500); nothing was published: run the same again later"),
+        (503, HubError, "the Hub fails at the moment (503)"),
+        (400, HubError, "the Hub refuses (400: 400 said the client); nothing was published"),
+        (451, HubError, "the Hub refuses (451"),
     ],
 )
 def test_by_status(status: int, kind: type, words: str) -> None:
@@ -79,7 +75,7 @@ def test_a_connection_that_failed() -> None:
         assert isinstance(line, HubError) and "the connection failed (" in str(line), line
         assert str(line).endswith("nothing was published: run the same again")
     for nonsense in (ValueError("no JSON"), KeyError("sha"), RuntimeError("odd")):
-        assert "the Hub sent an invalid answer" in str(told(nonsense))
+        assert "the Hub's answer makes no sense" in str(told(nonsense))
 
 
 LOCAL = [

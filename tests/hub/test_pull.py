@@ -326,3 +326,5 @@ def test_nobody_loads_by_accident_what_only_looks_like_a_repository(
     Path("lab").mkdir()
     bundle.rename("lab/roadwork")
     assert load_bundle(REPO).folder == Path("lab/roadwork")
+
+
