@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+NEWEST := .venv-newest
 MINER := .venv-miner
 
-.PHONY: quickstart test test-wheel test-lowest test-miner check clean
+.PHONY: quickstart test test-wheel test-lowest test-newest test-miner check docs clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/natix-hf run quickstart
@@ -27,9 +28,19 @@ test-wheel:
 test-lowest: $(LOWEST)/installed-dev
 	$(LOWEST)/bin/pytest -n 2 --dist loadgroup
 
+# The suite on the newest versions that the registries have, whatever pyproject.toml allows: it says what will break.
+test-newest: $(NEWEST)/installed-dev
+	$(NEWEST)/bin/pip list --format freeze | grep -E "^(torch|transformers|peft|datasets|accelerate|huggingface.hub)="
+	$(NEWEST)/bin/pytest -n 2 --dist loadgroup
+
 # Bundles in the hands of the subnet's official miner: transformers 4.45.2, which needs a Python below 3.12.
 test-miner: $(VENV)/installed-dev $(MINER)/installed
 	$(BIN)/pytest tests/miner
+
+# The pages that are generated from the code.
+docs: $(VENV)/installed
+	$(BIN)/python -m natix_hf.keys > docs/keys.md
+	$(BIN)/python -m natix_hf.apidoc > docs/api.md
 
 # Lint and types.
 check: $(VENV)/installed-dev
@@ -54,6 +65,13 @@ $(LOWEST)/installed-dev: pyproject.toml tests/packaging/lowest.py
 	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/constraints.txt --editable ".[dev]"
 	touch $@
 
+$(NEWEST)/installed-dev: pyproject.toml
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --upgrade torch
+	$(NEWEST)/bin/pip install --quiet --editable ".[dev]"
+	$(NEWEST)/bin/pip install --quiet --upgrade transformers peft datasets accelerate huggingface-hub
+	touch $@
+
 $(MINER)/installed: tests/miner/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 12))' || \
 	{ echo "the official miner runs on Python 3.11: make test-miner PYTHON=python3.11" >&2; exit 1; }
@@ -62,4 +80,4 @@ $(MINER)/installed: tests/miner/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(MINER) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) $(MINER) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

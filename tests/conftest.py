@@ -12,11 +12,13 @@ import gc
 import io
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from facts import tells
 from local_hub import LocalHub
 from PIL import Image
 
@@ -46,7 +48,7 @@ def pytest_collection_finish() -> None:
 
 
 # Runs that many tests look at: made once, not once by every worker, because these tests go to the same one.
-SHARED_RUNS = ("_whole_run", "exam_run", "killed_run", "margin_run", "rich_run", "made")
+SHARED_RUNS = ("_whole_run", "exam_run", "killed_run", "margin_run", "rich_run", "exported")
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
@@ -247,6 +249,12 @@ def finished_run(_finished_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(_finished_run, tmp_path / _finished_run.name))
 
 
+@pytest.fixture
+def bundle(_finished_run: Path, tmp_path: Path) -> Path:
+    """A private copy of its bundle: tests may damage it."""
+    return Path(shutil.copytree(_finished_run / "phase6_export" / "bundle", tmp_path / "a bundle"))
+
+
 @pytest.fixture(scope="session")
 def _whole_run(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
     from natix_hf.pipeline import run_recipe
@@ -280,6 +288,25 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
 
 
 TOKEN = "hf_SecretOfAnn"
+REPO = "lab/roadwork"
+
+
+@pytest.fixture
+def published(bundle: Path, hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`bundle` on the Hub as REPO, tagged v1. Afterwards nobody is logged in, and nothing is in the cache."""
+    from natix_hf.bundle.push import push_bundle
+
+    done = push_bundle(bundle, REPO, tag="v1")
+    hub.use_in_process(monkeypatch, tmp_path / "another_home", waits=False)
+    return done
+
+
+@contextmanager
+def refused(kind: type[BaseException] | tuple[type[BaseException], ...], *facts: object) -> Iterator[Any]:
+    """An error of this kind, in one line that holds these facts."""
+    with pytest.raises(kind) as caught:
+        yield caught
+    tells(caught.value, *facts)
 
 
 class Killed(Exception):

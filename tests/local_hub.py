@@ -7,20 +7,10 @@
         hub.use_in_process(monkeypatch, tmp_path, token="hf_secret")                # the one imported here
         hub.fail(503, "GET", "/resolve/", times=1)                                  # and hub.heal()
 
-Where hf_xet is installed, huggingface_hub 2 uploads through it and asks no server whether it may. Both ways in set
-HF_HUB_DISABLE_XET, for plain LFS with one PUT a file; `environment(xet=True)` leaves the client as it is. Files come
-back over plain HTTP in any case, from the Hub itself and not from a CDN. What answers 401 for want of a token says
-`X-Error-Code: RepoNotFound`: behind https the client makes RepositoryNotFoundError of the status alone.
-
-What huggingface_hub 2.4 does when it is told no, with its sleeps (`waits=False` skips them in process):
-
-- five retries, after 1 + 2 + 4 + 8 + 8 s, on 408, 429, 500, 502, 503, 504, a timeout or a lost connection: preupload,
-  the LFS batch, PUT and verify, /tree. A 429 or 503 with Retry-After waits one second more than that says, each time.
-- no retry: /commit, create_repo, create_tag, repo info, refs, paths-info, whoami, validate-yaml.
-- a file: one HEAD without a retry, then, if no copy is in the cache, one more round with the five retries; the GET
-  five times, 1 s apart, on a lost connection or a timeout, on 408 and 429 as above, not on 5xx. What arrived counts
-  in pieces of DOWNLOAD_CHUNK_SIZE, 10 MiB: a smaller file starts anew, a larger one goes on with a Range.
-- hf_xet has its own retries, for minutes: HF_XET_CLIENT_RETRY_MAX_ATTEMPTS=1 in the environment ends them in 2 s.
+Uploads take plain LFS with one PUT a file (HF_HUB_DISABLE_XET); files come back from the Hub itself, not from a CDN.
+What answers 401 for want of a token says `X-Error-Code: RepoNotFound`: behind https the client makes
+RepositoryNotFoundError of the status alone. The client repeats preupload, the LFS steps, /tree and files up to five
+times, with sleeps that `waits=False` skips in process; it repeats no commit, no create and no look-up.
 """
 
 from __future__ import annotations
@@ -39,20 +29,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from hub_routes import ROUTES, Answer, Call, refusal
-from hub_state import MOVED, Refused, Repo, State, User
+from hub_state import MOVED, Blob, Refused, Repo, State, User, is_lfs
 
-MESSAGES = {
-    401: "Invalid credentials in Authorization header",
-    403: "Forbidden: you don't have the required permissions to perform this operation",
-    409: "Reference exists already",
-    412: MOVED,
-    429: "We had to rate limit you. Please retry in a while",
-    500: "Internal Error - We're working hard to fix this as soon as possible!",
-    503: "Service Unavailable",
-}
+MESSAGES = {409: "Reference exists already", 412: MOVED, 429: "We had to rate limit you. Please retry in a while"}
 KINDS = ("cut", "wrong_bytes", "slow", "drop", "lost")
 OTHER = bytes(byte ^ 0x5A for byte in range(256))
 
@@ -69,14 +51,10 @@ class Fault:
     method: str | None
     path: str
     times: int | None
-    after: int
     seconds: float
 
     def hits(self, method: str, path: str) -> bool:
         if self.times == 0 or self.method not in (None, method) or not re.search(self.path, path):
-            return False
-        self.after -= 1
-        if self.after >= 0:
             return False
         if self.times is not None:
             self.times -= 1
@@ -104,23 +82,22 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def read_body(self) -> bytes:
+        """Sized or chunked."""
         if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         parts = []
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size + 2)[:-2])
         self.rfile.readline()
         return b"".join(parts)
 
     def answer(self, path: str, body: bytes) -> Answer:
-        """What an intact Hub answers. The path is split before it is decoded: a revision may hold a slash."""
+        """What an intact Hub answers."""
         hub, method = self.hub, "GET" if self.command == "HEAD" else self.command
         try:
             with hub.state.lock:
                 user = hub.state.user(self.headers.get("Authorization"))
-                query = parse_qs(urlsplit(self.path).query)
-                call = Call(hub.state, hub.endpoint, method, query, self.headers, body, user)
+                call = Call(hub.state, hub.endpoint, urlsplit(self.path).query, self.headers, body, user)
                 for wanted, pattern, function in ROUTES:
                     if wanted == method and (found := pattern.fullmatch(path)):
                         done = function(call, *(None if part is None else unquote(part) for part in found.groups()))
@@ -150,28 +127,17 @@ class Handler(BaseHTTPRequestHandler):
         if status == 0:
             self.close_connection = True
             return
-        pieces = [answer.body]
         if fault and kind == "slow":
-            step = max(len(answer.body) // 20, 1)
-            pieces = [answer.body[at : at + step] for at in range(0, len(answer.body), step)]
-            if self.command == "HEAD" or not pieces:
-                self.hub._stopped.wait(fault.seconds)
+            self.hub._stopped.wait(fault.seconds)
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(answer.body)))
         self.send_header("X-Request-Id", f"local-{len(self.hub.requests)}")
         self.end_headers()
-        if self.command == "HEAD":
-            return
-        if kind == "cut":
-            self.wfile.write(answer.body[: len(answer.body) // 2])
-            self.close_connection = True
-            return
-        for piece in pieces:
-            if fault and kind == "slow":
-                self.hub._stopped.wait(fault.seconds / len(pieces))
-            self.wfile.write(piece)
+        if self.command != "HEAD":
+            self.wfile.write(answer.body[: len(answer.body) // 2] if kind == "cut" else answer.body)
+        self.close_connection |= kind == "cut"
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve
 
@@ -232,37 +198,29 @@ class LocalHub:
         """A repository with these files and its `.gitattributes`, past every token: the sha of its head."""
         with self.state.lock:
             self.state.make(kind, repo_id, private)
-        return self.commit(repo_id, files, kind, title="files")
+        return self.commit(repo_id, files, kind)
 
-    def commit(
-        self,
-        repo_id: str,
-        files: Mapping[str, bytes | None],
-        kind: str | None = None,
-        title: str = "someone else's commit",
-        branch: str = "main",
-    ) -> str:
+    def commit(self, repo_id: str, files: Mapping[str, bytes | None], kind: str | None = None) -> str:
         """A commit past every client: someone else moved the repository. None deletes."""
+        changes = {path: None if data is None else Blob(data, is_lfs(path, data)) for path, data in files.items()}
         with self.state.lock:
-            repo = self.repo(repo_id, kind)
-            changes = {path: None if data is None else repo.blob(path, data) for path, data in files.items()}
-            return repo.add(changes, title, "someone", branch).sha
+            return self.repo(repo_id, kind).add(changes).sha
 
     def repo(self, repo_id: str, kind: str | None = None) -> Repo:
         """The model of that id, or the dataset."""
         found = [self.state.repos.get((one, repo_id)) for one in ([kind] if kind else ["model", "dataset"])]
         return next(repo for repo in found if repo)
 
-    def files(self, repo_id: str, revision: str = "main", kind: str | None = None) -> dict[str, bytes]:
+    def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         """What stands at a revision, `.gitattributes` included."""
-        return {path: blob.data for path, blob in self.repo(repo_id, kind).at(revision).files.items()}
+        return {path: blob.data for path, blob in self.repo(repo_id).at(revision).files.items()}
 
-    def commits(self, repo_id: str, revision: str = "main", kind: str | None = None) -> list[str]:
+    def commits(self, repo_id: str) -> list[str]:
         """The shas, newest first; the last is the commit that created it."""
-        return [commit.sha for commit in self.repo(repo_id, kind).at(revision).history()]
+        return [commit.sha for commit in self.repo(repo_id).at("main").history()]
 
-    def tags(self, repo_id: str, kind: str | None = None) -> dict[str, str]:
-        return dict(self.repo(repo_id, kind).tags)
+    def tags(self, repo_id: str) -> dict[str, str]:
+        return dict(self.repo(repo_id).tags)
 
     def asked(self, method: str, path: str) -> list[Request]:
         """The requests of that method whose path matches."""
@@ -271,29 +229,21 @@ class LocalHub:
     # What is wrong with it.
 
     def fail(
-        self,
-        kind: str | int,
-        method: str | None = None,
-        path: str = "",
-        times: int | None = None,
-        after: int = 0,
-        seconds: float = 2.0,
+        self, kind: str | int, method: str | None = None, path: str = "", times: int | None = None, seconds: float = 2
     ) -> None:
         """Plants a fault; of several that match, the one planted first.
 
         Args:
             kind: a status of 400 or more, which is answered instead; "cut" (half of the body, then the connection is
-                closed), "wrong_bytes" (as many others; of a PUT, what is stored), "slow" (in pieces over `seconds`),
+                closed), "wrong_bytes" (as many others; of a PUT, what is stored), "slow" (after `seconds`),
                 "drop" (the connection is closed and nothing is done), "lost" (all is done, then the same).
             method: this one only. HEAD and GET are two.
             path: a regular expression, searched in the decoded path without the query.
             times: how often; None is until `heal`.
-            after: how many requests that match come through first.
         """
-        if kind not in KINDS and not (isinstance(kind, int) and 400 <= kind < 600):
-            raise ValueError(f"no such fault: {kind}")
+        assert kind in KINDS or isinstance(kind, int), kind
         with self.state.lock:
-            self._faults.append(Fault(kind, method, path, times, after, seconds))
+            self._faults.append(Fault(kind, method, path, times, seconds))
 
     def heal(self) -> None:
         with self.state.lock:
@@ -305,10 +255,9 @@ class LocalHub:
 
     # How a client comes to it.
 
-    def environment(self, home: Path, token: str | None = None, xet: bool = False) -> dict[str, str]:
+    def environment(self, home: Path, token: str | None = None) -> dict[str, str]:
         """The whole environment of a subprocess whose Hub is this one and whose caches are in `home`."""
-        own = {k: v for k, v in self._variables(home, token).items() if not (xet and k == "HF_HUB_DISABLE_XET")}
-        return {k: v for k, v in os.environ.items() if not _OURS.match(k)} | own
+        return {k: v for k, v in os.environ.items() if not _OURS.match(k)} | self._variables(home, token)
 
     def _variables(self, home: Path, token: str | None) -> dict[str, str]:
         switches = ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS")
@@ -343,14 +292,14 @@ class LocalHub:
             "HF_HUB_DISABLE_IMPLICIT_TOKEN": False, "HF_UPDATE_DOWNLOAD_COUNTS": False,
         }  # fmt: skip
         places = {
-            "": ["HF_HOME", "HF_CACHE_HOME"], "hub": ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"],
-            "assets": ["HF_ASSETS_CACHE", "HUGGINGFACE_ASSETS_CACHE"], "xet": ["HF_XET_CACHE"],
-            "token": ["HF_TOKEN_PATH"], "stored_tokens": ["HF_STORED_TOKENS_PATH"],
-            ".agent_harnesses.json": ["AGENT_HARNESSES_PATH"], "modules": ["HF_MODULES_CACHE"],
-            "datasets": ["HF_DATASETS_CACHE"], "datasets/downloads": ["DOWNLOADED_DATASETS_PATH"],
-            "datasets/downloads/extracted": ["EXTRACTED_DATASETS_PATH"],
+            "": "HF_HOME HF_CACHE_HOME", "hub": "HF_HUB_CACHE HUGGINGFACE_HUB_CACHE", "xet": "HF_XET_CACHE",
+            "assets": "HF_ASSETS_CACHE HUGGINGFACE_ASSETS_CACHE", "token": "HF_TOKEN_PATH",
+            "stored_tokens": "HF_STORED_TOKENS_PATH", ".agent_harnesses.json": "AGENT_HARNESSES_PATH",
+            "modules": "HF_MODULES_CACHE", "datasets": "HF_DATASETS_CACHE",
+            "datasets/downloads": "DOWNLOADED_DATASETS_PATH",
+            "datasets/downloads/extracted": "EXTRACTED_DATASETS_PATH",
         }  # fmt: skip
-        values |= {name: home / place for place, names in places.items() for name in names}
+        values |= {name: home / place for place, names in places.items() for name in names.split()}
         for module in list(sys.modules.values()):
             if getattr(module, "__name__", "").split(".")[0] not in _LIBRARIES:
                 continue

@@ -70,4 +70,5 @@ def main(arguments: list[str] | None = None) -> Any:
             kept = [argument for argument in given if argument not in (_DEBUG, _QUIET, _VERBOSE)]
             return app(args=kept, prog_name="natix-hf")
     except KeyboardInterrupt:
+        sys.stderr.write("natix-hf: interrupted\n")
         raise SystemExit(_INTERRUPTED) from None

@@ -24,12 +24,14 @@ def run(
     ] = None,
 ) -> None:
     """Run the phases of a recipe, and skip what is current."""
-    from natix_hf.cli.summary import summarise
     from natix_hf.pipeline import run_recipe
     from natix_hf.runs.graph import parse_phases
 
     wanted = parse_phases(phases) if phases is not None else None
-    for line in summarise(run_recipe(recipe, wanted, run_dir, accelerate_config, overrides or [])):
+    folder = run_recipe(recipe, wanted, run_dir, accelerate_config, overrides or [])
+    from natix_hf.cli.summary import summarise  # what a refused recipe need not wait for
+
+    for line in summarise(folder):
         say(line)
 
 

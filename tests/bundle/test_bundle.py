@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import getpass
 import io
-import json
 import re
 import shutil
 import socket
@@ -16,24 +15,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY_RECIPE, write_parquet_source, write_recipe
+from bundles import read
+from conftest import TINY_RECIPE, refused, write_parquet_source, write_recipe
 from PIL import Image
 
 import natix_hf
 from natix_hf.bundle import build
-from natix_hf.bundle.contents import bundle_problems, is_allowed
-from natix_hf.bundle.load import Bundle, Prediction, find_bundle, load_bundle
+from natix_hf.bundle.contents import bundle_problems
+from natix_hf.bundle.load import Prediction, find_bundle, load_bundle
 from natix_hf.bundle.policy import Policy
 from natix_hf.calibration import Calibration
 from natix_hf.errors import DataError, HubError, RunError, UsageError, VerificationError
-from natix_hf.provenance.files import describe_files, file_sha256, list_files, write_json
+from natix_hf.provenance.files import file_sha256, list_files
 from natix_hf.results.logits import LogitTable, read_logits
 
 HOTKEY = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")
@@ -70,12 +66,6 @@ def rich_images(rich_run: Path, rich_table: LogitTable) -> list[Image.Image]:
     return [Image.open(io.BytesIO(cells[int(row_id.split("/")[1])]["bytes"])) for row_id in rich_table.ids]
 
 
-@pytest.fixture
-def bundle(rich_run: Path, tmp_path: Path) -> Path:
-    """A private copy of a bundle: tests may damage it."""
-    return Path(shutil.copytree(rich_run / "phase6_export" / "bundle", tmp_path / "bundle"))
-
-
 # What it answers.
 
 
@@ -108,9 +98,8 @@ PLATT = Calibration("platt", 1.7, -0.6)
 @pytest.mark.parametrize(
     ("fold", "calibration"),
     [
-        ("decision", Calibration("none")), ("decision", COOL), ("decision", WARM), ("decision", PLATT),
-        ("calibration", Calibration("none")), ("calibration", WARM), ("calibration", PLATT),
-        ("none", Calibration("none")), ("none", WARM), ("none", PLATT),
+        ("decision", Calibration("none")), ("decision", COOL), ("decision", PLATT), ("calibration", PLATT),
+        ("calibration", WARM), ("none", PLATT),
     ],
     ids=lambda value: getattr(value, "method", value),
 )  # fmt: skip
@@ -175,7 +164,7 @@ def test_every_kind_of_input(rich_run: Path, rich_images: list[Any], tmp_path: P
 def test_what_is_no_image_is_named(make: Callable[[Path], Any], rich_run: Path, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image", encoding="utf-8")
     image = make(tmp_path)
-    with pytest.raises(DataError, match="image 1" if isinstance(image, np.ndarray) else image.name):
+    with refused(DataError, "image 1" if isinstance(image, np.ndarray) else image.name):
         load_bundle(rich_run).predict([np.zeros((4, 4, 3), dtype=np.uint8), image])
 
 
@@ -184,15 +173,11 @@ def test_load_by_run_or_bundle(rich_run: Path) -> None:
     assert find_bundle(rich_run) == find_bundle(bundle) == natix_hf.load_bundle(rich_run).folder == bundle
 
 
-@pytest.mark.parametrize("reference", ["no/such/folder", "nothing", "org/name", "bad name/with spaces", "-x/.."])
-def test_no_such_bundle(reference: str) -> None:
-    with pytest.raises((UsageError, HubError)) as caught:
+@pytest.mark.parametrize("reference", ["no/such/folder", "org/name"])
+def test_no_such_bundle(reference: str, tmp_path: Path) -> None:
+    with refused((UsageError, HubError), reference):
         find_bundle(reference)
-    assert reference in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="not a bundle"):
+    with refused(UsageError, tmp_path, "policy.json"):
         find_bundle(tmp_path)
 
 
@@ -207,21 +192,9 @@ def test_only_what_is_allowed(rich_run: Path, _finished_run: Path) -> None:
     assert set(list_files(_finished_run / "phase6_export" / "bundle")) == common
     bundle = rich_run / "phase6_export" / "bundle"
     assert set(list_files(bundle)) == common | {"model_card.json"}
-    assert set(_read(bundle / "bundle_manifest.json")["files"]) == (common | {"model_card.json"}) - {
+    assert set(read(bundle / "bundle_manifest.json")["files"]) == (common | {"model_card.json"}) - {
         "bundle_manifest.json"
     }
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "pytorch_model.bin", "training_args.bin", "adapter_model.safetensors", "adapter_config.json", "modeling.py",
-        "optimizer.pt", "plots/a.svg", "plots/../x.png", "plots/a/b.png", "../config.json", "/config.json",
-        "config.json\n", "x/config.json", "bundle_manifest.json", "model.safetensors.index.json",
-    ],
-)  # fmt: skip
-def test_what_a_bundle_may_not_hold(name: str) -> None:
-    assert not is_allowed(name)
 
 
 def test_nothing_names_a_person_or_a_machine(rich_run: Path) -> None:
@@ -237,7 +210,7 @@ def test_nothing_names_a_person_or_a_machine(rich_run: Path) -> None:
 
 
 def test_five_fields_for_the_subnet(rich_run: Path) -> None:
-    five = _read(rich_run / "phase6_export" / "bundle" / "model_card.json")
+    five = read(rich_run / "phase6_export" / "bundle" / "model_card.json")
     assert set(five) == {"model_name", "description", "version", "submitted_by", "submission_time"}
     assert (five["version"], five["submitted_by"], type(five["submission_time"])) == ("1.2.3", HOTKEY, int)
 
@@ -258,7 +231,7 @@ def test_the_metadata_is_what_the_hub_reads(rich_run: Path) -> None:
     assert (data.library_name, data.pipeline_tag, data.model_name) == (
         "transformers", "image-classification", 'Rich: "one"',
     )  # fmt: skip
-    metrics = _read(folder / "evaluation.json")["as_found"]["metrics"]
+    metrics = read(folder / "evaluation.json")["as_found"]["metrics"]
     results = {result.metric_type: result.metric_value for result in data.eval_results}
     assert results == {name: round(metrics[name], 4) for name in ("mcc", "balanced_accuracy", "auroc")}
     assert len(set(results.values())) == 3  # else one could stand for another
@@ -282,7 +255,7 @@ def test_no_empty_section_and_no_torn_table(card: str) -> None:
 
 
 def test_the_card_tells_the_figures(card: str, rich_run: Path) -> None:
-    evaluation = _read(rich_run / "phase6_export" / "bundle" / "evaluation.json")
+    evaluation = read(rich_run / "phase6_export" / "bundle" / "evaluation.json")
     columns = [evaluation[name] for name in ("as_found", "at_target_prior")]
     told = {}
     for line in card.splitlines():
@@ -295,10 +268,9 @@ def test_the_card_tells_the_figures(card: str, rich_run: Path) -> None:
                 value = column["metrics"][name]
                 assert cell.startswith("undefined" if value is None else f"{value:.3f}"), name
     assert {"mcc", "recall", "specificity", "ece"} <= set(told)
-    assert "at a prior of 0.5" in card
-    assert "Few groups" in card  # 20 groups of test
-    assert "### By scene_level_tags.weather" in card and "| rain |" in card
-    rows = _read(rich_run / "phase0_data" / "manifest.json")["metrics"]["counts"]
+    assert evaluation["groups"]["few"] and "few groups" in card.lower()  # 20 groups of test
+    assert "scene_level_tags.weather" in card and "| rain |" in card
+    rows = read(rich_run / "phase0_data" / "manifest.json")["metrics"]["counts"]
     for role, count in rows.items():
         cells = " | ".join(str(count[k]) for k in ("rows", "positive_rows", "groups", "positive_groups"))
         assert f"| {role} | {cells} |" in card
@@ -344,7 +316,7 @@ def test_a_bundle_that_answers_otherwise_is_not_written(
     elif fault in ("one logit", "nan", "infinity"):
         low = int(np.argmin(logits))  # decided "None" whatever stands there, as NaN is: only the comparison can tell
         logits[low] = {"one logit": logits[low] - 1e-3, "nan": np.nan, "infinity": -np.inf}[fault]
-    with pytest.raises(RunError, match="it is not written"):
+    with pytest.raises(RunError):
         _rebuilt(rich_run, replace(rich_table, logits=logits), rich_images, tmp_path / "b", threshold_logit=0.1)
     assert list(tmp_path.iterdir()) == []
 
@@ -355,7 +327,7 @@ def test_a_bundle_that_decides_otherwise_is_not_written(
     """Within the tolerance of a logit, and on the other side of the threshold."""
     low = float(rich_table.logits.min())
     moved = replace(rich_table, logits=rich_table.logits + 5e-5)
-    with pytest.raises(RunError, match=r"decides 1 of \d+ images otherwise: it is not written"):
+    with refused(RunError, 1, len(rich_images)):
         _rebuilt(rich_run, moved, rich_images, tmp_path / "b", threshold_logit=low + 2.5e-5, fold="none")
     _rebuilt(rich_run, moved, rich_images, tmp_path / "b", threshold_logit=low - 1, fold="none")
 
@@ -363,7 +335,7 @@ def test_a_bundle_that_decides_otherwise_is_not_written(
 def test_a_plot_of_a_strange_name_is_refused(rich_run: Path, rich_table: LogitTable, tmp_path: Path) -> None:
     (tmp_path / "Bad name.png").write_bytes(b"")
     policy = Policy(0.0, rich_table.candidate_sha256, "")
-    with pytest.raises(RunError, match="Bad name"):
+    with refused(RunError, "Bad name"):
         build.build_bundle(
             tmp_path / "b", rich_run / "phase1_baseline" / "model", policy, evaluation={}, card="", model_card=None,
             plots=[tmp_path / "Bad name.png"], lineage={}, images=[], expected_logits=np.zeros(0),
@@ -372,107 +344,15 @@ def test_a_plot_of_a_strange_name_is_refused(rich_run: Path, rich_table: LogitTa
 
 
 def test_a_failed_rebuild_leaves_the_old_bundle(
-    rich_run: Path, rich_table: LogitTable, rich_images: list[Any], bundle: Path
+    rich_run: Path, rich_table: LogitTable, rich_images: list[Any], tmp_path: Path
 ) -> None:
+    bundle = Path(shutil.copytree(rich_run / "phase6_export" / "bundle", tmp_path / "bundle"))
     wrong = replace(rich_table, logits=rich_table.logits + 1)
     with pytest.raises(RunError):
         _rebuilt(rich_run, wrong, rich_images, bundle)
     assert bundle_problems(bundle) == []
 
 
-# Damage.
-
-
-def _redo_manifest(bundle: Path) -> None:
-    manifest = _read(bundle / "bundle_manifest.json")
-    names = [name for name in list_files(bundle) if name != "bundle_manifest.json"]
-    write_json(bundle / "bundle_manifest.json", manifest | {"files": describe_files(bundle, names)})
-
-
-def _edit_manifest(bundle: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
-    manifest = _read(bundle / "bundle_manifest.json")
-    edit(manifest)
-    write_json(bundle / "bundle_manifest.json", manifest)
-
-
-DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "stranger": (lambda b: (b / "modeling.py").write_text("x"), "modeling.py is not in the manifest"),
-    "stranger in plots": (lambda b: (b / "plots" / "x.png").write_text("x"), "plots/x.png is not in the manifest"),
-    "missing": (lambda b: (b / "config.json").unlink(), "config.json is missing"),
-    "no policy": (lambda b: (b / "policy.json").unlink(), "policy.json is missing"),
-    "no manifest": (lambda b: (b / "bundle_manifest.json").unlink(), "bundle_manifest.json is missing"),
-    "no JSON": (lambda b: (b / "bundle_manifest.json").write_text("{"), "bundle_manifest.json is not readable"),
-    "a list": (lambda b: (b / "bundle_manifest.json").write_text("[]"), "not a bundle manifest"),
-    "schema": (lambda b: _edit_manifest(b, lambda m: m.update(schema=2)), "not a bundle manifest of schema 1"),
-    "outside": (
-        lambda b: _edit_manifest(b, lambda m: m["files"].update({"../policy.json": m["files"]["policy.json"]})),
-        "../policy.json, which a bundle may not hold",
-    ),
-    "absolute": (
-        lambda b: _edit_manifest(b, lambda m: m["files"].update({"/etc/passwd": {"sha256": "", "size": 0}})),
-        "/etc/passwd, which a bundle may not hold",
-    ),
-    "pickle named": (
-        lambda b: [(b / "pytorch_model.bin").write_text("x"), _redo_manifest(b)],
-        "pytorch_model.bin, which a bundle may not hold",
-    ),
-    "no weights": (
-        lambda b: [(b / "model.safetensors").unlink(), _redo_manifest(b)],
-        "model.safetensors is missing from the manifest",
-    ),
-    "no size": (lambda b: _edit_manifest(b, lambda m: m["files"]["README.md"].pop("size")), "no sha256 or no size"),
-    "no facts": (lambda b: _edit_manifest(b, lambda m: m["files"].update({"README.md": 3})), "no sha256 or no size"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_named(damage: str, bundle: Path) -> None:
-    act, told = DAMAGES[damage]
-    act(bundle)
-    problems = bundle_problems(bundle)
-    assert any(told in problem for problem in problems), problems
-    with pytest.raises(VerificationError):
-        load_bundle(bundle)
-
-
-def test_a_link_is_no_file(bundle: Path, tmp_path: Path) -> None:
-    shutil.move(bundle / "config.json", tmp_path / "elsewhere.json")
-    try:
-        (bundle / "config.json").symlink_to(tmp_path / "elsewhere.json")
-    except OSError:
-        pytest.skip("this system makes no links")
-    assert any("is a link" in problem for problem in bundle_problems(bundle))
-
-
-def test_the_hubs_own_files_are_no_strangers(bundle: Path) -> None:
-    (bundle / ".gitattributes").write_text("x", encoding="utf-8")
-    (bundle / ".cache" / "huggingface").mkdir(parents=True)
-    (bundle / ".cache" / "huggingface" / "x.metadata").write_text("x", encoding="utf-8")
-    assert bundle_problems(bundle) == []
-
-
-def test_a_pinned_bundle(bundle: Path) -> None:
-    right = file_sha256(bundle / "bundle_manifest.json")
-    assert isinstance(load_bundle(bundle, expected=right), Bundle)
-    with pytest.raises(VerificationError, match="not the one expected"):
-        load_bundle(bundle, expected="0" * 64)
-    _edit_manifest(bundle, lambda manifest: manifest["lineage"].update(recipe="another"))
-    assert bundle_problems(bundle) == []  # nothing else holds it: that is what pinning is for
-    with pytest.raises(VerificationError, match="not the one expected"):
-        load_bundle(bundle, expected=right)
-
-
-def test_a_policy_of_other_weights_is_refused(bundle: Path) -> None:
-    """Even unverified, and even where the manifest was made anew."""
-    policy = _read(bundle / "policy.json")
-    write_json(bundle / "policy.json", policy | {"model_sha256": "0" * 64})
-    _redo_manifest(bundle)
-    assert len(bundle_problems(bundle)) == 1
-    for verify in (True, False):
-        with pytest.raises(VerificationError, match="other weights"):
-            load_bundle(bundle, verify=verify)
-
-
 def test_stored_logits_of_other_weights_are_refused(rich_run: Path) -> None:
-    with pytest.raises(VerificationError, match="made by weights"):
+    with refused(VerificationError, "test.parquet", "0" * 12):
         read_logits(rich_run / "phase6_export" / "logits" / "test.parquet", "0" * 64)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import threading
-import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, png_bytes, striped_image
+from conftest import TINY, png_bytes, refused, striped_image
+from facts import tells
 from PIL import Image
 
-from natix_hf.bundle import stream
+from natix_hf.bundle import inference, stream
 from natix_hf.bundle.inference import Inference, torch_forward
 from natix_hf.bundle.load import Bundle, Flips, Prediction, count_flips, load_bundle
 from natix_hf.bundle.stream import BadImage, batches
@@ -53,10 +53,9 @@ def test_a_bad_image_is_reported_in_its_place(batch_size: int, bundle: Bundle, f
     expected = [bundle.predict(path)[0] for path in good]
     found = list(bundle.stream(iter(files), batch_size))
     assert len(found) == len(files)
-    for n, told in {3: "no known format", 11: "no such file"}.items():
+    for n in (3, 11):
         bad = found[n]
-        assert isinstance(bad, BadImage) and bad.name == str(files[n]) and told in bad.problem
-        assert bad.name in bad.problem and "\n" not in bad.problem
+        assert isinstance(bad, BadImage) and bad.name == str(files[n]) and tells(bad.problem, bad.name)
         assert not hasattr(bad, "decision") and not hasattr(bad, "probability")  # nobody takes it for an answer
     answers = [answer for answer in found if isinstance(answer, Prediction)]
     assert [answer.decision for answer in answers] == [answer.decision for answer in expected]
@@ -66,7 +65,7 @@ def test_a_bad_image_is_reported_in_its_place(batch_size: int, bundle: Bundle, f
 
 def test_predict_and_logits_name_the_first_bad_one(bundle: Bundle, files: list[Path]) -> None:
     for ask in (bundle.predict, bundle.logits):
-        with pytest.raises(DataError, match=r"03\.png cannot be read"):
+        with refused(DataError, "03.png"):
             ask(files)
     np.testing.assert_allclose(
         bundle.policy.probability(bundle.logits(files[4:11], 3)),
@@ -90,14 +89,14 @@ class Name(str):
     """A path whose life can be watched."""
 
 
-def test_a_hundred_thousand_paths_never_sit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ten_thousand_paths_never_sit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "open_image", lambda value, name: value)
     alive: weakref.WeakSet[Name] = weakref.WeakSet()
     taken, most = 0, 0
 
     def names() -> Iterator[Name]:
         nonlocal taken
-        for n in range(100_000):
+        for n in range(10_000):
             name = Name(n)
             alive.add(name)
             taken += 1
@@ -110,7 +109,7 @@ def test_a_hundred_thousand_paths_never_sit_in_memory(monkeypatch: pytest.Monkey
         assert taken - given <= 64
         assert [int(value) for value in batch] == list(range(given, given + len(batch)))  # type: ignore[arg-type]
         given += len(batch)
-    assert given == 100_000
+    assert given == 10_000
     assert most <= 64 + 16  # what a thread has just put down counts for a moment
 
 
@@ -143,7 +142,7 @@ def test_an_error_of_the_images_own_passes_through(bundle: Bundle, files: list[P
         yield from files[:3]
         raise RuntimeError("the camera is gone")
 
-    with pytest.raises(RuntimeError, match="the camera is gone"):
+    with refused(RuntimeError, "the camera is gone"):
         list(bundle.stream(failing(), 2))
 
 
@@ -241,8 +240,8 @@ def test_flips_are_counted(_finished_run: Path, bundle: Bundle, files: list[Path
         max_difference=pytest.approx(max(abs(a.probability - b.probability) for a, b in zip(one, other, strict=True)),
                                      abs=1e-3),
     )  # fmt: skip
-    yes, no = Prediction(0.9, "Roadwork", True, "Roadwork"), Prediction(0.2, "None", True, "None")
-    unsure = Prediction(0.85, "Roadwork", False, "abstain")
+    yes, no = Prediction(0.9, "Roadwork", True, "Roadwork", 0.5), Prediction(0.2, "None", True, "None", 0.5)
+    unsure = Prediction(0.85, "Roadwork", False, "abstain", 0.5)
     pairs = [(yes, no), (yes, unsure), (no, no), (BadImage("a", "a"), BadImage("a", "a"))]
     assert count_flips(pairs) == Flips(3, 1, labels=1, decisions=2, max_difference=pytest.approx(0.7))
 
@@ -252,9 +251,9 @@ def test_one_image_costs_no_loader(bundle: Bundle, files: list[Path], monkeypatc
     passes: list[int] = []
     real = Inference.answer
     monkeypatch.setattr(Inference, "answer", lambda self, pixels: passes.append(len(pixels)) or real(self, pixels))
-    begin = time.perf_counter()
+    monkeypatch.setattr(inference, "DataLoader", None)
     bundle.predict(files[0])
-    assert passes == [1] and time.perf_counter() - begin < 5
+    assert passes == [1]
     passes.clear()
     list(bundle.stream(files, 8))
     assert passes == [7, 7, 4]

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from facts import tells
+from refusals import refused
 from scipy.stats import binomtest
 
 from natix_hf.calibration import risk_control
 from natix_hf.calibration.classwise import fit_classwise_risk_control
-from natix_hf.calibration.risk_control import RiskControl, coverage_interval, fit_risk_control, make_grid
+from natix_hf.calibration.plan import needed_at_rate
+from natix_hf.calibration.risk_control import RiskControl, fit_risk_control, make_grid
 from natix_hf.calibration.risk_rows import losses_for, one_row_per_group, subsample_to_prior
 from natix_hf.errors import DataError, UsageError
 
@@ -85,51 +88,27 @@ def curve(n: int, seed: int, mu: float = 1.2) -> tuple[Any, Any]:
     return np.abs(signed), (signed <= 0).astype(int)
 
 
-def test_invariant_to_order_and_to_rising_maps() -> None:
+def test_invariant_to_order_rising_maps_and_kind() -> None:
     confidence, losses = np.round(curve(3000, 0)[0], 2), curve(3000, 0)[1]
     found = fit_risk_control(confidence, losses, 0.05, 0.1)
     order = np.random.default_rng(1).permutation(confidence.size)
-    assert fit_risk_control(confidence[order], losses[order], 0.05, 0.1) == found
-    assert found.threshold is not None and found.feasible
+    assert fit_risk_control(confidence[order], losses[order], 0.05, 0.1) == found and found.threshold is not None
     doubled = fit_risk_control(2 * confidence, losses, 0.05, 0.1)
     assert doubled.threshold == 2 * found.threshold and doubled.coverage == found.coverage
-
-
-def test_accepts_lists_and_tensors() -> None:
-    confidence, losses = curve(300, 4)
-    found = fit_risk_control(confidence, losses, 0.1, 0.1)
-    assert fit_risk_control(confidence.tolist(), losses.tolist(), 0.1, 0.1) == found
-    assert fit_risk_control(torch.tensor(confidence), torch.tensor(losses).bool(), 0.1, 0.1) == found
+    assert fit_risk_control(confidence.tolist(), losses.tolist(), 0.05, 0.1) == found
+    assert fit_risk_control(torch.tensor(confidence), torch.tensor(losses).bool(), 0.05, 0.1) == found
 
 
 def test_monotone_in_alpha_delta_and_errors() -> None:
-    for seed in range(30):
+    for seed in range(20):
         confidence, losses = curve(500, seed)
-        # One start for all: a looser alpha or delta starts stricter, where one early error can end it sooner.
-        grid = make_grid(np.sort(confidence)[:-200])
-        coverage = lambda a, d, e=losses: fit_risk_control(confidence, e, a, d, None, grid).coverage or 0.0  # noqa: B023, E731
-        assert coverage(0.05, 0.05) <= coverage(0.05, 0.1) <= coverage(0.1, 0.1)
         more = losses.copy()
         more[np.random.default_rng(seed).integers(500, size=5)] = 1
-        assert coverage(0.1, 0.1, more) <= coverage(0.1, 0.1)
-
-
-def test_many_blocks_are_one_sequence() -> None:
-    confidence, losses = curve(200_000, 3)
-    found = fit_risk_control(confidence, losses, 0.05, 0.1)
-    order = np.argsort(-confidence)
-    errors = np.cumsum(losses[order])
-    accepted = np.arange(1, errors.size + 1)
-    failed = np.flatnonzero((accepted >= 45) & (risk_control.binomial_cdf(errors, accepted, 0.05) > 0.1))
-    assert found.accepted == failed[0] and found.errors == errors[failed[0] - 1]
-
-
-def test_atoms_are_whole() -> None:
-    confidence = np.repeat([3.0, 2.0, 1.0], 100)
-    losses = np.zeros(300, dtype=int)
-    losses[100:140] = 1  # the first rows of the second atom are errors, whatever the order
-    found = fit_risk_control(confidence, losses, 0.05, 0.1)
-    assert (found.threshold, found.accepted, found.coverage) == (2.5, 100, pytest.approx(1 / 3))
+        # One start for all: a looser alpha or delta starts stricter, where one early error can end it sooner.
+        grid = make_grid(np.sort(confidence)[:-200])
+        cases = (losses, 0.05, 0.05), (losses, 0.05, 0.1), (losses, 0.1, 0.1), (more, 0.1, 0.1)
+        few, some, many, fewer = (fit_risk_control(confidence, *case, None, grid).coverage or 0.0 for case in cases)
+        assert few <= some <= many >= fewer
 
 
 def test_neighbouring_floats() -> None:
@@ -140,73 +119,78 @@ def test_neighbouring_floats() -> None:
         assert make_grid([low, high])[1] == low
 
 
-def test_the_grid_is_taken_as_it_is() -> None:
-    confidence, losses = curve(1000, 5)
-    grid = make_grid(curve(500, 6)[0])
-    found = fit_risk_control(confidence, losses, 0.1, 0.1, grid=grid[::-1])
-    assert found.threshold in grid.tolist()
-    assert found.accepted == (confidence > found.threshold).sum()
-    # Where all are right, the loosest threshold of the grid is the answer, not one of these rows' own.
-    assert fit_risk_control(confidence, 0 * losses, 0.1, 0.1, grid=[1.0, 0.5]).threshold == 0.5
+ROWS = np.arange(200.0)
+NOTHING_WRONG: Any = np.zeros(200)
+# Confidence, losses, settings; needed, accepted and errors where nothing can be certified, and what the reason tells.
+INFEASIBLE: dict[str, tuple[Any, Any, dict[str, Any], tuple[int | None, int, int], list[object]]] = {
+    "all wrong": (ROWS, NOTHING_WRONG + 1, {}, (None, 45, 45), [45]),
+    "one atom with 6 errors": (np.full(200, 0.5), ROWS < 6, {}, (None, 200, 6), [6, 200]),
+    "too few rows": (ROWS[:44], np.zeros(44), {}, (45, 44, 0), [44, 45]),
+    "no row counts": (ROWS, NOTHING_WRONG, {"eligible": np.zeros(200)}, (45, 0, 0), [0, 45]),
+    "a grid above all": (ROWS, NOTHING_WRONG, {"grid": [500.0]}, (45, 0, 0), [0, 45]),
+    "the surest is wrong": (ROWS, ROWS == 199, {}, (132, 45, 1), [1, 45, 132]),
+}
 
 
-def test_degenerate_input_has_a_true_answer() -> None:
-    some = np.arange(200.0)
-    none_wrong = fit_risk_control(some, np.zeros(200), 0.05, 0.1)
-    assert none_wrong.coverage == 1 and none_wrong.threshold is not None and none_wrong.threshold < 0
-    assert none_wrong.reason == (
-        "with probability at least 0.9 over the draw of the calibration groups, the risk of a row of a new group, "
-        "given that it is accepted, is at most 0.05"
-    )
-    all_wrong = fit_risk_control(some, np.ones(200), 0.05, 0.1)
-    assert (all_wrong.feasible, all_wrong.needed, all_wrong.accepted, all_wrong.errors) == (False, None, 45, 45)
-    assert all_wrong.reason == (
-        "45 errors among the 45 most confident rows are too many; at this error rate no number of rows would do"
-    )
-    constant = fit_risk_control(np.full(200, 0.5), np.arange(200) < 2, 0.05, 0.1)
-    assert (constant.coverage, constant.errors) == (1, 2) and constant.threshold is not None
-    assert constant.threshold < 0.5
-    assert not fit_risk_control(np.full(200, 0.5), np.arange(200) < 6, 0.05, 0.1).feasible
-    few = fit_risk_control(some[:44], np.zeros(44), 0.05, 0.1)
-    assert (few.feasible, few.threshold, few.needed, few.accepted) == (False, None, 45, 44)
-    assert "44 rows that count are accepted at the loosest threshold: 45 without an error are needed" in few.reason
-    nobody = fit_risk_control(some, np.zeros(200), 0.05, 0.1, eligible=np.zeros(200))
-    assert (nobody.feasible, nobody.eligible, nobody.accepted) == (False, 0, 0)
-    assert not fit_risk_control(some, np.zeros(200), 0.05, 0.1, grid=[500.0]).feasible
-    one_error = fit_risk_control(some, some == 199, 0.05, 0.1)
-    assert one_error.needed == 132 and one_error.reason == (
-        "1 errors among the 45 most confident rows are too many; at this error rate 132 accepted rows would do"
-    )
-    tiny = fit_risk_control([-1e308] * 50 + [-1.7e308] * 50, [0] * 100, 0.05, 0.1)
-    assert tiny.threshold is not None and math.isfinite(tiny.threshold) and tiny.coverage == 1
+@pytest.mark.parametrize("case", INFEASIBLE)
+def test_where_nothing_can_be_certified(case: str) -> None:
+    confidence, losses, settings, expected, facts = INFEASIBLE[case]
+    found = fit_risk_control(confidence, losses, 0.05, 0.1, **settings)
+    assert (found.feasible, found.threshold, found.coverage) == (False, None, None)
+    needed = needed_at_rate(6, 200, 0.05, 0.1) if case.startswith("one atom") else expected[0]
+    assert (found.needed, found.accepted, found.errors) == (needed, *expected[1:])
+    assert found.eligible == (0 if "eligible" in settings else confidence.size) and tells(found.reason, *facts)
+
+
+def test_where_everything_can_be_certified() -> None:
+    lowest = np.repeat([-1e308, -1.7e308], 50)
+    for confidence, losses in ((ROWS, NOTHING_WRONG), (np.full(200, 0.5), ROWS < 2), (lowest, np.zeros(100))):
+        found = fit_risk_control(confidence, losses, 0.05, 0.1)
+        assert (found.coverage, found.errors) == (1, losses.sum())
+        assert found.threshold is not None and -math.inf < found.threshold < confidence.min()
+        assert tells(found.reason, "0.9", "0.05", "groups", "accepted")
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("change", "error", "facts"),
     [
-        ({"confidence": [0.1, math.nan, 1]}, DataError, "confidence must be finite, found nan at position 1"),
-        ({"confidence": [0.1, 2, math.inf]}, DataError, "confidence must be finite, found inf at position 2"),
-        ({"confidence": []}, DataError, "confidence is empty"),
-        ({"losses": [0, 2, 1]}, DataError, "losses must be 0 or 1, found 2 at position 1"),
-        ({"losses": [0, 0.5, 1]}, DataError, "losses must be 0 or 1, found 0.5"),
-        ({"losses": [0, 1]}, DataError, "one value per row is needed, found lengths: confidence 3, losses 2"),
-        ({"eligible": [1, 1]}, DataError, "eligible 2"),
-        ({"eligible": [1, 1, 3]}, DataError, "eligible must be 0 or 1"),
-        ({"grid": [math.nan]}, DataError, "grid must be finite"),
-        ({"grid": []}, DataError, "grid is empty"),
-        ({"alpha": 0.0}, UsageError, "alpha must be between 0 and 1, both excluded, found 0.0"),
-        ({"alpha": 1}, UsageError, "alpha must be"),
-        ({"delta": -0.1}, UsageError, "delta must be"),
-        ({"delta": math.nan}, UsageError, "delta must be"),
-        ({"coverage_delta": 1}, UsageError, "coverage_delta must be"),
-        ({"min_coverage": 1.2}, UsageError, "min_coverage must be between 0 and 1, found 1.2"),
+        ({"confidence": [0.1, math.nan, 1]}, DataError, ["nan", "position 1"]),
+        ({"confidence": [0.1, 2, math.inf]}, DataError, ["inf", "position 2"]),
+        ({"confidence": []}, DataError, ["empty"]),
+        ({"losses": [0, 2, 1]}, DataError, [2, "position 1"]),
+        ({"losses": [0, 0.5, 1]}, DataError, [0.5]),
+        ({"losses": [0, 1]}, DataError, ["confidence 3", "losses 2"]),
+        ({"eligible": [1, 1]}, DataError, ["eligible 2"]), ({"eligible": [1, 1, 3]}, DataError, [3]),
+        ({"grid": [math.nan]}, DataError, ["nan"]), ({"grid": []}, DataError, ["empty"]),
+        ({"alpha": 0.0}, UsageError, [0.0]), ({"alpha": 1}, UsageError, [1]),
+        ({"delta": -0.1}, UsageError, [-0.1]), ({"delta": math.nan}, UsageError, ["nan"]),
+        ({"coverage_delta": 1}, UsageError, [1]), ({"min_coverage": 1.2}, UsageError, [1.2]),
     ],
-)
-def test_bad_input_is_one_clear_line(change: dict[str, Any], error: type[Exception], message: str) -> None:
+)  # fmt: skip
+def test_bad_input_is_one_clear_line(change: dict[str, Any], error: type[Exception], facts: list[object]) -> None:
     given = {"confidence": [0.1, 0.2, 0.3], "losses": [0, 0, 1], "alpha": 0.05, "delta": 0.1} | change
-    with pytest.raises(error, match=message) as raised:
-        fit_risk_control(**given)
-    assert "\n" not in str(raised.value)
+    refused(error, lambda: fit_risk_control(**given), *change, *facts)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "facts"),
+    [
+        (lambda: make_grid([1.0, 2.0], 1), UsageError, ["most", 2, 1]),
+        (lambda: losses_for("mcc", [1], [1]), UsageError, ["loss", "error", "fnr", "fpr", "mcc"]),
+        (lambda: losses_for("error", [1], [1, 0, 1, 0]), DataError, ["decisions 1", "labels 4"]),
+        (lambda: one_row_per_group([1.0, math.nan], 0), DataError, ["groups", "position 1"]),
+        (lambda: one_row_per_group([None, "a"], 0), DataError, ["groups", "position 0"]),
+        (lambda: one_row_per_group(["a"], -1), UsageError, ["seed", -1]),
+        (lambda: subsample_to_prior([1, 1], 0.5, 0), DataError, ["one class", "(1)"]),
+        (lambda: subsample_to_prior([1, 1, 0, 0], 0.99, 0), DataError, ["target_prior", "2 rows"]),
+        (lambda: subsample_to_prior([1, 0], 1.0, 0), UsageError, ["target_prior", 1.0]),
+        (lambda: fit_classwise_risk_control(*answers(9, 0), 0.1, 0.1, "fnr"), UsageError, ["error", "rates", "fnr"]),
+        (lambda: fit_classwise_risk_control([1, 2], [1, 1], [1, 0], 0.1, 0.1), DataError, ["2 decisions", 1]),
+        (lambda: fit_classwise_risk_control(*answers(9, 0), 0.05, 1.5), UsageError, ["delta", 1.5]),
+    ],
+)  # fmt: skip
+def test_refused(call: Callable[[], object], error: type[Exception], facts: list[object]) -> None:
+    refused(error, call, *facts)
 
 
 def test_min_coverage_is_a_filter_on_the_lower_bound() -> None:
@@ -217,22 +201,10 @@ def test_min_coverage_is_a_filter_on_the_lower_bound() -> None:
     slack = math.sqrt(math.log(40) / 4000)
     assert (low, high) == pytest.approx((free.coverage - slack, min(free.coverage + slack, 1)))
     assert fit_risk_control(confidence, losses, 0.1, 0.1, min_coverage=low) == free
-    refused = fit_risk_control(confidence, losses, 0.1, 0.1, min_coverage=(low + free.coverage) / 2)
-    assert (refused.feasible, refused.threshold, refused.coverage) == (False, None, None)
-    assert "with probability 0.95 that is only known to be above" in refused.reason
+    strict = fit_risk_control(confidence, losses, 0.1, 0.1, min_coverage=(low + free.coverage) / 2)
+    assert (strict.feasible, strict.threshold, strict.coverage) == (False, None, None)
+    assert tells(strict.reason, "0.95", f"{low:.3f}", "min_coverage")
     assert fit_risk_control(confidence, losses, 0.1, 0.1, coverage_delta=0.5).threshold == free.threshold
-
-
-def test_the_coverage_interval_holds_at_a_threshold_chosen_by_a_look() -> None:
-    missed = 0
-    for seed in range(400):
-        confidence = np.random.default_rng(seed).random(200)
-        # The worst of all thresholds: where the sample's coverage is furthest above the true one, 1 - t.
-        values = np.sort(confidence)
-        above = 1 - np.arange(200) / 200 - (1 - values)
-        worst = int(np.argmax(above))
-        missed += coverage_interval(1 - worst / 200, 200, 0.1)[0] > 1 - values[worst]
-    assert missed <= 400 * 0.05 + 3 * math.sqrt(400 * 0.05 * 0.95)
 
 
 def false_certificates(
@@ -265,47 +237,12 @@ def test_promise_holds_where_scores_inform() -> None:
         return np.abs(signed), signed <= 0
 
     def risk(t: float) -> float:
-        wrong, right = math.erfc((t + 1.2) / math.sqrt(2)), math.erfc((t - 1.2) / math.sqrt(2))
+        wrong, right = (math.erfc((max(t, 0) + shift) / math.sqrt(2)) for shift in (1.2, -1.2))
         return wrong / (wrong + right)
 
-    grid = make_grid(draw(np.random.default_rng(0))[0])
-    for thresholds in (None, grid):
-        false, certified = false_certificates(draw, lambda t: risk(max(t, 0)), 0.05, thresholds)
+    for thresholds in (None, make_grid(draw(np.random.default_rng(0))[0])):
+        false, certified = false_certificates(draw, risk, 0.05, thresholds)
         assert within_delta(false) and certified >= 0.9 * 400
-
-
-def test_promise_holds_where_the_risk_is_not_monotone() -> None:
-    def draw(g: np.random.Generator) -> tuple[Any, Any]:
-        confidence = g.random(1000)
-        risk = np.select([confidence > 0.9, confidence > 0.5], [0.12, 0.09], 0.13)
-        return confidence, g.random(1000) < risk
-
-    def risk(t: float) -> float:
-        t = max(t, 0.0)
-        area = 0.12 * (1 - max(t, 0.9)) + 0.09 * max(0.9 - max(t, 0.5), 0) + 0.13 * max(0.5 - t, 0)
-        return area / (1 - t)
-
-    for thresholds in (None, make_grid(np.random.default_rng(3).random(2000))):
-        assert within_delta(false_certificates(draw, risk, 0.1, thresholds)[0])
-
-
-@pytest.mark.parametrize(("groups", "frames", "alpha"), [(20, 30, 0.2), (120, 6, 0.1)])
-def test_rows_in_place_of_groups_break_the_promise(groups: int, frames: int, alpha: float) -> None:
-    """Videos of frames that are alike, all right or all wrong, with a risk just above alpha."""
-    names = np.repeat(np.arange(groups), frames)
-
-    def rows(g: np.random.Generator) -> tuple[Any, Any]:
-        alike = g.random(groups)[names] + 0.05 * g.random(names.size)
-        return alike, (g.random(groups) < 1.02 * alpha)[names]
-
-    def one_each(g: np.random.Generator) -> tuple[Any, Any]:
-        confidence, losses = rows(g)
-        kept = one_row_per_group(names, int(g.integers(1 << 31)))
-        return confidence[kept], losses[kept]
-
-    assert false_certificates(rows, lambda _: 1.02 * alpha, alpha)[0] > 0.3 * 400
-    false, _ = false_certificates(one_each, lambda _: 1.02 * alpha, alpha)
-    assert within_delta(false) and false > 5
 
 
 def test_make_grid() -> None:
@@ -318,8 +255,6 @@ def test_make_grid() -> None:
     assert (many > grid[0]).all() and (many > grid[-1]).sum() == 1
     gaps = -np.diff([(many > t).sum() for t in grid])
     assert gaps.max() - gaps.min() <= 1
-    with pytest.raises(UsageError, match="most must be at least 2, found 1"):
-        make_grid(many, 1)
 
 
 def test_losses_for() -> None:
@@ -332,10 +267,6 @@ def test_losses_for() -> None:
     for loss, (losses, eligible) in expected.items():
         found = losses_for(loss, decisions, labels)  # type: ignore[arg-type]
         assert found[0].tolist() == losses and found[1].astype(int).tolist() == eligible
-    with pytest.raises(UsageError, match='loss must be one of error, fnr, fpr, found "mcc"'):
-        losses_for("mcc", decisions, labels)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="decisions 1, labels 4"):
-        losses_for("error", [1], labels)
     # Only positives: no false positive can be counted, and the answer says that nothing can be certified.
     losses_, eligible_ = losses_for("fpr", np.ones(100), np.ones(100))
     assert not fit_risk_control(np.arange(100), losses_, 0.05, 0.1, eligible_).feasible
@@ -349,12 +280,6 @@ def test_one_row_per_group() -> None:
     drawn = np.bincount(np.concatenate([one_row_per_group(groups, seed) for seed in range(3000)]), minlength=6)
     assert drawn / 3000 == pytest.approx([1 / 3, 1 / 2, 1 / 3, 1, 1 / 3, 1 / 2], abs=0.04)
     assert one_row_per_group(np.arange(5), 3).tolist() == [0, 1, 2, 3, 4]
-    with pytest.raises(DataError, match="groups has no name at position 1"):
-        one_row_per_group([1.0, math.nan], 0)
-    with pytest.raises(DataError, match="groups has no name at position 0"):
-        one_row_per_group([None, "a"], 0)
-    with pytest.raises(UsageError, match="seed must not be negative, found -1"):
-        one_row_per_group(groups, -1)
 
 
 @pytest.mark.parametrize(("prior", "kept"), [(0.5, (20, 20)), (0.8, (80, 20)), (0.9, (80, 9)), (0.2, (5, 20))])
@@ -365,15 +290,6 @@ def test_subsample_to_prior(prior: float, kept: tuple[int, int]) -> None:
     assert np.unique(rows).size == rows.size and (np.diff(rows) > 0).all()
     assert rows.tolist() == subsample_to_prior(labels, prior, 0).tolist()
     assert kept == (80, 20) or rows.tolist() != subsample_to_prior(labels, prior, 1).tolist()
-
-
-def test_subsample_to_prior_refuses() -> None:
-    with pytest.raises(DataError, match=r"labels of one class \(1\) cannot be subsampled"):
-        subsample_to_prior([1, 1], 0.5, 0)
-    with pytest.raises(DataError, match="target_prior leaves none of the 2 rows of a class"):
-        subsample_to_prior([1, 1, 0, 0], 0.99, 0)
-    with pytest.raises(UsageError, match="target_prior must be between"):
-        subsample_to_prior([1, 0], 1.0, 0)
 
 
 def answers(n: int, seed: int) -> tuple[Any, Any, Any]:
@@ -406,18 +322,14 @@ def test_classwise_one_answer_cannot_hide() -> None:
     found = fit_classwise_risk_control(confidence, decisions, labels, 0.05, 0.1)
     assert (found.feasible, found.positive.feasible, found.negative.feasible) == (False, True, False)
     filtered = fit_classwise_risk_control(*answers(3000, 0), 0.05, 0.1, min_coverage=0.9)
-    assert not filtered.positive.feasible and "min_coverage is 0.9" in filtered.positive.reason
+    assert not filtered.positive.feasible and tells(filtered.positive.reason, "min_coverage", 0.9)
 
 
 def counted(confidence: Any, decisions: Any, labels: Any, positive: RiskControl, negative: RiskControl) -> Any:
+    """Of each label, the accepted rows and the wrong ones among them."""
     accepted = np.where(decisions == 1, confidence > positive.threshold, confidence > negative.threshold)
-    return {
-        label: (
-            int((accepted & (labels == label)).sum()),
-            int((accepted & (labels == label) & (decisions != label)).sum()),
-        )
-        for label in (0, 1)
-    }
+    of = [accepted & (labels == label) for label in (0, 1)]
+    return [(rows.sum(), (rows & (decisions != labels)).sum()) for rows in of]
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -437,16 +349,15 @@ def test_classwise_rates(own: bool) -> None:
         assert single.rows == (decisions == answer).sum()
     assert found.positive.coverage == pytest.approx(found.negative.coverage, abs=0.08)
     strict = fit_classwise_risk_control(*rows, 0.05, 0.1, loss="rates", grid=grid, min_coverage=0.99)
-    assert (
-        not strict.feasible and strict.positive.threshold is None and "min_coverage is 0.99" in strict.negative.reason
-    )
+    assert not strict.feasible and strict.positive.threshold is None
+    assert tells(strict.negative.reason, "min_coverage", 0.99)
 
 
 def test_classwise_rates_need_both() -> None:
     confidence, decisions, labels = answers(4000, 2)
     found = fit_classwise_risk_control(confidence, decisions, np.where(decisions == 0, 1, labels), 0.05, 0.1, "rates")
     assert not found.feasible and found.positive.threshold is found.negative.threshold is None
-    assert "too many" in found.negative.reason
+    assert tells(found.negative.reason, found.negative.errors, found.negative.accepted)
 
 
 def test_classwise_rates_need_a_common_step() -> None:
@@ -456,7 +367,7 @@ def test_classwise_rates_need_a_common_step() -> None:
     confidence = np.concatenate([np.arange(300, 0, -1), 3 * np.arange(100, 0, -1)])
     found = fit_classwise_risk_control(confidence, decisions, labels, 0.05, 0.1, loss="rates")
     assert not found.feasible and found.positive.threshold is found.negative.threshold is None
-    assert "at no step together with the other one" in found.positive.reason
+    assert found.positive.reason == found.negative.reason  # each rate alone could be certified
 
 
 def test_classwise_promise_holds() -> None:
@@ -470,13 +381,3 @@ def test_classwise_promise_holds() -> None:
             found = fit_classwise_risk_control(generator.random(400), decisions, labels, 0.1, 0.1, loss)  # type: ignore[arg-type]
             false[loss] += found.positive.feasible or found.negative.feasible
     assert within_delta(false["error"], 300) and within_delta(false["rates"], 300) and false["error"] > 5
-
-
-def test_classwise_refuses() -> None:
-    rows = answers(100, 0)
-    with pytest.raises(UsageError, match='loss must be one of error, rates, found "fnr"'):
-        fit_classwise_risk_control(*rows, 0.05, 0.1, loss="fnr")  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="all 3 decisions are 1: a threshold for each answer needs rows of both"):
-        fit_classwise_risk_control([1, 2, 3], [1, 1, 1], [1, 1, 0], 0.05, 0.1)
-    with pytest.raises(UsageError, match=r"delta must be between 0 and 1, both excluded, found 1.5"):
-        fit_classwise_risk_control(*rows, 0.05, 1.5)

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from refusals import refused
 from scipy.stats import binom
 
 from natix_hf.calibration.plan import (
@@ -26,11 +27,11 @@ def exact_cdf(errors: int, accepted: int, rate: float) -> Fraction:
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.1, 0.05, 0.01, 1e-9, 0.99])
-@pytest.mark.parametrize("accepted", [1, 2, 3, 17, 60])
-def test_tail_against_fractions(accepted: int, rate: float) -> None:
-    errors = np.arange(accepted + 1)
-    exact = [float(exact_cdf(int(k), accepted, rate)) for k in errors]
-    assert binomial_cdf(errors, np.full(errors.size, accepted), rate) == pytest.approx(exact, rel=1e-12)
+def test_tail_against_fractions(rate: float) -> None:
+    for accepted in (1, 2, 3, 17, 40):
+        errors = np.arange(accepted + 1)
+        exact = [float(exact_cdf(int(k), accepted, rate)) for k in errors]
+        assert binomial_cdf(errors, np.full(errors.size, accepted), rate) == pytest.approx(exact, rel=1e-12)
 
 
 @pytest.mark.parametrize("accepted", [10_000, 1_000_000, 10_000_000])
@@ -42,12 +43,6 @@ def test_tail_of_large_counts(accepted: int) -> None:
         k = np.arange(max(errors - 40_000, 0), errors + 1)
         summed = math.fsum(np.exp(binom.logpmf(k, accepted, rate)))
         assert float(binomial_cdf(errors, accepted, rate)) == pytest.approx(summed, rel=1e-7)
-
-
-def test_tail_at_the_ends() -> None:
-    assert binomial_cdf(0, 0, 0.1) == binomial_cdf(7, 7, 0.1) == 1
-    assert float(binomial_cdf(0, 300, 0.05)) == pytest.approx(0.95**300, rel=1e-13)
-    assert float(binomial_cdf(6, 7, 1e-3)) == pytest.approx(1 - 1e-21, abs=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -114,24 +109,13 @@ def test_needed_at_the_rate_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("change", "facts"),
     [
-        ({"alpha": 0}, "alpha must be between 0 and 1, both excluded, found 0"),
-        ({"alpha": 1.0}, "alpha must be"),
-        ({"alpha": float("nan")}, "alpha must be"),
-        ({"delta": 1}, "delta must be between"),
-        ({"error_rate": 0.05}, r"error_rate must be at least 0 and below alpha \(0.05\), found 0.05"),
-        ({"error_rate": -0.1}, "error_rate must be"),
-        ({"error_rate": 0.0499}, "too near to alpha 0.05: more than 1,000,000 accepted groups"),
-        ({"coverage": 0}, "coverage must be above 0 and at most 1, found 0"),
-        ({"coverage": 1.1}, "coverage must be"),
+        ({"alpha": 0}, [0]), ({"alpha": 1.0}, [1.0]), ({"alpha": math.nan}, ["nan"]), ({"delta": 1}, [1]),
+        ({"error_rate": 0.05}, ["alpha", 0.05]), ({"error_rate": -0.1}, [-0.1]),
+        ({"error_rate": 0.0499}, ["alpha", 0.05, "1,000,000"]), ({"coverage": 0}, [0]), ({"coverage": 1.1}, [1.1]),
     ],
-)
-def test_bad_arguments(arguments: dict[str, float], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        groups_needed(**({"alpha": 0.05, "delta": 0.1} | arguments))
-
-
-def test_bad_counts() -> None:
-    with pytest.raises(UsageError, match="accepted must not be negative, found -1"):
-        allowed_errors(-1, 0.05, 0.1)
+)  # fmt: skip
+def test_bad_arguments(change: dict[str, float], facts: list[object]) -> None:
+    refused(UsageError, lambda: groups_needed(**({"alpha": 0.05, "delta": 0.1} | change)), *change, *facts)
+    refused(UsageError, lambda: allowed_errors(-1, 0.05, 0.1), "accepted", -1)

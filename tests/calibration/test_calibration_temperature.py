@@ -6,18 +6,13 @@ import doctest
 import math
 import subprocess
 import sys
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-import sklearn
-import torch
 from facts import tells
+from refusals import refused
 from scipy.special import expit
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.calibration import CalibratedClassifierCV
-from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
 from natix_hf.calibration import (
@@ -75,61 +70,6 @@ def test_brute_force(t: float) -> None:
             assert found == pytest.approx(brute_force(z, y, np.ones(n) if weights is None else weights), rel=1e-6)
 
 
-class GivenScores(ClassifierMixin, BaseEstimator):
-    """A classifier whose scores are its features: one, or (0, z) for two columns."""
-
-    def __init__(self, columns: int) -> None:
-        self.columns = columns
-
-    def fit(self, x: Any, y: Any) -> GivenScores:
-        self.classes_ = np.array([0, 1])
-        return self
-
-    def decision_function(self, x: Any) -> Any:
-        return x[:, 0] if self.columns == 1 else np.column_stack([np.zeros(len(x)), x[:, 0]])
-
-    def predict(self, x: Any) -> Any:
-        return (x[:, 0] > 0).astype(int)
-
-
-@pytest.mark.skipif(
-    tuple(int(part) for part in sklearn.__version__.split(".")[:2]) < (1, 8), reason="temperature is new in 1.8"
-)
-def test_sklearn() -> None:
-    z, y, _ = overconfident(500, 2.5, 3)
-    x, rows = z[:, None], np.arange(500)
-    found = fit_temperature(z, y)
-    # Of one column it makes the logits (-z, z), whose difference is 2z.
-    for columns, factor in ((2, 1), (1, 2)):
-        frozen = FrozenEstimator(GivenScores(columns).fit(x, y))
-        theirs = CalibratedClassifierCV(frozen, method="temperature", ensemble=True, cv=[(rows, rows)]).fit(x, y)
-        beta = theirs.calibrated_classifiers_[0].calibrators[0].beta_
-        assert 1 / beta == pytest.approx(factor * found, rel=1e-6)
-        ours = Calibration("temperature", 1 / found).probability(z)
-        assert theirs.predict_proba(x)[:, 1] == pytest.approx(ours, abs=1e-7)
-
-
-def test_it_converges_where_lbfgs_stops_early() -> None:
-    z, y, _ = overconfident(2000, 8, 0)
-    z *= 2.97 / fit_temperature(z, y)
-    assert fit_temperature(z, y) == pytest.approx(2.97, rel=1e-11)
-    logits, labels = torch.tensor(z), torch.tensor(y, dtype=torch.float64)
-    t = torch.ones((), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([t], lr=0.01, max_iter=50)
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits / t, labels)
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    stopped = t.detach().item()
-    assert stopped == pytest.approx(1.23, abs=0.02)
-    loss_there, loss_here = nll(z, y, np.ones(y.size), np.log([stopped, fit_temperature(z, y)]))
-    assert loss_here < 0.9 * loss_there
-
-
 def test_invariances() -> None:
     z, y, w = overconfident(200, 1.7, 5)
     found = fit_temperature(z, y, w)
@@ -144,18 +84,6 @@ def test_invariances() -> None:
     repeated = fit_temperature(np.repeat(z, counts), np.repeat(y, counts))
     assert fit_temperature(z, y, counts) == pytest.approx(repeated, rel=1e-11)
     assert repeated != pytest.approx(fit_temperature(z, y), rel=1e-3)
-
-
-def test_what_it_takes() -> None:
-    z, y, w = overconfident(50, 1.7, 6)
-    z = z.astype(np.float32)
-    found = fit_temperature(z, y, w)
-    assert type(found) is float
-    assert fit_temperature(z.tolist(), y.tolist(), w.tolist()) == found
-    assert fit_temperature(torch.tensor(z, requires_grad=True), torch.tensor(y), torch.tensor(w)) == found
-    before = z.copy(), y.copy(), w.copy()
-    fit_temperature(z, y, w), fit_platt(z, y, w)
-    assert all(np.array_equal(a, b) for a, b in zip((z, y, w), before, strict=True))
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -188,32 +116,24 @@ def test_constant_logits() -> None:
 
 @pytest.mark.parametrize("fit", [fit_temperature, fit_platt, fit_calibration])
 def test_refused(fit: Any) -> None:
-    for y in ([0, 0, 0], [1, 1, 1]):
-        with pytest.raises(DataError, match=rf"on one class: all 3 labels are {y[0]}$"):
-            fit([0.1, -2, 1], y)
-    with pytest.raises(DataError, match="on one class: all 2 labels with weight are 1"):
-        fit([0.1, -2, 1], [0, 1, 1], sample_weight=[0, 1, 1])
-    for bad in (math.nan, math.inf, -math.inf):
-        with pytest.raises(DataError, match=r"logits must be finite, found .* at position 1"):
-            fit([0.1, bad, 1], [0, 1, 1])
-        with pytest.raises(DataError, match=r"sample_weight must be finite, found .* at position 2"):
-            fit([0.1, 2, 1], [0, 1, 1], sample_weight=[1, 1, bad])
-    with pytest.raises(DataError, match="labels must be 0 or 1, found 2 at position 2"):
-        fit([0.1, 2, 1], [0, 1, 2])
-    with pytest.raises(DataError, match="labels must be 0 or 1, found -1 at position 0"):
-        fit([0.1, 2, 1], [-1, 1, 1])
-    with pytest.raises(DataError, match="found lengths: logits 3, labels 2"):
-        fit([0.1, 2, 1], [0, 1])
-    with pytest.raises(DataError, match="found lengths: logits 2, labels 2, sample_weight 3"):
-        fit([0.1, 2], [0, 1], sample_weight=[1, 1, 1])
-    with pytest.raises(DataError, match="sample_weight must not be negative, found -1 at position 1"):
-        fit([0.1, 2], [0, 1], sample_weight=[1, -1])
-    with pytest.raises(DataError, match="sample_weight is 0 in every row"):
-        fit([0.1, 2], [0, 1], sample_weight=[0, 0])
-    with pytest.raises(DataError, match="logits is empty"):
-        fit([], [])
-    with pytest.raises(DataError, match="logits must be one-dimensional"):
-        fit([[0.1, 2], [1, 2]], [0, 1])
+    for arguments, facts in (
+        (([0.1, -2, 1], [0, 0, 0]), ["one class", "3 labels", 0]),
+        (([0.1, -2, 1], [1, 1, 1]), ["one class", "3 labels", 1]),
+        (([0.1, -2, 1], [0, 1, 1], "temperature", [0, 1, 1]), ["one class", "2 labels", "weight", 1]),
+        (([0.1, math.nan, 1], [0, 1, 1]), ["logits", "nan", "position 1"]),
+        (([0.1, -math.inf, 1], [0, 1, 1]), ["logits", "-inf", "position 1"]),
+        (([0.1, 2, 1], [0, 1, 1], "platt", [1, 1, math.nan]), ["sample_weight", "nan", "position 2"]),
+        (([0.1, 2, 1], [0, 1, 2]), ["labels", 2, "position 2"]),
+        (([0.1, 2, 1], [-1, 1, 1]), ["labels", -1, "position 0"]),
+        (([0.1, 2, 1], [0, 1]), ["logits 3", "labels 2"]),
+        (([0.1, 2], [0, 1], "platt", [1, 1, 1]), ["logits 2", "labels 2", "sample_weight 3"]),
+        (([0.1, 2], [0, 1], "platt", [1, -1]), ["sample_weight", -1, "position 1"]),
+        (([0.1, 2], [0, 1], "platt", [0, 0]), ["sample_weight", 0]),
+        (([], []), ["logits", "empty"]),
+        (([[0.1, 2], [1, 2]], [0, 1]), ["logits", "one-dimensional"]),
+    ):
+        given = arguments if fit is fit_calibration else (*arguments[:2], *arguments[3:])
+        refused(DataError, lambda given=given: fit(*given), *facts)
 
 
 def test_platt_by_hand() -> None:
@@ -324,29 +244,26 @@ def test_calibration() -> None:
     assert extreme.tolist() == [0, 0.5, 1]
 
 
-def test_calibration_refused() -> None:
-    for slope in (0, -1, math.nan, math.inf):
-        with pytest.raises(UsageError, match="slope must be finite and above 0"):
-            Calibration("platt", slope)
-    with pytest.raises(UsageError, match="intercept must be finite"):
-        Calibration("platt", 1, math.nan)
-    with pytest.raises(UsageError, match='"temperature" has no slope 2 with intercept 1'):
-        Calibration("temperature", 2, 1)
-    with pytest.raises(UsageError, match='"none" has no slope 2'):
-        Calibration("none", 2)
-    for refused in (lambda: Calibration("isotonic"), lambda: fit_calibration([1, 2], [0, 1], "isotonic")):  # type: ignore[arg-type]
-        with pytest.raises(UsageError, match="method must be one of none, temperature, platt, found"):
-            refused()
-    with pytest.raises(DataError, match=r"slope is .*: the logits rank the classes backwards"):
-        fit_calibration([0, 1, 0, 1, 2, 2], [1, 0, 1, 1, 0, 1], "platt")
+@pytest.mark.parametrize(
+    ("call", "facts"),
+    [
+        *(
+            (lambda slope=slope: Calibration("platt", slope), ["slope", slope])
+            for slope in (0, -1, math.nan, math.inf)
+        ),
+        (lambda: Calibration("platt", 1, math.nan), ["intercept", "nan"]),
+        (lambda: Calibration("temperature", 2, 1), ["temperature", "slope 2", "intercept 1"]),
+        (lambda: Calibration("none", 2), ["none", "slope 2"]),
+        (lambda: Calibration("isotonic"), ["none", "temperature", "platt", "isotonic"]),
+        (lambda: fit_calibration([1, 2], [0, 1], "isotonic"), ["none", "temperature", "platt", "isotonic"]),
+    ],
+)
+def test_calibration_refused(call: Any, facts: list[object]) -> None:
+    refused(UsageError, call, *facts)
 
 
-def test_temperature_keeps_the_order_of_likelihood() -> None:
-    """The likelihood has one optimum over log T: it falls on both sides of what is found."""
-    z, y, w = overconfident(100, 1.5, 8)
-    found = math.log(fit_temperature(z, y, w))
-    below, above = nll(z, y, w, np.linspace(-4.6, found, 60)), nll(z, y, w, np.linspace(found, 4.6, 60))
-    assert all(b < a for a, b in pairwise(below)) and all(a < b for a, b in pairwise(above))
+def test_logits_that_rank_backwards_are_refused() -> None:
+    refused(DataError, lambda: fit_calibration([0, 1, 0, 1, 2, 2], [1, 0, 1, 1, 0, 1], "platt"), "slope", "logits")
 
 
 def test_import_is_light() -> None:

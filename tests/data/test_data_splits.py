@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
+from facts import tells
+from refusals import refused
 
 from natix_hf.data.splits import ROLES, Splits, leaks_between_roles, make_splits, read_splits, write_splits
 from natix_hf.errors import DataError, VerificationError
@@ -26,28 +28,14 @@ class Source:
     sha256: list[str]
     official: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def split(
-        self,
-        seed: int = 0,
-        on_overlap: Literal["drop", "error"] = "drop",
-        noise: float = 0.0,
-        left_out: dict[str, str] | None = None,
-    ) -> Splits:
-        return make_splits(
-            self.ids, self.labels, self.groups, self.sha256, self.official, left_out or {}, seed, on_overlap, noise
-        )
+    def split(self, seed: int = 0, on_overlap: Any = "drop", noise: float = 0.0, left_out: Any = None) -> Splits:
+        columns = self.ids, self.labels, self.groups, self.sha256, self.official
+        return make_splits(*columns, left_out or {}, seed, on_overlap, noise)
 
     def reordered(self, order: np.ndarray) -> Source:
-        return Source(
-            [self.ids[i] for i in order],
-            self.labels[order],
-            [self.groups[i] for i in order],
-            [self.sha256[i] for i in order],
-            self.official[order],
-        )
+        lists = ([column[i] for i in order] for column in (self.ids, self.groups, self.sha256))
+        ids, groups, sha256 = lists
+        return Source(ids, self.labels[order], groups, sha256, self.official[order])
 
 
 def random_source(seed: int, official: int = 0, pictures: int | None = None, groups_in_test: bool = False) -> Source:
@@ -77,7 +65,7 @@ def role_of(splits: Splits) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("official", [0, 30])
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_shares_of_groups_per_class_and_no_group_in_two_splits(seed: int, official: int) -> None:
     source = random_source(seed, official)
     splits = source.split(seed)
@@ -94,10 +82,10 @@ def test_shares_of_groups_per_class_and_no_group_in_two_splits(seed: int, offici
         assert set(splits.ids_of("test")) == {row_id for row_id in source.ids if row_id.startswith("test/")}
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_order_of_the_rows_does_not_matter(seed: int) -> None:
     source = random_source(seed, official=20, pictures=900)
-    order = np.random.default_rng(seed + 50).permutation(len(source))
+    order = np.random.default_rng(seed + 50).permutation(len(source.ids))
     one, other = source.split(noise=0.1), source.reordered(order).split(noise=0.1)
     assert role_of(one) == role_of(other)
     assert dict(zip(one.ids, one.labels, strict=True)) == dict(zip(other.ids, other.labels, strict=True))
@@ -133,26 +121,24 @@ def _brute_force_overlaps(source: Source, before: dict[str, str]) -> set[str]:
     """Rows that must leave, pair by pair: first those with a group in a stricter role, then, of what is left, those
     with a picture in one."""
     rank = {role: n for n, role in enumerate(ROLES)}
-    kept = list(range(len(source)))
+    kept = list(range(len(source.ids)))
     for keys in (source.groups, source.sha256):
         leaving = {
             i
             for i in kept
             for j in kept
-            if keys[i] is not None
-            and keys[i] == keys[j]
-            and rank[before[source.ids[i]]] < rank[before[source.ids[j]]]
+            if keys[i] is not None and keys[i] == keys[j] and rank[before[source.ids[i]]] < rank[before[source.ids[j]]]
         }
         kept = [i for i in kept if i not in leaving]
-    return {source.ids[i] for i in range(len(source)) if i not in kept}
+    return {source.ids[i] for i in range(len(source.ids)) if i not in kept}
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("groups_in_test", [False, True])
 def test_overlap_equals_a_pairwise_search(seed: int, groups_in_test: bool) -> None:
     source = random_source(seed, official=25, pictures=600, groups_in_test=groups_in_test)
     splits = source.split(seed)
-    untouched = replace(source, sha256=[f"{i}" for i in range(len(source))])
+    untouched = replace(source, sha256=[f"{i}" for i in range(len(source.ids))])
     before = role_of(untouched.split(seed)) | {row["id"]: row["role"] for row in untouched.split(seed).dropped}
     expected = _brute_force_overlaps(source, before)
     assert expected, "the planted overlap"
@@ -161,8 +147,9 @@ def test_overlap_equals_a_pairwise_search(seed: int, groups_in_test: bool) -> No
     assert set(splits.ids) == set(source.ids) - expected
     assert leaks_between_roles(splits) == []
     assert {row["role"] for row in splits.dropped} <= set(ROLES[:-1]), "a test row never leaves"
-    with pytest.raises(DataError, match=f"^{len(expected)} rows overlap") as caught:
+    with pytest.raises(DataError) as caught:
         source.split(seed, on_overlap="error")
+    assert tells(caught.value, f"{len(expected)} rows", "data.on_overlap=drop")
     assert any(row_id in str(caught.value) for row_id in expected)
 
 
@@ -179,13 +166,14 @@ def test_one_planted_picture_leaves_the_less_protected_side(weaker: str, stricte
     if weaker == stricter:
         assert splits.dropped == [] and a in splits.ids and b in splits.ids, "within one role it is no leak"
         return
-    assert splits.dropped == [{"id": a, "role": weaker, "reason": f"the same picture is in {stricter} as row {b}"}]
+    (dropped,) = splits.dropped
+    assert (dropped["id"], dropped["role"]) == (a, weaker) and tells(dropped["reason"], "picture", stricter, b)
     assert role_of(splits) == {row_id: role for row_id, role in role_of(clean).items() if row_id != a}
     write_splits(tmp_path / "splits.json", splits)
     counted = json.loads((tmp_path / "splits.json").read_text())["dropped_reasons"]
-    assert counted == {f"the same picture is in {stricter}": 1}
-    with pytest.raises(DataError, match=f"{a} .*{b}.*data.on_overlap=drop"):
-        replace(source, sha256=sha256).split(on_overlap="error")
+    assert list(counted.values()) == [1] and tells(*counted, "picture", stricter) and b not in str(counted)
+    strict = replace(source, sha256=sha256)
+    refused(DataError, lambda: strict.split(on_overlap="error"), a, b, "data.on_overlap=drop")
 
 
 def test_a_group_across_the_official_test_leaves_the_training_side() -> None:
@@ -195,7 +183,7 @@ def test_a_group_across_the_official_test_leaves_the_training_side() -> None:
     splits = replace(source, groups=groups).split()
     members = {row_id for row_id, g in zip(source.ids[:-1], groups[:-1], strict=True) if g == train_group}
     assert {row["id"] for row in splits.dropped} == members
-    assert all(row["reason"].startswith("the same group is in test as row test/") for row in splits.dropped)
+    assert all(tells(row["reason"], "group", "test/") for row in splits.dropped)
     assert source.ids[-1] in splits.ids_of("test")
 
 
@@ -220,20 +208,13 @@ def test_label_noise_flips_its_exact_share_of_train_and_no_other_row(noise: floa
 
 
 @pytest.mark.parametrize(
-    ("labels", "expected"),
-    [
-        ([0, 1] * 2, "no rows are left for val_|too few groups"),
-        ([0] * 40 + [1] * 4, "has no row with label 1: the source has too few groups of that class"),
-        ([1] * 40, "has no row with label 0"),
-    ],
+    ("labels", "facts"), [([0, 1] * 2, ["groups"]), ([0] * 40 + [1] * 4, ["label 1"]), ([1] * 40, ["label 0"])]
 )
-def test_too_few_groups_is_an_error(labels: list[int], expected: str) -> None:
+def test_too_few_groups_is_an_error(labels: list[int], facts: list[str]) -> None:
     n = len(labels)
-    source = Source(
-        [f"train/{i}" for i in range(n)], np.array(labels), [None] * n, [str(i) for i in range(n)], np.zeros(n, bool)
-    )
-    with pytest.raises(DataError, match=expected):
-        source.split()
+    ids, pictures = [f"train/{i}" for i in range(n)], [str(i) for i in range(n)]
+    source = Source(ids, np.array(labels), [None] * n, pictures, np.zeros(n, bool))
+    refused(DataError, source.split, *facts)
 
 
 def test_splits_come_back_from_their_file(tmp_path: Path) -> None:
@@ -265,43 +246,28 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", [*DAMAGE, "half a file", "no file"])
 def test_a_damaged_splits_file_is_refused(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "splits.json"
     write_splits(path, random_source(8).split())
-    path.write_text(json.dumps(DAMAGE[damage](json.loads(path.read_text()))))
-    with pytest.raises(VerificationError, match=r"splits\.json .*damaged"):
-        read_splits(path)
+    if damage in DAMAGE:
+        path.write_text(json.dumps(DAMAGE[damage](json.loads(path.read_text()))))
+    else:
+        path.unlink() if damage == "no file" else path.write_bytes(path.read_bytes()[:1000])
+    refused(VerificationError, lambda: read_splits(path), path)
 
 
-def test_half_a_splits_file_or_none_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "splits.json"
-    with pytest.raises(VerificationError, match="is missing"):
-        read_splits(path)
-    write_splits(path, random_source(8).split())
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(VerificationError, match="damaged"):
-        read_splits(path)
-
-
-def test_a_moved_row_is_found_by_its_group() -> None:
+def test_a_leak_is_found_by_its_group_and_by_its_picture() -> None:
     splits = random_source(9).split()
     counted = [splits.groups.count(g) for g in splits.groups]
     at = next(i for i in splits.positions("train") if counted[i] > 1)
-    moved = replace(splits, roles=[*splits.roles[:at], "test", *splits.roles[at + 1 :]])
-    found = leaks_between_roles(moved)
+    found = leaks_between_roles(replace(splits, roles=[*splits.roles[:at], "test", *splits.roles[at + 1 :]]))
     assert found and all(splits.groups[at] in line for line in found)
     assert any(splits.ids[at] in line for line in found)
-
-
-def test_a_duplicated_picture_in_another_role_is_found() -> None:
-    splits = random_source(9).split()
     a, b = splits.positions("train")[0], splits.positions("val_calib")[0]
-    sha256 = [*splits.sha256]
-    sha256[a] = sha256[b]
+    sha256 = [splits.sha256[b] if i == a else digest for i, digest in enumerate(splits.sha256)]
     (line,) = leaks_between_roles(replace(splits, sha256=sha256))
-    assert sha256[b] in line and splits.ids[a] in line and splits.ids[b] in line
-    assert "train" in line and "val_calib" in line
+    assert tells(line, "picture", sha256[b], splits.ids[a], splits.ids[b], "train", "val_calib")
 
 
 @pytest.mark.parametrize("role", ["train", "test"])
@@ -312,4 +278,5 @@ def test_a_duplicated_id_is_found_in_the_same_and_in_another_role(role: str) -> 
         [*splits.ids, splits.ids[at]], [*splits.roles, role], [*splits.groups, "own"], [*splits.labels, 0],
         [*splits.sha256, "own"],
     )  # fmt: skip
-    assert leaks_between_roles(twice) == [f"row {splits.ids[at]} is listed twice, in train and {role}"]
+    (line,) = leaks_between_roles(twice)
+    assert tells(line, splits.ids[at], "twice", "train", role)

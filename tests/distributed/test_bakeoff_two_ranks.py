@@ -35,7 +35,7 @@ def test_two_ranks_decide_as_one(tmp_path: Path) -> None:
 def test_two_ranks_train_the_winner(tiny_recipe_file: Path, tmp_path: Path) -> None:
     """Every rank trains in every trial; with another adapter on each their gradients would not meet."""
     run, script = tmp_path / "run", resource_folder("recipes") / "phase1.py"
-    settings = ["phase1.adapter=auto", "phase1.num_train_epochs=2", "phase1.per_device_train_batch_size=8"]
+    settings = ["phase1.adapter=auto", "phase1.num_train_epochs=1", "phase1.per_device_train_batch_size=8"]
     settings += ["--recipe", str(tiny_recipe_file), "--run-dir", str(run)]
     done = launch("cpu_2proc.yaml", script, tmp_path, *settings)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -76,7 +76,6 @@ def test_the_shell_half(desk: Path) -> None:
     assert len(answers) == 3 and all("P(Roadwork) 0." in line for line in answers)
 
 
-@pytest.mark.xfail(reason="natix_hf.run comes with the Python API", strict=True)
 def test_the_python_half(desk: Path) -> None:
     (code,) = blocks("python")
     assert len(code.splitlines()) <= 45, "the page promises some 40 lines"

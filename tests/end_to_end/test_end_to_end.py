@@ -65,7 +65,7 @@ def test_a_tiny_training_on_real_photographs(photographs: ImageData, tmp_path: P
         overrides=[
             f"data.source={GTSRB}", "data.slices=[video_info.frame_id]", f"model.config={config}",
             "model.backbone=null", "model.image_size=24",
-            "phase1.num_train_epochs=1", "phase1.dataloader_num_workers=0", "phase2.n_resamples=100",
+            "phase1.max_steps=20", "phase1.dataloader_num_workers=0", "phase2.n_resamples=100",
             "phase5.n_resamples=100", "phase6.n_resamples=100",
         ],
     )  # fmt: skip
@@ -97,5 +97,4 @@ def test_few_synthetic_videos(adapter: str, tmp_path: Path) -> None:
     run = run_recipe(str(write_recipe(tmp_path / "few.yaml", content)), run_dir=tmp_path / "run")
     assert find_problems(str(run)) == []
     card = (run / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
-    assert ("a trained head on the frozen backbone" in card) == (adapter == "none")
-    assert "\nsynthetic, divided by group" in card
+    assert ("frozen" in card) == (adapter == "none")

@@ -10,7 +10,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pytest
 import torch
 from conftest import TINY, Command
 from PIL import Image
@@ -82,27 +81,27 @@ def _odd_source(folder: Path, kinds: list[str], count: int) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return build_classifier(ModelConfig(config=TINY["dinov2"], image_size=28), seed=0)
-
-
-@pytest.mark.parametrize("kind", ODD)
-def test_an_odd_image_becomes_finite_features(kind: str, tmp_path: Path, model: Any) -> None:
+def test_odd_images_become_finite_features(tmp_path: Path) -> None:
     """From the source through decoding, every augmentation and the preprocessing to the head's input."""
-    data = load_image_data(DataConfig(source=str(_odd_source(tmp_path / "source", [kind], 20)), augment=EVERYTHING))
+    source = str(_odd_source(tmp_path / "source", list(ODD), 40))
+    data = load_image_data(DataConfig(source=source, augment=EVERYTHING))
     assert data.splits.dropped == [], "no two are one picture"
-    rows = data.role("train")
-    assert {image.size for image in rows.images()} == {ODD[kind][1]}
-    processor = make_processor(ModelConfig(config=TINY["dinov2"], image_size=28))
-    augmented = TrainViews(rows, EVERYTHING, 28, processor.image_mean, processor.image_std, seed=0)
-    originals = AskedViews(ask(rows), Preprocess(processor))
-    views: list[Any] = [(originals, range(len(rows)))]
-    views += [(augmented, [(epoch, row) for row in range(len(rows))]) for epoch in (1, 2)]
-    features = cached_features(model, views, [kind], 16, 0, torch.device("cpu"))
-    assert features.shape == (3, 12, 64)
-    assert np.isfinite(features).all()
-    assert np.unique(features[0], axis=0).shape[0] > 1, "the pictures differ, so do their features"
+    config = ModelConfig(config=TINY["dinov2"], image_size=28)
+    processor, model = make_processor(config), build_classifier(config, seed=0)
+    seen = set()
+    for role in ("train", "val_select", "val_calib", "test"):
+        rows = data.role(role)
+        kinds = [list(ODD)[int(row_id.split("/")[1]) // 2 % len(ODD)] for row_id in rows.ids]
+        assert [image.size for image in rows.images()] == [ODD[kind][1] for kind in kinds]
+        seen |= set(kinds)
+        augmented = TrainViews(rows, EVERYTHING, 28, processor.image_mean, processor.image_std, seed=0)
+        originals = AskedViews(ask(rows), Preprocess(processor))
+        views: list[Any] = [(originals, range(len(rows)))]
+        views += [(augmented, [(epoch, row) for row in range(len(rows))]) for epoch in (1, 2)]
+        features = cached_features(model, views, [role], 16, 0, torch.device("cpu"))
+        assert features.shape == (3, len(rows), 64) and np.isfinite(features).all()
+        assert len(np.unique(features[0], axis=0)) == len(rows), "the pictures differ, so do their features"
+    assert seen == set(ODD)
 
 
 def test_all_odd_images_in_one_run(tmp_path: Path, tiny_recipe_file: Path, command: Command) -> None:

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
-from conftest import Command
+from bundles import read
+from conftest import REPO, Command, refused
 from local_hub import LocalHub
 
 from natix_hf.bundle import fetch
 from natix_hf.bundle.contents import BUNDLE_MANIFEST, bundle_problems
 from natix_hf.bundle.load import load_bundle
-from natix_hf.bundle.push import Published, push_bundle
+from natix_hf.bundle.push import Published
 from natix_hf.errors import NatixError, VerificationError
-
-REPO = "lab/roadwork"
-
-
-@pytest.fixture
-def bundle(finished_run: Path) -> Path:
-    return finished_run / "phase6_export" / "bundle"
-
-
-@pytest.fixture
-def published(bundle: Path, hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Published:
-    done = push_bundle(bundle, REPO, tag="v1")
-    hub.use_in_process(monkeypatch, tmp_path / "another_home", waits=False)
-    return done
 
 
 def change(path: Path, old: bytes, new: bytes) -> None:
@@ -43,11 +31,11 @@ def change(path: Path, old: bytes, new: bytes) -> None:
 def test_a_manifest_damaged_on_the_way_that_still_is_one(pinned: bool, published: Published, hub: LocalHub) -> None:
     """In a figure of a file it shows by itself, in the lineage to whoever expects another one. The cache is healed."""
     folder = load_bundle(REPO).folder
-    manifest = json.loads((folder / BUNDLE_MANIFEST).read_text(encoding="utf-8"))
+    manifest = read(folder / BUNDLE_MANIFEST)
     old = manifest["lineage"]["run_id"] if pinned else manifest["files"]["README.md"]["sha256"]
     change(folder / BUNDLE_MANIFEST, old.encode(), old[::-1].encode())
     expected = published.manifest_sha256 if pinned else None
-    with pytest.raises(VerificationError, match="run the same again to download it anew"):
+    with refused(VerificationError, REPO, "again"):
         load_bundle(REPO, expected=expected)
     before = len(hub.asked("GET", "/resolve/"))
     assert load_bundle(REPO, expected=published.manifest_sha256).folder == folder
@@ -59,13 +47,13 @@ def test_verify_heals_too(published: Published, hub: LocalHub, command: Command)
     code, out, _ = command("verify", REPO)
     assert code == 1 and "model.safetensors" in out
     hub.heal()
-    assert command("verify", REPO)[:2] == (0, f"{REPO}: intact\n")
+    assert command("verify", REPO)[0] == 0
 
 
 def test_what_was_published_like_that_is_not_downloaded_again(published: Published, hub: LocalHub) -> None:
     hub.commit(REPO, {"README.md": b"# later"})
     for _ in range(2):
-        with pytest.raises(VerificationError, match="it was published like that"):
+        with refused(VerificationError, REPO, "README.md"):
             load_bundle(REPO)
     assert len([r for r in hub.asked("GET", r"/resolve/.*README\.md") if r.status == 200]) == 1 + 1  # read back, once
 
@@ -73,7 +61,7 @@ def test_what_was_published_like_that_is_not_downloaded_again(published: Publish
 def test_a_wrong_pin_costs_nobody_the_copy(published: Published, hub: LocalHub) -> None:
     folder = load_bundle(REPO).folder
     hub.stop()
-    with pytest.raises(VerificationError, match="not the one expected"):
+    with refused(VerificationError, BUNDLE_MANIFEST, "0" * 64):
         load_bundle(REPO, expected="0" * 64)
     assert load_bundle(REPO, expected=published.manifest_sha256).folder == folder
 
@@ -104,7 +92,7 @@ def test_a_cache_that_others_own(published: Published, hub: LocalHub, monkeypatc
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    with pytest.raises(VerificationError, match=r"README\.md was changed.*could not be taken out of the cache \(Perm"):
+    with refused(VerificationError, "README.md", "Permission denied"):
         load_bundle(REPO)
 
 
@@ -112,7 +100,7 @@ def test_the_hubs_notes_are_for_a_folder_not_for_a_repository(published: Publish
     """`.cache/huggingface` is what a download leaves in a folder; in a repository it could hold anything."""
     for name in (".cache/huggingface/pytorch_model.bin", ".cache/x", ".gitattributes/x"):
         hub.commit(REPO, {name: b"\x80pickle"})
-        with pytest.raises(VerificationError, match=f"holds {name}, which a bundle may not hold"):
+        with refused(VerificationError, REPO, name):
             load_bundle(REPO)
         assert not hub.asked("GET", f"/resolve/.*{name}")
         hub.commit(REPO, {name: None})
@@ -134,55 +122,27 @@ def test_a_folder_that_the_client_itself_filled_is_a_bundle(published: Published
 @pytest.mark.parametrize("name", ["roadwork", "", ".", "../x", "a/b/c", "http://host/x"])
 def test_pull_wants_the_name_of_a_repository(name: str, hub: LocalHub, tmp_path: Path, command: Command) -> None:
     code, _, err = command("pull", name, "--to", tmp_path / "here")
-    assert code == 2 and f"{name!r} cannot be a repository: name it as org/name" in err
+    assert code == 2 and repr(name) in err and "org/name" in err
     assert not hub.requests and not (tmp_path / "here").exists()
-
-
-@pytest.mark.parametrize("to", [".", "absolute"])
-def test_pull_into_the_folder_one_stands_in(to: str, published: Published, tmp_path: Path, command: Command,
-                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    """It could only take its name by moving that folder away."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    code, _, err = command("pull", REPO, "--to", "." if to == "." else tmp_path / "here")
-    assert code == 2 and "name another folder with --to" in err
-    assert (tmp_path / "here").samefile(".") and not list(tmp_path.glob(".tmp-*"))
-
-
-def test_pull_over_a_file(published: Published, tmp_path: Path, command: Command) -> None:
-    (tmp_path / "here").write_text("mine", encoding="utf-8")
-    code, _, err = command("pull", REPO, "--to", tmp_path / "here")
-    assert code == 2 and "exists already: name another folder with --to" in err
-    assert (tmp_path / "here").read_text(encoding="utf-8") == "mine"
 
 
 def test_several_problems_are_counted(published: Published) -> None:
     folder = load_bundle(REPO).folder
     for name in ("README.md", "policy.json", "evaluation.json"):
         change(folder / name, b"e", b"E")
-    with pytest.raises(VerificationError, match=r"was changed: its sha256 .* \(and 2 more\); run the same again"):
+    with refused(VerificationError, REPO, "and 2 more", "again"):
         load_bundle(REPO)
-
-
-def test_pull_into_an_empty_folder(published: Published, tmp_path: Path, command: Command) -> None:
-    (tmp_path / "here").mkdir()
-    assert command("pull", REPO, "--to", tmp_path / "here")[0] == 0
-    assert bundle_problems(tmp_path / "here", published.manifest_sha256) == []
 
 
 def test_a_disk_that_is_full_is_no_bad_connection(
     published: Published, hub: LocalHub, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
-    import errno
-
-    import huggingface_hub
-
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
     code, _, err = command("verify", REPO)
-    assert code == 1 and "No space left on device (free some space" in err and "connection" not in err
+    assert code == 1 and "No space left on device" in err and "connection" not in err
 
 
 def test_a_name_that_is_no_hash_is_not_trusted(tmp_path: Path) -> None:

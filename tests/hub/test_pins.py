@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY_RECIPE, explora_recipe, tiny_backbone, write_parquet_source, write_recipe
+from conftest import TINY_RECIPE, explora_recipe, refused, tiny_backbone, write_parquet_source, write_recipe
 from local_hub import LocalHub
 
 from natix_hf.errors import UsageError
-from natix_hf.phases import phase2_threshold
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.hub import hub_origin, is_repo_id, is_tag
+from natix_hf.results import decision
 
 DATA, BACKBONE, FRAMES = "lab/streets", "lab/backbone", "lab/frames"
 
@@ -59,7 +59,10 @@ def test_the_first_sight_counts(hub: LocalHub, commits: dict[str, str], recipe: 
     # Both move: another dataset, weights that nobody can load. The run goes on with what it began with.
     other = write_parquet_source(tmp_path / "other", groups=12, seed=7)
     hub.commit(DATA, content_of(other), kind="dataset")
-    hub.commit(BACKBONE, {"model.safetensors": b"broken"})
+    bert = b'{"model_type": "bert"}'
+    hub.commit(BACKBONE, {"model.safetensors": b"x", "config.json": bert, "preprocessor_config.json": b"{"})
+    with refused(UsageError, "model.backbone", "bert"):
+        run_recipe(recipe, [1], tmp_path / "new")
     weights = (run / "phase1_baseline" / "model" / "model.safetensors").read_bytes()
     run_recipe(recipe, [1, 2, 6], run)
     assert (run / "phase1_baseline" / "model" / "model.safetensors").read_bytes() == weights
@@ -71,23 +74,10 @@ def test_the_first_sight_counts(hub: LocalHub, commits: dict[str, str], recipe: 
     assert lineage["hub"]["dataset"]["commit"] == commits["data"]
     assert lineage["hub"]["backbone"]["commit"] == commits["model"]
     card = (bundle / "README.md").read_text(encoding="utf-8")
-    assert f"backbone `{BACKBONE}` at commit `{commits['model']}`" in card
-    assert f"dataset `{DATA}` at commit `{commits['data']}`" in card and "Licence of the data: cc-by-4.0" in card
-    assert "Licence of the backbone: mit" in card
+    for facts in ((BACKBONE, commits["model"]), (DATA, commits["data"]), ("cc-by-4.0",), ("backbone", "mit")):
+        assert any(all(fact in line for fact in facts) for line in card.splitlines()), facts
     head = card.split("---\n")[1]
     assert f"base_model: {BACKBONE}" in head and DATA in head
-
-
-def test_later_commits_of_a_backbone_do_not_even_stop_a_run(
-    hub: LocalHub, commits: dict[str, str], recipe: str, tmp_path: Path
-) -> None:
-    """What is checked before any work is what will be read, not what stands there now."""
-    run = run_recipe(recipe, [1], tmp_path / "run")
-    hub.commit(BACKBONE, {"config.json": b'{"model_type": "bert"}', "preprocessor_config.json": b"{"})
-    run_recipe(recipe, [1], run, overrides=["phase1.num_train_epochs=2"])
-    assert manifest(run, "phase1_baseline")["hub"]["model"]["commit"] == commits["model"]
-    with pytest.raises(UsageError, match=r"model\.backbone is a bert"):
-        run_recipe(recipe, [1], tmp_path / "new")
 
 
 def test_another_revision_is_another_pin(hub: LocalHub, commits: dict[str, str], recipe: str, tmp_path: Path) -> None:
@@ -101,6 +91,13 @@ def test_another_revision_is_another_pin(hub: LocalHub, commits: dict[str, str],
         assert manifest(run, folder)["hub"][section]["commit"] == of.tags["v2"] != commits[section]
     run_recipe(recipe, [1], run)  # and back
     assert manifest(run, "phase1_baseline")["hub"]["model"]["commit"] == commits["model"]
+    # A new run sees what is there now, and a commit is as good as a tag.
+    hub.commit(DATA, content_of(write_parquet_source(tmp_path / "other", groups=12, seed=7)), kind="dataset")
+    later = run_recipe(recipe, [1], tmp_path / "later", overrides=[f"model.revision={commits['model']}"])
+    assert manifest(later, "phase1_baseline")["hub"]["model"]["commit"] == commits["model"]
+    assert manifest(later, "phase0_data")["hub"]["data"]["commit"] == hub.repo(DATA).at("main").sha
+    with refused(UsageError, DATA):
+        run_recipe(recipe, [1], tmp_path / "none", overrides=["data.revision=no-such-branch"])
 
 
 def test_further_images_are_pinned_and_named_with_the_control(
@@ -112,8 +109,8 @@ def test_further_images_are_pinned_and_named_with_the_control(
     first = hub.create(FRAMES, frames, kind="dataset")
     recipe = explora_recipe(tmp_path, parquet_source, None)
     options = [f"model={{backbone: {BACKBONE}, image_size: 28}}", f"phase4.unlabelled=[{FRAMES}]"]
-    real, low = phase2_threshold.paired_difference, {"low": 1}
-    monkeypatch.setattr(phase2_threshold, "paired_difference", lambda *args, **named: real(*args, **named) | low)
+    real, low = decision.paired_difference, {"low": 1}
+    monkeypatch.setattr(decision, "paired_difference", lambda *args, **named: real(*args, **named) | low)
     run = run_recipe(recipe, [1, 4, 2, 6], tmp_path / "run", overrides=options)
     pinned = {"repo": FRAMES, "commit": first, "license": "mit, cc-by-4.0"}
     before = manifest(run, "phase4_explora")
@@ -121,14 +118,12 @@ def test_further_images_are_pinned_and_named_with_the_control(
     card = (run / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
     lineage = json.loads((run / "phase6_export" / "bundle" / "bundle_manifest.json").read_text(encoding="utf-8"))
     assert lineage["lineage"]["hub"]["unlabelled"] == [pinned]
-    assert f"unlabelled images `{FRAMES}` at commit `{first}`" in card
-    assert f"Licence of the unlabelled images of `{FRAMES}`: mit, cc-by-4.0.\nLicence of the backbone: mit." in card
+    for facts in ((FRAMES, first), (FRAMES, "mit, cc-by-4.0")):
+        assert any(all(fact in line for fact in facts) for line in card.splitlines()), facts
     assert f"datasets:\n- {FRAMES}" in card.split("---\n")[1]
     control = before["metrics"]["against_control"]
-    told = " ".join(card.split("## How the backbone was adapted")[1].split("##")[0].split())
     mcc = [control[name] for name in ("val_select_mcc_optimistic", "control_mcc_optimistic")]
-    assert f"MCC {mcc[0]:.3f}, the control {mcc[1]:.3f}, paired gain" in told
-    assert "did not beat it" not in card
+    assert all(f"{figure:.3f}" in card for figure in mcc)
     # More of them later: the run goes on with those that it began with.
     hub.commit(FRAMES, content_of(write_parquet_source(tmp_path / "more", groups=9, seed=8)), kind="dataset")
     run_recipe(recipe, [4], run, overrides=[*options, "phase4.max_steps=3"])
@@ -139,23 +134,7 @@ def test_further_images_are_pinned_and_named_with_the_control(
     low["low"] = -1
     run_recipe(recipe, [2, 6], run, overrides=[*options, "phase4.max_steps=3"])
     card = (run / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
-    assert "`phase4_explora` was tried too and did not beat it beyond doubt" in card
-    assert "## How the backbone was adapted" not in card and FRAMES not in card
-
-
-def test_a_new_run_sees_what_is_there_now(hub: LocalHub, recipe: str, tmp_path: Path) -> None:
-    run_recipe(recipe, [1], tmp_path / "run")
-    later = hub.commit(BACKBONE, {"notes.txt": b"x"})
-    run = run_recipe(recipe, [1], tmp_path / "later")
-    assert manifest(run, "phase1_baseline")["hub"]["model"]["commit"] == later
-
-
-def test_a_revision_is_looked_up(hub: LocalHub, commits: dict[str, str], recipe: str, tmp_path: Path) -> None:
-    hub.commit(BACKBONE, {"model.safetensors": b"broken"})
-    run = run_recipe(recipe, [1], tmp_path / "run", overrides=[f"model.revision={commits['model']}"])
-    assert manifest(run, "phase1_baseline")["hub"]["model"]["commit"] == commits["model"]
-    with pytest.raises(UsageError, match="no such repository or revision"):
-        run_recipe(recipe, [1], tmp_path / "none", overrides=["data.revision=no-such-branch"])
+    assert "phase4_explora" in card and FRAMES not in card
 
 
 def test_a_run_goes_on_without_the_hub(hub: LocalHub, commits: dict[str, str], recipe: str, tmp_path: Path) -> None:

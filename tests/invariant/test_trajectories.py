@@ -22,8 +22,10 @@ from natix_hf.provenance.files import read_json
 from natix_hf.resources import resource_folder
 from natix_hf.trainers import base
 
-STEPS = 20
-CASES = [(architecture, adapter) for architecture in TINY for adapter in ("none", "full")]
+STEPS = 10
+# Every architecture and both ways of training in either test; what one of them leaves out the other has.
+CASES = list(zip(TINY, ("none", "full", "full", "full"), strict=True))
+CUT = list(zip(TINY, ("full", "none", "full", "none"), strict=True))
 MAXIMUM, MEAN = 1e-5, 1e-6
 
 
@@ -31,7 +33,7 @@ MAXIMUM, MEAN = 1e-5, 1e-6
 def recipes(tmp_path_factory: pytest.TempPathFactory, parquet_source: Path) -> dict[tuple[str, str], Path]:
     """A recipe file for every case. DINOv3 draws `pos_embed_rescale` from the global generator: off here."""
     folder, files = tmp_path_factory.mktemp("cases"), {}
-    for architecture, adapter in CASES:
+    for architecture, adapter in {*CASES, *CUT}:
         config = TINY[architecture] | ({"pos_embed_rescale": None} if architecture == "dinov3_vit" else {})
         training = {"learning_rate": 1e-4, "max_steps": STEPS, "logging_steps": 1, "dataloader_drop_last": True}
         content = TINY_RECIPE | {
@@ -92,7 +94,7 @@ def test_a_batch_of_8_is_four_batches_of_2_and_two_ranks_with_4(
         assert_one_training(trajectory(whole), trajectory(other))
 
 
-@pytest.mark.parametrize("case", CASES, ids="-".join)
+@pytest.mark.parametrize("case", CUT, ids="-".join)
 def test_a_run_cut_off_within_an_epoch_continues_to_the_same_bits(
     case: tuple[str, str], recipes: dict[tuple[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

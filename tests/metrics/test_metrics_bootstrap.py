@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 
 from natix_hf.errors import DataError, UsageError
 from natix_hf.metrics import bootstrap_intervals, compute_metrics, count_groups, group_weights, paired_difference
@@ -48,58 +49,36 @@ def test_weights_respect_groups_and_classes() -> None:
 def test_weights_depend_on_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     _, labels, groups = sample(0)
     whole = draws(groups, labels, 50, 1)
-    assert len(list(group_weights(groups, labels, 50, 1))) == 1
-    assert np.array_equal(whole, draws(groups, labels, 50, 1))
+    assert len(list(group_weights(groups, labels, 50, 1))) == 1 and len(np.unique(whole, axis=0)) == 50
     assert not np.array_equal(whole, draws(groups, labels, 50, 2))
     assert np.array_equal(whole[:20], draws(groups, labels, 20, 1))
-    assert len(np.unique(whole, axis=0)) == 50
-    monkeypatch.setattr(groups_module, "CHUNK_BYTES", 7 * 8 * groups.size)
-    sizes = [len(chunk) for chunk in group_weights(groups, labels, 50, 1)]
-    assert sizes == [7] * 7 + [1]
-    assert np.array_equal(whole, draws(groups, labels, 50, 1))
-    monkeypatch.setattr(groups_module, "CHUNK_BYTES", 1)
-    assert np.array_equal(whole, draws(groups, labels, 50, 1))
+    for size, sizes in ((7 * 8 * groups.size, [7] * 7 + [1]), (1, [1] * 50)):
+        monkeypatch.setattr(groups_module, "CHUNK_BYTES", size)
+        assert [len(chunk) for chunk in group_weights(groups, labels, 50, 1)] == sizes
+        assert np.array_equal(whole, draws(groups, labels, 50, 1))
 
 
 def test_chunks_are_bounded() -> None:
-    n = 200_000
-    chunk = next(group_weights(np.arange(n), np.arange(n) % 2, 1000, 0))
+    chunk = next(group_weights(np.arange(200_000), np.arange(200_000) % 2, 50, 0))
     assert 32 << 20 < chunk.nbytes <= 64 << 20
-
-
-def test_names_of_groups_do_not_matter() -> None:
-    _, labels, groups = sample(0)
-    expected = draws(groups, labels, 5, 0)
-    assert np.array_equal(expected, draws([f"{group:04d}" for group in groups], labels, 5, 0))
-    assert np.array_equal(expected, draws(torch.tensor(groups), torch.tensor(labels), 5, 0))
-    # Identifiers beyond 2**53 are not told apart by a float64.
-    large = torch.tensor([2**60, 2**60 + 1, 2**60 + 2])
-    assert count_groups(large, [0, 1, 1])["groups"] == 3
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_intervals_are_those_of_compute_metrics(weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     p, y, groups = sample(4)
     p = p.round(1)  # so that some equal the threshold
+    p[:4] = [0, 1, 0, 1]  # certain, some of them wrong: the likelihood is clipped
     base = np.random.default_rng(1).random(y.size) + 0.1 if weighted else np.ones(y.size)
     names = (*RATES, "brier", "nll", "auroc", "auprc", "ece")
-    looped = [compute_metrics(p, y, 0.6, sample_weight=row * base) for row in draws(groups, y, 70, 9)]
-    monkeypatch.setattr(groups_module, "CHUNK_BYTES", 50 * 8 * y.size)
-    found = bootstrap_intervals(
-        p, y, groups, 0.6, base if weighted else None, n_resamples=70, level=0.9, seed=9, metrics=names
-    )
+    looped = [compute_metrics(p, y, 0.6, sample_weight=row * base) for row in draws(groups, y, 40, 9)]
+    monkeypatch.setattr(groups_module, "CHUNK_BYTES", 30 * 8 * y.size)
+    given = base if weighted else None
+    found = bootstrap_intervals(p, y, groups, 0.6, given, n_resamples=40, level=0.9, seed=9, metrics=names)
     assert list(found) == list(names)
     for name in names:
         expected = np.nanpercentile([metrics[name] for metrics in looped], [5, 95])
         assert found[name] == pytest.approx(tuple(expected), abs=1e-12), name
         assert found[name][0] < compute_metrics(p, y, 0.6, sample_weight=base)[name] < found[name][1] or name == "ece"
-
-
-def test_clipping_is_that_of_compute_metrics() -> None:
-    p, y = [0.0, 1.0, 0.0, 1.0], [1, 0, 0, 1]
-    expected = [compute_metrics(p, y, sample_weight=row)["nll"] for row in draws([0, 1, 2, 3], y, 40, 0)]
-    found = bootstrap_intervals(p, y, [0, 1, 2, 3], n_resamples=40, level=0.5, metrics=["nll"])
-    assert found["nll"] == pytest.approx(tuple(np.percentile(expected, [25, 75])))
 
 
 def test_undefined_resamples_are_left_out() -> None:
@@ -121,43 +100,24 @@ def test_undefined_resamples_are_left_out() -> None:
 
 def test_intervals_cover() -> None:
     # Rows of a group share their outcome, so that rows drawn alone would make the interval far too short.
-    true_recall, per_class, rows, runs = 0.7, 40, 5, 100
+    true_recall, per_class, rows, runs = 0.7, 40, 5, 60
     groups = np.repeat(np.arange(2 * per_class), rows)
     labels = (groups < per_class).astype(int)
     covered = {"groups": 0, "rows": 0}
     for run in range(runs):
         outcome = np.random.default_rng(run).random(2 * per_class)[groups] < true_recall
         for name, names in (("groups", groups), ("rows", np.arange(groups.size))):
-            low, high = bootstrap_intervals(outcome, labels, names, n_resamples=200, seed=run, metrics=["recall"])[
-                "recall"
-            ]
-            covered[name] += low <= true_recall <= high
-    assert 0.88 <= covered["groups"] / runs <= 0.99
-    assert covered["rows"] / runs < 0.8
-
-
-def test_wider_at_a_higher_level() -> None:
-    p, y, groups = sample(2)
-    narrow, wide = (bootstrap_intervals(p, y, groups, level=level, metrics=["mcc"])["mcc"] for level in (0.5, 0.99))
-    assert wide[0] < narrow[0] < narrow[1] < wide[1]
-    assert bootstrap_intervals(p, y, groups, metrics=["mcc"], seed=1) != bootstrap_intervals(
-        p, y, groups, metrics=["mcc"], seed=2
-    )
-
-
-def test_paired_difference_of_the_same_is_zero() -> None:
-    p, y, groups = sample(5)
-    assert paired_difference(p, p, y, groups, 0.4, 0.4) == {"difference": 0, "low": 0, "high": 0}
-    # The same decisions from other scores and another threshold.
-    logits = np.log(p / (1 - p))
-    same = paired_difference(p, logits, y, groups, 0.5, 0.0, n_resamples=100)
-    assert same == {"difference": 0, "low": 0, "high": 0}
+            found = bootstrap_intervals(outcome, labels, names, n_resamples=150, seed=run, metrics=["recall"])
+            covered[name] += found["recall"][0] <= true_recall <= found["recall"][1]
+    assert 0.85 <= covered["groups"] / runs <= 1 and covered["rows"] / runs < 0.8
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_paired_difference_is_that_of_compute_metrics(weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     a, y, groups = sample(6)
     a = a.round(1)  # so that some equal the threshold
+    logits = np.log(a.clip(0.01, 0.99) / (1 - a.clip(0.01, 0.99)))  # other scores with the same decisions
+    assert paired_difference(a, logits, y, groups, 0.5, 0, n_resamples=9) == {"difference": 0, "low": 0, "high": 0}
     b = np.clip(a + np.where(y == 1, 0.15, -0.05), 0, 1)
     base = np.random.default_rng(1).random(y.size) + 0.1 if weighted else np.ones(y.size)
 
@@ -165,28 +125,19 @@ def test_paired_difference_is_that_of_compute_metrics(weighted: bool, monkeypatc
         after = compute_metrics(b, y, 0.6, sample_weight=weights)["mcc"]
         return after - compute_metrics(a, y, 0.5, sample_weight=weights)["mcc"]
 
-    resampled = [difference(row * base) for row in draws(groups, y, 50, 2)]
-    monkeypatch.setattr(groups_module, "CHUNK_BYTES", 40 * 8 * y.size)
-    found = paired_difference(
-        a, b, y, groups, 0.5, 0.6, base if weighted else None, n_resamples=50, level=0.8, seed=2
-    )
+    resampled = [difference(row * base) for row in draws(groups, y, 30, 2)]
+    monkeypatch.setattr(groups_module, "CHUNK_BYTES", 20 * 8 * y.size)
+    rest: dict[str, Any] = {"sample_weight": base if weighted else None, "n_resamples": 30, "level": 0.8, "seed": 2}
     low, high = np.percentile(resampled, [10, 90])
+    found = paired_difference(a, b, y, groups, 0.5, 0.6, **rest)
     assert found == pytest.approx({"difference": difference(base), "low": low, "high": high}, abs=1e-12)
-    swapped = paired_difference(
-        b, a, y, groups, 0.6, 0.5, base if weighted else None, n_resamples=50, level=0.8, seed=2
-    )
+    swapped = paired_difference(b, a, y, groups, 0.6, 0.5, **rest)
     assert swapped == pytest.approx({"difference": -found["difference"], "low": -high, "high": -low}, abs=1e-12)
 
 
-def test_pairing_shortens_the_interval() -> None:
-    a, y, groups = sample(8, n_groups=60)
-    b = np.clip(a + np.random.default_rng(0).normal(size=a.size) * 0.01, 0, 1)
-    paired = paired_difference(a, b, y, groups, 0.5, 0.5)
-    low, high = bootstrap_intervals(a, y, groups, metrics=["mcc"])["mcc"]
-    assert paired["high"] - paired["low"] < 0.5 * (high - low)
-
-
 def test_count_groups() -> None:
+    # Identifiers beyond 2**53 are not told apart by a float64.
+    assert count_groups(torch.tensor([2**60, 2**60 + 1, 2**60 + 2]), [0, 1, 1])["groups"] == 3
     groups, labels = ["a", "a", "b", "c", "c", "c"], [1, 0, 0, 1, 0, 0]
     assert count_groups(groups, labels) == {"groups": 3, "positive_groups": 1, "negative_groups": 2, "few": True}
     for negatives, few in ((19, True), (20, False)):
@@ -194,52 +145,40 @@ def test_count_groups() -> None:
         assert counted["few"] is few and counted["negative_groups"] == negatives
 
 
-def test_refused() -> None:
-    p, y, groups = [0.1, 0.9], [0, 1], [0, 1]
-    for name, value, message in (
-        ("n_resamples", 0, "n_resamples must be at least 1, found 0"),
-        ("seed", -1, "seed must not be negative, found -1"),
-        ("level", 1.0, "level must be between 0 and 1"),
-        ("level", 95, "level must be between 0 and 1"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            bootstrap_intervals(p, y, groups, **{name: value})
-        with pytest.raises(UsageError, match=message):
-            paired_difference(p, p, y, groups, 0.5, 0.5, **{name: value})
-    with pytest.raises(UsageError, match="no interval for n, kappa: known are accuracy"):
-        bootstrap_intervals(p, y, groups, metrics=["mcc", "n", "kappa"])
-    with pytest.raises(UsageError, match="threshold must be finite"):
-        bootstrap_intervals(p, y, groups, math.nan)
-    with pytest.raises(UsageError, match="threshold_a must be finite"):
-        paired_difference(p, p, y, groups, math.nan, 0.5)
-    with pytest.raises(UsageError, match="threshold_b must be finite"):
-        paired_difference(p, p, y, groups, 0.5, math.inf)
-    with pytest.raises(DataError, match="scores_b must be finite"):
-        paired_difference(p, [0.1, math.nan], y, groups, 0.5, 0.5)
-    with pytest.raises(DataError, match="found lengths: scores_a 2, scores_b 1, labels 2"):
-        paired_difference(p, [0.1], y, groups, 0.5, 0.5)
-    with pytest.raises(DataError, match=r"probabilities must be in \[0, 1\]"):
-        bootstrap_intervals([0.1, 2], y, groups)
-    with pytest.raises(DataError, match="sample_weight 3"):
-        bootstrap_intervals(p, y, groups, sample_weight=[1, 1, 1])
+PAIR: dict[str, Any] = {"scores_a": [0.1, 0.9], "scores_b": [0.1, 0.9], "threshold_a": 0.5, "threshold_b": 0.5}
+REFUSED: list[tuple[type[Exception], dict[str, Any], list[object]]] = [
+    (UsageError, {"n_resamples": 0}, ["n_resamples", 1, 0]), (UsageError, {"seed": -1}, ["seed", -1]),
+    (UsageError, {"level": 1.0}, ["level", "1.0"]), (UsageError, {"level": 95}, ["level", 95]),
+    (UsageError, {"metrics": ["mcc", "n", "kappa"]}, ["n, kappa", "accuracy", "smooth_ece"]),
+    (UsageError, {"threshold": math.nan}, ["threshold", "nan"]),
+    (UsageError, {"threshold_a": math.nan}, ["threshold_a", "nan"]),
+    (UsageError, {"threshold_b": math.inf}, ["threshold_b", "inf"]),
+    (DataError, {"scores_b": [0.1, math.nan]}, ["scores_b", "nan", 1]),
+    (DataError, {"scores_b": [0.1]}, ["scores_a 2", "scores_b 1", "labels 2"]),
+    (DataError, {"probabilities": [0.1, 2]}, ["probabilities", "[0, 1]", 2]),
+    (DataError, {"sample_weight": [1, 1, 1]}, ["sample_weight 3"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "change", "facts"), REFUSED)
+def test_refused(error: type[Exception], change: dict[str, Any], facts: list[object]) -> None:
+    rest: dict[str, Any] = {"labels": [0, 1], "groups": [0, 1]} | change
+    name = next(iter(change))
+    if name not in PAIR:
+        refused(error, lambda: bootstrap_intervals(**{"probabilities": [0.1, 0.9]} | rest), *facts)
+    if name not in ("metrics", "threshold", "probabilities"):
+        refused(error, lambda: paired_difference(**PAIR | rest), *facts)
 
 
 @pytest.mark.parametrize(
-    ("names", "message"),
+    ("names", "facts"),
     [
-        ([0], "found lengths: groups 1, labels 2"),
-        (["a", None], "groups has no name at position 1"),
-        ([None, "a"], "groups has no name at position 0"),
-        ([1.0, math.nan], "groups has no name at position 1"),
-        (np.array(["a", 1], dtype=object), "groups must be all strings or all numbers"),
-        ([[0, 1]], "groups must be one-dimensional"),
-        ([], "groups is empty"),
+        ([0], ["groups 1", "labels 2"]), (["a", None], ["groups", "position 1"]), ([None, "a"], ["position 0"]),
+        ([1.0, math.nan], ["position 1"]), (np.array(["a", 1], dtype=object), ["groups", "strings", "numbers"]),
+        ([[0, 1]], ["groups", "one-dimensional"]), ([], ["groups", "empty"]),
     ],
-)
-def test_groups_refused_at_the_call(names: Any, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        count_groups(names, [0, 1])
-    with pytest.raises(DataError, match=message):
-        group_weights(names, [0, 1], 10, 0)  # before anything is drawn
-    with pytest.raises(DataError, match=message):
-        bootstrap_intervals([0.1, 0.9], [0, 1], names)
+)  # fmt: skip
+def test_groups_refused_at_the_call(names: Any, facts: list[str]) -> None:
+    refused(DataError, lambda: count_groups(names, [0, 1]), *facts)
+    refused(DataError, lambda: group_weights(names, [0, 1], 10, 0), *facts)  # before anything is drawn
+    refused(DataError, lambda: bootstrap_intervals([0.1, 0.9], [0, 1], names), *facts)

@@ -10,6 +10,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 
 from natix_hf.errors import DataError, UsageError
 from natix_hf.metrics import compute_metrics, prior_weights, rates_from_counts
@@ -18,29 +19,16 @@ from natix_hf.metrics.classification import matthews
 PROBABILITIES = [0.9, 0.8, 0.3, 0.6, 0.2, 0.5]
 LABELS = [1, 1, 1, 0, 0, 0]
 BY_HAND = {
-    "n": 6,
-    "n_positive": 3,
-    "n_negative": 3,
-    "tp": 2,
-    "fp": 1,
-    "tn": 2,  # the probability of .5 is not above .5
-    "fn": 1,
-    "prevalence": 1 / 2,
-    "accuracy": 4 / 6,
-    "balanced_accuracy": 2 / 3,
-    "precision": 2 / 3,
-    "recall": 2 / 3,
-    "specificity": 2 / 3,
-    "fnr": 1 / 3,
-    "fpr": 1 / 3,
-    "f1": 2 / 3,
-    "mcc": (2 * 2 - 1 * 1) / 9,
+    "n": 6, "n_positive": 3, "n_negative": 3,
+    "tp": 2, "fp": 1, "tn": 2, "fn": 1,  # the probability of .5 is not above .5
+    "prevalence": 1 / 2, "accuracy": 4 / 6, "balanced_accuracy": 2 / 3, "precision": 2 / 3, "recall": 2 / 3,
+    "specificity": 2 / 3, "fnr": 1 / 3, "fpr": 1 / 3, "f1": 2 / 3, "mcc": (2 * 2 - 1 * 1) / 9,
     "auroc": 7 / 9,
     "auprc": (1 + 1 + 3 / 5) / 3,
     "ece": (0.1 + 0.4 + 0.7 + 0.6 + 0.5) / 6,
     "brier": (0.01 + 0.04 + 0.49 + 0.36 + 0.04 + 0.25) / 6,
     "nll": -math.log(0.9 * 0.8 * 0.3 * 0.4 * 0.8 * 0.5) / 6,
-}
+}  # fmt: skip
 
 
 def test_hand_computed() -> None:
@@ -51,10 +39,9 @@ def test_hand_computed() -> None:
 
 
 def test_threshold_is_strict_and_moves_only_the_decisions() -> None:
-    at = compute_metrics(PROBABILITIES, LABELS, threshold=0.6)
-    assert (at["tp"], at["fp"], at["tn"], at["fn"]) == (2, 0, 3, 1)
-    below = compute_metrics(PROBABILITIES, LABELS, threshold=np.nextafter(0.6, 0))
-    assert (below["tp"], below["fp"]) == (2, 1)
+    at, below = (compute_metrics(PROBABILITIES, LABELS, cut) for cut in (0.6, np.nextafter(0.6, 0)))
+    cells = [[found[name] for name in ("tp", "fp", "tn", "fn")] for found in (at, below)]
+    assert cells == [[2, 0, 3, 1], [2, 1, 2, 1]]
     for name in ("auroc", "auprc", "ece", "brier", "nll"):
         assert at[name] == below[name] == pytest.approx(BY_HAND[name])
 
@@ -109,50 +96,44 @@ def test_tensors(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("probabilities", "labels", "weight", "message"),
+    ("probabilities", "labels", "weight", "facts"),
     [
-        ([0.5, 0.5], [0, 2], None, "labels must be 0 or 1, found 2 at position 1"),
-        ([0.5, 0.5], [0.5, 1], None, "labels must be 0 or 1, found 0.5 at position 0"),
-        ([0.5], ["yes"], None, "labels must be 0 or 1, found yes at position 0"),
-        ([0.5, 1.5], [0, 1], None, r"probabilities must be in \[0, 1\], found 1.5 at position 1"),
-        ([-0.1, 0.5], [0, 1], None, r"probabilities must be in \[0, 1\], found -0.1 at position 0"),
-        ([0.5, math.nan], [0, 1], None, "probabilities must be finite, found nan at position 1"),
-        ([0.5, None], [0, 1], None, "probabilities must be"),
-        (["a"], [0], None, "probabilities must be numbers"),
-        ([], [], None, "probabilities is empty"),
-        ([[0.5, 0.5]], [0], None, r"probabilities must be one-dimensional, found shape \(1, 2\)"),
-        ([[0.5], [0.5, 0.1]], [0], None, "probabilities must be one-dimensional"),
-        (0.5, [0], None, "probabilities must be one-dimensional"),
-        ([0.5, 0.5], [0], None, "found lengths: probabilities 2, labels 1"),
-        ([0.5, 0.5], [0, 1], [1], "sample_weight 1"),
-        ([0.5, 0.5], [0, 1], [1, -1], "sample_weight must not be negative, found -1 at position 1"),
-        ([0.5, 0.5], [0, 1], [1, math.inf], "sample_weight must be finite"),
-        ([0.5, 0.5], [0, 1], [0, 0], "sample_weight is 0 in every row"),
+        ([0.5, 0.5], [0, 2], None, ["labels", 2, "position 1"]),
+        ([0.5, 0.5], [0.5, 1], None, ["labels", 0.5, "position 0"]),
+        ([0.5], ["yes"], None, ["labels", "yes", "position 0"]),
+        ([0.5, 1.5], [0, 1], None, ["probabilities", "[0, 1]", 1.5, "position 1"]),
+        ([-0.1, 0.5], [0, 1], None, ["probabilities", "[0, 1]", -0.1, "position 0"]),
+        ([0.5, math.nan], [0, 1], None, ["probabilities", "nan", "position 1"]),
+        ([0.5, None], [0, 1], None, ["probabilities"]),
+        (["a"], [0], None, ["probabilities", "numbers"]),
+        ([], [], None, ["probabilities", "empty"]),
+        ([[0.5, 0.5]], [0], None, ["probabilities", "one-dimensional", "(1, 2)"]),
+        ([[0.5], [0.5, 0.1]], [0], None, ["probabilities", "one-dimensional"]),
+        (0.5, [0], None, ["probabilities", "one-dimensional"]),
+        ([0.5, 0.5], [0], None, ["probabilities 2", "labels 1"]),
+        ([0.5, 0.5], [0, 1], [1], ["sample_weight 1"]),
+        ([0.5, 0.5], [0, 1], [1, -1], ["sample_weight", -1, "position 1"]),
+        ([0.5, 0.5], [0, 1], [1, math.inf], ["sample_weight", "inf"]),
+        ([0.5, 0.5], [0, 1], [0, 0], ["sample_weight", 0]),
     ],
 )
-def test_refused(probabilities: object, labels: object, weight: object, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        compute_metrics(probabilities, labels, sample_weight=weight)
+def test_refused(probabilities: object, labels: object, weight: object, facts: list[object]) -> None:
+    refused(DataError, lambda: compute_metrics(probabilities, labels, sample_weight=weight), *facts)
 
 
-@pytest.mark.parametrize("threshold", [math.nan, math.inf])
-def test_threshold_refused(threshold: float) -> None:
-    with pytest.raises(UsageError, match="threshold must be finite"):
-        compute_metrics([0.5], [1], threshold=threshold)
+def test_threshold_refused() -> None:
+    for threshold in (math.nan, math.inf):
+        refused(UsageError, lambda cut=threshold: compute_metrics([0.5], [1], threshold=cut), "threshold", threshold)
 
 
 def test_rates_of_many_counts_are_those_of_each() -> None:
-    counts = np.random.default_rng(1).integers(0, 3, (4, 60))
+    counts = np.random.default_rng(1).integers(0, 3, (4, 30))
     together = rates_from_counts(*counts)
-    for column in range(counts.shape[1]):
-        tp, fp, tn, fn = (int(value) for value in counts[:, column])
-        p = [0.9] * (tp + fp) + [0.1] * (tn + fn)
-        y = [1] * tp + [0] * fp + [0] * tn + [1] * fn
-        if y:
-            one = compute_metrics(p, y)
-            assert {name: one[name] for name in together} == pytest.approx(
-                {name: values[column] for name, values in together.items()}, nan_ok=True, abs=1e-15
-            )
+    for column, (tp, fp, tn, fn) in enumerate(counts.T.tolist()):
+        if tp + fp + tn + fn:
+            one = compute_metrics([0.9] * (tp + fp) + [0.1] * (tn + fn), [1] * tp + [0] * (fp + tn) + [1] * fn)
+            of_all = {name: values[column] for name, values in together.items()}
+            assert {name: one[name] for name in together} == pytest.approx(of_all, nan_ok=True, abs=1e-15)
 
 
 def test_no_overflow_in_large_integer_counts() -> None:
@@ -178,12 +159,9 @@ def test_prior_weights(prior: float) -> None:
 def test_prior_weights_without_prior_and_refused() -> None:
     assert prior_weights([1, 1, 1], None).tolist() == [1, 1, 1]
     for prior in (0, 1, -0.5, 2, math.nan):
-        with pytest.raises(UsageError, match="target_prior must be between 0 and 1"):
-            prior_weights([0, 1], prior)
-    with pytest.raises(DataError, match=r"labels of one class \(1\)"):
-        prior_weights([1, 1], 0.5)
-    with pytest.raises(DataError, match=r"labels of one class \(0\)"):
-        prior_weights([0, 0], 0.5)
+        refused(UsageError, lambda prior=prior: prior_weights([0, 1], prior), "target_prior", prior)
+    for label in (0, 1):
+        refused(DataError, lambda label=label: prior_weights([label] * 2, 0.5), "one class", f"({label})")
 
 
 def test_import_is_light() -> None:

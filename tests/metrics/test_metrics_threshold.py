@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from sklearn.metrics import balanced_accuracy_score, f1_score, matthews_corrcoef
 
 from natix_hf.errors import DataError, UsageError
@@ -60,39 +62,28 @@ def test_exhaustive_with_all_ties(objective: str, prior: Fraction | None) -> Non
 @pytest.mark.parametrize("prior", [None, 0.5, 0.1])
 def test_sklearn_over_every_midpoint(objective: str, prior: float | None) -> None:
     generator = np.random.default_rng(5)
-    labels = (generator.random(150) < 0.25).astype(int)
-    scores = generator.normal(size=150) + labels
+    labels = (generator.random(60) < 0.25).astype(int)
+    scores = generator.normal(size=60) + labels
     weights = prior_weights(labels, prior)
     ordered = np.sort(scores)
     midpoints = (ordered[:-1] + ordered[1:]) / 2
-    values = [SKLEARN[objective](labels, scores > t, sample_weight=weights) for t in midpoints]
-    result = select_threshold(scores, labels, objective, prior)
-    assert result.value == pytest.approx(max(values), abs=1e-12)
-    assert result.threshold == pytest.approx(midpoints[int(np.argmax(values))])
-    called = scores > result.threshold
-    assert result.tpr == called[labels == 1].mean() and result.tnr == (~called)[labels == 0].mean()
-    assert (result.objective, result.n) == (objective, 150)
+    values = np.array([SKLEARN[objective](labels, scores > t, sample_weight=weights) for t in midpoints])
+    tpr, tnr = (np.array([((scores > t) == y)[labels == y].mean() for t in midpoints]) for y in (1, 0))
+    result, best = select_threshold(scores, labels, objective, prior), int(np.argmax(values))
+    assert (result.objective, result.n, result.threshold) == (objective, 60, pytest.approx(midpoints[best]))
+    assert (result.value, result.tpr, result.tnr) == pytest.approx((values[best], tpr[best], tnr[best]), abs=1e-12)
     table = sweep(scores, labels, prior)
-    assert table["threshold"] == pytest.approx(midpoints)
-    assert table[objective] == pytest.approx(np.array(values))
-    assert table["tpr"] == pytest.approx(np.array([(scores > t)[labels == 1].mean() for t in midpoints]))
-    assert table["tnr"] == pytest.approx(np.array([(scores <= t)[labels == 0].mean() for t in midpoints]))
+    for name, expected in {"threshold": midpoints, objective: values, "tpr": tpr, "tnr": tnr}.items():
+        assert table[name] == pytest.approx(expected)
 
 
-def test_separable() -> None:
+def test_by_hand() -> None:
     result = select_threshold([-3, -1, 5, 9], [0, 0, 1, 1])
     assert (result.threshold, result.value, result.tpr, result.tnr) == (2, 1, 1, 1)
-
-
-def test_prior_moves_the_threshold() -> None:
-    scores = [0, 1, 1, 1, 1, 1, 1, 2, 2, 3]
-    labels = [0, 0, 0, 0, 0, 0, 1, 1, 0, 1]
-    natural, rare = (select_threshold(scores, labels, target_prior=prior).threshold for prior in (0.5, 0.01))
-    assert natural == 1.5 and rare == 2.5
-
-
-def test_widest_gap_then_lowest() -> None:
-    # By symmetry the MCC is the same in both outer margins.
+    # The scores rank backwards: calling nothing positive would reach 0, yet the one margin is what is returned.
+    result = select_threshold([0, 1], [1, 0])
+    assert (result.threshold, result.value) == (0.5, -1)
+    # By symmetry the MCC is the same in both outer margins: the widest gap, then the lowest.
     assert select_threshold([0, 1, 2, 4], [0, 1, 0, 1]).threshold == 3
     assert select_threshold([0, 2, 3, 4], [0, 1, 0, 1]).threshold == 1
     assert select_threshold([0, 1, 2, 3], [0, 1, 0, 1]).threshold == 0.5
@@ -111,24 +102,13 @@ def test_mirrored_counts_tie_in_spite_of_rounding() -> None:
 
 def test_constant_scores() -> None:
     for objective, value in (("mcc", 0), ("balanced_accuracy", 0.5), ("f1", 0)):
-        result = select_threshold([1.5] * 4, [0, 1, 0, 1], objective)  # type: ignore[arg-type]
+        result = select_threshold([1.5] * 4, [0, 1, 0, 1], objective)
         assert (result.threshold, result.value, result.tpr, result.tnr) == (1.5, value, 0, 1)
-    assert {name: column.tolist() for name, column in sweep([1.5, 1.5], [0, 1]).items()} == {
-        "threshold": [1.5],
-        "mcc": [0],
-        "balanced_accuracy": [0.5],
-        "f1": [0],
-        "tpr": [0],
-        "tnr": [1],
-    }
+        assert sweep([1.5, 1.5], [0, 1])[objective].tolist() == [value]
+    table = sweep([1.5, 1.5], [0, 1])
+    assert [table[name].tolist() for name in ("threshold", "tpr", "tnr")] == [[1.5], [0], [1]]
     # -0.0 and 0.0 are one score.
     assert select_threshold([-0.0, 0.0], [0, 1]).value == 0
-
-
-def test_ends_are_no_candidates() -> None:
-    # The scores rank backwards: calling nothing positive would reach 0, yet the one margin is what is returned.
-    result = select_threshold([0, 1], [1, 0])
-    assert (result.threshold, result.value) == (0.5, -1)
 
 
 @pytest.mark.parametrize("lower", [1.0, -1.0, 0.1, 1e300, -1e-310, 1.5e-323, 5e-324, 0.0, -5e-324, -1e-323])
@@ -153,6 +133,7 @@ def test_order_dtype_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -
     generator = np.random.default_rng(7)
     labels = generator.integers(0, 2, 1000)
     scores = (generator.normal(size=1000) + labels).astype(np.float32)
+    before = scores.copy(), labels.copy()
     result = select_threshold(scores, labels)
     shuffle = generator.permutation(1000)
     assert select_threshold(scores[shuffle], labels[shuffle]) == result
@@ -160,13 +141,8 @@ def test_order_dtype_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -
     assert select_threshold(torch.tensor(scores, requires_grad=True), torch.tensor(labels)) == result
     monkeypatch.setattr(threshold, "CHUNK", 7)
     assert select_threshold(scores, labels) == result
-
-
-def test_inputs_are_left_alone() -> None:
-    scores, labels = np.array([3.0, 1.0, 2.0]), np.array([1, 0, 0])
-    select_threshold(scores, labels)
     sweep(scores, labels)
-    assert scores.tolist() == [3, 1, 2] and labels.tolist() == [1, 0, 0]
+    assert all(map(np.array_equal, before, (scores, labels)))  # what was given is left alone
 
 
 @pytest.mark.parametrize("max_points", [1, 2, 50, 999])
@@ -189,23 +165,16 @@ def test_thinned_sweep(max_points: int) -> None:
         assert (rows[0], rows[-1]) == (0, 4998) and np.diff(rows).max() <= 2 * 4998 / (max_points - 1)
 
 
-def test_refused() -> None:
-    for function in (select_threshold, sweep):
-        for labels in ([0, 0], [1, 1]):
-            with pytest.raises(DataError, match=f"cannot be fitted on one class: all 2 labels are {labels[0]}"):
-                function([0.1, 0.2], labels)
-        for bad in (math.nan, math.inf, -math.inf):
-            with pytest.raises(DataError, match=r"scores must be finite, found .* at position 1"):
-                function([0.1, bad], [0, 1])
-        with pytest.raises(DataError, match="labels must be 0 or 1, found 2 at position 0"):
-            function([0.1, 0.2], [2, 1])
-        with pytest.raises(DataError, match="found lengths: scores 2, labels 3"):
-            function([0.1, 0.2], [0, 1, 1])
-        with pytest.raises(DataError, match="scores is empty"):
-            function([], [])
-        with pytest.raises(UsageError, match="target_prior must be between 0 and 1"):
-            function([0.1, 0.2], [0, 1], target_prior=1.0)
-    with pytest.raises(UsageError, match="objective must be one of mcc, balanced_accuracy, f1"):
-        select_threshold([0.1, 0.2], [0, 1], "accuracy")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="max_points must be at least 1, found 0"):
-        sweep([0.1, 0.2], [0, 1], max_points=0)
+@pytest.mark.parametrize("function", [select_threshold, sweep])
+def test_refused(function: Any) -> None:
+    for labels in ([0, 0], [1, 1]):
+        refused(DataError, lambda y=labels: function([0.1, 0.2], y), "one class", "2 labels", labels[0])
+    for bad in (math.nan, math.inf, -math.inf):
+        refused(DataError, lambda bad=bad: function([0.1, bad], [0, 1]), "scores", bad, "position 1")
+    refused(DataError, lambda: function([0.1, 0.2], [2, 1]), "labels", 2, "position 0")
+    refused(DataError, lambda: function([0.1, 0.2], [0, 1, 1]), "scores 2", "labels 3")
+    refused(DataError, lambda: function([], []), "scores", "empty")
+    refused(UsageError, lambda: function([0.1, 0.2], [0, 1], target_prior=1.0), "target_prior", 1.0)
+    known = ("mcc", "balanced_accuracy", "f1")
+    refused(UsageError, lambda: select_threshold([0.1, 0.2], [0, 1], "accuracy"), "objective", *known, "accuracy")
+    refused(UsageError, lambda: sweep([0.1, 0.2], [0, 1], max_points=0), "max_points", 0)

@@ -11,7 +11,7 @@ import torch
 from conftest import TINY
 from transformers import PreTrainedModel
 
-from natix_hf.models.classifier import build_classifier, head_of
+from natix_hf.models.classifier import build_classifier, head_of, load_classifier
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.features import Head, cache_folder, cached_features, weights_sha256
 
@@ -93,23 +93,14 @@ def test_another_model_or_key_is_computed_anew(change: Any, fields: Any, key: st
     assert (key == "rows") == (not np.array_equal(before, after))
 
 
-def test_the_head_is_no_part_of_the_key(forwards: list[int]) -> None:
+def test_neither_the_head_nor_where_a_model_lies_is_part_of_the_key(tmp_path: Path, forwards: list[int]) -> None:
     features(tiny())
-    model = tiny(forwards=forwards)
-    torch.nn.init.ones_(head_of(model).weight)
-    features(model)
-    assert forwards == []
-
-
-def test_where_a_model_lies_is_no_part_of_the_key(tmp_path: Path, forwards: list[int]) -> None:
-    from natix_hf.models.classifier import load_classifier
-
-    for name in ("one", "two"):
-        tiny().save_pretrained(tmp_path / name)
-    features(load_classifier(tmp_path / "one"))
-    model = load_classifier(tmp_path / "two")
-    model.register_forward_hook(lambda *_: forwards.append(1))
-    features(model)
+    head = tiny(forwards=forwards)
+    torch.nn.init.ones_(head_of(head).weight)
+    tiny().save_pretrained(tmp_path)
+    moved = load_classifier(tmp_path)
+    moved.register_forward_hook(lambda *_: forwards.append(1))
+    features(head), features(moved)
     assert forwards == []
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import explora_recipe, striped_image
+from refusals import refused
 from transformers import AutoModel
 
-from natix_hf.errors import RecipeError, UsageError
+from natix_hf.errors import UsageError
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import read_json
 from natix_hf.runs.verify import run_problems
@@ -57,8 +58,8 @@ def test_unlabelled_rows_decide_the_digest(
 @pytest.mark.parametrize(
     ("phases", "overrides", "words"),
     [
-        ([1], [], "phase 1 needs labelled images"),
-        ([4, 2], ["phase4.use_labeled_data=false"], "phase 2 needs labelled images"),
+        ([1], [], "phase 1"),
+        ([4, 2], ["phase4.use_labeled_data=false"], "phase 2"),
         ([4], [], "phase4.use_labeled_data=false"),
         ([4], ["phase4.use_labeled_data=false"], "phase4.unlabelled"),
     ],
@@ -66,6 +67,6 @@ def test_unlabelled_rows_decide_the_digest(
 def test_what_needs_labels_says_so(
     phases: list[int], overrides: list[str], words: str, tmp_path: Path, pretrained: Path
 ) -> None:
-    with pytest.raises((UsageError, RecipeError), match=words):
-        run_recipe(explora_recipe(tmp_path, None, pretrained), phases, tmp_path / "run", overrides=overrides)
+    recipe = explora_recipe(tmp_path, None, pretrained)
+    refused(UsageError, lambda: run_recipe(recipe, phases, tmp_path / "run", overrides=overrides), words)
     assert not (tmp_path / "run").exists()

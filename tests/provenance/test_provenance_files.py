@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from facts import tells
+from refusals import refused
 
 from natix_hf.errors import VerificationError
 from natix_hf.provenance import files
@@ -51,18 +50,6 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
         assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
-def _half_a_file(path: Path) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-
-
-def _half_a_folder(path: Path) -> None:
-    with atomic_folder(path) as temporary:
-        (temporary / "a").write_text("half")
-        raise RuntimeError
-
-
 def _make_old(path: Path, is_folder: bool) -> None:
     if is_folder:
         path.mkdir()
@@ -70,18 +57,19 @@ def _make_old(path: Path, is_folder: bool) -> None:
     path.write_text("old")
 
 
-@pytest.mark.parametrize(("write", "is_folder"), [(_half_a_file, False), (_half_a_folder, True)])
+@pytest.mark.parametrize("is_folder", [False, True])
 @pytest.mark.parametrize("existed", [False, True])
 def test_an_error_inside_leaves_the_old_content_and_nothing_else(
-    write: Callable[[Path], None], is_folder: bool, existed: bool, tmp_path: Path
+    is_folder: bool, existed: bool, tmp_path: Path
 ) -> None:
     if existed:
         _make_old(tmp_path / "x", is_folder)
     before = everything(tmp_path)
-    with pytest.raises(RuntimeError):
-        write(tmp_path / "x")
-    assert everything(tmp_path) == before
-    assert len(list(tmp_path.iterdir())) == existed
+    with pytest.raises(RuntimeError), (atomic_folder if is_folder else atomic_file)(tmp_path / "x") as temporary:
+        (temporary / "a" if is_folder else temporary).write_text("half")
+        assert list_files(tmp_path) == list(before), "what is unfinished is not listed"
+        raise RuntimeError
+    assert everything(tmp_path) == before and len(list(tmp_path.iterdir())) == existed
 
 
 @pytest.mark.parametrize("is_folder", [False, True])
@@ -104,28 +92,6 @@ def test_a_replace_that_fails_leaves_the_old_content(
     assert everything(tmp_path) == before
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-from natix_hf.provenance import files
-path, what = Path(sys.argv[1]), sys.argv[2]
-files.os.replace = lambda *_: os._exit(9)
-with getattr(files, what)(path) as temporary:
-    (temporary / "a" if what == "atomic_folder" else temporary).write_text("new")
-"""
-
-
-@pytest.mark.parametrize("what", ["atomic_file", "atomic_folder"])
-def test_a_process_killed_before_the_replace_leaves_the_old(what: str, tmp_path: Path) -> None:
-    is_folder = what == "atomic_folder"
-    _make_old(tmp_path / "x", is_folder)
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "x"), what], check=False)
-    assert done.returncode == 9
-    assert (tmp_path / "x" / "a" if is_folder else tmp_path / "x").read_text() == "old"
-    assert len(list(tmp_path.iterdir())) == 2, "the unfinished temporary"
-    assert list_files(tmp_path) == ["x/a" if is_folder else "x"]
-
-
 def test_content_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     fsync, replace = os.fsync, os.replace
@@ -145,24 +111,19 @@ def test_text_and_json_have_the_same_bytes_everywhere(tmp_path: Path) -> None:
     write_json(tmp_path / "b.json", value)
     assert read_json(tmp_path / "b.json") == value
     assert b"\r" not in (tmp_path / "b.json").read_bytes()
-    with pytest.raises(ValueError, match="JSON"):
+    with pytest.raises(ValueError):
         write_json(tmp_path / "b.json", float("nan"))
     assert read_json(tmp_path / "b.json") == value
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", None])
 def test_unreadable_json_names_the_file(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
     if content is not None:
-        (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(VerificationError, match=r"a\.json is (missing|not readable JSON)") as caught:
-        read_json(tmp_path / "a.json")
-    assert "\n" not in str(caught.value)
-
-
-def test_json_below_a_file_is_missing(tmp_path: Path) -> None:
+        path.write_bytes(content)
+    refused(VerificationError, lambda: read_json(path), path, *([] if content is not None else ["missing"]))
     (tmp_path / "a").write_text("a file where a folder should be")
-    with pytest.raises(VerificationError, match="is missing"):
-        read_json(tmp_path / "a" / "manifest.json")
+    refused(VerificationError, lambda: read_json(tmp_path / "a" / "b.json"), tmp_path / "a" / "b.json", "missing")
 
 
 def test_hashes_of_values() -> None:
@@ -182,10 +143,9 @@ def test_check_files_names_what_is_off_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(bytes(range(99)))
     (tmp_path / "flipped").write_bytes(bytes([*range(99), 0]))
     (tmp_path / "unlisted").unlink()
-    problems = check_files(tmp_path, described)
-    assert len(problems) == 3
-    for name, what in (("gone", "is missing"), ("short", "has 99 bytes"), ("flipped", "was changed")):
-        assert any(name in line and what in line for line in problems)
+    flipped, short, gone = check_files(tmp_path, described)
+    assert tells(gone, tmp_path / "sub/gone", "missing") and tells(flipped, tmp_path / "flipped", "sha256")
+    assert tells(short, tmp_path / "short", 99, 100)
 
 
 def test_a_fingerprint_is_of_the_content_not_of_the_place(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY_RECIPE, write_recipe
 from document import read_page
 from PIL import Image
 
@@ -82,9 +81,9 @@ def test_the_weakest_slice() -> None:
     assert worst_slice({}) is None and worst_slice({"weather": {}}) is None
 
 
-def test_the_rows_of_a_run_against_its_own_logits(whole_run: Path) -> None:
+def test_the_rows_of_a_run_against_its_own_logits(_whole_run: Path) -> None:
     """From the stored files alone: labels, answers, probabilities, decisions, totals, and the order."""
-    folder = whole_run / "phase6_export"
+    folder = _whole_run / "phase6_export"
     policy = json.loads((folder / "bundle" / "policy.json").read_text(encoding="utf-8"))
     table = read_logits(folder / "logits" / "test.parquet", policy["candidate_sha256"])
     kinds = json.loads((folder / "examples" / "examples.json").read_text(encoding="utf-8"))["kinds"]
@@ -145,20 +144,19 @@ def test_odd_shapes(size: tuple[int, int]) -> None:
 
 
 def test_a_picture_that_gives_no_thumbnail_kills_nothing(
-    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_run: Path, tiny_recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every row is wrong here, and not one picture can be shown."""
-    section = json.loads((finished_run / "phase0_data" / "manifest.json").read_text(encoding="utf-8"))["section"]
-    recipe = str(write_recipe(tmp_path / "tiny.yaml", {**TINY_RECIPE, "data": section["data"]}))
 
     def broken(*_: Any) -> Image.Image:
         raise DataError("the disk is gone")
 
     monkeypatch.setattr(examples, "thumbnail", broken)
     monkeypatch.setattr(Answered, "wrong", property(lambda self: np.ones(len(self.table.ids), dtype=bool)))
-    run_recipe(recipe, [6], finished_run, overrides=["phase6.version=9.9.9"])
+    run_recipe(str(tiny_recipe_file), [6], finished_run, overrides=["phase6.version=9.9.9"])
     folder = finished_run / "phase6_export" / "examples"
     kinds = json.loads((folder / "examples.json").read_text(encoding="utf-8"))["kinds"]
     rows = [row for kind in kinds for row in kind["rows"]]
     assert rows and all(row["file"] is None for row in rows) and not list(folder.glob("*.jpg"))
-    assert "cannot be shown" in read_page(folder.parent / "report.html").text
+    page = read_page(folder.parent / "report.html")
+    assert all(row["row"] in page.text for row in rows) and page.of("img")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import os
 import re
@@ -15,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command, explora_recipe, striped_image
+from conftest import Command, explora_recipe, refused, striped_image
 from document import Document, read_page
 from PIL import Image
 
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import write_json
+from natix_hf.report import page
+from natix_hf.report.facts import FINISHED, NOT_FINISHED, NOT_RUN, WRITING, read_run
+from natix_hf.report.findings import find_promise, find_warnings
 from natix_hf.report.page import render_report, write_report
 from natix_hf.runs.verify import find_problems
 
@@ -40,6 +44,12 @@ def _page(run: Path) -> Document:
     return Document(render_report(run))
 
 
+def _has_row(document: Document, *cells: str) -> bool:
+    """Whether these cells stand side by side in a table, whatever the row is called."""
+    rows = [[" ".join(cell.split()) for cell in row] for row in document.rows]
+    return any(list(cells) == row[i : i + len(cells)] for row in rows for i in range(len(row)))
+
+
 def _shown(value: float, bounds: list[float] | None = None) -> str:
     """As a person would write it down from the JSON."""
     return f"{value:.3f}" + (f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "")
@@ -52,7 +62,7 @@ def test_phase_6_leaves_the_page_under_its_manifest(whole_run: Path) -> None:
     path = whole_run / "phase6_export" / "report.html"
     assert find_problems(str(whole_run)) == []
     assert {"report.html", "examples/examples.json"} <= set(_read(path.with_name("manifest.json"))["files"])
-    path.write_bytes(path.read_bytes().replace(b"MCC on test", b"MCC on Mars"))
+    path.write_bytes(path.read_bytes().replace(b"MCC", b"MCD"))
     assert any("report.html" in problem for problem in find_problems(str(whole_run)))
 
 
@@ -64,20 +74,20 @@ def test_the_bundle_holds_no_picture_of_the_data(whole_run: Path) -> None:
 
 def test_the_command(whole_run: Path, tmp_path: Path, command: Command) -> None:
     code, out, err = command("report", whole_run)
-    assert (code, out, err) == (0, f"{whole_run / 'report.html'}\n", "")
+    assert (code, err) == (0, "") and str(whole_run / "report.html") in out
     assert find_problems(str(whole_run)) == []
     other = tmp_path / "new" / "page.html"
-    assert command("report", whole_run, "--to", other)[:2] == (0, f"{other}\n")
+    assert command("report", whole_run, "--to", other)[0] == 0
     assert other.read_bytes() == (whole_run / "report.html").read_bytes()
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, whole_run: Path, command: Command) -> None:
-    for folder, words in ((tmp_path / "nowhere", "is not a run folder"), (whole_run / "phase6_export", "not a run")):
+    for folder in (tmp_path / "nowhere", whole_run / "phase6_export"):
         code, _, err = command("report", folder)
-        assert code == 2 and words in err and len(err.splitlines()) == 1
+        assert code == 2 and str(folder) in err and len(err.splitlines()) == 1
     assert command("report", whole_run, "--to", tmp_path)[0] == 2
     shutil.copy(whole_run / "run.json", tmp_path / "run.json")
-    with pytest.raises(UsageError, match="no finished phase"):
+    with refused(UsageError, tmp_path):
         write_report(tmp_path)
 
 
@@ -131,9 +141,11 @@ def test_the_order_is_what_a_reader_wants_first(whole_run: Path) -> None:
     assert document.headings == [
         "warnings", "numbers", "plots", "examples", "exam", "phases", "training", "adaptation", "merge", "lineage"
     ]  # fmt: skip
-    before = document.text.split("Before you rely on it")[0]
-    for words in ("MCC on test, as found", "MCC on test, at a prior of 0.5", "Reward", "The promise"):
-        assert words in before
+    before = " ".join(html.unescape(re.sub("<[^>]*>", " ", render_report(whole_run).partition("<h2")[0])).split())
+    evaluation = _read(whole_run / "phase6_export" / "evaluation.json")
+    for column in ("as_found", "at_target_prior"):
+        assert f"{evaluation[column]['metrics']['mcc']:.3f}" in before
+    assert "0.287" in before and " ".join(find_promise(read_run(whole_run)).words.split()) in before
     assert "natix-hf predict phase6_export/bundle image.jpg" in before
 
 
@@ -150,27 +162,22 @@ def test_the_same_run_gives_the_same_bytes(whole_run: Path, tmp_path: Path) -> N
 
 def test_the_figures_are_those_of_the_files(whole_run: Path) -> None:
     document, evaluation = _page(whole_run), _read(whole_run / "phase6_export" / "evaluation.json")
-    for name, title in {"mcc": "MCC", "recall": "TPR: roadwork found", "auprc": "AUPRC", "nll": "NLL"}.items():
+    for name in ("mcc", "recall", "auprc", "nll", "ece"):
         expected = [
             _shown(evaluation[column]["metrics"][name], evaluation[column]["intervals"].get(name))
             for column in ("as_found", "at_target_prior")
         ]
-        assert document.row(title) == expected
+        assert document.row(page._METRICS[name]) == expected
     selective, found = evaluation["selective"], evaluation["as_found"]["metrics"]
-    assert document.row("coverage: share that is accepted")[0] == _shown(*selective["coverage"].values())
-    assert f"Of {found['n_positive']:.0f} pictures with roadwork {found['tp']:.0f} were found" in document.text
+    assert _has_row(document, _shown(*selective["coverage"].values()))
+    assert re.search(rf"{found['n_positive']:.0f} \D*{found['tp']:.0f} ", document.text)
     for value, figures in evaluation["slices"]["scene_level_tags.weather"].items():
-        rows = [f"{figures['n']:.0f}", f"{figures['n_positive']:.0f}"]
-        assert document.row(value)[:3] == [*rows, _shown(figures["mcc"])]
+        assert _has_row(document, value, f"{figures['n']:.0f}", f"{figures['n_positive']:.0f}", _shown(figures["mcc"]))
     calibration = _read(whole_run / "phase5_scrc" / "calibration.json")
-    assert document.row("ECE") == [
-        _shown(evaluation[c]["metrics"]["ece"], evaluation[c]["intervals"]["ece"])
-        for c in ("as_found", "at_target_prior")
-    ]
-    assert document.row("smooth ECE") == [_shown(*calibration[w]["smooth_ece"].values()) for w in ("before", "after")]
+    assert _has_row(document, *(_shown(*calibration[w]["smooth_ece"].values()) for w in ("before", "after")))
     against = _read(whole_run / "phase4_explora" / "manifest.json")["metrics"]["against_control"]
-    assert document.row("adapted") == [_shown(against["val_select_mcc_optimistic"])]
-    assert f"{against['mcc_gain']['difference']:+.3f}" in document.row("paired gain")[0]
+    assert _has_row(document, _shown(against["val_select_mcc_optimistic"]))
+    assert f"{against['mcc_gain']['difference']:+.3f}" in document.text
 
 
 def test_times_rows_and_proofs_are_those_of_the_manifests(whole_run: Path) -> None:
@@ -179,33 +186,33 @@ def test_times_rows_and_proofs_are_those_of_the_manifests(whole_run: Path) -> No
         manifest = _read(folder / "manifest.json")
         took += manifest["duration_s"]
         line = next(row for row in document.rows if row[0].startswith(f"{folder.name[5]}: "))
-        assert line[1] == f"{manifest['duration_s']:.1f} s" and line[3] == "finished"
-        assert document.row(folder.name)[0] == manifest["digest"][:16] + "…"
-    assert document.row("together")[0] == f"{took:.1f} s"
+        assert line[1] == f"{manifest['duration_s']:.1f} s" and line[3] == FINISHED
+        assert _has_row(document, folder.name, manifest["digest"][:16] + "…")
+    assert f"{took:.1f} s" in document.text
     counts = _read(whole_run / "phase0_data" / "manifest.json")["metrics"]["counts"]["test"]
-    assert document.row("test")[:1] == [str(counts["rows"])]
+    assert _has_row(document, "test", str(counts["rows"]))
     proof = _read(whole_run / "phase1_baseline" / "manifest.json")["metrics"]["merge"]
-    assert document.row("Phase 1, the baseline")[:2] == [str(proof["images"]), str(proof["merged_layers"])]
+    assert _has_row(document, str(proof["images"]), str(proof["merged_layers"]))
 
 
 def test_phase_6_cannot_know_its_own_time(whole_run: Path) -> None:
     document = read_page(whole_run / "phase6_export" / "report.html")
-    assert next(row for row in document.rows if row[0].startswith("6: "))[1:] == ["", "", "being written"]
+    assert next(row for row in document.rows if row[0].startswith("6: "))[1:] == ["", "", WRITING]
     later = _page(whole_run)
-    assert document.text.startswith("Road watch: run run Road watch Cones? Run run of recipe tiny, a dinov2 at 28 ")
-    assert document.text.partition(" Begun on")[0] == later.text.partition(" Begun on")[0]
-    assert document.row("MCC") == later.row("MCC") and document.headings == later.headings
+    for fact in ("Road watch", "Cones?", "tiny", "dinov2", "28"):
+        assert fact in document.text.partition("natix-hf predict")[0]
+    assert document.row(page._METRICS["mcc"]) == later.row(page._METRICS["mcc"])
+    assert document.headings == later.headings
     manifest = _read(whole_run / "phase6_export" / "manifest.json")["metrics"]["bundle_manifest_sha256"]
-    assert document.row("bundle_manifest.json, sha256") == later.row("bundle_manifest.json, sha256") == [manifest]
+    assert _has_row(document, manifest) and _has_row(later, manifest)
 
 
 def test_where_it_was_published(whole_run: Path) -> None:
     manifest = _read(whole_run / "phase6_export" / "manifest.json")
     published = {"repo_id": "lab/roads", "commit": "c0ffee", "manifest_sha256": "f00d", "tag": "v1.0.0"}
-    assert manifest["metrics"]["published"] is None and "Published" not in _page(whole_run).text
+    assert manifest["metrics"]["published"] is None
     exported = {"section": manifest["section"], "metrics": manifest["metrics"] | {"published": published}}
-    text = Document(render_report(whole_run, exported)).text
-    assert "Published as lab/roads at commit c0ffee, tag v1.0.0" in text
+    assert all(fact in Document(render_report(whole_run, exported)).text for fact in ("lab/roads", "c0ffee", "v1.0.0"))
 
 
 def test_an_undefined_figure_says_so(whole_run: Path) -> None:
@@ -223,11 +230,12 @@ def test_an_undefined_figure_says_so(whole_run: Path) -> None:
     lose(content)
     path.write_text(json.dumps(content), encoding="utf-8")
     document = _page(whole_run)
-    for name in ("MCC", "precision", "AUROC"):
-        assert document.row(name) == ["undefined", "undefined"]
-    assert document.row("F1") == [_shown(content[name]["metrics"]["f1"]) for name in ("as_found", "at_target_prior")]
-    assert document.row("clear")[2] == "undefined" and document.row("risk: error")[0] == "undefined"
-    assert "The MCC on test is undefined" in document.text
+    for name in ("mcc", "precision", "auroc"):
+        assert document.row(page._METRICS[name]) == [page._UNDEFINED] * 2
+    columns = ("as_found", "at_target_prior")
+    assert document.row(page._METRICS["f1"]) == [_shown(content[name]["metrics"]["f1"]) for name in columns]
+    assert document.row("clear")[2] == page._UNDEFINED
+    assert any("error" in row[0] and row[1] == page._UNDEFINED for row in document.rows if len(row) > 1)
     assert not re.search(r"\bnan\b|\[None", document.text)
 
 
@@ -250,18 +258,14 @@ def _with_exam(run: Path) -> None:
 
 
 def test_the_exam(whole_run: Path) -> None:
-    assert "exam" not in _page(whole_run).headings and "Reward" not in _page(whole_run).text
+    assert "exam" not in _page(whole_run).headings and "0.287" not in _page(whole_run).text
     _with_exam(whole_run)
     document = _page(whole_run)
-    assert "Measured once, on 4 views of the exam of each of 90 test rows" in document.text
-    assert re.search(r"Of \d+ views of pictures with roadwork", document.text)
-    assert "21 test pictures, 9 with roadwork" in document.text and "84 views" in document.text
-    assert "the other half of what a validator sends is synthetic" in document.text
-    assert document.row("2") == ["0.700", "0.800", "0.500"] and document.row("all") == ["0.750", "0.800", "0.550"]
-    assert document.row("the bundle's threshold") == ["0.287", "0.123 to 0.457", "0.750", "0.800"]
-    assert document.row("the best threshold on these views, known only afterwards")[0] == "0.346"
-    assert document.row("without it, at probability .5 of the model")[0] == "0.200"
-    assert "expected 0.287 95 % of single rewards from 0.123 to 0.457" in document.text
+    assert re.search(r"\b4 views\b.* 90 ", document.text) and re.search(r"\b21\b.*\b9\b.*\b84 views", document.text)
+    assert _has_row(document, "2", "0.700", "0.800", "0.500") and _has_row(document, "0.750", "0.800", "0.550")
+    for way, cells in {"fitted": ("0.287", "0.123 to 0.457", "0.750", "0.800"), "best": ("0.346",),
+                       "half": ("0.200",)}.items():  # fmt: skip
+        assert _has_row(document, page._WAYS[way], *cells)
 
 
 # --- runs that have not come so far, or other ways ---
@@ -269,28 +273,22 @@ def test_the_exam(whole_run: Path) -> None:
 
 def test_a_run_without_phases_3_4_and_5(finished_run: Path) -> None:
     document = read_page(finished_run / "phase6_export" / "report.html")
-    assert "Nothing is promised" in document.text and "MCC on test, as found" in document.text
-    assert "at a prior" not in document.text
+    assert find_promise(read_run(finished_run)).words in document.text
+    assert len(document.row(page._METRICS["mcc"])) == 1
     assert {"numbers", "plots", "phases", "training", "lineage"} <= set(document.headings)
     assert not {"adaptation", "merge", "exam"} & set(document.headings)
-    assert _page(finished_run).row("4: " + "ExPLoRA: adapt the backbone without labels, then train on it and on the "
-                                   "stock one") == ["", "", "not run"]  # fmt: skip
+    assert next(row for row in _page(finished_run).rows if row[0].startswith("4: "))[1:] == ["", "", NOT_RUN]
 
 
-@pytest.mark.parametrize(
-    ("left", "words"),
-    [
-        (("phase0_data",), "phase 6 has not run"),
-        (("phase0_data", "phase1_baseline"), "mcc on val_select, optimistic"),
-        (("phase0_data", "phase1_baseline", "phase2_threshold"), "on the rows that chose the threshold: no result"),
-    ],
-)
-def test_a_run_under_way_gets_a_page_of_what_there_is(left: tuple[str, ...], words: str, finished_run: Path) -> None:
-    for folder in finished_run.glob("phase*"):
-        if folder.name not in left:
-            shutil.rmtree(folder)
-    document = _page(finished_run)
-    assert words in document.text.lower() and "Phase 6 has not run" in document.text
+@pytest.mark.parametrize("left", [1, 2, 3])
+def test_a_run_under_way_gets_a_page_of_what_there_is(left: int, finished_run: Path) -> None:
+    for folder in sorted(finished_run.glob("phase*"))[left:]:
+        shutil.rmtree(folder)
+    facts, document = read_run(finished_run), _page(finished_run)
+    assert any("hase 6" in warning and warning in document.text for warning in find_warnings(facts))
+    if left > 1:
+        assert f"{facts.metrics(1)['val_select_mcc_optimistic']:.3f}" in document.text
+    assert left < 3 or facts.results.decision is not None
     assert "natix-hf predict" not in document.text and "numbers" not in document.headings
 
 
@@ -299,7 +297,8 @@ def test_a_phase_that_was_cut_off_is_not_told_of(finished_run: Path) -> None:
     (folder / "manifest.json").unlink()
     write_json(folder / "in_progress.json", {"attempt": "x"})
     document = _page(finished_run)
-    assert "Begun and not finished, so not told of here: phase 6" in document.text
+    assert any("phase 6" in warning and warning in document.text for warning in find_warnings(read_run(finished_run)))
+    assert read_run(finished_run).phases[6].state == NOT_FINISHED
     assert "numbers" not in document.headings and "natix-hf predict" not in document.text
 
 
@@ -313,21 +312,20 @@ def test_phase_4_alone_without_labels(tmp_path: Path, pretrained: Path) -> None:
     recipe = explora_recipe(tmp_path, None, pretrained, objective="mae", use_labeled_data=False)
     run = run_recipe(recipe, [4], tmp_path / "run", overrides=[f"phase4.unlabelled=[{frames}]"])
     document = _page(run)
-    assert "Trained without labels 40 pictures, 6 steps, objective mae" in document.text
-    assert "data: no labelled images" in document.text and str(frames) not in render_report(run)
-    assert "adaptation" in document.headings and "A linear probe" not in document.text
+    assert re.search(r"\b40 .*\b6 .*\bmae\b", document.text) and str(frames) not in render_report(run)
+    assert "adaptation" in document.headings and "numbers" not in document.headings
 
 
-def test_an_older_or_damaged_file_is_one_line(whole_run: Path, command: Command) -> None:
+def test_a_damaged_file_is_named_on_the_page(whole_run: Path, command: Command) -> None:
     path = whole_run / "phase6_export" / "evaluation.json"
     _change(path, lambda evaluation: evaluation["selective"].pop("risks"))
-    code, _, err = command("report", whole_run)
-    assert code == 1 and len(err.splitlines()) == 1 and "risks" in err
-    path.write_text("{", encoding="utf-8")
-    document = _page(whole_run)
-    assert "phase6_export/evaluation.json is damaged: natix-hf verify says more" in document.text
+    for content in (path.read_text(encoding="utf-8"), "{"):
+        path.write_text(content, encoding="utf-8")
+        document = _page(whole_run)
+        assert "phase6_export/evaluation.json" in document.text and "natix-hf verify" in document.text
+    assert command("report", whole_run)[0] == 0
     next((whole_run / "phase6_export" / "examples").glob("*.jpg")).unlink()
-    with pytest.raises(VerificationError, match=r"\.jpg is missing"):
+    with refused(VerificationError, ".jpg", "natix-hf verify"):
         render_report(whole_run)
 
 
@@ -357,5 +355,5 @@ def test_a_file_named_outside_the_folder_is_not_read(whole_run: Path, tmp_path: 
     (tmp_path / "secret.jpg").write_bytes(b"secret")
     path = whole_run / "phase6_export" / "examples" / "examples.json"
     _change(path, lambda e: _first(e).update(file="../../../secret.jpg"))
-    with pytest.raises(VerificationError, match="missing"):
+    with refused(VerificationError, "secret.jpg"):
         render_report(whole_run)

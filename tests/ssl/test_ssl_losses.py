@@ -11,7 +11,6 @@ import torch
 from natix_hf.ssl.heads import ProjectionHead
 from natix_hf.ssl.losses import Centre, centred_targets, dino_loss, ibot_loss, koleo_loss, sinkhorn_targets
 
-LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)
 MASKS = torch.tensor([[True, True, False], [False, False, False], [False, True, False]])
 
 
@@ -32,21 +31,6 @@ def cross_entropy(target: torch.Tensor, logits: torch.Tensor, temperature: float
     return loss
 
 
-def test_dino_by_hand() -> None:
-    # Image 0: student .25/.75, .5/.5 and locally .75/.25; targets one-hot. Image 1: everything undecided.
-    globals_ = torch.tensor([[[0, LN3], [0, 0]], [[0, 0], [0, 0]]], requires_grad=True)
-    locals_ = torch.tensor([[[LN3, 0]], [[0, 0]]], requires_grad=True)
-    targets = torch.tensor([[[1, 0], [0, 1]], [[0.5, 0.5], [0.5, 0.5]]])
-    loss = dino_loss(globals_, locals_, targets, temperature=1.0)
-    expected = ((LN2 + math.log(4 / 3) + math.log(4 / 3) + LN4) + 4 * LN2) / 8
-    assert loss.item() == pytest.approx(expected, abs=1e-6) and expected == pytest.approx(0.678424, abs=1e-6)
-    at_globals, at_locals = gradients(loss, globals_, locals_)
-    torch.testing.assert_close(at_locals, torch.tensor([[[0.5, -0.5]], [[0, 0]]]) / 8)
-    torch.testing.assert_close(at_globals[0], torch.tensor([[0.25, -0.25], [-0.5, 0.5]]) / 8)
-    # Temperature: logits ten times smaller at .1 are the same question.
-    assert dino_loss(globals_ / 10, locals_ / 10, targets).item() == pytest.approx(expected, abs=1e-6)
-
-
 @pytest.mark.parametrize("n_local", [0, 1, 3])
 def test_dino_equals_loops_over_pairs(n_local: int) -> None:
     globals_, locals_ = noise(3, 2, 5).requires_grad_(), noise(3, n_local, 5, seed=1).requires_grad_()
@@ -65,20 +49,6 @@ def test_dino_equals_loops_over_pairs(n_local: int) -> None:
     inputs = [globals_, locals_] if n_local else [globals_]
     for found, expected in zip(gradients(loss, *inputs), gradients(slow, *inputs), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-
-
-def test_ibot_by_hand() -> None:
-    logits = torch.tensor([[0, 0], [0, LN3], [LN3, 0]], requires_grad=True)
-    targets = torch.tensor([[1.0, 0], [0, 1], [0, 1]])
-    masks = torch.tensor([[True, True], [False, True]])
-    loss = ibot_loss(logits, targets, masks, temperature=1.0)
-    expected = ((LN2 + math.log(4 / 3)) / 2 + LN4) / 2
-    assert loss.item() == pytest.approx(expected, abs=1e-6) and expected == pytest.approx(0.938354, abs=1e-6)
-    (found,) = gradients(loss, logits)
-    torch.testing.assert_close(found, torch.tensor([[-0.125, 0.125], [0.0625, -0.0625], [0.375, -0.375]]))
-    # An image without a mask is counted, not skipped.
-    wider = torch.cat([masks, torch.zeros(2, 2, dtype=torch.bool)])
-    assert ibot_loss(logits, targets, wider, temperature=1.0).item() == pytest.approx(expected / 2, abs=1e-6)
 
 
 def test_ibot_equals_loops_over_patches() -> None:
@@ -105,14 +75,6 @@ def test_ibot_without_a_mask_is_0_and_stays_part_of_the_graph() -> None:
     assert all(p.grad is not None for p in head.parameters() if p.requires_grad)
 
 
-def test_koleo_by_hand() -> None:
-    features = torch.tensor([[1.0, 0], [0, 2]], requires_grad=True)  # their directions are sqrt(2) apart
-    loss = koleo_loss(features)
-    assert loss.item() == pytest.approx(-0.346574, abs=1e-6)
-    (found,) = gradients(loss, features)
-    torch.testing.assert_close(found, torch.tensor([[0, 0.5], [0.25, 0]]))
-
-
 def test_koleo_equals_loops_over_pairs() -> None:
     features = noise(7, 3).requires_grad_()
     loss = koleo_loss(features)
@@ -130,12 +92,6 @@ def test_koleo_of_equal_features_and_of_one_is_finite() -> None:
     for features in (torch.ones(3, 4, requires_grad=True), torch.ones(1, 4, requires_grad=True)):
         loss = koleo_loss(features)
         assert torch.isfinite(loss) and torch.isfinite(gradients(loss, features)[0]).all()
-
-
-def test_sinkhorn_by_hand() -> None:
-    # Masses 1 1 / 1 3, columns to equal sums: 1/2 1/4 / 1/2 3/4, rows to 1.
-    found = sinkhorn_targets(torch.tensor([[0, 0], [0, LN3]]), temperature=1.0, n_iterations=1)
-    torch.testing.assert_close(found, torch.tensor([[2 / 3, 1 / 3], [0.4, 0.6]]))
 
 
 def test_sinkhorn_equals_loops_over_cells() -> None:
@@ -168,9 +124,8 @@ def test_sinkhorn_uses_samples_and_prototypes_alike() -> None:
 
 def test_centred_targets_and_the_centre() -> None:
     centre = Centre(2)
-    torch.testing.assert_close(
-        centred_targets(torch.tensor([[LN3 + 5, 0.0]]), torch.tensor([5.0, 0]), 1.0), torch.tensor([[0.75, 0.25]])
-    )
+    targets = centred_targets(torch.tensor([[math.log(3) + 5, 0.0]]), torch.tensor([5.0, 0]), 1.0)
+    torch.testing.assert_close(targets, torch.tensor([[0.75, 0.25]]))
     centre.observe(torch.tensor([[2.0, 0]]))
     centre.observe(torch.tensor([[4.0, 0], [6.0, 3]]))  # two batches of one step
     assert (centre.centre == 0).all(), "moved before the step's end"
@@ -192,6 +147,7 @@ def test_losses_are_float32_inside_an_autocast() -> None:
             dino_loss(logits, logits, targets),
             ibot_loss(logits[:, 0], targets[:, 0], torch.ones(2, 2, dtype=torch.bool)),
             koleo_loss(features),
+            koleo_loss(1 + 0.01 * features),  # whose neighbours 16 bits do not tell apart
             sinkhorn_targets(torch.cos(features), 0.04),
         ]
 

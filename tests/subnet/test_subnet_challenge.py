@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 
 from natix_hf.subnet.challenge import (
     DISTORTIONS,
@@ -60,22 +60,17 @@ def slowly_rotated(image: Image.Image, degrees: float) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize(("width", "height"), [(90, 60), (60, 90), (71, 71), (320, 224)])
-@pytest.mark.parametrize("degrees", [-20.0, -3.3, 7.7, 19.9])
+@pytest.mark.parametrize(
+    ("width", "height", "degrees"), [(90, 60, -20.0), (60, 90, 7.7), (71, 71, 19.9), (240, 224, -3.3)]
+)
 def test_rotation_is_exact(width: int, height: int, degrees: float) -> None:
+    """No flip either, and black beyond the edge."""
     image = picture(width, height)
-    side = min(width, height)
+    rotated, side = Image.fromarray(slowly_rotated(image, degrees)), min(width, height)
     for left, top, size in ((0, 0, side), (width - side // 2, height - side // 2, side // 2)):
-        rotated = Image.fromarray(slowly_rotated(image, degrees))
         expected = rotated.crop((left, top, left + size, top + size)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
         found = apply_challenge(image, Challenge(degrees, (left, top, size)), generator())
         np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
-
-
-def test_the_corners_are_black() -> None:
-    white, challenge = Image.new("RGB", (400, 400), "white"), Challenge(20.0, (0, 0, 400))
-    view = np.asarray(apply_challenge(white, challenge, generator()))
-    assert (view[0, 0] == 0).all() and (view[-1, -1] == 0).all() and (view[112, 112] == 255).all()
 
 
 @pytest.mark.parametrize(("width", "height", "box"), [
@@ -92,16 +87,17 @@ def test_level_0_is_the_centre_square(width: int, height: int, box: tuple[int, i
 
 
 def test_a_224_picture_goes_through_level_0_as_its_jpeg() -> None:
-    image = picture(224, 224)
     buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=75)
-    np.testing.assert_array_equal(np.asarray(challenge_image(image, 0, 5)), np.asarray(Image.open(buffer)))
+    picture(224, 224).save(buffer, format="JPEG", quality=75)
+    found = np.asarray(challenge_image(picture(224, 224), 0, 5))
+    np.testing.assert_array_equal(found, np.asarray(Image.open(buffer)))
+    np.testing.assert_array_equal(np.asarray(jpeg(picture(224, 224))), found)
 
 
 def test_the_area_that_is_kept() -> None:
     """38.5 % of a 16:9 frame on average, a hundredth more or less; never below a fifth."""
     rng = generator(1)
-    kept = np.array([draw_challenge(1920, 1080, 1, rng).crop[2] ** 2 / (1920 * 1080) for _ in range(20_000)])
+    kept = np.array([draw_challenge(1920, 1080, 1, rng).crop[2] ** 2 / (1920 * 1080) for _ in range(8_000)])
     assert abs(kept.mean() - 0.385) <= 0.01
     assert kept.min() >= 0.1995 and kept.max() <= 1080 / 1920 + 1e-9
 
@@ -109,28 +105,13 @@ def test_the_area_that_is_kept() -> None:
 def test_crops_lie_inside_and_everywhere() -> None:
     rng = generator(2)
     for width, height in ((1920, 1080), (300, 300), (97, 41), (1, 1), (5000, 20)):
-        for _ in range(300):
+        for _ in range(100):
             left, top, side = draw_challenge(width, height, 1, rng).crop
             assert 0 <= left <= width - side and 0 <= top <= height - side and 1 <= side <= min(width, height)
-    crops = [draw_challenge(100, 100, 1, rng).crop for _ in range(3000)]
+    drawn = [draw_challenge(100, 100, 3, rng) for _ in range(3000)]
+    crops, angles = [each.crop for each in drawn], [each.degrees for each in drawn]
     assert {0, 1} <= {left for left, _, _ in crops} and any(left + side == 100 for left, _, side in crops)
-    angles = [draw_challenge(9, 9, 3, rng).degrees for _ in range(4000)]
-    assert min(angles) < -19.8 and max(angles) > 19.8 and abs(np.mean(angles)) < 0.6
-    assert max(map(abs, angles)) <= 20
-
-
-def test_flips_never_occur() -> None:
-    """The left half stays left and the top stays up, whatever is drawn."""
-    image = Image.new("RGB", (300, 300), (20, 20, 20))
-    image.paste((240, 20, 20), (0, 0, 150, 300))
-    upright = Image.new("RGB", (300, 300), (20, 20, 20))
-    upright.paste((240, 20, 20), (0, 0, 300, 150))
-    for seed in range(60):
-        for level in (1, 2, 3):
-            view = np.asarray(challenge_image(image, level, seed))[..., 0].astype(float)
-            assert view[:, :112].mean() >= view[:, 112:].mean() - 1
-            view = np.asarray(challenge_image(upright, level, seed))[..., 0].astype(float)
-            assert view[:112].mean() >= view[112:].mean() - 1
+    assert -20 <= min(angles) < -19.8 and 19.8 < max(angles) <= 20 and abs(np.mean(angles)) < 0.8
 
 
 # Distortions, strength by strength.
@@ -162,7 +143,7 @@ def test_saturation(strength: int, share: float) -> None:
 @pytest.mark.parametrize(("strength", "factor"), [(1, 0.85), (2, 0.725)])
 def test_contrast(strength: int, factor: float) -> None:
     image = picture(224, 224)
-    expected = [[[int(np.float32(v) * np.float32(factor)) for v in p] for p in row] for row in np.asarray(image)]
+    expected = (np.asarray(image).astype(np.float32) * np.float32(factor)).astype(int)
     np.testing.assert_array_equal(only("contrast", strength, image), expected)
 
 
@@ -225,7 +206,7 @@ def test_strength_0_is_nothing(name: str) -> None:
 
 
 def test_strengths_are_drawn_as_stated() -> None:
-    rng, n = generator(3), 6000
+    rng, n = generator(3), 4000
     for level, most in ((2, 1), (3, 2)):
         names = ["saturation", "contrast", "resampling"] + (["noise", "blur"] if level == 3 else [])
         drawn = [draw_challenge(50, 40, level, rng).strengths for _ in range(n)]
@@ -251,27 +232,11 @@ def test_distortions_come_in_their_order() -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_seed_decides_everything(level: int) -> None:
-    image = picture(330, 250)
-    once, again = challenge_image(image, level, 11), challenge_image(image, level, 11)
+    image = picture(330, 250).convert("CMYK")
+    once, again, other = (challenge_image(image, level, seed) for seed in (11, 11, 12))
     np.testing.assert_array_equal(np.asarray(once), np.asarray(again))
     assert once.size == (224, 224) and once.mode == "RGB"
-    other = np.asarray(challenge_image(image, level, 12))
-    assert np.array_equal(np.asarray(once), other) == (level == 0)
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
-def test_any_mode(mode: str) -> None:
-    assert challenge_image(picture(60, 40).convert(mode), 3, 0).mode == "RGB"
-
-
-def test_the_last_step_is_a_jpeg_of_75() -> None:
-    image = picture(224, 224)
-    assert not np.array_equal(np.asarray(jpeg(image)), np.asarray(image))
-    np.testing.assert_array_equal(np.asarray(jpeg(image)), np.asarray(jpeg(image, 75)))
-    assert not np.array_equal(np.asarray(jpeg(image)), np.asarray(jpeg(image, 74)))
-
-
-@pytest.mark.parametrize("arguments", [(4, 0), (-1, 0), (1, -1)])
-def test_what_cannot_be(arguments: Any) -> None:
-    with pytest.raises(ValueError, match=r"level|negative"):
-        challenge_image(picture(20, 20), *arguments)
+    assert np.array_equal(np.asarray(once), np.asarray(other)) == (level == 0)
+    refused(ValueError, lambda: challenge_image(image, 4, 0), "level", 4)
+    for arguments in ((-1, 0), (level, -1)):  # numpy has no such seed
+        refused(ValueError, lambda arguments=arguments: challenge_image(image, *arguments), "negative")
