@@ -39,9 +39,9 @@ Probe = Callable[[nn.Module], dict[str, float]]
 class ExploraTrainer(BaseTrainer):
     """Adapt a pretrained backbone to unlabelled images (ExPLoRA, Khanna et al., arXiv:2406.10973).
 
-    A self-supervised objective trains LoRA on the queries and values of most blocks, and in full the other blocks, the
-    norms and the cls token. When training ends, LoRA is merged, and the outputs of the merged backbone are compared
-    with those of the trained one. Evaluations probe the current backbone. With labelled rows the best backbone by
+    A self-supervised objective trains LoRA on the queries and values of most blocks. The blocks `unfreeze_blocks`, the
+    norms and the cls token are trained in full. When training ends, LoRA is merged, and the merged backbone is
+    compared with the trained one. Evaluations probe the current backbone. With labelled rows the best backbone by
     linear probe is kept, otherwise the last one.
 
     Args:
