@@ -17,8 +17,8 @@ from natix_hf.errors import RecipeError, did_you_mean, nearest, require
 
 # The metadata of a field that is no key of a recipe.
 NOT_A_KEY = {"not_a_key": True}
-# Metadata of a key that is younger than the first version. Manifests and hashes leave it out at its default, so that
-# a run that was made before it stays current.
+# The metadata of a key that came after the first version. Manifests and hashes leave it out at its default, so that
+# older runs stay current.
 LATER = {"later": True}
 
 # Other names that people use for a key, by the key that they mean.
@@ -235,7 +235,7 @@ def _is_section(hint: Any) -> bool:
 
 
 def _adds_nothing(key: Field[Any], section: Section) -> bool:
-    """Whether a later key has its default, so that the section is the one that it was before there was this key."""
+    """True if a later key has its default, so that the section equals one from before the key existed."""
     if not key.metadata.get("later"):
         return False
     default = key.default if key.default_factory is MISSING else key.default_factory()

@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> Any:
             kept = [argument for argument in given if argument not in (_DEBUG, _QUIET, _VERBOSE)]
             return app(args=kept, prog_name="natix-hf")
     except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and stop.code != _INTERRUPTED:  # what typer makes of Ctrl-C
+        if isinstance(stop, SystemExit) and stop.code != _INTERRUPTED:  # typer turns Ctrl-C into this
             raise
         sys.stderr.write("natix-hf: interrupted\n")
         raise SystemExit(_INTERRUPTED) from None

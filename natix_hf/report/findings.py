@@ -13,9 +13,7 @@ _AT_MOST = {
     "fnr": "At most {alpha} of the accepted pictures with roadwork are answered None",
     "fpr": "At most {alpha} of the accepted pictures without roadwork are answered Roadwork",
 }
-_EITHER = (
-    "At most {alpha} of the accepted Roadwork answers are wrong, and at most {alpha} of the accepted None answers"
-)
+_EITHER = "At most {alpha} of the accepted answers of either kind are wrong"
 _EITHER_RATE = "At most {alpha} of the accepted pictures of either class are answered wrongly"
 
 
