@@ -1,4 +1,4 @@
-"""Metrics, thresholds and intervals: numpy in, floats out. Importing this imports numpy alone."""
+"""Metrics, thresholds and intervals: numpy in, floats out. Importing this module imports only numpy."""
 
 from __future__ import annotations
 

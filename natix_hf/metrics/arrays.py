@@ -1,4 +1,4 @@
-"""What the metrics accept: lists, numpy arrays and torch tensors (by duck-typing), checked once and made numpy."""
+"""The inputs of the metrics: lists, numpy arrays and torch tensors (by duck typing), checked once and made numpy."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Labels = npt.NDArray[np.int8]
 
 
 def as_array(values: Any, name: str) -> npt.NDArray[Any]:
-    """Make a one-dimensional, non-empty numpy array of `values`, of whatever dtype they come in.
+    """Make a one-dimensional, non-empty numpy array of `values`, in their own dtype.
 
     Args:
         values (`list`, `np.ndarray` or `torch.Tensor` of shape `(n,)`):
-            The values; a tensor may require a gradient, lie on any device, and be of any dtype.
+            The values. A tensor may require a gradient, be on any device and have any dtype.
         name (`str`):
-            What an error calls the values.
+            The name of the values in errors.
 
     Returns:
         `np.ndarray` of shape `(n,)`.
 
     Raises:
-        [`DataError`]: where the values are not one-dimensional, or there are none.
+        [`DataError`]: the values are not one-dimensional, or there are none.
     """
     if hasattr(values, "detach"):
         values = values.detach().cpu()
@@ -45,7 +45,7 @@ def as_array(values: Any, name: str) -> npt.NDArray[Any]:
 
 
 def as_floats(values: Any, name: str) -> Floats:
-    """[`as_array`] as finite float64; anything that is not a finite number is a [`DataError`]."""
+    """[`as_array`] as finite float64. Anything but finite numbers is a [`DataError`]."""
     array = as_array(values, name)
     if array.dtype.kind not in "biufO":
         raise DataError(f"{name} must be numbers, found {array.dtype}")
@@ -61,7 +61,7 @@ def as_floats(values: Any, name: str) -> Floats:
 
 
 def as_probabilities(values: Any, name: str = "probabilities") -> Floats:
-    """[`as_floats`] within [0, 1]; a logit handed in by mistake is a [`DataError`]."""
+    """[`as_floats`] within [0, 1]. A logit passed by mistake is a [`DataError`]."""
     probabilities = as_floats(values, name)
     if probabilities.min() < 0 or probabilities.max() > 1:
         position = int(np.argmax((probabilities < 0) | (probabilities > 1)))
@@ -70,7 +70,7 @@ def as_probabilities(values: Any, name: str = "probabilities") -> Floats:
 
 
 def as_labels(values: Any, name: str = "labels") -> Labels:
-    """[`as_array`] as int8, 1 for the positive class; any value but 0 and 1 is a [`DataError`]."""
+    """[`as_array`] as int8, 1 for the positive class. Any value but 0 and 1 is a [`DataError`]."""
     array = as_array(values, name)
     known = (array == 0) | (array == 1)
     if not known.all():
@@ -80,7 +80,7 @@ def as_labels(values: Any, name: str = "labels") -> Labels:
 
 
 def as_weights(values: Any | None, name: str = "sample_weight") -> Floats | None:
-    """[`as_floats`] that are not negative and not all 0; `None` (all rows count the same) stays `None`."""
+    """[`as_floats`] that are not negative and not all 0. `None`, which weights all rows equally, stays `None`."""
     if values is None:
         return None
     weights = as_floats(values, name)
@@ -93,7 +93,7 @@ def as_weights(values: Any | None, name: str = "sample_weight") -> Floats | None
 
 
 def check_lengths(**arrays: npt.NDArray[Any] | None) -> None:
-    """Raise a [`DataError`] that names the arrays and their lengths where these differ; `None` is passed over."""
+    """Raise a [`DataError`] with the names and lengths of the arrays if the lengths differ. `None` is skipped."""
     lengths = {name: array.size for name, array in arrays.items() if array is not None}
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{name} {length}" for name, length in lengths.items())
@@ -101,12 +101,12 @@ def check_lengths(**arrays: npt.NDArray[Any] | None) -> None:
 
 
 def check_threshold(threshold: float, name: str = "threshold") -> None:
-    """Raise a [`UsageError`] for a threshold that is not finite: it would silently call every row the same."""
+    """Raise a [`UsageError`] for a threshold that is not finite: it would call all rows alike, silently."""
     if not math.isfinite(threshold):
         raise UsageError(f"{name} must be finite, found {threshold}")
 
 
 def check_level(level: float) -> None:
-    """Raise a [`UsageError`] for a level of an interval outside (0, 1)."""
+    """Raise a [`UsageError`] if the level of an interval is outside (0, 1)."""
     if not 0 < level < 1:
         raise UsageError(f"level must be between 0 and 1, both excluded, found {level}")

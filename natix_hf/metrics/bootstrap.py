@@ -1,4 +1,4 @@
-"""Percentile intervals of the metrics (Efron and Tibshirani 1993, chapter 13), by resampling groups within class."""
+"""Percentile intervals of the metrics (Efron and Tibshirani 1993, chapter 13), from groups resampled within class."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from natix_hf.metrics.table import METRICS, Score, interval_names, scores
 
 
 def _confusion_columns(called: npt.NDArray[np.bool_], labels: Labels) -> npt.NDArray[np.bool_]:
-    """Columns tp, fp, tn, fn of shape (n, 4), in the order that the rates take them."""
+    """The columns tp, fp, tn and fn, of shape (n, 4), in the order that rates take them."""
     positive = labels == 1
     return np.stack([called & positive, called & ~positive, ~called & ~positive, ~called & positive], axis=1)
 
@@ -120,7 +120,7 @@ def paired_difference(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Difference of two classifiers' MCC on the same rows, with its interval from the same resamples on both sides.
+    """Compute the difference of two classifiers' MCC on the same rows, with an interval from paired resamples.
 
     Args:
         scores_a, scores_b (`array-like` of shape `(n,)`): Any finite numbers, each with its own threshold.
@@ -128,11 +128,10 @@ def paired_difference(
         threshold_a, threshold_b (`float`): A row is called positive iff `score > threshold`, strictly.
 
     Returns:
-        `dict[str, float]`: `difference`, MCC(b) - MCC(a) on the rows as they are, and `low` and `high` of its
-        interval.
+        `dict[str, float]`: `difference`, MCC(b) - MCC(a) on the given rows, and `low` and `high` of its interval.
 
     Raises:
-        [`DataError`]: where an array is not what it must be. [`UsageError`]: for an argument that cannot be.
+        [`DataError`]: an array has a wrong shape or value. [`UsageError`]: an argument is out of range.
     """
     check_level(level)
     check_threshold(threshold_a, "threshold_a")
@@ -164,7 +163,7 @@ def paired_selective_difference(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Difference of two confidences for the same answers in [`aurc`] and [`augrc`]; below 0, b is the better one.
+    """Compute the difference of two confidences of the same answers in [`aurc`] and [`augrc`]. Below 0, b is better.
 
     Args:
         confidence_a, confidence_b, losses (`array-like` of shape `(n,)`): As for [`aurc`].
@@ -174,7 +173,7 @@ def paired_selective_difference(
         `dict`: for `aurc` and `augrc` each, `a`, `b`, `difference` (b - a), and `low` and `high` of its interval.
 
     Raises:
-        [`DataError`]: where an array is not what it must be. [`UsageError`]: for an argument that cannot be.
+        [`DataError`]: an array has a wrong shape or value. [`UsageError`]: an argument is out of range.
     """
     check_level(level)
     y, w = as_labels(labels), as_weights(sample_weight)

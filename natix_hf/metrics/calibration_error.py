@@ -13,15 +13,15 @@ from natix_hf.metrics.arrays import Floats, Labels, as_labels, as_probabilities,
 
 Binning = Literal["equal_width", "equal_mass"]
 
-# Steps of [0, 1] on which the smooth error is computed: a power of two for the transform, far finer than any
-# bandwidth that a sample of up to 10^8 rows leads to by its noise alone.
+# The smooth error is computed on this many steps of [0, 1]: a power of two for the transform, and far finer than any
+# bandwidth that the noise of a sample of up to 10^8 rows leads to.
 GRID = 1 << 14
 
 
 def _bin_gaps(
     probabilities: Floats, labels: Labels, weights: Floats, n_bins: int, binning: Binning
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Of each bin of the top-1 confidence, the weighted sum of (correct - confidence), and the weight."""
+    """The weighted sum of (correct - confidence) in each bin of the top-1 confidence, and the weight of the bin."""
     confidence = np.maximum(probabilities, 1 - probabilities)
     correct = (probabilities > 0.5) == labels
     if binning == "equal_width":
@@ -29,7 +29,7 @@ def _bin_gaps(
     else:
         _, tied = np.unique(confidence, return_inverse=True)
         mass = np.bincount(tied, weights)
-        # The middle of a value's mass, not an end of it: rounding of the sum then moves no value over an edge.
+        # The middle of a value's mass, not its end: then rounding of the sum cannot move a value over an edge.
         middle = np.cumsum(mass) - mass / 2
         bins = np.floor(middle / mass.sum() * n_bins).astype(np.int64)[tied]
     return np.bincount(bins, weights * (correct - confidence)), np.bincount(bins, weights)
@@ -42,7 +42,7 @@ def ece(
     n_bins: int = 15,
     binning: Binning = "equal_width",
 ) -> float:
-    """[`expected_calibration_error`] of checked arrays; NaN where no row has weight."""
+    """[`expected_calibration_error`] of checked arrays; NaN if no row has weight."""
     weights = np.ones(labels.size) if weights is None else weights
     if not weights.any():
         return math.nan
@@ -57,7 +57,7 @@ def mce(
     n_bins: int = 15,
     binning: Binning = "equal_width",
 ) -> float:
-    """[`maximum_calibration_error`] of checked arrays; NaN where no row has weight."""
+    """[`maximum_calibration_error`] of checked arrays; NaN if no row has weight."""
     weights = np.ones(labels.size) if weights is None else weights
     if not weights.any():
         return math.nan
@@ -67,7 +67,7 @@ def mce(
 
 
 def smooth_ece(probabilities: Floats, labels: Labels, weights: Floats | None) -> float:
-    """[`smooth_calibration_error`] of checked arrays; NaN where no row has weight."""
+    """[`smooth_calibration_error`] of checked arrays; NaN if no row has weight."""
     from scipy.fft import dct
     from scipy.optimize import brentq
 
@@ -89,8 +89,8 @@ def smooth_ece(probabilities: Floats, labels: Labels, weights: Floats | None) ->
         values = np.abs(dct(spectrum * np.exp(-0.5 * (sigma * frequencies) ** 2), type=1)) / (2 * GRID)
         return float(values.sum() - (values[0] + values[-1]) / 2)
 
-    # Smoothing never raises the error, so the difference falls strictly and has one root. It may be 1, which rounding
-    # must not put beyond the bracket.
+    # Smoothing never raises the error, so the difference falls strictly and has one root. The root may be 1: rounding
+    # must not push it out of the bracket.
     return min(float(brentq(lambda sigma: smoothed(sigma) - sigma, 0, 2, xtol=1e-9)), 1.0)
 
 
@@ -115,23 +115,24 @@ def expected_calibration_error(
 ) -> float:
     """Expected calibration error of the top-1 confidence (Guo et al. 2017, arXiv:1706.04599, equation 3).
 
-    The confidence is `max(p, 1 - p)` and the prediction is positive iff `p > 0.5`, whatever threshold is deployed:
-    this measures the probability, not the decision. (torchmetrics' binary variant bins `p` instead: another number.)
+    The confidence is `max(p, 1 - p)`, and the prediction is positive iff `p > 0.5`, whatever threshold is deployed:
+    the error is one of the probability, not of the decision. torchmetrics' binary variant bins `p` instead and gives
+    another number.
 
     Args:
         probabilities (`array-like` of shape `(n,)`): P(positive), in [0, 1].
         labels (`array-like` of shape `(n,)`): 0 or 1.
         n_bins (`int`, defaults to 15): Number of bins on [0, 1].
         binning (`str`, defaults to `"equal_width"`):
-            `"equal_width"`: right-closed bins `(lo, hi]`, as Guo et al. `"equal_mass"`: bins of equal weight; a
-            value goes, with all its ties, to the bin that holds the middle of its weight.
+            `"equal_width"`: right-closed bins `(lo, hi]`, as in Guo et al. `"equal_mass"`: bins of equal weight; a
+            value and all its ties go to the bin that holds the middle of their weight.
         sample_weight (`array-like` of shape `(n,)`, *optional*): Weight of each row.
 
     Returns:
-        `float`: mean over the rows of |accuracy - confidence| of the row's bin, in [0, 1].
+        `float`: the mean over the rows of |accuracy - confidence| in the bin of the row, in [0, 1].
 
     Raises:
-        [`DataError`]: where an array is not what it must be. [`UsageError`]: for an unknown binning or no bin.
+        [`DataError`]: an array has a wrong shape or value. [`UsageError`]: the binning is unknown, or there is no bin.
     """
     p, y, w = _checked(probabilities, labels, sample_weight, n_bins, binning)
     return ece(p, y, w, n_bins, binning)
@@ -146,19 +147,19 @@ def maximum_calibration_error(
 ) -> float:
     """Maximum calibration error of the top-1 confidence (Naeini et al. 2015, doi:10.1609/aaai.v29i1.9602).
 
-    The worst bin decides, however few rows it holds: on bins of equal width this is often the noise of one row.
+    The worst bin decides, however few rows it has: with bins of equal width, this is often the noise of one row.
 
     Args:
         probabilities, labels, n_bins, binning, sample_weight: As for [`expected_calibration_error`], the same bins.
 
     Returns:
-        `float`: largest |accuracy - confidence| of a bin that holds any weight, in [0, 1].
+        `float`: the largest |accuracy - confidence| of a bin with any weight, in [0, 1].
 
     Raises:
         As [`expected_calibration_error`].
 
     Example:
-        Three rows of confidence .8, one of them wrong, and one of .95 that is right:
+        Three rows have confidence 0.8, and one of them is wrong; one row has 0.95 and is right:
 
         >>> round(maximum_calibration_error([0.8, 0.8, 0.8, 0.95], [1, 1, 0, 1]), 4)
         0.1333
@@ -171,10 +172,10 @@ def smooth_calibration_error(probabilities: Any, labels: Any, sample_weight: Any
     """Smooth calibration error, smECE (Błasiok and Nakkiran 2023, arXiv:2309.12236): no bins to choose.
 
     The residuals `label - p` are smoothed over p by a Gaussian kernel reflected at 0 and 1; the error at bandwidth
-    sigma is the integral of the absolute value. It falls as sigma grows; returned is the sigma that it equals.
+    sigma is the integral of the absolute value. It falls as sigma grows; the result is the sigma that equals it.
 
-    This is of P(positive), as the paper has it for two classes, and so finds what the top-1 confidence hides: a
-    class that is trusted too much beside one that is trusted too little. Of the top-1 confidence it is
+    It measures P(positive), as the paper does for two classes. So it finds what the top-1 confidence hides: too much
+    confidence in one class beside too little in the other. For the error of the top-1 confidence, call
     `smooth_calibration_error(confidence, correct)`.
 
     Args:
@@ -183,13 +184,13 @@ def smooth_calibration_error(probabilities: Any, labels: Any, sample_weight: Any
         sample_weight (`array-like` of shape `(n,)`, *optional*): Weight of each row.
 
     Returns:
-        `float`: in [0, 1]; exact to 1e-5 where it is above .01, to about 1e-4 below.
+        `float`: in [0, 1], exact to 1e-5 above 0.01 and to about 1e-4 below.
 
     Raises:
-        [`DataError`]: where an array is not what it must be.
+        [`DataError`]: an array has a wrong shape or value.
 
     Example:
-        Right on the mean at .5; at .9, half of the rows, right in half:
+        Half of the rows have 0.5 and are right on average; half have 0.9, and every second one is positive:
 
         >>> round(smooth_calibration_error([0.5, 0.5, 0.9, 0.9], [0, 1, 0, 1]), 6)
         0.2
@@ -198,16 +199,16 @@ def smooth_calibration_error(probabilities: Any, labels: Any, sample_weight: Any
 
 
 def ece_reduction_percent(before: float, after: float) -> float | None:
-    """By how many percent a calibration error fell; negative where it rose.
+    """Compute by how many percent a calibration error fell. Negative if it rose.
 
     Args:
-        before, after (`float`): The same error of the same rows, not negative.
+        before, after (`float`): The same error on the same rows, not negative.
 
     Returns:
-        `float` of at most 100, or `None` where `before` is 0: nothing was left to reduce.
+        `float` of at most 100, or `None` if `before` is 0: there was nothing to reduce.
 
     Raises:
-        [`UsageError`]: where either is negative or not finite.
+        [`UsageError`]: one of them is negative or not finite.
 
     Example:
         >>> ece_reduction_percent(0.08, 0.02)

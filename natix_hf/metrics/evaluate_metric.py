@@ -1,4 +1,4 @@
-"""[`compute_metrics`] for users of HuggingFace evaluate. A call costs some 10 ms: not for loops."""
+"""[`compute_metrics`] for users of HuggingFace evaluate. A call takes some 10 ms: too slow for loops."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from natix_hf.metrics.compute import compute_metrics
 
 
 def load_metric(name: str = "mcc") -> Any:
-    """Wrap one metric, or all, as an `evaluate.Metric`; nothing is downloaded.
+    """Wrap one metric, or all of them, as an `evaluate.Metric`. Nothing is downloaded.
 
     ```py
     >>> load_metric("recall").compute(predictions=[0.9, 0.2], references=[1, 1], threshold=0.5)
@@ -20,11 +20,11 @@ def load_metric(name: str = "mcc") -> Any:
         name (`str`, defaults to `"mcc"`): A key of [`compute_metrics`], or `"all"`.
 
     Returns:
-        `evaluate.Metric`: its `compute` takes probabilities as `predictions`, labels as `references`, and `threshold`
-        and `sample_weight` of [`compute_metrics`], and returns `{name: value}`, or all metrics.
+        `evaluate.Metric`: its `compute` takes probabilities as `predictions`, labels as `references`, and the
+        `threshold` and `sample_weight` of [`compute_metrics`]. It returns `{name: value}`, or all metrics.
 
     Raises:
-        [`UsageError`]: for a name that is no metric.
+        [`UsageError`]: there is no metric of this name.
     """
     known = ["all", *compute_metrics([0, 1], [0, 1])]
     if name not in known:
@@ -50,5 +50,5 @@ def load_metric(name: str = "mcc") -> Any:
             metrics = compute_metrics(predictions, references, threshold, sample_weight)
             return metrics if name == "all" else {name: metrics[name]}
 
-    # In memory: no cache file that two runs could fight over.
+    # In memory: two runs would share one cache file otherwise.
     return RoadworkMetric(keep_in_memory=True)

@@ -1,7 +1,7 @@
 """Resampling of groups within class.
 
-Frames of one video are not independent, so the video is what is drawn; drawing within class keeps a resample from
-losing the rarer one.
+Frames of one video are not independent, so whole videos are drawn. Drawing within class keeps the rarer class in every
+resample.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from natix_hf.metrics.arrays import Labels, as_array, as_labels, check_lengths
 
 Ints = npt.NDArray[np.int64]
 
-# Below this many groups in a class its interval is itself uncertain, and reports say so.
+# With fewer groups in a class the intervals are uncertain themselves, and reports say so.
 FEW_GROUPS = 20
 
-# Of one chunk of weights, int64; the float64 copy for a matrix product is as large again, the AUROC takes six.
+# Size of one chunk of int64 weights. The float64 copy for a matrix product is as large again; the AUROC needs six.
 CHUNK_BYTES = 64 << 20
 
 
 def _classes_of_groups(groups: Any, labels: Labels) -> tuple[Ints, npt.NDArray[np.bool_]]:
-    """The group number of each row, and of each group whether it is positive."""
+    """The group number of each row, and which groups are positive."""
     array = as_array(groups, "groups")
     check_lengths(groups=array, labels=labels)
     known = array == array
@@ -42,9 +42,9 @@ def _classes_of_groups(groups: Any, labels: Labels) -> tuple[Ints, npt.NDArray[n
 
 
 def group_weights(groups: Any, labels: Any, n_resamples: int, seed: int) -> Iterator[Ints]:
-    """Draw groups with replacement within class, and give each row the number of times that its group was drawn.
+    """Draw groups with replacement within class, and count for each row how often its group was drawn.
 
-    A group is of the class of most of its rows, positive on a tie. Resample i depends on `(seed, i)` alone.
+    A group has the class of most of its rows, and is positive on a tie. Resample i depends only on `(seed, i)`.
 
     Args:
         groups (`array-like` of shape `(n,)`): Name of the group of each row: strings or numbers.
@@ -56,7 +56,8 @@ def group_weights(groups: Any, labels: Any, n_resamples: int, seed: int) -> Iter
         `np.ndarray` of int64, of shape `(b, n)`: the next `b` resamples, of at most 64 MiB (or one resample).
 
     Raises:
-        [`DataError`]: where an array is not what it must be. [`UsageError`]: for a bad `n_resamples` or `seed`.
+        [`DataError`]: an array has a wrong shape or value. [`UsageError`]: `n_resamples` or `seed` is
+        out of range.
     """
     if n_resamples < 1:
         raise UsageError(f"n_resamples must be at least 1, found {n_resamples}")
@@ -80,17 +81,17 @@ def _draw(numbers: Ints, positive: npt.NDArray[np.bool_], n_resamples: int, seed
 
 
 def count_groups(groups: Any, labels: Any) -> dict[str, int | bool]:
-    """Count the groups of each class, as [`group_weights`] sees them.
+    """Count the groups of each class, as [`group_weights`] draws them.
 
     Args:
         groups (`array-like` of shape `(n,)`): Name of the group of each row.
         labels (`array-like` of shape `(n,)`): 0 or 1.
 
     Returns:
-        `dict`: `groups`, `positive_groups`, `negative_groups`, and `few`: whether either class has fewer than 20.
+        `dict`: `groups`, `positive_groups`, `negative_groups`, and `few`: one class has fewer than 20 groups.
 
     Raises:
-        [`DataError`]: where an array is not what it must be.
+        [`DataError`]: an array has a wrong shape or value.
     """
     _, positive = _classes_of_groups(groups, as_labels(labels))
     positives = int(positive.sum())

@@ -1,4 +1,4 @@
-"""Weights that carry a sample to another share of positives (a prior shift, which temperature cannot mend)."""
+"""Weights that give a sample another share of positives: a prior shift, which a temperature cannot correct."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from natix_hf.metrics.arrays import Floats, as_labels
 
 
 def class_weights(positives: int, negatives: int, target_prior: float | None) -> tuple[float, float]:
-    """Weight of a positive and of a negative row, mean 1 over the rows; both are 1 where `target_prior` is `None`."""
+    """The weights of a positive and of a negative row, with mean 1 over all rows; 1 and 1 without a prior."""
     if target_prior is None:
         return 1.0, 1.0
     if not 0 < target_prior < 1:
@@ -30,13 +30,13 @@ def prior_weights(labels: Any, target_prior: float | None) -> Floats:
 
     Args:
         labels (`array-like` of shape `(n,)`): 0 or 1.
-        target_prior (`float`, *optional*): Share of positives, within (0, 1); `None` keeps the share as found.
+        target_prior (`float`, *optional*): Share of positives, within (0, 1). `None` keeps the share as it is.
 
     Returns:
         `np.ndarray` of float64, of shape `(n,)` and mean 1.
 
     Raises:
-        [`UsageError`]: for a prior outside (0, 1). [`DataError`]: where the labels are of one class.
+        [`UsageError`]: the prior is outside (0, 1). [`DataError`]: all labels are of one class.
     """
     y = as_labels(labels)
     positives = int(y.sum())

@@ -1,4 +1,4 @@
-"""The threshold that is best on a sample: exact, by one sort."""
+"""The best threshold on a sample: exact, by one sort."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ OBJECTIVES: dict[str, Callable[[Any, Any, Any, Any], Any]] = {
     "f1": f1,
 }
 
-# Counts that give the same value in real numbers (mirror images, for one) differ by rounding in floats, by about
-# 1e-16; values this near are a tie, so that the gap decides and not the rounding.
+# Counts with equal values in real numbers, such as mirror images, differ by about 1e-16 in floats. Values this close
+# are ties, so that the gap decides, not the rounding.
 TIE = 1e-12
 
-# Candidates that are evaluated together: small enough for the temporaries to stay in cache.
+# Number of candidates evaluated together: the temporaries stay in the cache.
 CHUNK = 1 << 15
 
 
 @dataclass(frozen=True)
 class ThresholdResult:
-    """A threshold and what it reaches on the sample that it was fitted on.
+    """A threshold, and its performance on the sample that it was fitted on.
 
     Args:
         threshold (`float`): On the scale of the scores; a row is called positive iff `score > threshold`, strictly.
-        value (`float`): The objective there, at the target prior where one was given.
+        value (`float`): The objective there, at the target prior if one was given.
         objective (`str`): `"mcc"`, `"balanced_accuracy"` or `"f1"`.
-        tpr, tnr (`float`): Recall and specificity there (no prior changes these).
+        tpr, tnr (`float`): Recall and specificity there. They do not depend on a prior.
         n (`int`): Rows of the sample.
     """
 
@@ -50,7 +50,7 @@ class ThresholdResult:
 
 
 class _Candidates(NamedTuple):
-    """Candidate k lies between values[k] and values[k + 1]; fn[k] positives and tn[k] negatives lie below it."""
+    """Candidate k is between values[k] and values[k + 1]; fn[k] positives and tn[k] negatives are below it."""
 
     values: Floats
     fn: npt.NDArray[np.int64]
@@ -61,7 +61,7 @@ class _Candidates(NamedTuple):
     def thresholds(self, index: npt.NDArray[np.int64]) -> Floats:
         lower, upper = self.values[index], self.values[index + 1]
         middle = lower / 2 + upper / 2
-        # Between adjacent floats the middle rounds to either; the lower one still separates, as > is strict.
+        # Between adjacent floats the middle rounds to one of them. The lower one separates, because > is strict.
         return np.where(middle < upper, middle, lower)
 
     def evaluate(self, objective: str, target_prior: float | None, index: Any = slice(None)) -> Floats:
@@ -99,7 +99,7 @@ def _sorted_candidates(s: Floats, y: Labels, positives: int) -> _Candidates:
     del order
     last = np.flatnonzero(ordered[1:] != ordered[:-1])
     if last.size == 0:
-        # All scores are equal: the one margin is all negative.
+        # All scores are equal: the only candidate calls every row negative.
         return _Candidates(ordered[[0, 0]], fn[-1:], y.size - fn[-1:], positives, y.size - positives)
     if last.size < y.size - 1:
         ordered = ordered[np.append(last, y.size - 1)]
@@ -114,22 +114,23 @@ def select_threshold(
 ) -> ThresholdResult:
     """Find the threshold with the largest objective, exactly: O(n log n) time, O(n) memory.
 
-    Every midpoint between two distinct scores is a candidate (the lower score, where no float lies between). All
-    positive and all negative are none, except that equal scores give themselves as the threshold, all negative (so an
-    MCC of 0). Of tied candidates (within 1e-12) the one in the widest gap wins, then the lowest.
+    Every midpoint between two neighbouring distinct scores is a candidate (the lower score, if there is no float
+    between them). No candidate calls all rows alike, with one exception: if all scores are equal, that score is the
+    threshold, every row is negative and the MCC is 0. Of tied candidates (within 1e-12), the one in the widest gap
+    wins, then the lowest.
 
     Args:
-        scores (`array-like` of shape `(n,)`): Any finite numbers that grow with P(positive); logits, by custom.
+        scores (`array-like` of shape `(n,)`): Any finite numbers that grow with P(positive), usually logits.
         labels (`array-like` of shape `(n,)`): 0 or 1, both present.
         objective (`str`, defaults to `"mcc"`): `"mcc"`, `"balanced_accuracy"` or `"f1"`.
-        target_prior (`float`, *optional*): Share of positives to weight the classes to; `None` as found.
+        target_prior (`float`, *optional*): Share of positives to weight the classes to; `None` keeps it.
 
     Returns:
         [`ThresholdResult`].
 
     Raises:
-        [`DataError`]: where an array is not what it must be, or the labels are of one class.
-        [`UsageError`]: for an unknown objective or a prior outside (0, 1).
+        [`DataError`]: an array has a wrong shape or value, or all labels are of one class.
+        [`UsageError`]: the objective is unknown, or the prior is outside (0, 1).
     """
     if objective not in OBJECTIVES:
         raise UsageError(f'objective must be one of {", ".join(OBJECTIVES)}, found "{objective}"')
@@ -154,15 +155,15 @@ def sweep(
     Args:
         scores, labels, target_prior: As for [`select_threshold`].
         max_points (`int`, defaults to 2000):
-            Most rows to return: above it, candidates evenly spaced by rank, the nearest one to the best MCC replaced
-            by it.
+            The most rows to return. Of more candidates, some are taken, evenly spaced by rank; the one nearest to the
+            best MCC is replaced by the best.
 
     Returns:
-        `dict[str, np.ndarray]` of float64, all of one length: `threshold` (rising), `mcc`, `balanced_accuracy`, `f1`,
+        `dict[str, np.ndarray]` of float64, of equal length: `threshold` (rising), `mcc`, `balanced_accuracy`, `f1`,
         `tpr` and `tnr`.
 
     Raises:
-        As [`select_threshold`]; [`UsageError`] where `max_points` is below 1.
+        As [`select_threshold`]; [`UsageError`] if `max_points` is below 1.
     """
     if max_points < 1:
         raise UsageError(f"max_points must be at least 1, found {max_points}")

@@ -1,1 +1,1 @@
-"""Vision transformers: loading, preprocessing, features. Importing `natix_hf.models.dinov3` registers its head."""
+"""Vision transformers: the table of architectures, adapters, loading, preprocessing and cached features."""

@@ -1,6 +1,6 @@
-"""One adapter setting: every tuner of PEFT that merges into a plain vision transformer, by name.
+"""The adapters by name: every tuner of PEFT that merges into a plain vision transformer.
 
-Light: a recipe is checked against the names without importing torch or PEFT.
+Light: checking a recipe against the names imports neither torch nor PEFT.
 """
 
 from __future__ import annotations
@@ -21,9 +21,15 @@ if TYPE_CHECKING:
 class AdapterKind:
     """One row of the table.
 
-    `config` is a class of PEFT; `defaults` are options that differ from PEFT's own; `divisors` are options that must
-    divide the model's width: the largest divisor up to the given number is taken; `targets` are the last parts of the
-    names of the adapted modules. `in_bake_off`: `auto` compares it.
+    Attributes:
+        config (`str`): Name of the config class in PEFT.
+        defaults (`dict`): Options whose default here differs from PEFT's.
+        divisors (`dict`):
+            Options that must divide the width of the model, with their upper bounds: the largest divisor within the
+            bound is the default.
+        targets (`tuple` of `str`): Last parts of the names of the adapted modules.
+        note (`str`): What the method does, and its source.
+        in_bake_off (`bool`): `adapter: auto` compares it with the others.
     """
 
     config: str
@@ -34,7 +40,7 @@ class AdapterKind:
     in_bake_off: bool = False
 
 
-AUTO = "auto"  # the best one of a bake-off, trainers/bakeoff.py
+AUTO = "auto"  # the winner of a bake-off, see trainers/bakeoff.py
 _AUTO_OPTIONS = ("r", "target_modules")
 _LORA = {"r": 8, "lora_alpha": 8}
 ADAPTERS: dict[str, AdapterKind] = {
@@ -42,31 +48,37 @@ ADAPTERS: dict[str, AdapterKind] = {
     "dora": AdapterKind(
         "LoraConfig",
         {**_LORA, "use_dora": True},
-        note="magnitude and direction apart, 2402.09353",
+        note="trains magnitude and direction apart, 2402.09353",
         in_bake_off=True,
     ),
-    "rslora": AdapterKind("LoraConfig", {**_LORA, "use_rslora": True}, note="scaled by the root of r, 2312.03732"),
+    "rslora": AdapterKind(
+        "LoraConfig", {**_LORA, "use_rslora": True}, note="LoRA scaled by the root of r, 2312.03732"
+    ),
     "pissa": AdapterKind(
         "LoraConfig",
         {**_LORA, "init_lora_weights": "pissa"},
-        note="starts from the largest singular vectors, which it takes out of the base, 2404.02948",
+        note="starts from the largest singular vectors and subtracts them from the base, 2404.02948",
     ),
     "adalora": AdapterKind(
         "AdaLoraConfig",
         {"init_r": 12, "target_r": 8, "lora_alpha": 12},
-        note="moves its ranks about, 2303.10512",
+        note="moves rank to the layers that need it, 2303.10512",
         in_bake_off=True,
     ),
     "adamss": AdapterKind("AdamssConfig"),
-    "beft": AdapterKind("BeftConfig", note="biases alone"),
-    "boft": AdapterKind("BOFTConfig", {"boft_block_num": 0}, {"boft_block_size": 4}, note="butterflies, 2311.06243"),
+    "beft": AdapterKind("BeftConfig", note="trains biases only"),
+    "boft": AdapterKind(
+        "BOFTConfig", {"boft_block_num": 0}, {"boft_block_size": 4}, note="butterfly-factorised rotations, 2311.06243"
+    ),
     "c3a": AdapterKind("C3AConfig", divisors={"block_size": 64}, note="circular convolution, 2407.19342"),
     "deft": AdapterKind("DeftConfig"),
-    "delora": AdapterKind("DeloraConfig", {"r": 8, "delora_lambda": 8}, note="angle and strength apart, 2503.18225"),
-    "fourierft": AdapterKind("FourierFTConfig", {"n_frequency": 500}, note="sparse spectrum, 2405.03003"),
+    "delora": AdapterKind(
+        "DeloraConfig", {"r": 8, "delora_lambda": 8}, note="trains angle and strength apart, 2503.18225"
+    ),
+    "fourierft": AdapterKind("FourierFTConfig", {"n_frequency": 500}, note="a sparse Fourier spectrum, 2405.03003"),
     "frod": AdapterKind("FrodConfig"),
     "glora": AdapterKind("GloraConfig", note="2306.07967"),
-    "gralora": AdapterKind("GraloraConfig", {"r": 8, "gralora_k": 2}, note="LoRA by blocks, 2505.20355"),
+    "gralora": AdapterKind("GraloraConfig", {"r": 8, "gralora_k": 2}, note="block-wise LoRA, 2505.20355"),
     "hira": AdapterKind("HiraConfig", {"r": 8}),
     "hra": AdapterKind("HRAConfig", {"r": 8}, note="Householder reflections, 2405.17484"),
     "ia3": AdapterKind(
@@ -78,19 +90,23 @@ ADAPTERS: dict[str, AdapterKind] = {
     "ln_tuning": AdapterKind(
         "LNTuningConfig",
         targets=("norm1", "norm2", "layernorm_before", "layernorm_after"),
-        note="norms alone, 2312.11420",
+        note="trains the norms only, 2312.11420",
     ),
-    "loha": AdapterKind("LoHaConfig", {"r": 8, "alpha": 8}, note="Hadamard product of two LoRA, 2108.06098"),
+    "loha": AdapterKind(
+        "LoHaConfig", {"r": 8, "alpha": 8}, note="Hadamard product of two low-rank updates, 2108.06098"
+    ),
     "lokr": AdapterKind("LoKrConfig", {"r": 8, "alpha": 8}, note="Kronecker product, 2309.14859", in_bake_off=True),
     "miss": AdapterKind("MissConfig", divisors={"r": 64}, note="2409.15371"),
     "oft": AdapterKind("OFTConfig", {"r": 0}, {"oft_block_size": 32}, note="rotations, 2306.07280"),
-    "osf": AdapterKind("OSFConfig", note="trains what is orthogonal to the base, which it decomposes, 2504.07097"),
+    "osf": AdapterKind("OSFConfig", note="decomposes the base and trains the part orthogonal to it, 2504.07097"),
     "peanut": AdapterKind("PeanutConfig"),
     "psoft": AdapterKind("PsoftConfig", {"r": 8}),
     "pvera": AdapterKind("PveraConfig", {"r": 32}),
     "randlora": AdapterKind("RandLoraConfig", {"r": 8}, note="random bases, 2502.00987"),
-    "road": AdapterKind("RoadConfig", divisors={"group_size": 64}, note="rotations in planes, 2409.00119"),
-    "shira": AdapterKind("ShiraConfig", {"r": 8}, note="some of the weights themselves, 2406.13175"),
+    "road": AdapterKind(
+        "RoadConfig", divisors={"group_size": 64}, note="rotations in two-dimensional planes, 2409.00119"
+    ),
+    "shira": AdapterKind("ShiraConfig", {"r": 8}, note="trains a sparse subset of the weights, 2406.13175"),
     "supertuning": AdapterKind("SupertuningConfig"),
     "tinylora": AdapterKind("TinyLoraConfig"),
     "unilora": AdapterKind("UniLoraConfig"),
@@ -98,14 +114,14 @@ ADAPTERS: dict[str, AdapterKind] = {
         "VBLoRAConfig", {"topk": 2, "r": 4}, {"vector_length": 64}, note="a bank of vectors, 2405.15179"
     ),
     "vera": AdapterKind("VeraConfig", {"r": 64}, note="shared random LoRA, 2310.11454"),
-    "waveft": AdapterKind("WaveFTConfig", {"n_frequency": 500}, note="sparse wavelets, 2505.12532"),
+    "waveft": AdapterKind("WaveFTConfig", {"n_frequency": 500}, note="sparse wavelet coefficients, 2505.12532"),
 }
-_PROMPTS = "it adds tokens to the input of a language model, a merged ViT has no place for them"
+_PROMPTS = "it adds tokens to the input of a language model, and a merged ViT has no place for them"
 REFUSED: dict[str, str] = {
-    "lily": "PEFT cannot merge it (shared parts of several layers)",
-    "poly": "it mixes adapters by task, and cannot be merged",
-    "shadow": "it keeps a model of its own beside the base, and cannot be merged",
-    "xlora": "it mixes adapters by input, and cannot be merged",
+    "lily": "PEFT cannot merge it: layers share parts of it",
+    "poly": "it mixes adapters by task, so it cannot be merged",
+    "shadow": "it keeps a second model beside the base, so it cannot be merged",
+    "xlora": "it mixes adapters by input, so it cannot be merged",
     "trainable_tokens": "a ViT has no vocabulary",
     "cartridge": _PROMPTS,
     "cpt": _PROMPTS,
@@ -115,26 +131,24 @@ REFUSED: dict[str, str] = {
     "p_tuning": _PROMPTS,
     "multitask_prompt_tuning": _PROMPTS,
 }
-# Options that the toolkit sets, or that would leave a merged model which is not the trained one.
+# Options that the toolkit sets itself, or with which the merged model would not be the trained one.
 _OWN_OPTIONS = {
-    "modules_to_save": "the classifier layer is trained beside the adapter anyway",
-    "bias": "merged biases would not be undone where the adapter is switched off",
+    "modules_to_save": "the classifier layer is always trained beside the adapter",
+    "bias": "merged biases would stay when the adapter is switched off",
     "task_type": "it is set for you",
     "peft_type": "the key adapter names it",
-    "inference_mode": "the adapter is trained",
-    "total_step": "the length of the training decides it",
+    "inference_mode": "the adapter must be trainable",
+    "total_step": "it follows from the length of the training",
     "alora_invocation_tokens": "a ViT has no vocabulary, and PEFT cannot merge aLoRA",
     "trainable_token_indices": "a ViT has no vocabulary",
-    "target_parameters": "an adapter is put on modules, which target_modules names",
-    # PEFT does not look at these two where modules are given by their whole names.
+    "target_parameters": "adapters are put on modules: name them in target_modules",
+    # PEFT ignores these two if modules are given by their full names, as they are here.
     "layers_to_transform": "name the modules of those layers in target_modules",
     "layers_pattern": "name the modules of those layers in target_modules",
 }
-# Starts that PEFT takes from data, and without any replaces by a plain one without a word.
+# Initialisations that need data. Without data, PEFT silently falls back to a plain one.
 _FROM_DATA = ("eva", "lora_ga")
-
-
-# What PEFT raises, or trips over, when it is given a value that it cannot use.
+# The errors by which PEFT refuses a value that it cannot use, or trips over it.
 _REFUSALS = (
     ArithmeticError,
     AssertionError,
@@ -148,14 +162,19 @@ _REFUSALS = (
 
 
 def check_adapter(name: str, options: dict[str, Any], where: str) -> None:
-    """Refuses an adapter that is not in the table, with the reason, and options that `none`, `full` or `auto` lack.
+    """Refuse an adapter that is not in the table, and options that it does not have.
+
+    Args:
+        name (`str`): `"none"`, `"full"`, `"auto"` or a name in `ADAPTERS`.
+        options (`dict`): The `adapter_options` of the recipe.
+        where (`str`): The section of the recipe, for the error.
 
     Raises:
-        RecipeError
+        [`RecipeError`]: one line with key, value, and the reason or what is allowed.
     """
     if name in ("none", "full"):
         if options:
-            raise RecipeError(f"{where}.adapter_options is for an adapter of PEFT: adapter is {name}")
+            raise RecipeError(f"{where}.adapter_options needs an adapter of PEFT: adapter is {name}")
     elif name == AUTO:
         _check_auto(options, where)
     elif name in REFUSED:
@@ -180,16 +199,21 @@ def _check_auto(options: dict[str, Any], where: str) -> None:
 def add_adapter(
     model: PreTrainedModel, name: str, options: dict[str, Any], total_steps: int, seed: int, where: str = "phase1"
 ) -> PeftModel:
-    """Puts an adapter around a classifier; adapter and classifier layer are trained, everything else is frozen.
+    """Put an adapter around a classifier. The adapter and the classifier layer are trained, the rest is frozen.
 
     Args:
-        model: changed in place.
-        options: of the tuner's own config class, over the table's defaults.
-        total_steps: optimizer steps of the training, which AdaLoRA's budget follows.
-        seed: of the adapter's first weights.
+        model (`PreTrainedModel`): Changed in place.
+        name (`str`): A name in `ADAPTERS`.
+        options (`dict`): Fields of the tuner's config class; they override the defaults of the table.
+        total_steps (`int`): Optimizer steps of the training, which AdaLoRA's budget follows.
+        seed (`int`): Seed of the adapter's initial weights.
+        where (`str`, defaults to `"phase1"`): The section of the recipe, for errors.
+
+    Returns:
+        `PeftModel`: around `model`.
 
     Raises:
-        RecipeError: an unknown option, or sizes that do not fit the model.
+        [`RecipeError`]: an option is unknown, or a size does not fit the model.
     """
     import torch
 
@@ -202,7 +226,8 @@ def add_adapter(
         wrapped = wrap_with_tuner(model, config)
     except _REFUSALS as error:
         raise _refused(error, name, where) from None
-    # Not by modules_to_save: PEFT 0.21 leaves its wrapper after a merge, and the reloaded head is another one.
+    # modules_to_save would merge just as well, but until the merge it hides the head in a wrapper, beside a frozen
+    # copy of it. Here the head is one linear layer called `classifier` before, during and after training.
     head_of(model).requires_grad_(True)
     return wrapped
 
@@ -210,10 +235,12 @@ def add_adapter(
 def adapter_config(
     model: PreTrainedModel, name: str, options: dict[str, Any], total_steps: int, where: str = "phase1"
 ) -> PeftConfig:
-    """PEFT's configuration of an adapter for this very model, which may be on the meta device.
+    """Make PEFT's configuration of an adapter for this model, which may be on the meta device.
+
+    Args: As for [`add_adapter`].
 
     Raises:
-        RecipeError: an unknown option, a value that PEFT refuses, or no such module.
+        [`RecipeError`]: an option is unknown, PEFT refuses a value, or there is no such module.
     """
     import peft
 
@@ -232,12 +259,12 @@ def adapter_config(
     final = settings.get("tfinal", 0)
     if name == "adalora" and isinstance(final, int) and total_steps - final < 2:  # PEFT 0.21: a KeyError in training
         raise RecipeError(
-            f"{where}.adapter is 'adalora', whose budget needs 2 steps before tfinal: there are {total_steps} steps "
-            f"and {where}.adapter_options.tfinal is {final}"
+            f"{where}.adapter is 'adalora', which needs 2 steps before tfinal: training has {total_steps} steps and "
+            f"{where}.adapter_options.tfinal is {final}"
         )
     if settings.get("init_lora_weights") in _FROM_DATA:
         key, value = f"{where}.adapter_options.init_lora_weights", settings["init_lora_weights"]
-        raise RecipeError(f"{key} is {value!r}, which is refused: it looks at data before training, which is not done")
+        raise RecipeError(f"{key} is {value!r}, which is refused: it needs data before training, and gets none here")
     if "feedforward_modules" in settings:
         ends = _names(settings["feedforward_modules"], f"{where}.adapter_options.feedforward_modules")
         settings["feedforward_modules"] = [m for m in settings["target_modules"] if m.endswith(ends)]
@@ -249,29 +276,29 @@ def adapter_config(
 
 
 def _refused(error: Exception, name: str, where: str) -> RecipeError:
-    return RecipeError(f"{where}.adapter_options: PEFT refuses them for {name} ({first_line(error)})")
+    return RecipeError(f"{where}.adapter_options: PEFT refuses these for {name} ({first_line(error)})")
 
 
 def adapted_modules(model: PeftModel) -> list[str]:
-    """Names of the modules that the adapter changes, as the live model has them."""
+    """List the names of the modules that the adapter changes, as the live model has them."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [name for name, module in model.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)]
 
 
 def _target_modules(model: nn.Module, wanted: Any, where: str) -> list[str]:
-    """Whole names of the modules of the live model that end in one of `wanted`."""
+    """The full names of the modules of the live model that end in one of `wanted`."""
     key = f"{where}.adapter_options.target_modules"
     wanted = _names(wanted, key)
     names = [name for name, _ in model.named_modules()]
     if any(name.partition(".")[0] == "classifier" or name == "classifier" for name in wanted):
-        raise RecipeError(f"{key}: the classifier layer is trained as it is")
+        raise RecipeError(f"{key}: leave the classifier layer out, it is trained without an adapter")
     found = [n for n in names if any(n == name or n.endswith(f".{name}") for name in wanted)]
     if not found:
         ends = sorted(
             {name.rpartition(".")[2] for name in names if name.rpartition(".")[2].endswith(("proj", "fc1", "fc2"))}
         )
-        raise RecipeError(f"{key}: no module ends in {' or '.join(wanted)}, there is {', '.join(ends)}")
+        raise RecipeError(f"{key}: no module ends in {' or '.join(wanted)}: there are {', '.join(ends)}")
     return found
 
 

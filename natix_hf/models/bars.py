@@ -1,4 +1,4 @@
-"""Progress bars of transformers, which say nothing where models are small and many."""
+"""Progress bars of transformers. They tell nothing if models are small and many are loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 @contextmanager
 def no_loading_bars() -> Iterator[None]:
-    """Inside, `from_pretrained` and `save_pretrained` draw no bar."""
+    """Draw no bars in `from_pretrained` and `save_pretrained` while this context is open."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -1,4 +1,4 @@
-"""Which device this process computes on."""
+"""The device that this process computes on."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import torch
 
 
 def runs_on_cpu() -> bool:
-    """Whether training here uses the CPU: there is no accelerator, or `accelerate launch --cpu` asked for it."""
+    """Tell whether training uses the CPU: there is no accelerator, or `accelerate launch --cpu` asked for it."""
     return not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
 
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """True float32 inside: on recent GPUs TF32 would round the inputs of convolutions and products to 10 bits, and the
-    logits of one model would differ between machines by far more than float32 does."""
+    """Compute in true float32 while this context is open.
+
+    On recent GPUs, TF32 would round the inputs of convolutions and matrix products to 10 bits. The logits of one model
+    would then differ between machines by far more than float32 rounding.
+    """
     convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
     before = convolutions.fp32_precision, products.fp32_precision
     convolutions.fp32_precision = products.fp32_precision = "ieee"
@@ -28,13 +31,13 @@ def full_float32() -> Iterator[None]:
 
 
 def default_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
+    """Return the accelerator if there is one, otherwise the CPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator if accelerator is not None else torch.device("cpu")
 
 
 def device_line() -> str:
-    """The devices that this process may compute on, in one line."""
+    """Describe the devices that this process may compute on, in one line."""
     version = f"PyTorch {torch.__version__}"
     if runs_on_cpu():
         return f"CPU, {os.cpu_count()} cores, {version}"

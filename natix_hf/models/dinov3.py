@@ -1,7 +1,7 @@
 """The image-classification head that transformers does not ship for DINOv3.
 
-Importing this module registers it with `AutoModelForImageClassification`. The subnet's official miner has no
-such class, so it cannot load a DINOv3 bundle.
+Importing this module registers it with `AutoModelForImageClassification`. The subnet's official miner lacks it, so it
+cannot load a DINOv3 bundle.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTPreTrain
 
 
 class DINOv3ViTForImageClassification(DINOv3ViTPreTrainedModel):
-    """DINOv3 with a linear layer on [cls ; mean of the patch tokens], as `Dinov2ForImageClassification` has it."""
+    """DINOv3 with a linear layer on [cls ; mean of the patch tokens], like `Dinov2ForImageClassification`."""
 
     base_model_prefix = "dinov3_vit"
 
@@ -29,7 +29,7 @@ class DINOv3ViTForImageClassification(DINOv3ViTPreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
     ) -> ImageClassifierOutput:
-        """Logits float [n, num_labels] of `pixel_values` float [n, 3, H, W]; the loss where `labels` are given."""
+        """Compute logits [n, num_labels] of `pixel_values` [n, 3, H, W], and the loss if `labels` are given."""
         outputs = self.dinov3_vit(pixel_values, **kwargs)
         tokens = outputs.last_hidden_state
         patches = tokens[:, 1 + self.config.num_register_tokens :]
@@ -40,5 +40,5 @@ class DINOv3ViTForImageClassification(DINOv3ViTPreTrainedModel):
         )
 
 
-# Without exist_ok, register() returns in silence for a config class that transformers itself ships.
+# Without exist_ok, register() silently does nothing for a config class that transformers ships.
 AutoModelForImageClassification.register(DINOv3ViTConfig, DINOv3ViTForImageClassification, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Frozen-backbone features: the input of the classifier layer, computed once and kept in a memory-mapped file."""
+"""Features of a frozen backbone: the input of the classifier layer, computed once and kept in a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ View = tuple[Dataset[Any], Sequence[Any]]
 
 
 class Head(nn.Module):
-    """The classifier layer alone. `features` float [n, d] -> {"logits": float [n, 2]}."""
+    """The classifier layer on its own: `features` float [n, d] -> {"logits": float [n, 2]}."""
 
     def __init__(self, classifier: nn.Linear) -> None:
         super().__init__()
@@ -34,12 +34,12 @@ class Head(nn.Module):
 
 
 def cache_folder() -> Path:
-    """Where derived data of several runs lies: beside the Hub's own cache, so that HF_HOME moves both."""
+    """Return the folder of data that runs share. It is beside the Hub's cache, so `HF_HOME` moves both."""
     return Path(os.environ.get("NATIX_HF_CACHE", Path(HF_HOME) / "natix_hf"))
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Hash of every tensor of a model but the classifier layer's."""
+    """Hash every tensor of a model except those of the classifier layer."""
     facts = []
     for name, tensor in sorted(model.state_dict().items()):
         if not name.startswith("classifier."):
@@ -50,7 +50,7 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def _settings(model: nn.Module) -> dict[str, str]:
-    """What the weights do not show of a model: heads, activation, epsilon and so on. Not where it was loaded from."""
+    """The facts about a model that its weights do not show, such as heads, activation and epsilon."""
     config = getattr(model, "config", None)
     facts = config.to_dict() if config is not None else {}
     ignored = ("_name_or_path", "transformers_version", "architectures")
@@ -60,14 +60,18 @@ def _settings(model: nn.Module) -> dict[str, str]:
 def cached_features(
     model: nn.Module, views: list[View], key: Any, batch_size: int, workers: int, device: torch.device
 ) -> np.ndarray:
-    """The input of the classifier layer for every view of every row: one forward pass for equal arguments, ever.
+    """Compute the input of the classifier layer for every view of every row, or read it from the cache.
 
     Args:
-        views: `(dataset, keys)` pairs with equally many keys n; `dataset[key]` yields `pixel_values`.
-        key: what the features depend on beside the weights (rows, processor, augmentation), as plain JSON values.
+        model (`nn.Module`): A classifier.
+        views (`list` of `(dataset, keys)`): Each with the same number n of keys; `dataset[key]` yields `pixel_values`.
+        key: Everything that the features depend on beside the weights (rows, processor, augmentation), as plain JSON
+            values. Equal weights and an equal key give the cached file.
+        batch_size, workers (`int`): Of the loader.
+        device (`torch.device`): Where to compute.
 
     Returns:
-        float32 [views, n, d], memory-mapped.
+        `np.ndarray` of float32, of shape `(views, n, d)`, memory-mapped.
     """
     path = cache_folder() / "features" / f"{json_sha256([weights_sha256(model), _settings(model), key])}.npy"
     if not path.is_file():
@@ -75,7 +79,7 @@ def cached_features(
             with atomic_file(path) as temporary:
                 _compute(model.to(device).eval(), views, temporary, batch_size, workers, device)
         except PermissionError:
-            if not path.is_file():  # on Windows: a run beside this one was quicker and has it open, which is as good
+            if not path.is_file():  # on Windows, if another run was quicker and has the file open: use that file
                 raise
     cached: np.ndarray = np.load(path, mmap_mode="r")
     return cached
@@ -102,4 +106,4 @@ def _compute(
         features.flush()
     finally:
         hook.remove()
-        del features  # Windows neither renames nor deletes a file that is mapped, if only by a traceback's frame
+        del features  # Windows cannot rename or delete a file while it is mapped, even by the frame of a traceback

@@ -1,4 +1,4 @@
-"""The learned gate: how far to trust an answer, from the features of the frozen classifier and its logit."""
+"""The learned gate: a confidence for each answer, from the features of the frozen classifier and its logit."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ GATE = "gate.safetensors"
 
 
 class Gate(nn.Module):
-    """A small MLP on standardised inputs. `features` float [n, d] -> {"logits": float [n]}.
+    """A small MLP on standardised inputs: `features` float [n, d] -> {"logits": float [n]}.
 
     Args:
-        width: d of `gate_inputs`. hidden: width of its hidden layer.
+        width (`int`): d, the number of columns of [`gate_inputs`].
+        hidden (`int`): Width of the hidden layer.
     """
 
     mean: torch.Tensor
@@ -35,34 +36,45 @@ class Gate(nn.Module):
         return {"logits": self.layers((features - self.mean) / self.std).squeeze(-1)}
 
     def standardise(self, inputs: np.ndarray) -> None:
-        """Takes mean and spread from the rows that the gate is trained on, float32 [n, d]."""
+        """Set mean and standard deviation from the rows that the gate is trained on, float32 [n, d]."""
         self.mean.copy_(torch.from_numpy(inputs.mean(axis=0)))
         self.std.copy_(torch.from_numpy(inputs.std(axis=0) + 1e-6))
 
     @torch.no_grad()
     def confidence(self, inputs: np.ndarray) -> np.ndarray:
-        """float64 [n], the gate's logit: a probability would saturate, and rows would tie."""
+        """Compute the confidence of each row, float64 [n]. It is a logit: a probability would saturate."""
         self.eval()
         logits: torch.Tensor = self(torch.from_numpy(inputs).to(self.mean.device))["logits"]
         return logits.double().cpu().numpy()
 
 
 def gate_inputs(features: np.ndarray, logits: np.ndarray, threshold: float) -> np.ndarray:
-    """What a gate reads: the classifier layer's input [n, d], the distance to the decision threshold, and its size;
-    float32 [n, d + 2]. The size is the margin, so that a gate can be no worse than it by its form."""
+    """Join the inputs of a gate: features, signed distance to the decision threshold, and its absolute value.
+
+    The absolute value is the margin, so a gate can always represent the margin itself.
+
+    Args:
+        features (`np.ndarray` of shape `(n, d)`): The input of the classifier layer.
+        logits (`np.ndarray` of shape `(n,)`): Logit differences.
+        threshold (`float`): The decision threshold, a logit.
+
+    Returns:
+        `np.ndarray` of float32, of shape `(n, d + 2)`.
+    """
     distance = np.asarray(logits, dtype=np.float64) - threshold
     return np.column_stack([features, distance, np.abs(distance)]).astype(np.float32)
 
 
 def save_gate(path: Path, gate: Gate) -> None:
+    """Write a gate as a safetensors file."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in gate.state_dict().items()}, path)
 
 
 def load_gate(path: Path) -> Gate:
-    """Reads a gate; its sizes are those of its tensors.
+    """Read a gate. Its widths are those of its tensors.
 
     Raises:
-        VerificationError: missing, damaged, or not a gate.
+        [`VerificationError`]: the file is missing, damaged or not a gate.
     """
     try:
         state = load_file(path)

@@ -1,9 +1,9 @@
 """The one preprocessing of deployment: the centre square, then the image processor that is saved with the model.
 
-Every candidate, of any architecture, carries a `ViTImageProcessor`: the only one that the official miner's call
-(transformers 4.45.2, `use_fast=True`) finds; the DINOv2 backbones' own `BitImageProcessor` it refuses. An image of the
-model's own size is neither cropped nor resized. A stock pipeline squeezes an image that is not square; `predict` cuts
-it to its centre square, as the subnet's validator does.
+Every candidate carries a `ViTImageProcessor`, whatever its architecture: it is the only one that the official miner's
+call (transformers 4.45.2, `use_fast=True`) finds. The miner refuses the `BitImageProcessor` of DINOv2 backbones. An
+image of the model's size is neither cropped nor resized. A stock pipeline squeezes an image that is not square;
+`predict` crops it to its centre square first, as the subnet's validator does.
 """
 
 from __future__ import annotations
@@ -17,15 +17,19 @@ from transformers import AutoImageProcessor, ViTImageProcessorPil
 
 from natix_hf.data.images import centre_square, to_rgb
 from natix_hf.errors import UsageError, VerificationError, first_line
-from natix_hf.models.classifier import resolve_backbone
 from natix_hf.models.config import ModelConfig
+from natix_hf.models.resolved import resolve_backbone
 
 _IMAGENET_MEAN = [0.485, 0.456, 0.406]
 _IMAGENET_STD = [0.229, 0.224, 0.225]
 
 
 def make_processor(config: ModelConfig) -> ViTImageProcessorPil:
-    """The processor of a candidate: the backbone's own mean and standard deviation (ImageNet's where it has none)."""
+    """Make the processor of a candidate, with the mean and standard deviation of the backbone, else of ImageNet.
+
+    Raises:
+        [`UsageError`]: the backbone's `preprocessor_config.json` is damaged.
+    """
     mean, std = _normalisation(config)
     size = config.image_size
     return ViTImageProcessorPil(
@@ -53,7 +57,11 @@ def _normalisation(config: ModelConfig) -> tuple[list[float], list[float]]:
 
 
 def load_processor(folder: Path) -> Any:
-    """The processor saved in a candidate or bundle, always with PIL: the same pixels on every machine."""
+    """Load the processor of a candidate or bundle. It always uses PIL: the same pixels on every machine.
+
+    Raises:
+        [`VerificationError`]: `preprocessor_config.json` is missing or cannot be used.
+    """
     try:
         return AutoImageProcessor.from_pretrained(
             folder, backend="pil", local_files_only=True, trust_remote_code=False
@@ -64,22 +72,22 @@ def load_processor(folder: Path) -> Any:
 
 
 class Preprocess:
-    """Callable `PIL image -> pixel_values float32 [3, size, size]`; picklable, for spawned loader workers."""
+    """A callable from a PIL image to `pixel_values` float32 [3, size, size]. Loader workers can pickle it."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
 
     @property
     def image_size(self) -> int:
-        """Height and width of what it makes, px.
+        """Height and width of its images, in px.
 
         Raises:
-            VerificationError: it makes images that are not square, or of no fixed size.
+            [`VerificationError`]: its images are not square, or have no fixed size.
         """
         size = dict(self.processor.size)
         height = size.get("height")
         if not isinstance(height, int) or height != size.get("width"):
-            raise VerificationError(f"the preprocessor_config.json has size {size}: a square in px is needed")
+            raise VerificationError(f"the preprocessor_config.json has size {size}: it must be a square in px")
         return height
 
     def __call__(self, image: Image.Image) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The one way in which PEFT is put around a model here."""
+"""The one place where PEFT is put around a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 
 def wrap_with_tuner(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
-    """`get_peft_model` without the one warning of PEFT 0.21 under transformers 5.23 that is not about the caller."""
+    """Call `get_peft_model` without the warning of PEFT 0.21 under transformers 5.23 that the caller cannot act on."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         wrapped = get_peft_model(model, config)
@@ -21,14 +21,17 @@ def wrap_with_tuner(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
 
 
 def count_trainable(model: nn.Module) -> int:
-    """How many numbers an optimizer would change."""
+    """Count the trainable parameters of a model."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 class Adapted(nn.Module):
-    """A classifier in its PeftModel as a plain module, of which Trainer keeps what is trained.
+    """A classifier in its PeftModel as a plain module, so that a checkpoint holds the trained tensors only.
 
-    `pixel_values` float [n, 3, H, W] -> {"logits": float [n, 2]}, in training with AdaLoRA also its `penalty`.
+    `pixel_values` float [n, 3, H, W] -> {"logits": float [n, 2]}; in training with AdaLoRA also `penalty`, a scalar.
+
+    Args:
+        model (`PeftModel`): As [`add_adapter`] returns it.
     """
 
     def __init__(self, model: PeftModel) -> None:
@@ -43,14 +46,17 @@ class Adapted(nn.Module):
         return outputs
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """What Trainer calls for `activation_checkpointing: true`."""
+        """Pass on what Trainer calls for `activation_checkpointing: true`."""
         base: Any = self.model.get_base_model()
         base.activation_checkpointing_enable(**kwargs)
 
 
 def orthogonality_penalty(model: PeftModel) -> torch.Tensor:
-    """AdaLoRA's regulariser (arXiv 2303.10512, eq. 4), times `orth_reg_weight`: mean over the factors of
-    ||P P^T - I||. PEFT adds it to a loss that the model itself computes, and here the Trainer computes it."""
+    """Compute AdaLoRA's regulariser (arXiv 2303.10512, eq. 4): the mean of ||P P^T - I|| over the factors.
+
+    It is multiplied by `orth_reg_weight`. PEFT adds it only to a loss that the model computes itself; here the Trainer
+    computes the loss.
+    """
     gaps = []
     for name, factor in model.named_parameters():
         if "lora_A" in name or "lora_B" in name:

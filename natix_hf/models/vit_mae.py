@@ -1,4 +1,4 @@
-"""ViT-MAE checkpoints (He et al., arXiv 2111.06377): the encoder is a plain ViT, the decoder is for phase 4 alone."""
+"""ViT-MAE checkpoints (He et al., arXiv 2111.06377): the encoder is a plain ViT, the decoder serves phase 4 only."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _SHARED = (
 
 
 def encoder_config(config: PreTrainedConfig) -> ViTConfig:
-    """The `vit` that a ViT-MAE's encoder is; transformers gives both the same names of tensors."""
+    """Return the config of a ViT-MAE's encoder as a `vit`. Both have the same tensor names in transformers."""
     return ViTConfig(**{name: getattr(config, name) for name in _SHARED})
 
 
 def encoder_of(model: ViTMAEForPreTraining) -> ViTModel:
-    """Its encoder as a ViT that sees every patch in order: position embeddings and all other tensors bit-equal."""
+    """Return the encoder as a ViT that sees every patch, in order. All tensors are bit-equal."""
     encoder = ViTModel(encoder_config(model.config), add_pooling_layer=False)
     encoder.load_state_dict(model.vit.state_dict(), strict=True)
     encoder.eval()
@@ -36,18 +36,19 @@ def encoder_of(model: ViTMAEForPreTraining) -> ViTModel:
 
 @no_loading_bars()
 def load_decoder(source: str, revision: str | None = None) -> ViTMAEDecoder:
-    """The decoder of a checkpoint as `ViTMAEForPreTraining` saves it, in float32; `.config` holds its own widths.
+    """Load the decoder of a checkpoint that `ViTMAEForPreTraining` saved, in float32. Its widths are in `.config`.
 
     Args:
-        source: a folder or a Hub id.
-        revision: of a Hub id.
+        source (`str`): A folder or a Hub id.
+        revision (`str`, *optional*): Branch, tag or commit of a Hub id.
 
     Raises:
-        UsageError: it cannot be loaded, lacks a tensor of the decoder, or one holds NaN or infinity.
+        [`UsageError`]: the checkpoint cannot be loaded or lacks a tensor of the decoder, or a tensor holds NaN or
+            infinity.
     """
     model_class: Any = ViTMAEForPreTraining
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what is missing is checked below
+    logging.set_verbosity_error()  # missing tensors are checked below
     try:
         model, info = model_class.from_pretrained(
             source,
@@ -66,11 +67,11 @@ def load_decoder(source: str, revision: str | None = None) -> ViTMAEDecoder:
     lost = sorted(key for key in fresh if key.startswith("decoder."))
     if lost:
         raise UsageError(
-            f"model.backbone: {source} lacks {len(lost)} tensors of its decoder, as {lost[0]}: "
-            "take a checkpoint saved by ViTMAEForPreTraining, or phase4.objective=dinov2, which needs none"
+            f"model.backbone: {source} lacks {len(lost)} tensors of its decoder, such as {lost[0]}: "
+            "use a checkpoint saved by ViTMAEForPreTraining, or phase4.objective=dinov2, which needs none"
         )
     decoder: ViTMAEDecoder = model.decoder
     broken = next((name for name, weights in decoder.named_parameters() if not weights.isfinite().all()), None)
     if broken is not None:
-        raise UsageError(f"model.backbone: {source} holds NaN or infinity in decoder.{broken}: take another")
+        raise UsageError(f"model.backbone: {source} holds NaN or infinity in decoder.{broken}: use another one")
     return decoder

@@ -9,9 +9,10 @@ from transformers import AutoConfig, PreTrainedModel
 
 from natix_hf.errors import UsageError, first_line
 from natix_hf.models.architectures import has_fixed_size
-from natix_hf.models.classifier import build_backbone, build_classifier, resolve_backbone
+from natix_hf.models.classifier import build_backbone, build_classifier
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import Preprocess, make_processor
+from natix_hf.models.resolved import resolve_backbone
 
 _USUAL_PX = 224
 

@@ -82,7 +82,7 @@ def test_a_row_is_enough_for_a_whole_run(deit: dict[str, Any], tmp_path: Path) -
     run = run_recipe(recipe, [1, 4, 2, 6], tmp_path / "run", overrides=["phase1.adapter=lora"])
     assert find_problems(str(run)) == []
     card = (run / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
-    assert "A deit image classifier" in card and "no class for deit" in card
+    assert "A deit image classifier" in card and "does not know deit" in card
     assert "cannot load a deit" in (run / "phase6_export" / "report.html").read_text(encoding="utf-8")
 
 
