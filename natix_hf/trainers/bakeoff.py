@@ -61,7 +61,7 @@ def bake_off(
     """
     if total_steps < _LEAST_STEPS:
         raise RecipeError(
-            f"{config.where}.adapter is 'auto', which compares trainings of at least {_LEAST_STEPS} steps, but there is "
+            f"{config.where}.adapter is 'auto', which compares trainings of {_LEAST_STEPS} steps or more, but there is "
             f"{total_steps} step: train longer, or name an adapter"
         )
     entrants = entrants_for(model, config.adapter_options, config.where)
