@@ -26,25 +26,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has been made.
+    """A run on disk, as [`run`] returns it. `Run(Path("outputs/quickstart/..."))` opens an older one.
 
     Args:
         folder (`Path`): The run folder, with everything that the phases left.
+
+    Example:
+
+        >>> from pathlib import Path
+        >>> import natix_hf
+        >>> run = natix_hf.Run(Path("outputs/my_run"))
+        >>> run.results.evaluation is None  # phase 6 has not run there
+        True
     """
 
     folder: Path
 
     @functools.cached_property
     def results(self) -> RunResults:
-        """The results of the phases, typed: `results.decision.threshold_logit`, `results.evaluation.as_found.metrics`.
-        A phase that has not run has left None."""
+        """The typed results of the phases, such as `results.decision.threshold_logit` and
+        `results.evaluation.as_found.metrics`. The result of a phase that has not run is None."""
         return read_results(self.folder)
 
     def bundle(self, **options: Any) -> Bundle:
-        """Loads the bundle of the run, checked. `options` are those of [`load_bundle`].
+        """Check and load the bundle of the run.
+
+        Args:
+            options: Passed to [`load_bundle`].
 
         Raises:
-            [`UsageError`]: phase 6 has not run.
+            [`UsageError`]: if phase 6 has not run.
         """
         from natix_hf.bundle.load import load_bundle
 
@@ -58,26 +69,26 @@ def run(
     dataset: Dataset | DatasetDict | None = None,
     overrides: Sequence[str] | Mapping[str, Any] = (),
 ) -> Run:
-    """Run the phases of a recipe, and skip what is current.
+    """Run the phases of a recipe and skip those that are up to date.
 
     Args:
         recipe (`str`, `Path`, `dict` or [`Recipe`]): The name of a packaged recipe, the path of a YAML file, a mapping
             of sections as in such a file, or a recipe object.
         phases (`list[int]`, *optional*): The phases to run, in any order. Defaults to those of the recipe.
-        run_dir (`str` or `Path`, *optional*): The folder of a run to continue, or to begin one in. Defaults to a new
-            folder under `outputs/`.
-        dataset (`datasets.Dataset` or `datasets.DatasetDict`, *optional*): The labelled images, in place of
+        run_dir (`str` or `Path`, *optional*): The run folder to continue, or an empty or new folder to start in.
+            Defaults to a new folder under `outputs/`.
+        dataset (`datasets.Dataset` or `datasets.DatasetDict`, *optional*): Labelled images that replace
             `data.source`, with an image column and a label column (`data.image_column`, `data.label_column`). A split
-            that is called "test" is the test split. A copy is kept in the cache of `datasets`, so that a run can be
+            named "test" becomes the test split. The cache of `datasets` keeps a copy, so that the run can be
             continued and launched on several GPUs.
         overrides (`list[str]` or `dict`, *optional*): Keys to change, as `["phase1.seed=1"]` or `{"phase1.seed": 1}`.
 
     Returns:
-        [`Run`]: With `folder`, `results` and `bundle()`.
+        [`Run`]: Has `folder`, `results` and `bundle()`.
 
     Raises:
-        [`UsageError`]: the recipe or the data cannot be used; its subclasses say which. [`RunError`]: a phase failed;
-        complete checkpoints stay, and the same `run_dir` continues.
+        [`UsageError`]: if the recipe or the data cannot be used ([`RecipeError`], [`DataError`]).
+        [`RunError`]: if a phase fails. Complete checkpoints stay, and the same `run_dir` continues.
 
     Example:
 
@@ -101,39 +112,41 @@ def run(
 
 
 def keep_dataset(dataset: Any) -> Path:
-    """Stores a dataset, its pictures included, in the cache of `datasets`, once. Returns the folder.
+    """Store a dataset with its pictures in the cache of `datasets`, unless it is there, and return the folder.
 
     Raises:
-        [`UsageError`]: it is neither a `Dataset` nor a `DatasetDict`, or a streamed one.
+        [`UsageError`]: if it is not a `Dataset` or `DatasetDict`, or if it is streamed.
     """
     import datasets
 
     if not isinstance(dataset, datasets.Dataset | datasets.DatasetDict):
         kind = type(dataset).__name__
-        raise UsageError(f"dataset is a {kind}: give a datasets.Dataset or DatasetDict that is not streamed")
+        raise UsageError(f"dataset is a {kind}: pass a datasets.Dataset or DatasetDict that is not streamed")
     parts = dataset if isinstance(dataset, datasets.DatasetDict) else {"": dataset}
     key = json_sha256({name: part._fingerprint for name, part in parts.items()})[:32]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "natix_hf" / f"given-{key}"
     if not folder.exists():
-        tell(f"data     kept in {folder}")
+        tell(f"data     stored in {folder}")
         with atomic_folder(folder) as temporary:
             dataset.save_to_disk(str(temporary))
     return folder
 
 
 def _yaml(value: Any) -> str:
-    """A value as the right side of `KEY=VALUE`."""
+    """Format a value as the right side of `KEY=VALUE`."""
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
 
 
 def _write_down(content: dict[str, Any], name: str) -> Path:
-    """A YAML file of a recipe, by which the processes of a launch, or a later day, name it."""
+    """Write a recipe to a YAML file, so that launched processes and later runs can name it, and return its path."""
     from natix_hf.models.features import cache_folder
 
     try:
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     except yaml.YAMLError as error:
-        raise RecipeError(f"recipe holds a value that YAML has no word for ({first_line(error)})") from None
+        raise RecipeError(
+            f"recipe holds a value that YAML cannot write: use text, numbers, lists and dicts ({first_line(error)})"
+        ) from None
     path = cache_folder() / "recipes" / hashlib.sha256(text.encode()).hexdigest()[:12] / f"{name}.yaml"
     write_text(path, text)
     return path

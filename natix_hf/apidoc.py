@@ -1,4 +1,4 @@
-"""`docs/api.md` from the code: signature and docstring of every public name. `make docs` writes it."""
+"""Generate `docs/api.md` from the code: signature and docstring of every public name. `make docs` runs it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _method(key: str, member: Any) -> str:
 def _signature(name: str, value: Any) -> str:
     try:
         signature = inspect.signature(value)
-    except (TypeError, ValueError):  # a class that takes its arguments otherwise
+    except (TypeError, ValueError):  # a class without a readable signature
         return ""
     parameters = [p for key, p in signature.parameters.items() if key not in ("self", "cls")]
     plain = [p.replace(annotation=inspect.Parameter.empty) for p in parameters]
@@ -69,7 +69,7 @@ def _signature(name: str, value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """A docstring, with its sections as they are: indented blocks are read as they stand in the code."""
+    """A docstring as Markdown: sections become bold headings, and their entries become lists."""
     text = inspect.getdoc(value) or ""
     headings = ("Args:", "Attributes:", "Returns:", "Yields:", "Raises", "Example:", "References:")
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""From a trained classifier to a bundle, in one call: threshold, calibration, folding, the files, the proof."""
+"""From a trained classifier to a bundle in one call: threshold, calibration, folding, files and checks."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from natix_hf.data.views import AskedViews
 from natix_hf.errors import DataError, UsageError
 from natix_hf.labels import ID2LABEL
 from natix_hf.metrics import select_threshold
+from natix_hf.metrics.table import told_metrics
+from natix_hf.models.architectures import architecture_of
 from natix_hf.provenance.manifest import git_state, package_versions
 from natix_hf.resources import resource_folder
 from natix_hf.results.answers import compute_answers, save_candidate
@@ -50,35 +52,44 @@ def bundle_of(
     fold: Fold = "decision",
     model_name: str = "A yes/no image classifier",
 ) -> Bundle:
-    """Make a bundle of a classifier that a [`RoadworkTrainer`] has trained.
+    """Build a bundle from a classifier that a [`RoadworkTrainer`] has trained.
 
-    The decision threshold (largest MCC) and the calibration are fitted on the evaluation rows. Both are optimistic
-    there, so give test rows for figures that may be shown to others. A run of a recipe does more: splits without
-    leaks, a gate, a guarantee.
+    The decision threshold (largest MCC) and the calibration are fitted on the evaluation rows. Their figures on the
+    same rows are optimistic, so pass test rows if you want figures to publish. A recipe run does more: it makes
+    leak-free splits, a gate and a guarantee.
 
     Args:
-        trainer ([`RoadworkTrainer`]): After `train()`.
-        folder (`str` or `Path`): The new bundle folder.
+        trainer ([`RoadworkTrainer`]): The trainer, after `train()`.
+        folder (`str` or `Path`): The bundle folder to create. It must not exist.
         eval_dataset (`datasets.Dataset`, *optional*): Labelled rows with an image and a label column. Defaults to the
-            trainer's own, if that is such a dataset.
-        test_dataset (`datasets.Dataset`, *optional*): Labelled rows that nothing was trained or chosen on. Without
-            them the card says that nothing was measured.
-        group_by (`str`, *optional*): A column of `test_dataset`; rows with one value of it are not independent.
-        image_column, label_column (`str`): Names of the columns.
-        target_prior (`float`, *optional*): Share of label 1 that the model will meet. Defaults to that of the rows.
+            trainer's own evaluation set, if it holds pictures.
+        test_dataset (`datasets.Dataset`, *optional*): Labelled rows that played no part in training or in any choice.
+            Without them the model card says that nothing was measured.
+        group_by (`str`, *optional*): A column of `test_dataset`. Rows with the same value are not independent.
+        image_column (`str`, defaults to `"image"`): The image column of both datasets.
+        label_column (`str`, defaults to `"label"`): The label column of both datasets, with 0 and 1.
+        target_prior (`float`, *optional*): Share of label 1 in use, from 0 to 1. Defaults to the share in the rows.
         calibration (`str`, defaults to `"temperature"`): `"temperature"`, `"platt"` or `"none"`.
-        fold (`str`, defaults to `"decision"`): What a stock pipeline's cut at 0.5 follows; see `phase6.fold`.
-        model_name (`str`): On the card.
+        fold (`str`, defaults to `"decision"`): What a plain cut at 0.5 follows: `"decision"` (the fitted threshold),
+            `"calibration"` (the calibrated probability) or `"none"`.
+        model_name (`str`): The title of the model card.
 
     Returns:
-        [`Bundle`]: Loaded from the folder, every file checked.
+        [`Bundle`]: Loaded from the folder after every file was checked.
 
     Raises:
-        [`UsageError`]: the trainer has no plain two-label model yet, or there are no evaluation rows, or the folder
-            exists. [`DataError`]: the rows cannot be used. [`RunError`]: the bundle does not answer as the model.
+        [`UsageError`]: if the trainer holds no plain two-label model, if there are no evaluation rows, or if the
+            folder exists.
+        [`DataError`]: if the rows cannot be used.
+        [`RunError`]: if the bundle does not answer like the model.
 
     Example:
 
+        >>> import natix_hf
+        >>> trainer = natix_hf.RoadworkTrainer(  # doctest: +SKIP
+        ...     model="facebook/dinov2-small", train_dataset=rows["train"], eval_dataset=rows["validation"]
+        ... )
+        >>> trainer.train()  # doctest: +SKIP
         >>> bundle = natix_hf.bundle_of(trainer, "my_bundle", test_dataset=rows["test"])  # doctest: +SKIP
         >>> bundle.predict("street.jpg")  # doctest: +SKIP
     """
@@ -86,21 +97,23 @@ def bundle_of(
 
     target = Path(folder)
     if target.exists():
-        raise UsageError(f"bundle_of: {target} exists already: name a new folder")
+        raise UsageError(f"bundle_of: {target} already exists: name a new folder")
     model: Any = trainer.model
     if not isinstance(model, PreTrainedModel) or getattr(model.config, "num_labels", 0) != 2:
-        raise UsageError(f"bundle_of: the trainer holds a {type(model).__name__}: call train() first")
+        raise UsageError(
+            f"bundle_of: the trainer holds a {type(model).__name__}, not a plain two-label model: call train() first"
+        )
     shown = trainer.eval_dataset
     if eval_dataset is not None:
         asked = ask(rows_of(eval_dataset, "eval", image_column, label_column))
     elif isinstance(shown, AskedViews):
         asked = shown.asked
     else:
-        raise UsageError("bundle_of: the trainer has no evaluation rows with pictures: give eval_dataset=")
+        raise UsageError("bundle_of: the trainer has no evaluation rows with pictures: pass eval_dataset=")
     config: Any = model.config
     names = {int(index): str(name) for index, name in config.id2label.items()}
     with tempfile.TemporaryDirectory() as scratch:
-        _name_labels(model, ID2LABEL)  # a bundle names its answers as the subnet does; the card says what they are
+        _name_labels(model, ID2LABEL)  # a bundle uses the subnet's names; the card says what they mean here
         candidate = save_candidate(Path(scratch) / "trained", model, trainer.processing_class)
         _name_labels(model, names)
         nn.Module.to(model, device=trainer.args.device)
@@ -154,6 +167,7 @@ def _card(
     measured: Evaluation | None,
     trainer: RoadworkTrainer,
 ) -> str:
+    architecture = str(trainer.model.config.model_type)  # type: ignore[union-attr]  # it was checked
     environment = Environment(
         loader=FileSystemLoader(resource_folder("model_cards")), undefined=StrictUndefined, keep_trailing_newline=True
     )
@@ -165,7 +179,9 @@ def _card(
         eval_rows=eval_rows,
         eval_mcc=eval_mcc,
         measured=measured,
-        architecture=trainer.model.config.model_type,  # type: ignore[union-attr]  # it was checked
+        head=getattr(architecture_of(architecture), "head", None),
+        told=told_metrics(card=True),
+        architecture=architecture,
         settings=trainer.args,
         repo=REPO_PLACEHOLDER,
         packages=package_versions(),

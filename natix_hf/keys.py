@@ -1,4 +1,4 @@
-"""Every key of a recipe with type, default and meaning, from the dataclasses: `natix-hf keys`, and docs/keys.md.
+"""Every key of a recipe with its type, default and meaning, for `natix-hf keys` and docs/keys.md.
 
 `python -m natix_hf.keys > docs/keys.md` writes the page.
 """
@@ -17,19 +17,19 @@ from natix_hf.recipe import Recipe
 from natix_hf.section import Section, describe, key_meanings, key_types, section_of, unknown_key
 from natix_hf.trainers.config import Argument, TrainingSection
 
-_WIDEST = 100  # columns of a text that is read, however wide the terminal
+_WIDEST = 100  # columns; longer lines are hard to read, however wide the terminal is
 _OWN = "its own defaults"
 _FURTHER = "Any other field of transformers.TrainingArguments is a key of this section too."
 _INTRODUCTION = """\
 # Every key of a recipe
 
-This page is made from the code by `python -m natix_hf.keys > docs/keys.md`; `natix-hf keys SECTION` prints the same in
-a terminal. A key of `phase1:` in the YAML file is `phase1.KEY=VALUE` on the command line."""
+`python -m natix_hf.keys > docs/keys.md` makes this page from the code. `natix-hf keys SECTION` prints the same in a
+terminal. A key under `phase1:` in the YAML file is `phase1.KEY=VALUE` on the command line."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """One row: `type`, `default` and `meaning` as text."""
+    """One row of the table: `type`, `default` and `meaning` are text."""
 
     name: str
     type: str
@@ -38,7 +38,7 @@ class Key:
 
 
 def sections() -> dict[str, type[Section]]:
-    """Every section of a recipe by its place, as in `data.augment`; "" is the recipe itself."""
+    """Every section of a recipe by its place, such as `data.augment`; "" is the recipe itself."""
     found: dict[str, type[Section]] = {"": Recipe}
     waiting = [""]
     while waiting:
@@ -52,7 +52,7 @@ def sections() -> dict[str, type[Section]]:
 
 
 def keys_of(section: type[Section]) -> list[Key]:
-    """The keys of a section: its own ones, then the fields of TrainingArguments that have a default here."""
+    """The keys of a section: its own keys first, then the fields of TrainingArguments that have a default here."""
     types, meanings = key_types(section), key_meanings(section)
     defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(section)}
     names = sorted(types, key=lambda name: isinstance(meanings[name], Argument))
@@ -65,15 +65,15 @@ def keys_of(section: type[Section]) -> list[Key]:
 
 
 def summary(section: type[Section]) -> str:
-    """What a section is about: the first line of its docstring."""
+    """The first line of a section's docstring, which says what the section is about."""
     return (section.__doc__ or "").strip().splitlines()[0]
 
 
 def as_text(place: str | None = None, width: int = 80) -> str:
-    """What `natix-hf keys` prints: all sections, one of them, or one key.
+    """The text that `natix-hf keys` prints about all sections, one section or one key.
 
     Raises:
-        UsageError: there is no such section or key.
+        UsageError: if there is no such section or key.
     """
     known = sections()
     if place is None:
@@ -83,7 +83,7 @@ def as_text(place: str | None = None, width: int = 80) -> str:
     outer, _, name = place.rpartition(".")
     if outer not in known:
         listed = ", ".join(name for name in known if name)
-        raise UsageError(f"no section {outer!r}{did_you_mean(outer, known, otherwise=f': there is {listed}')}")
+        raise UsageError(f"no section {outer!r}{did_you_mean(outer, known, otherwise=f': the sections are {listed}')}")
     rows = keys_of(known[outer])
     if name not in [key.name for key in rows]:
         raise unknown_key(name, outer, [key.name for key in rows], note=_note(known[outer]))
@@ -91,7 +91,7 @@ def as_text(place: str | None = None, width: int = 80) -> str:
 
 
 def as_markdown() -> str:
-    """The page docs/keys.md."""
+    """The text of docs/keys.md."""
     parts = [_INTRODUCTION]
     for place, section in _listed(sections()).items():
         head = f"## `{place}`" if place else "## At the top"
@@ -110,7 +110,7 @@ def terminal_width() -> int:
 
 
 def _listed(known: dict[str, type[Section]]) -> dict[str, type[Section]]:
-    """Every class once: `phase4.supervised` has the keys of `phase1`."""
+    """The sections with each class once: `phase4.supervised` has the same keys as `phase1`."""
     firsts: dict[type[Section], str] = {}
     for place, section in known.items():
         firsts.setdefault(section, place)

@@ -1,4 +1,4 @@
-"""The names of the two answers, as the subnet asks for them. `config.json` of every model repeats them."""
+"""The names of the two answers, as the subnet uses them. Every model's `config.json` repeats them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`accelerate launch recipes/phaseN.py`: one phase on every launched rank, in the newest run of its recipe."""
+"""The main function of `accelerate launch recipes/phaseN.py`: one phase on every rank, in a recipe's newest run."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _PATIENCE_S = 4 * 3600
 
 
 def phase_script(number: int, arguments: Sequence[str] | None = None) -> None:
-    """`accelerate launch recipes/phaseN.py`: one phase on every launched rank, in the newest run of its recipe."""
+    """Run phase `number` on every launched rank, in the newest run of the recipe."""
     parser = argparse.ArgumentParser(description=f"phase {number}: {PHASES[number].title}")
     parser.add_argument(
         "--recipe", default=DEFAULT_RECIPE, help="a packaged recipe or a YAML file (default: quickstart)"
     )
-    parser.add_argument("--run-dir", type=Path, help="the run to continue (default: the newest of the recipe)")
-    parser.add_argument("--new", action="store_true", help="begin a new run")
+    parser.add_argument("--run-dir", type=Path, help="the run folder to continue (default: the recipe's newest run)")
+    parser.add_argument("--new", action="store_true", help="start a new run")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override the recipe")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="change a key of the recipe")
     given = parser.parse_intermixed_args(arguments)
     robust_streams()
     with errors_in_one_line(given.debug):
@@ -45,8 +45,8 @@ def _run_on_every_rank(number: int, given: argparse.Namespace) -> None:
 
     recipe, phase = load_recipe(given.recipe, given.overrides), PHASES[number]
     require_labels(recipe, [number])
-    # The process group is made here, so the two keys of TrainingArguments that shape it must count from here on. The
-    # other ranks wait while rank 0 downloads and decodes, which may take longer than torch's ten minutes.
+    # The process group is created here, so the two keys of TrainingArguments that shape it apply from here on. The
+    # other ranks wait while rank 0 downloads and decodes. That may take longer than torch's default of ten minutes.
     training = (recipe.stage(number) if phase.trains else recipe.phase1).training_fields()
     group: dict[str, Any] = {"timeout": timedelta(seconds=training.get("ddp_timeout", _PATIENCE_S))}
     if training.get("ddp_backend"):
@@ -54,13 +54,13 @@ def _run_on_every_rank(number: int, given: argparse.Namespace) -> None:
     state = PartialState(cpu=runs_on_cpu(), **group)
     if phase.trains:
         check_trainings(recipe, [phase], given.run_dir or (None if given.new else newest_run(OUTPUTS, recipe.name)))
-    # Rank 0 chooses the run and divides the rows; an error there ends it, and the launcher ends the others.
+    # Rank 0 chooses the run and splits the rows. If that fails, rank 0 ends and the launcher ends the others.
     chosen = _choose_run(recipe, given.run_dir, given.new) if state.is_main_process else None
     with log_to(chosen / LOG) if chosen is not None else nullcontext():
         agreed: list[Any] = [None, None]
         if chosen is not None:
             tell(f"device   {state.num_processes} processes on {device_line()}")
-            say(f"run {chosen}")
+            say(f"run      {chosen}")
             require_upstream(chosen, [number])
             run_phase(PHASES[0], recipe, chosen, data_loader(recipe, chosen))
             agreed = [str(chosen), why_run(chosen, phase, recipe)]

@@ -1,4 +1,4 @@
-"""Runs phases in their order: skips what is current, and launches what trains on several devices."""
+"""Run phases in order: skip those that are up to date, and launch those that train on several devices."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from natix_hf.resources import resource_folder
 from natix_hf.runs.attempt import Attempt, restore_set_aside, tidy
 from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.runs.folders import LOG, new_run, open_run, runs_of
-from natix_hf.runs.freshness import require_upstream, why_not_current
+from natix_hf.runs.freshness import NOT_FINISHED, require_upstream, why_not_current
 from natix_hf.runs.graph import PHASES, Phase, order_phases
 from natix_hf.runs.pins import pinned_data
-from natix_hf.terminal import log_to, minutes, say, tell
+from natix_hf.terminal import LABEL, log_to, minutes, say, tell
 
 if TYPE_CHECKING:
     from natix_hf.data.rows import ImageData
@@ -40,12 +40,14 @@ def run_recipe(
     accelerate_config: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Path:
-    """`natix-hf run`: the wanted phases of a recipe, in one new run or in `run_dir`.
+    """Run phases of a recipe in a new run folder or in `run_dir`, as `natix-hf run` does.
 
     Args:
-        reference: the name of a packaged recipe, or the path of a YAML file.
-        phases: numbers, in any order; None: those of the recipe.
-        accelerate_config: launch training phases with this file of `accelerate config`.
+        reference: The name of a packaged recipe or the path of a YAML file.
+        phases: Phase numbers in any order; None takes those of the recipe.
+        run_dir: The run folder to continue, or a new or empty one; None makes one under `outputs/`.
+        accelerate_config: A file of `accelerate config` to launch training phases with.
+        overrides: `KEY=VALUE` texts.
 
     Returns:
         The run folder.
@@ -61,19 +63,21 @@ def run_phases(
     run_dir: Path | None = None,
     accelerate_config: Path | None = None,
 ) -> Path:
-    """`run_recipe` of a recipe that has been read.
+    """Run phases like `run_recipe`, for a recipe that has already been read.
 
     Args:
-        given: how another process names the same recipe: its reference, and `KEY=VALUE` overrides.
+        given: The reference of the recipe and its `KEY=VALUE` overrides, by which another process finds it.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
-            "natix-hf run starts its own processes: call it plainly, or `accelerate launch recipes/phaseN.py`"
+            "natix-hf run starts its own processes: run it without a launcher, or use "
+            "`accelerate launch recipes/phaseN.py`"
         )
     wanted = order_phases(phases if phases is not None else recipe.phases)
     if accelerate_config is not None and not accelerate_config.is_file():
         raise UsageError(
-            f"--accelerate-config {accelerate_config}: no such file; see {resource_folder('accelerate_configs')}"
+            f"--accelerate-config {accelerate_config}: no such file; examples are in "
+            f"{resource_folder('accelerate_configs')}"
         )
     from natix_hf.models.device import device_line
 
@@ -85,7 +89,7 @@ def run_phases(
     chosen = ["--phases", ",".join(map(str, wanted))] if phases is not None else []
     with log_to(folder / LOG), _continuable(["natix-hf", "run", *given, *chosen, "--run-dir", str(folder)]):
         tell(f"device   {device_line()}")
-        say(f"run {folder}")
+        say(f"run      {folder}")
         load_data = data_loader(recipe, folder)
         took = _durations_before(recipe.name)
         for place, number in enumerate(ordered := [0, *wanted]):
@@ -97,22 +101,22 @@ def run_phases(
                 _launch(phase, launch_options, ["--recipe", reference, "--run-dir", str(folder), *overrides])
             left = ordered[place + 1 :]
             if left and took.keys() >= set(left):
-                tell(f"         about {minutes(sum(took[n] for n in left))} left, by the run before")
+                tell(f"left     about {minutes(sum(took[n] for n in left))}, if it takes as long as the last run")
     return folder
 
 
 @contextmanager
 def _continuable(command: Sequence[str]) -> Iterator[None]:
-    """Tells how to go on where Ctrl-C ends the block."""
+    """Print the command that continues the run if Ctrl-C ends the block."""
     try:
         yield
     except KeyboardInterrupt:
-        sys.stderr.write(f"\ninterrupted; complete checkpoints stay. This continues: {shlex.join(command)}\n")
+        sys.stderr.write(f"\ninterrupted; complete checkpoints stay. To continue: {shlex.join(command)}\n")
         raise
 
 
 def _durations_before(recipe_name: str) -> dict[int, float]:
-    """Seconds that each phase took in the newest run of the recipe that finished it."""
+    """The seconds that each phase took in the newest run of the recipe that finished it."""
     took: dict[int, float] = {}
     for run in runs_of(OUTPUTS, recipe_name):
         for number, phase in PHASES.items():
@@ -129,7 +133,7 @@ def run_phase(
     is_main: bool = True,
     wait_for_everyone: Callable[[], None] = lambda: None,
 ) -> None:
-    """One phase in this process, unless what lies there is current; every rank calls it where the phase trains."""
+    """Run one phase in this process, unless its result is up to date. Every rank calls it if the phase trains."""
     reason = why_run(run_dir, phase, recipe) if is_main else ""
     if reason is None:
         tell(f"phase {phase.number}  {phase.title}: current, skipped")
@@ -141,32 +145,33 @@ def run_phase(
     context = PhaseContext(phase, recipe, run_dir, load_data, is_main)
     module = importlib.import_module(phase.module)
     if is_main:
-        tell(f"phase {phase.number}  {phase.title} ({reason})")
+        tell()
+        tell(f"phase {phase.number}  {phase.title}" + ("" if reason == NOT_FINISHED else f" ({reason})"), hang=LABEL)
         attempt = Attempt(context, keep=module.finished_parts(context) if hasattr(module, "finished_parts") else ())
-    wait_for_everyone()  # no rank looks for a checkpoint before rank 0 has cleared what is stale
+    wait_for_everyone()  # no rank may look for a checkpoint before rank 0 has removed stale ones
     import torch
     from safetensors import SafetensorError
 
     try:
         outcome: Outcome = module.run(context)
-    except UsageError:  # bad input, found before work
+    except UsageError:  # bad input, found before any work
         if is_main:
             attempt.put_back()
         raise
     except torch.OutOfMemoryError as error:
         advice = "lower per_device_train_batch_size and raise gradient_accumulation_steps"
         raise RunError(f"phase {phase.number} ran out of memory ({first_line(error)}): {advice}") from None
-    except SafetensorError as error:  # what safetensors makes of a full disk
+    except SafetensorError as error:  # safetensors raises this on a full disk
         raise RunError(
             f"phase {phase.number} could not write or read weights under {run_dir} ({error}): is there space left?"
         ) from None
     if is_main:
         attempt.finish(outcome.metrics)
-        say(f"phase {phase.number}  {outcome.told}, {minutes(time.monotonic() - begin)}")
+        say(f"phase {phase.number}  done in {minutes(time.monotonic() - begin)}: {outcome.told}", hang=LABEL)
 
 
 def _hide_progress_bars() -> None:
-    """In a file or a pipe every redrawn bar would be a line of its own."""
+    """Turn progress bars off: in a file or a pipe every update would be a line of its own."""
     import datasets
     from transformers.utils import logging
 
@@ -175,13 +180,12 @@ def _hide_progress_bars() -> None:
 
 
 def data_loader(recipe: Recipe, run_dir: Path) -> Callable[[], ImageData]:
-    """Loads source and splits once a process; the splits of the run where phase 0 is finished."""
+    """A function that loads the source and its splits once per process. After phase 0 the splits are the run's."""
 
     @functools.cache
     def load() -> ImageData:
         from natix_hf.data.rows import load_image_data
-        from natix_hf.data.splits import read_splits
-        from natix_hf.phases.phase0_data import SPLITS
+        from natix_hf.data.splits import SPLITS, read_splits
 
         current = why_not_current(run_dir, PHASES[0], recipe) is None
         data = pinned_data(run_dir, recipe.data)
@@ -191,12 +195,13 @@ def data_loader(recipe: Recipe, run_dir: Path) -> Callable[[], ImageData]:
 
 
 def why_run(run_dir: Path, phase: Phase, recipe: Recipe) -> str | None:
+    """The reason to run a phase, or None if its result, restored if it was set aside, is up to date."""
     restore_set_aside(run_dir, phase, recipe)
     return why_not_current(run_dir, phase, recipe)
 
 
 def _launch_options(accelerate_config: Path | None) -> list[str] | None:
-    """Options of `accelerate launch` for training on several devices; None: train in this process."""
+    """The options of `accelerate launch` for training on several devices; None means to train in this process."""
     if accelerate_config is not None:
         return ["--config_file", str(accelerate_config)]
     import torch
@@ -213,5 +218,6 @@ def _launch(phase: Phase, options: list[str], arguments: list[str]) -> None:
     done = subprocess.run(command, check=False)
     if done.returncode:
         raise RunError(
-            f"phase {phase.number} failed under accelerate launch (exit code {done.returncode}); its lines are above"
+            f"phase {phase.number} failed under accelerate launch (exit code {done.returncode}); the cause is in the "
+            "lines above"
         )

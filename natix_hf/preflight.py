@@ -1,4 +1,4 @@
-"""What can be refused before any work: settings that do not fit the model, missing labels, a Hub that says no."""
+"""Checks before any work: settings that do not fit the model, missing labels, a Hub that would refuse the push."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from natix_hf.recipe import Recipe
 from natix_hf.runs.graph import PHASES, Phase
 from natix_hf.runs.pins import pinned_model
 
-# TrainingArguments want a folder; nothing is written there by a check.
+# TrainingArguments need a folder. A check writes nothing there.
 _NOWHERE = Path("outputs")
 
 
 def check_run(recipe: Recipe, wanted: Sequence[int], run_dir: Path | None, trains_here: bool) -> None:
-    """Refuses what would fail later, after hours of decoding and training.
+    """Find now what would otherwise fail after hours of decoding and training.
 
     Args:
-        run_dir: of the run that goes on, with the commits that it has pinned; None: a new one.
-        trains_here: training phases run in this process.
+        run_dir: The run to continue, with the commits that it has pinned; None for a new run.
+        trains_here: Training phases run in this process.
 
     Raises:
         UsageError: with the key or the phase, and what to do.
@@ -37,10 +37,13 @@ def check_run(recipe: Recipe, wanted: Sequence[int], run_dir: Path | None, train
 
 
 def check_trainings(recipe: Recipe, phases: Sequence[Phase], run_dir: Path | None) -> None:
-    """Lets transformers refuse model and settings before any work begins, not after every image was decoded.
+    """Build the models and settings of training phases without weights, so that transformers refuses bad ones now.
 
     Args:
-        run_dir: of the run that goes on, with the commits that it has pinned; None: a new one.
+        run_dir: The run to continue, with the commits that it has pinned; None for a new run.
+
+    Raises:
+        UsageError: with the key and what to do.
     """
     from natix_hf.models.adapters import AUTO, adapter_config
     from natix_hf.models.classifier import check_model
@@ -70,6 +73,7 @@ def check_trainings(recipe: Recipe, phases: Sequence[Phase], run_dir: Path | Non
 
 
 def check_onnx_export(recipe: Recipe) -> None:
+    """Raise a `UsageError` if the model of a recipe cannot be exported to ONNX here."""
     from natix_hf.bundle.onnx_export import check_onnx
     from natix_hf.models.classifier import check_model
 
@@ -77,6 +81,9 @@ def check_onnx_export(recipe: Recipe) -> None:
 
 
 def require_labels(recipe: Recipe, wanted: Sequence[int]) -> None:
+    """Raise a `UsageError` if a wanted phase needs labels and the recipe has none."""
     needing = [number for number in wanted if number != 4]
     if recipe.data.source is None and needing:
-        raise UsageError(f"phase {needing[0]} needs labelled images, and data.source is null: only phase 4 does not")
+        raise UsageError(
+            f"phase {needing[0]} needs labelled images, but data.source is null: set it, or run phase 4 alone"
+        )

@@ -1,4 +1,7 @@
-"""Recipes: one YAML file, checked against dataclasses. dataclass < YAML < `KEY=VALUE` of the command line."""
+"""Recipes: one YAML file, checked against dataclasses.
+
+A dataclass gives the default, the YAML file overrides it, and `KEY=VALUE` on the command line overrides both.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,23 @@ from natix_hf.trainers.gate_config import GateConfig
 class Recipe(Section):
     """A recipe: which phases run, on which images, from which model, and how.
 
-    Its fields are the only keys at the top of the YAML file. `Recipe()` is all defaults.
+    The fields are the top-level keys of the YAML file. `Recipe()` holds the defaults, like an empty file.
+
+    Raises:
+        [`RecipeError`]: if a value has the wrong type or is impossible; the line names key, value and what is allowed.
+
+    Example:
+
+        >>> import natix_hf
+        >>> recipe = natix_hf.Recipe(phases=[1, 2, 6])
+        >>> recipe.phase1.learning_rate
+        0.0005
+        >>> recipe.section("phase2.objective")
+        'mcc'
     """
 
-    phases: Annotated[list[int], "The phases that `natix-hf run` runs, in whichever order they are written."] = field(
-        default_factory=lambda: [1, 2, 6]
+    phases: Annotated[list[int], "The phases that `natix-hf run` runs. The order in which you list them is free."] = (
+        field(default_factory=lambda: [1, 2, 6])
     )
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=lambda: ModelConfig(config={"model_type": "vit"}))
@@ -45,7 +60,7 @@ class Recipe(Section):
     name: str = field(default="recipe", metadata=NOT_A_KEY)
 
     def section(self, name: str) -> Any:
-        """A section, or one key of it as in `data.slices`, with every default filled in, as plain JSON values."""
+        """A section, or one key of it such as `data.slices`, as plain JSON values with every default filled in."""
         section, _, key = name.partition(".")
         values = getattr(self, section).plain()
         return values[key] if key else values
@@ -55,12 +70,12 @@ class Recipe(Section):
         return cast("TrainingSection", getattr(self, f"phase{number}"))
 
     def section_sha256(self, *names: str) -> str:
-        """Hash of sections: a local folder counts with what it holds, not with where it lies."""
+        """The hash of sections. A local folder counts by its contents, not by its path."""
         return json_sha256({name: _identity(name, self.section(name)) for name in names})
 
 
 _PATH_KEYS = ("source", "backbone", "unlabelled")
-# Keys that a later phase names by itself, so that a change of one does not make everything before it stale.
+# Keys that a later phase lists on its own, so that changing one does not make the phases before it stale.
 _NAMED_APART = {"data": ("slices", "exam", "exam_views")}
 
 
@@ -78,15 +93,30 @@ def _identity(name: str, section: Any) -> Any:
 
 
 def _content(reference: str) -> Any:
-    """What a local folder holds; any other reference as it is."""
+    """The fingerprint of a local folder; any other reference as it is."""
     return {"folder": folder_fingerprint(Path(reference))} if Path(reference).is_dir() else reference
 
 
 def load_recipe(reference: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe by the name of a packaged one or by path, applies `KEY=VALUE` overrides and checks everything.
+    """Read a recipe, apply overrides and check every key.
+
+    Args:
+        reference (`str`): The name of a packaged recipe (`natix-hf recipes` lists them) or the path of a YAML file.
+        overrides (`list[str]`, *optional*): Changes as `KEY=VALUE` texts, where VALUE is YAML.
+
+    Returns:
+        [`Recipe`]: The checked recipe.
 
     Raises:
-        RecipeError: one line with the file or the key, its value and what is expected.
+        [`RecipeError`]: if the file cannot be read or a key is wrong; one line with the file or the key, its value and
+            what is expected.
+
+    Example:
+
+        >>> import natix_hf
+        >>> recipe = natix_hf.load_recipe("quickstart", ["phase1.learning_rate=1e-4"])
+        >>> recipe.name, recipe.phase1.learning_rate
+        ('quickstart', 0.0001)
     """
     path = find_recipe(reference)
     try:
@@ -99,7 +129,7 @@ def load_recipe(reference: str, overrides: Sequence[str] = ()) -> Recipe:
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise RecipeError(
-            f"{path} holds a {type(content).__name__}, a recipe is a mapping of sections (data:, model:, …)"
+            f"{path} holds a {type(content).__name__}, but a recipe is a mapping of sections (data:, model:, …)"
         )
     for override in overrides:
         _apply_override(content, override)
@@ -107,20 +137,24 @@ def load_recipe(reference: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(content: Mapping[str, Any], name: str = "recipe") -> Recipe:
-    """The recipe of a mapping of sections: `parse_recipe({}) == Recipe()`.
+    """Make a recipe from a mapping of sections: `parse_recipe({}) == Recipe()`.
 
     Raises:
-        RecipeError: one line with key, value and what is expected.
+        RecipeError: if a key is wrong; one line with the key, its value and what is expected.
     """
     return replace(Recipe.build(content), name=name)
 
 
 def find_recipe(reference: str) -> Path:
-    """The file of a packaged recipe's name, or of a path."""
+    """The file of a recipe, given by the name of a packaged one or by its path.
+
+    Raises:
+        RecipeError: if there is no such recipe.
+    """
     if reference.endswith((".yaml", ".yml")) or "/" in reference or "\\" in reference:
         if Path(reference).is_file():
             return Path(reference)
-        raise RecipeError(f"no recipe file {reference}: `natix-hf recipes` lists those that come with the package")
+        raise RecipeError(f"no recipe file {reference}: check the path; `natix-hf recipes` lists the packaged ones")
     path = resource_folder("recipes") / f"{reference}.yaml"
     if path.is_file():
         return path
@@ -134,12 +168,12 @@ def packaged_recipes() -> list[Path]:
     return sorted(resource_folder("recipes").glob("*.yaml"))
 
 
-# PyYAML lets a ValueError out for a date such as 2026-13-45, a TypeError for a list as a key, and a RecursionError.
+# PyYAML raises a ValueError for a date such as 2026-13-45, a TypeError for a list as a key, or a RecursionError.
 _NOT_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader in which `1e-4` is a number, as in YAML 1.2, and a key given twice is an error."""
+    """A SafeLoader that reads `1e-4` as a number, as YAML 1.2 does, and refuses a key that is given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()

@@ -1,6 +1,6 @@
-"""Finds the recipes, accelerate configs, templates and generated docs that come with the package.
+"""Where to find the recipes, accelerate configs, templates and generated docs that come with the package.
 
-They live at the top of the checkout and are copied into the wheel; an editable install uses the checkout's folder.
+They lie at the top of the checkout. The wheel holds a copy; an editable install reads the checkout.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ def resource_folder(name: str) -> Path:
     """The folder `recipes`, `accelerate_configs`, `model_cards` or `docs` (a wheel holds its generated pages).
 
     Raises:
-        FileNotFoundError: the installation is incomplete.
+        FileNotFoundError: if the installation is incomplete.
     """
     for root in (_PACKAGED, _CHECKOUT):
         if (root / name).is_dir():
             return root / name
-    raise FileNotFoundError(f"natix_hf is installed without its {name}/ folder: install it again")
+    raise FileNotFoundError(f"the installation of natix_hf lacks its {name}/ folder: install it again")

@@ -1,6 +1,6 @@
-"""`Section`: a part of a recipe as a dataclass that checks itself, whether YAML or Python makes it.
+"""`Section`: a part of a recipe as a dataclass that checks its own values, from YAML and from Python alike.
 
-A key is a field `name: Annotated[type, "Meaning."] = default`. Light: imports nothing heavy.
+A key is a field `name: Annotated[type, "Meaning."] = default`. This module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ import enum
 import math
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from natix_hf.errors import RecipeError, did_you_mean, nearest, require
 
-# Metadata of a field that no recipe sets.
+# The metadata of a field that is no key of a recipe.
 NOT_A_KEY = {"not_a_key": True}
+# The metadata of a key that came after the first version. Manifests and hashes leave it out at its default, so that
+# older runs stay current.
+LATER = {"later": True}
 
-# What people write for a key, by the key that they mean.
+# Other names that people use for a key, by the key that they mean.
 _ALSO_CALLED = {
     "learning_rate": "lr",
     "num_train_epochs": "epochs n_epochs num_epochs",
@@ -60,13 +63,14 @@ _ALSO_CALLED = {
 
 @dataclass(frozen=True)
 class Section:
-    """A section of a recipe. Making one checks the type of every key (an int serves as a float) and then `check`.
+    """A section of a recipe. The constructor checks the type of every key (an int may stand for a float), then calls
+    `check`.
 
     Raises:
-        RecipeError: a value that cannot be right; the line names key, value and what is allowed.
+        RecipeError: if a value is impossible; the line names key, value and what is allowed.
     """
 
-    place: ClassVar[str] = ""  # where the section stands in a recipe, for errors
+    place: ClassVar[str] = ""  # the section's place in a recipe, for errors
 
     def __post_init__(self) -> None:
         for name, hint in key_types(type(self)).items():
@@ -74,35 +78,34 @@ class Section:
         self.check()
 
     def check(self) -> None:
-        """Refuses values of the right type that cannot be right, by `require`."""
+        """Refuse values that have the right type but are impossible. Subclasses call `require` here."""
 
     def key(self, name: str) -> str:
-        """The whole name of a key, as in `data.augment.flip`."""
+        """The full name of a key, such as `data.augment.flip`."""
         return f"{self.place}.{name}" if self.place else name
 
     def require(self, holds: bool, name: str, allowed: str) -> None:
-        """Raises `RecipeError` naming the key `name`, its value and what is allowed, unless `holds`."""
+        """Raise a `RecipeError` that names the key `name`, its value and what is allowed, unless `holds` is true."""
         require(holds, self.key(name), getattr(self, name), allowed)
 
     def plain(self) -> dict[str, Any]:
-        """Every key and its value as JSON has them: what a manifest records and a hash is made of."""
-        names = [f.name for f in fields(self)]
-        return {name: _plain(getattr(self, name)) for name in names}
+        """Every key and its value as JSON values, which manifests record and hashes are computed from."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if not _adds_nothing(f, self)}
 
     def mapping(self) -> dict[str, Any]:
-        """Every key and its value as a recipe file has them: `build` of it is this section again."""
+        """Every key and its value as in a recipe file. `build` turns the result into this section again."""
         values = {name: getattr(self, name) for name in key_types(type(self))}
         return {name: v.mapping() if isinstance(v, Section) else copy.deepcopy(v) for name, v in values.items()}
 
     @classmethod
     def build(cls, given: Mapping[Any, Any], where: str = "") -> Self:
-        """The section of a mapping of keys; `phase2:` with nothing under it means its defaults.
+        """Make the section from a mapping of keys. An empty section such as `phase2:` means its defaults.
 
         Args:
-            where: its place in the recipe, for errors.
+            where: The place in the recipe, for errors.
 
         Raises:
-            RecipeError: an unknown key or a value that cannot be right.
+            RecipeError: if a key is unknown or a value is impossible.
         """
         hints = key_types(cls)
         values = {
@@ -125,10 +128,12 @@ class Section:
 def unknown_key(
     key: object, where: str, known: Iterable[str], further: Iterable[str] = (), note: str = ""
 ) -> RecipeError:
-    """The error about a key that a section does not have: it names the nearest key, else all keys of the section.
+    """The error for an unknown key. It names the closest key, or lists the keys of the section if none is close.
 
     Args:
-        known: keys of the section. further: keys that it takes too, too many to list; `note` tells of them.
+        known: The keys of the section.
+        further: Keys that the section also takes but that are too many to list.
+        note: The end of the list, which mentions `further`.
     """
     known, further = list(known), list(further)
     full = f"{where}.{key}" if where else str(key)
@@ -136,7 +141,7 @@ def unknown_key(
     close = next((name for name in names if word in _ALSO_CALLED.get(name, "").split()), None) or nearest(word, names)
     if close is not None:
         return RecipeError(f"unknown key {full}, did you mean {close!r}?")
-    return RecipeError(f"unknown key {full}: {where or 'a recipe'} has {', '.join(known)}{note}")
+    return RecipeError(f"unknown key {full}: the keys of {where or 'a recipe'} are {', '.join(known)}{note}")
 
 
 def key_types(cls: type[Section]) -> dict[str, Any]:
@@ -146,7 +151,7 @@ def key_types(cls: type[Section]) -> dict[str, Any]:
 
 
 def key_meanings(cls: type[Section]) -> dict[str, str]:
-    """The meaning of every key of a section; a subclass that gives a key another default need not repeat it."""
+    """The meaning of every key of a section. A subclass that only changes a default inherits the meaning."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         for name, hint in get_type_hints(base, include_extras=True).items():
@@ -156,16 +161,16 @@ def key_meanings(cls: type[Section]) -> dict[str, str]:
 
 
 def section_of(hint: Any) -> type[Section] | None:
-    """The section that a key of this type holds or may hold."""
+    """The section that a key of this type may hold, or None."""
     options = (hint, *get_args(hint))
     return next((option for option in options if isinstance(option, type) and issubclass(option, Section)), None)
 
 
 def coerce(value: Any, hint: Any, key: str) -> Any:
-    """`value` as `hint` wants it: an int serves as a float, a tuple as a list, a mapping as a section.
+    """Convert `value` to the type `hint`: an int to a float, a tuple to a list, a mapping to a section.
 
     Raises:
-        RecipeError: it does not fit; the line names key, value and the expected type.
+        RecipeError: if it does not fit; the line names key, value and the expected type.
     """
     origin, options = get_origin(hint), get_args(hint)
     section = section_of(hint)
@@ -174,7 +179,7 @@ def coerce(value: Any, hint: Any, key: str) -> Any:
     if value is False and "no" in [word for option in (hint, *options) for word in _words(option)]:
         value = "no"  # YAML 1.1 reads a bare `no` as false
     if origin in (Union, types.UnionType):
-        if any(_is_enum(option) for option in options):  # transformers' `SchedulerType | str` takes no other text
+        if any(_is_enum(option) for option in options):  # `SchedulerType | str` of transformers takes no other text
             options = tuple(option for option in options if option is not str)
             hint = Union[options]  # noqa: UP007  # built at run time
         if section is not None and isinstance(value, Mapping):
@@ -199,7 +204,7 @@ _PLURALS: dict[Any, str] = {float: "numbers", int: "whole numbers"}
 
 
 def describe(hint: Any) -> str:
-    """A type in words, as in `a number or null`."""
+    """A type in words, such as `a number or null`."""
     origin, options = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return " or ".join(describe(option) for option in options)
@@ -225,8 +230,16 @@ def _as_section(value: Any, section: type[Section], key: str) -> Section:
 
 
 def _is_section(hint: Any) -> bool:
-    """Whether a key holds a section, and null is no value of its own."""
+    """True if a key holds a section and does not allow null."""
     return section_of(hint) is not None and type(None) not in get_args(hint)
+
+
+def _adds_nothing(key: Field[Any], section: Section) -> bool:
+    """True if a later key has its default, so that the section equals one from before the key existed."""
+    if not key.metadata.get("later"):
+        return False
+    default = key.default if key.default_factory is MISSING else key.default_factory()
+    return bool(getattr(section, key.name) == default)
 
 
 def _plain(value: Any) -> Any:
@@ -234,7 +247,7 @@ def _plain(value: Any) -> Any:
 
 
 def _require_plain(value: Any, key: str) -> None:
-    """Refuses what a manifest could not hold as JSON: infinity, NaN, dates and the like, at any depth."""
+    """Refuse values that JSON cannot hold, such as infinity, NaN and dates, at any depth."""
     if isinstance(value, dict):
         for name, item in value.items():
             _require_plain(item, f"{key}.{name}")
@@ -252,7 +265,7 @@ def _is_enum(hint: Any) -> bool:
 
 
 def _words(hint: Any) -> list[Any]:
-    """The words that an enumeration or a `Literal` allows."""
+    """The values that an enumeration or a `Literal` allows."""
     if get_origin(hint) is Literal:
         return list(get_args(hint))
     return [member.value for member in hint] if _is_enum(hint) else []

@@ -1,4 +1,4 @@
-"""What a command says: plain lines on standard output, one line and an exit code for an error, a copy in a log."""
+"""The output of a command: plain lines on standard output, one line and an exit code for an error, a copy in a log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import enum
 import errno
 import io
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,12 +17,14 @@ from typing import NoReturn
 
 from natix_hf.errors import NatixError
 
-# How much is told, for this process and those that it starts.
+# The columns of the word that opens a line: "device", "phase 1", "bundle". Lines below it are indented as far.
+LABEL = 9
+# The environment variable that says how much to print, in this process and those that it starts.
 VERBOSITY = "NATIX_HF_VERBOSITY"
 
 
 class Verbosity(enum.IntEnum):
-    """`QUIET`: results and errors; `NORMAL`: also what is going on; `VERBOSE`: also details."""
+    """How much to print. `QUIET`: results and errors. `NORMAL`: progress too. `VERBOSE`: details too."""
 
     QUIET = 0
     NORMAL = 1
@@ -40,44 +44,58 @@ def verbosity() -> Verbosity:
 
 
 def robust_streams() -> None:
-    """A path that the console's encoding lacks is shown escaped; it must not end a run."""
+    """Escape characters that the console's encoding lacks: a path must not end a run."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def say(line: str = "") -> None:
-    """A result: an answer, a figure, a place. It is always shown."""
-    _show(line, Verbosity.QUIET)
+def say(line: str = "", hang: int = 0) -> None:
+    """Print a result: an answer, a figure or a place. It is always shown.
+
+    Args:
+        hang: On a terminal, wrap a long line and indent its continuation by this many columns. 0 does not wrap.
+    """
+    _show(line, Verbosity.QUIET, hang)
 
 
-def tell(line: str) -> None:
-    """What is going on. `--quiet` hides it."""
-    _show(line, Verbosity.NORMAL)
+def tell(line: str = "", hang: int = 0) -> None:
+    """Print progress. `--quiet` hides it. For `hang` see `say`."""
+    _show(line, Verbosity.NORMAL, hang)
 
 
 def detail(line: str) -> None:
-    """What only somebody who looks closely wants to know. `--verbose` shows it."""
+    """Print a detail. Only `--verbose` shows it."""
     _show(line, Verbosity.VERBOSE)
 
 
-def _show(line: str, least: Verbosity) -> None:
+def _show(line: str, least: Verbosity, hang: int = 0) -> None:
     _log(line)
     if verbosity() >= least:
-        sys.stdout.write(line + "\n")
+        sys.stdout.write((_wrapped(line, hang) if hang and sys.stdout.isatty() else line) + "\n")
         sys.stdout.flush()
 
 
+def _wrapped(line: str, hang: int) -> str:
+    wrapper = textwrap.TextWrapper(
+        shutil.get_terminal_size().columns,
+        subsequent_indent=" " * hang,
+        break_long_words=False,  # a path stays whole, so that it can be copied
+        break_on_hyphens=False,
+    )
+    return wrapper.fill(line)
+
+
 def _log(line: str) -> None:
-    for path in _logs:
-        with suppress(OSError), path.open("a", encoding="utf-8") as file:  # a full disk ends no run by its log
+    for path in _logs if line else []:
+        with suppress(OSError), path.open("a", encoding="utf-8") as file:  # the log must not end a run on a full disk
             file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}  {line}\n")
 
 
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Inside, every line that is said goes to the end of a file too, with its time, whatever the verbosity; and an
-    error that ends the block."""
+    """Inside the block, append every line to a file too, with its time and at any verbosity. An error that ends the
+    block is appended as well."""
     _logs.append(path)
     try:
         yield
@@ -95,7 +113,7 @@ def fail(error: NatixError) -> NoReturn:
 
 @contextmanager
 def errors_in_one_line(debug: bool) -> Iterator[None]:
-    """Ends the process with one line and an exit code where something goes wrong that has a name; not with `debug`."""
+    """Turn a known error into one line and an exit code. With `debug` the error passes through, with its traceback."""
     try:
         yield
     except NatixError as error:
@@ -106,12 +124,12 @@ def errors_in_one_line(debug: bool) -> Iterator[None]:
         if debug:
             raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = "free some space, the same --run-dir continues" if full else "--debug shows where"
+        advice = "free some space; the same --run-dir continues" if full else "--debug shows where"
         fail(NatixError(f"{error.strerror or error} {error.filename or ''}".strip() + f" ({advice})"))
 
 
 def minutes(seconds: float) -> str:
-    """A duration as a person says it: `48 s`, `3 min 20 s`, `2 h 05 min`."""
+    """A duration for people: `48 s`, `3 min 20 s`, `2 h 05 min`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     whole, rest = divmod(round(seconds), 60)

@@ -75,12 +75,13 @@ def tiny_backbone(model_type: str, layers: int = 3, seed: int = 0, **fields: Any
     import torch
     from transformers import AutoConfig, AutoModel
 
+    from natix_hf.models.architectures import loading_options
+
     given = {k: v for k, v in TINY[model_type].items() if k != "model_type"} | {"num_hidden_layers": layers}
     given |= {"patch_size": 7, "initializer_range": 0.2} | fields
     config = AutoConfig.for_model(model_type, image_size=28, **given)
     torch.manual_seed(seed)
-    options = {"add_pooling_layer": False} if model_type == "vit" else {}
-    return AutoModel.from_config(config, dtype=torch.float32, **options)
+    return AutoModel.from_config(config, dtype=torch.float32, **loading_options(model_type))
 
 
 def save_vit_mae(folder: Path, **fields: Any) -> Any:

@@ -1,1 +1,1 @@
-"""The deployable model: inference, policy, building, loading and verifying."""
+"""The deployable model: inference, policy, building, loading, verifying and publishing."""

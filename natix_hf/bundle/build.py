@@ -1,4 +1,4 @@
-"""Builds a bundle from an allow-list in an empty folder, then reloads it from disk and compares."""
+"""Build a bundle from an allow-list of files, then reload it from disk and compare it with the candidate."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from natix_hf.bundle.contents import BUNDLE_MANIFEST, ONNX, SCHEMA, WEIGHTS, is_allowed, require_intact
+from natix_hf.bundle.contents import SCHEMA, is_allowed, require_intact
 from natix_hf.bundle.folding import fold_into
 from natix_hf.bundle.inference import Backend, ImageList, Inference
+from natix_hf.bundle.names import BUNDLE_MANIFEST, EVALUATION, MODEL_CARD, ONNX, POLICY, WEIGHTS
 from natix_hf.bundle.onnx_export import ONNX_TOLERANCE, export_onnx, onnx_difference
-from natix_hf.bundle.policy import POLICY, OnnxCopy, Policy, write_policy
+from natix_hf.bundle.policy import OnnxCopy, Policy, write_policy
 from natix_hf.errors import RunError
 from natix_hf.models.classifier import head_of, load_classifier, save_model
 from natix_hf.models.gate import GATE
 from natix_hf.models.preprocess import Preprocess, load_processor
 from natix_hf.provenance.files import atomic_folder, describe_files, file_sha256, list_files, write_json, write_text
 
-MODEL_CARD = "model_card.json"  # the subnet's
-# float32 folding moves a logit by rounding only; a wrong weight moves it by far more.
+# Folding in float32 moves a logit by rounding alone. A wrong weight moves it by far more.
 RELOAD_TOLERANCE = 1e-4
-_COMPARED_ONNX = 16  # images, directly with the safetensors; all of them are compared with the candidate's answers
+_COMPARED_ONNX = 16  # images compared with the safetensors; all images are compared with the candidate's answers
 
 
 def build_bundle(
@@ -42,20 +42,26 @@ def build_bundle(
     gate: Path | None = None,
     onnx: bool = False,
 ) -> Policy:
-    """Writes the bundle of a candidate to `target`, all of it or nothing.
+    """Write the bundle of a candidate to `target`, completely or not at all.
 
     Args:
-        policy: with `model_sha256` still empty.
-        card: text of README.md. model_card: the subnet's five fields; None: no such file.
-        images: original images to compare on after reloading, with the candidate's stored logits (float64 [n]).
-        gate: file of a learned gate; None: the margin.
-        onnx: write `model.onnx` too.
+        candidate: The model folder of the candidate.
+        policy: The policy, with an empty `model_sha256`.
+        evaluation: The content of evaluation.json.
+        card: The text of README.md.
+        model_card: The subnet's five fields; None writes no such file.
+        lineage: Where the bundle comes from, for the manifest.
+        images: Original images on which the reloaded bundle is compared.
+        expected_logits: The candidate's logits for these images, float64 [n].
+        gate: The file of a learned gate; None uses the margin.
+        onnx: Write `model.onnx` too.
 
     Returns:
         The policy with the hashes of the folded weights and of the ONNX file.
 
-    Raises: as `export_onnx`, and
-        RunError: the reloaded bundle answers otherwise than the candidate did.
+    Raises:
+        UsageError: if `onnx` is true and the export is not possible, as in `export_onnx`.
+        RunError: if the reloaded bundle does not answer like the candidate.
     """
     with atomic_folder(target) as folder:
         model = load_classifier(candidate)
@@ -67,12 +73,12 @@ def build_bundle(
             export_onnx(folder, Preprocess(processor).image_size)
             difference = onnx_difference(folder, images[:_COMPARED_ONNX])
             if not difference <= ONNX_TOLERANCE:
-                raise RunError(f"{ONNX} answers otherwise than {WEIGHTS}, by {difference:.1e}: it is not written")
+                raise RunError(f"{ONNX} and {WEIGHTS} answer differently, by {difference:.1e}: it is not written")
             policy = replace(policy, onnx=OnnxCopy(file_sha256(folder / ONNX), difference))
         if gate is not None:
             shutil.copyfile(gate, folder / GATE)
         write_policy(folder / POLICY, policy)
-        write_json(folder / "evaluation.json", evaluation)
+        write_json(folder / EVALUATION, evaluation)
         for plot in plots:
             (folder / "plots").mkdir(exist_ok=True)
             shutil.copyfile(plot, folder / "plots" / plot.name)
@@ -88,10 +94,15 @@ def build_bundle(
 
 
 def write_bundle_manifest(bundle: Path, lineage: dict[str, Any]) -> None:
+    """Write `bundle_manifest.json` with the checksum of every file.
+
+    Raises:
+        RunError: if the folder holds a file that a bundle may not hold.
+    """
     names = [name for name in list_files(bundle) if name != BUNDLE_MANIFEST]
     strangers = [name for name in names if not is_allowed(name)]
     if strangers:
-        raise RunError(f"{strangers[0]} is not a file that a bundle may hold")
+        raise RunError(f"{bundle / strangers[0]} is not a file that a bundle may hold: remove it")
     write_json(
         bundle / BUNDLE_MANIFEST, {"schema": SCHEMA, "files": describe_files(bundle, names), "lineage": lineage}
     )
@@ -110,4 +121,4 @@ def _compare_reloaded(
         )
     flipped = int(((folded > policy.folded_threshold) != policy.decide(expected)).sum())
     if flipped:
-        raise RunError(f"the reloaded bundle decides {flipped} of {len(images)} images otherwise: it is not written")
+        raise RunError(f"the reloaded bundle decides {flipped} of {len(images)} images differently: it is not written")

@@ -1,4 +1,4 @@
-"""How far an answer is trusted: the margin to the decision threshold, or a learned gate."""
+"""The confidence in an answer: the margin to the decision threshold, or a learned gate."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from natix_hf.models.gate import gate_inputs, load_gate
 
 
 class Confidence:
-    """Confidence of answers, float64 [n]; only its order means anything.
+    """The confidence in answers, float64 [n]. Only its order has a meaning.
 
     Args:
-        threshold: of the decision, a logit of the candidate.
-        gate: file of a learned gate; None: the margin |z - threshold|.
+        threshold: The decision threshold, a logit of the candidate.
+        gate: The file of a learned gate; None uses the margin |z - threshold|.
     """
 
     def __init__(self, threshold: float, gate: Path | None = None) -> None:
@@ -30,7 +30,12 @@ class Confidence:
         return self._gate is not None
 
     def __call__(self, logits: np.ndarray, features: np.ndarray | None = None) -> np.ndarray:
-        """Of the candidate's logits [n], and for a gate the inputs of its classifier layer [n, d]."""
+        """Compute the confidence.
+
+        Args:
+            logits: The candidate's logits, [n].
+            features: The inputs of its classifier layer, [n, d]. A learned gate needs them.
+        """
         if self._gate is None:
             margin: np.ndarray = np.abs(np.asarray(logits, dtype=np.float64) - self.threshold)
             return margin

@@ -1,4 +1,4 @@
-"""The recipe's `phase6:` section. Light: imports nothing heavy."""
+"""The recipe's `phase6:` section. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ class ExportConfig(Section):
 
     fold: Annotated[
         Literal["decision", "calibration", "none"],
-        "What a stock pipeline's cut at 0.5 follows: the fitted threshold, the calibrated probability, or the model's "
-        "own probability.",
+        "What a plain cut at 0.5 follows: the fitted threshold (decision), the calibrated probability (calibration), "
+        "or the model's own probability (none).",
     ] = "decision"
-    n_resamples: Annotated[int, "Resamples of the group bootstrap behind every interval."] = 1000
-    onnx: Annotated[bool, "Write model.onnx too, for onnxruntime on a CPU; needs natix_hf[onnx]."] = False
-    model_name: Annotated[str | None, "Name on the model card; null: the recipe's name."] = None
+    n_resamples: Annotated[int, "Number of resamples of the group bootstrap behind every interval."] = 1000
+    onnx: Annotated[bool, "Write model.onnx too, for onnxruntime on a CPU. Needs natix_hf[onnx]."] = False
+    model_name: Annotated[str | None, "Title of the model card; null takes the recipe's name."] = None
     description: Annotated[str, "Description on the model card."] = "Is there roadwork in this picture?"
     version: Annotated[str, "Version of the model, as X.Y.Z."] = "0.1.0"
     submitted_by: Annotated[
-        str | None, "The miner's hotkey (ss58); null: the bundle has no model_card.json for the subnet."
+        str | None, "The miner's hotkey (SS58). With null the bundle has no model_card.json for the subnet."
     ] = None
-    push: Annotated[bool, "Publish the bundle on the Hub in one commit, and read it back."] = False
-    repo_id: Annotated[str | None, "Where to publish, as org/name."] = None
-    private: Annotated[bool, "Make the repository private, if it does not exist yet."] = False
-    tag: Annotated[str | None, "Tag of the published commit, as in v1.0.0."] = None
+    push: Annotated[bool, "Publish the bundle on the Hub in one commit, and read it back to check it."] = False
+    repo_id: Annotated[str | None, "The repository to publish to, as org/name."] = None
+    private: Annotated[bool, "Make the repository private if it does not exist yet."] = False
+    tag: Annotated[str | None, "Tag of the published commit, such as v1.0.0."] = None
 
     def check(self) -> None:
         hotkey, repo_id, tag = self.submitted_by, self.repo_id, self.tag
         self.require(self.n_resamples >= 100, "n_resamples", "at least 100")
         numbered = re.fullmatch(r"\d+\.\d+\.\d+", self.version, re.ASCII) is not None
-        self.require(numbered, "version", "X.Y.Z, as in 1.0.2")
+        self.require(numbered, "version", "X.Y.Z, such as 1.0.2")
         known = hotkey is None or is_hotkey(hotkey)
         self.require(known, "submitted_by", "an SS58 address with its checksum, or null")
         self.require(repo_id is None or is_repo_id(repo_id), "repo_id", "org/name, or null")
-        self.require(repo_id is not None or not self.push, "repo_id", "org/name where phase6.push is true")
+        self.require(repo_id is not None or not self.push, "repo_id", "org/name if phase6.push is true")
         for name in ("repo_id", "private", "tag"):
             self.require(self.push or not getattr(self, name), name, "left out unless phase6.push is true")
         self.require(tag is None or is_tag(tag), "tag", "a name of letters, digits, dots and dashes, or null")

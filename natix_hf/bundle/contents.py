@@ -1,4 +1,4 @@
-"""What a bundle may hold, and whether it is what its manifest says."""
+"""The files that a bundle may hold, and the check of a bundle against its manifest."""
 
 from __future__ import annotations
 
@@ -6,36 +6,34 @@ import json
 import re
 from pathlib import Path
 
+from natix_hf.bundle.names import BUNDLE_MANIFEST, CONFIG, EVALUATION, ONNX, POLICY, WEIGHTS
 from natix_hf.bundle.onnx_check import onnx_problems
-from natix_hf.bundle.policy import POLICY, read_policy
+from natix_hf.bundle.policy import read_policy
 from natix_hf.errors import VerificationError
 from natix_hf.labels import ID2LABEL
 from natix_hf.models.gate import GATE
 from natix_hf.provenance.files import check_files, file_sha256, list_temporaries, read_json
 
-BUNDLE_MANIFEST = "bundle_manifest.json"
-WEIGHTS = "model.safetensors"
-ONNX = "model.onnx"
 SCHEMA = 1
 _ALLOWED = re.compile(
     r"config\.json|model\.safetensors|preprocessor_config\.json|README\.md|model_card\.json|policy\.json"
     r"|evaluation\.json|gate\.safetensors|model\.onnx|plots/[a-z0-9_]+\.png"
 )
 _REQUIRED = (
-    "config.json",
-    "model.safetensors",
+    CONFIG,
+    WEIGHTS,
     "preprocessor_config.json",
-    "policy.json",
-    "evaluation.json",
+    POLICY,
+    EVALUATION,
     "README.md",
 )
-# Far above any header of a model: 10,000 tensors fill a megabyte.
+# Far above the header of any model: 10,000 tensors fill a megabyte.
 _LONGEST_HEADER = 16 * 2**20
-# The Hub's own file in a repository, and what `snapshot_download` leaves beside it in a local folder.
+# The Hub's own file in a repository, and the files that `snapshot_download` leaves in a local folder.
 _GITATTRIBUTES = ".gitattributes"
 _DOWNLOAD_NOTES = re.compile(r"\.cache/huggingface/.*")
-# Keys of a config by which transformers would run code from a repository (a kernel is code too), or load other weights
-# than those that the policy belongs to, or load them otherwise. No config that it saves for us has one.
+# Config keys that make transformers run code from a repository (a kernel is code too), load other weights than those
+# of the policy, or load them in another way. transformers writes none of them into our configs.
 _FOREIGN_KEYS = (
     "auto_map",
     "custom_pipelines",
@@ -48,20 +46,20 @@ _FOREIGN_KEYS = (
 
 
 def is_allowed(name: str) -> bool:
-    """Whether a bundle may hold a file of this relative POSIX path."""
+    """True if a bundle may hold a file with this relative POSIX path."""
     return _ALLOWED.fullmatch(name) is not None
 
 
 def is_of_the_hub(name: str) -> bool:
-    """Whether a file of a repository is the Hub's own, and no part of a bundle."""
+    """True if a file of a repository belongs to the Hub and is no part of the bundle."""
     return name == _GITATTRIBUTES
 
 
 def bundle_problems(folder: Path, expected: str | None = None) -> list[str]:
-    """One line for everything that is wrong with a bundle's files; empty if all is well.
+    """One line per problem with a bundle's files; an empty list if the bundle is intact.
 
     Args:
-        expected: sha256 that `bundle_manifest.json` must have, from wherever the bundle was pinned.
+        expected: The sha256 that `bundle_manifest.json` must have, if the bundle was pinned.
     """
     path = folder / BUNDLE_MANIFEST
     try:
@@ -102,7 +100,11 @@ def bundle_problems(folder: Path, expected: str | None = None) -> list[str]:
 
 
 def policy_problems(folder: Path, sha256: dict[str, str]) -> list[str]:
-    """Whether the policy belongs to these weights, this gate and this ONNX file; `sha256` by the name of the file."""
+    """One line per problem if the policy belongs to other weights, another gate or another ONNX file.
+
+    Args:
+        sha256: The hashes of the files that are there, by name.
+    """
     try:
         policy = read_policy(folder / POLICY)
     except VerificationError as error:
@@ -118,13 +120,14 @@ def policy_problems(folder: Path, sha256: dict[str, str]) -> list[str]:
 
 
 def _all_but_folders(folder: Path) -> list[str]:
-    """Whatever lies in a folder: files, and links and other things that are none; sorted relative POSIX paths."""
+    """Everything in a folder except folders: files, links and special files, as sorted relative POSIX paths."""
     found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
     return sorted({*(path.relative_to(folder).as_posix() for path in found), *list_temporaries(folder)})
 
 
 def _is_stray_link(folder: Path, name: str) -> bool:
-    """A link, or in a linked folder. In the Hub's cache every file of a snapshot is one, to a blob beside it."""
+    """True if a file is a link or lies in a linked folder. The links of the Hub's cache, from a snapshot to a blob
+    beside it, do not count."""
     place = folder / name
     links = [
         path for path in (place, *place.parents) if path != folder and folder in path.parents and path.is_symlink()
@@ -135,7 +138,7 @@ def _is_stray_link(folder: Path, name: str) -> bool:
 
 
 def _weights_problems(folder: Path) -> list[str]:
-    """What is wrong with the header of a safetensors file: looked at before anything reads it whole."""
+    """The problems of the headers of safetensors files, found before anything reads a whole file."""
     problems = []
     for path in (folder / WEIGHTS, folder / GATE):
         if not path.is_file():
@@ -144,24 +147,26 @@ def _weights_problems(folder: Path) -> list[str]:
             length = int.from_bytes(file.read(8), "little")
             body = path.stat().st_size - 8
             if not 2 <= length <= min(body, _LONGEST_HEADER):
-                problems.append(f"{path} says that its header has {length} bytes: it is no safetensors file")
+                problems.append(f"{path} says that its header has {length} bytes: it is not a safetensors file")
                 continue
             try:
                 header = json.loads(file.read(length))
                 ends = [int(facts["data_offsets"][1]) for name, facts in header.items() if name != "__metadata__"]
             except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
-                problems.append(f"{path} has a header that is not that of a safetensors file")
+                problems.append(f"{path} does not have the header of a safetensors file")
                 continue
         if max(ends, default=0) != body - length:
-            problems.append(f"{path} holds {body - length} bytes of tensors, its header says {max(ends, default=0)}")
+            problems.append(
+                f"{path} holds {body - length} bytes of tensors, but its header says {max(ends, default=0)}"
+            )
     return problems
 
 
 def config_problems(folder: Path) -> list[str]:
-    """A config that asks for code of the repository's own (this package runs none, and others might), or for weights
-    that nothing here has looked at; or with labels by which a stock pipeline would answer otherwise than `predict`."""
+    """The problems of a bundle's configs: keys that ask for code from the repository (this package runs none, but
+    others might) or for unchecked weights, and labels with which a plain pipeline would not answer like `predict`."""
     problems = []
-    for name in ("config.json", "preprocessor_config.json"):
+    for name in (CONFIG, "preprocessor_config.json"):
         try:
             content = read_json(folder / name)
         except VerificationError as error:
@@ -172,14 +177,14 @@ def config_problems(folder: Path) -> list[str]:
         else:
             found = next((key for key in _FOREIGN_KEYS if key in content), None)
             if found is not None:
-                problems.append(f"{folder / name} asks by {found} for code or weights from elsewhere: never loaded")
-            if name == "config.json" and content.get("id2label") != {str(i): label for i, label in ID2LABEL.items()}:
+                problems.append(f"{folder / name} asks for code or weights from elsewhere ({found}): never loaded")
+            if name == CONFIG and content.get("id2label") != {str(i): label for i, label in ID2LABEL.items()}:
                 problems.append(f"{folder / name} has other labels than {' and '.join(ID2LABEL.values())}")
     return problems
 
 
 def require_intact(folder: Path, expected: str | None = None) -> None:
-    """Raises `VerificationError` with the first problem of a bundle, if there is one."""
+    """Raise a `VerificationError` with the first problem of a bundle, if there is one."""
     problems = bundle_problems(folder, expected)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

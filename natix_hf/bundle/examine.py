@@ -1,4 +1,4 @@
-"""A bundle in the subnet's exam, on labelled pictures: rates by level, and what they would pay."""
+"""The subnet's exam for a bundle, on labelled pictures: rates by level and the expected reward."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from natix_hf.subnet.marks import ExamMarks, mark_exam
 
 
 def examine(bundle: Bundle, config: DataConfig) -> ExamMarks:
-    """Asks a bundle `config.exam_views` views of every picture of a source, drawn with `config.seed`.
+    """Ask a bundle about `config.exam_views` views of every picture of a source, drawn with `config.seed`.
 
-    Real pictures only: the synthetic half of what the validator sends is not here. The rows are those of the source's
-    test split, or all of them if it has none; the label rule of `config` holds.
+    The rows are the source's test split, or all rows if it has none, labelled by the rule of `config`. The validator
+    also sends synthetic pictures; they are not part of this exam.
 
     Raises:
-        DataError: the source cannot be read, or all its rows are of one class.
+        DataError: if the source cannot be read, or if all rows have the same class.
     """
     source = load_source(config)
     kept = np.array([row_id not in source.left_out for row_id in source.ids])
@@ -28,7 +28,7 @@ def examine(bundle: Bundle, config: DataConfig) -> ExamMarks:
     at = np.flatnonzero(kept)
     labels = source.labels[at]
     if len(np.unique(labels)) < 2:
-        raise DataError(f"{config.source} has rows of one class only where both are needed: {len(labels)} to be asked")
+        raise DataError(f"{config.source} has rows of one class only ({len(labels)} rows): bring pictures of both")
     ids = [source.ids[i] for i in at]
     cells = source.dataset.select(at)[config.image_column]
     asked = Asked(ids, np.asarray(ids), labels, Exam(config.exam_views, config.seed), cells)

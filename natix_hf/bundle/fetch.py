@@ -1,4 +1,4 @@
-"""A bundle's files from the Hub: what a bundle may not hold is not downloaded, and a copy here is checked whole."""
+"""Bundles from the Hub: only the files that a bundle may hold are downloaded, and every one is checked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from natix_hf.bundle.contents import BUNDLE_MANIFEST, bundle_problems, is_allowed, is_of_the_hub
+from natix_hf.bundle.contents import bundle_problems, is_allowed, is_of_the_hub
+from natix_hf.bundle.names import BUNDLE_MANIFEST
 from natix_hf.errors import HubError, UsageError, VerificationError
 from natix_hf.provenance.files import atomic_folder, file_sha256, list_files
 from natix_hf.provenance.hub import hub_errors, require_repo_id
@@ -15,15 +16,17 @@ _OUTCOME = "nothing was loaded"
 
 
 def fetch_bundle(repo_id: str, revision: str | None = None, cache: Path | None = None) -> Path:
-    """The folder of a bundle's snapshot in the Hub's cache, its files not yet checked. Where the Hub cannot be
-    reached, what the cache has of that revision.
+    """Download a bundle into the Hub's cache and return the folder of the snapshot. The files are not checked yet.
+
+    If the Hub cannot be reached, the snapshot of that revision in the cache is used.
 
     Args:
-        cache: another cache folder than the Hub's own.
+        cache: A cache folder to use in place of the Hub's own.
 
     Raises:
-        UsageError: there is no such repository or revision, or no right to it. HubError: the Hub or the connection
-            failed, and the cache has no such snapshot. VerificationError: it holds a file that a bundle may not hold.
+        UsageError: if the repository or revision does not exist, if the token may not read it, or if it is no bundle.
+        HubError: if the Hub or the connection fails and the cache has no such snapshot.
+        VerificationError: if the repository holds a file that a bundle may not hold.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -42,7 +45,7 @@ def fetch_bundle(repo_id: str, revision: str | None = None, cache: Path | None =
         if not is_allowed(name) and name != BUNDLE_MANIFEST and not is_of_the_hub(name):
             raise VerificationError(f"{repo_id} holds {name}, which a bundle may not hold: nothing was downloaded")
     with hub_errors(repo_id, "download", _OUTCOME):
-        # By the revision's own name, so that the cache knows what it stood for when the Hub cannot be reached.
+        # By the name of the revision, so that the cache can resolve it later without the Hub.
         snapshot = Path(snapshot_download(repo_id, revision=revision, cache_dir=cache, allow_patterns=names))
     if snapshot.name != info.sha:
         raise HubError(f"download {repo_id}: it moved meanwhile; {_OUTCOME}: run the same again")
@@ -60,34 +63,38 @@ def _cached(repo_id: str, revision: str | None, cache: Path | None) -> Path | No
 
 
 def require_intact_snapshot(snapshot: Path, repo_id: str, expected: str | None = None) -> None:
-    """`require_intact` of a folder that `fetch_bundle` gave; what the way damaged leaves the cache, so that the next
-    attempt downloads it anew.
+    """Check the folder that `fetch_bundle` returned, and remove damaged files from the cache.
+
+    The next attempt then downloads them again.
 
     Raises:
-        VerificationError: with the first problem.
+        VerificationError: with the first problem, if there is one.
     """
     problems = snapshot_problems(snapshot, expected)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         first = problems[0].replace(f"{snapshot}/", "")
-        again = "run the same again to download it anew; if it stays so, it was published like that"
+        again = "run the same again to download it anew; if nothing changes, it was published like that"
         raise VerificationError(f"{repo_id} at {snapshot.name[:12]}: {first}{more}; {again}")
 
 
 def snapshot_problems(snapshot: Path, expected: str | None = None) -> list[str]:
-    """`bundle_problems` of a folder that `fetch_bundle` gave; what the way damaged leaves the cache."""
+    """The problems of the folder that `fetch_bundle` returned. A file damaged in transit is removed from the cache."""
     problems = bundle_problems(snapshot, expected)
     if problems:
         try:
             _forget_damage(snapshot)
-        except OSError as error:  # a cache that others own
-            problems[-1] += f"; {error.filename or snapshot} could not be taken out of the cache ({error.strerror})"
+        except OSError as error:  # the cache belongs to somebody else
+            problems[-1] += f"; {error.filename or snapshot} could not be removed from the cache ({error.strerror})"
     return problems
 
 
 def _forget_damage(snapshot: Path) -> None:
-    """Takes out of the Hub's cache what is not what the Hub said: a blob has the name of its hash. Other revisions may
-    share the intact ones, and a snapshot of nothing but these stays: there is no better to be had."""
+    """Remove blobs from the Hub's cache that do not match the hash in their name, and the snapshot that used them.
+
+    Intact blobs stay, because other revisions may share them. A snapshot of intact blobs stays too: a new download
+    would be the same.
+    """
     blobs, damaged = (snapshot.parent.parent / "blobs").resolve(), False
     for path in snapshot.rglob("*"):
         if path.is_dir() and not path.is_symlink():
@@ -103,7 +110,7 @@ def _forget_damage(snapshot: Path) -> None:
 
 
 def _is_as_named(blob: Path) -> bool:
-    """Whether a file has the hash that the Hub names it by: sha256 in LFS, git's own outside."""
+    """True if a blob matches the hash in its name: sha256 for LFS files, git's own hash for others."""
     if len(blob.name) == 64:
         return file_sha256(blob) == blob.name
     git = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
@@ -112,23 +119,25 @@ def _is_as_named(blob: Path) -> bool:
 
 
 def pull_bundle(repo_id: str, revision: str | None = None, to: Path | None = None) -> tuple[Path, str]:
-    """Downloads a bundle into a folder of its own, checked whole, or leaves nothing there.
+    """Download a bundle into a folder of its own and check every file. If that fails, nothing is left there.
 
     Args:
-        to: the folder; it must not exist, or be empty. None: one named as the repository, here.
+        to: The folder, which must be new or empty; None makes one with the repository's name in the current folder.
 
     Returns:
-        The folder, and the commit that it is from.
+        The folder, and the commit of the files.
 
-    Raises: as `fetch_bundle`, and
-        UsageError: no name of a repository, or there is something in the folder, or it is the one that this process
-            is in. VerificationError: a file is not what the manifest says.
+    Raises:
+        UsageError: as in `fetch_bundle`, and if `repo_id` is no name of a repository, if the folder is not empty, or
+            if it is the current folder.
+        HubError: as in `fetch_bundle`.
+        VerificationError: as in `fetch_bundle`, and if a file does not match the manifest.
     """
     require_repo_id(repo_id)
     target = to if to is not None else Path(repo_id.rsplit("/", 1)[-1])
     taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
-    if taken or target.resolve() == Path.cwd():  # it takes its name when it is whole: not under anybody's feet
-        raise UsageError(f"{target} exists already: name another folder with --to")
+    if taken or target.resolve() == Path.cwd():  # the finished folder replaces the old one, so it must not be in use
+        raise UsageError(f"{target} already exists: name another folder with --to")
     snapshot = fetch_bundle(repo_id, revision)
     require_intact_snapshot(snapshot, repo_id)
     with atomic_folder(target) as folder:

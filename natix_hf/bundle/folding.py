@@ -1,4 +1,4 @@
-"""Folding a policy into the classifier layer, and the proof that a bundle's weights are the candidate's, folded."""
+"""Fold a policy into the classifier layer, and prove that a bundle's weights are the candidate's after folding."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from natix_hf.bundle.contents import WEIGHTS
-from natix_hf.bundle.policy import POLICY, Policy, read_policy
+from natix_hf.bundle.names import POLICY, WEIGHTS
+from natix_hf.bundle.policy import Policy, read_policy
 from natix_hf.models.gate import GATE
 from natix_hf.provenance.files import file_sha256
 
 
 @torch.no_grad()
 def fold_into(head: nn.Linear, policy: Policy) -> None:
-    """Changes a two-label head in place so that its logit difference is a z - c. The arithmetic is float64."""
+    """Change a two-label head in place so that its logit difference is a z - c. The arithmetic is float64."""
     for parameter in (head.weight, head.bias):
         parameter.copy_(parameter.double() * policy.folded_slope)
     half = policy.folded_shift / 2
@@ -25,7 +25,7 @@ def fold_into(head: nn.Linear, policy: Policy) -> None:
 
 
 def folding_problems(bundle: Path, candidate: Path) -> list[str]:
-    """Unfolds the bundle's classifier layer and compares every tensor with the candidate's."""
+    """Compare every tensor of a bundle with the candidate's, after folding the candidate's classifier layer."""
     policy = read_policy(bundle / POLICY)
     if not (candidate / WEIGHTS).is_file():
         return [f"{candidate / 'model.safetensors'} is missing"]
@@ -42,7 +42,7 @@ def folding_problems(bundle: Path, candidate: Path) -> list[str]:
     except SafetensorError as error:
         return [f"{bundle / 'model.safetensors'} or that of {candidate} cannot be read ({error})"]
     if set(folded) != set(plain):
-        return [f"{bundle} and {candidate} hold different tensors, as {min(set(folded) ^ set(plain))}"]
+        return [f"{bundle} and {candidate} hold different tensors, such as {min(set(folded) ^ set(plain))}"]
     problems = []
     for name, tensor in plain.items():
         expected = tensor
@@ -53,5 +53,5 @@ def folding_problems(bundle: Path, candidate: Path) -> list[str]:
             expected = expected + expected.new_tensor([half, -half])
         same_shape = folded[name].shape == tensor.shape
         if not same_shape or not torch.allclose(folded[name].double(), expected.double(), rtol=1e-6, atol=1e-6):
-            problems.append(f"{bundle}: tensor {name} is not the folded one of {candidate}")
+            problems.append(f"{bundle}: tensor {name} is not the folded tensor of {candidate}")
     return problems

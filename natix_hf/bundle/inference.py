@@ -1,4 +1,4 @@
-"""One way to a logit: stored logits of val and test rows and the answers of `predict` come from here."""
+"""The one way to compute a logit, for the stored logits of val and test rows and for `predict`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from natix_hf.bundle.contents import ONNX
+from natix_hf.bundle.names import ONNX
 from natix_hf.data.images import open_image
 from natix_hf.errors import UsageError, VerificationError, first_line
 from natix_hf.models.classifier import head_of, load_classifier, logit_difference
@@ -21,7 +21,7 @@ from natix_hf.models.device import default_device, full_float32
 from natix_hf.models.positions import fix_positions
 from natix_hf.models.preprocess import Preprocess, load_processor
 
-# What the two files of a bundle are run by, and in which precision.
+# What runs the model of a bundle, and in which precision.
 Backend = Literal["torch", "onnx"]
 Precision = Literal["float32", "bfloat16"]
 # pixel_values float32 [n, 3, H, W] -> logits [n, 2] and the inputs of the classifier layer [n, d], both float32.
@@ -29,7 +29,7 @@ Forward = Callable[[torch.Tensor], tuple[np.ndarray, np.ndarray]]
 
 
 class ImageList(Dataset[dict[str, torch.Tensor]]):
-    """Any images (paths, PIL images, uint8 arrays, `datasets` cells) through the preprocessing."""
+    """A dataset of preprocessed images, from paths, PIL images, uint8 arrays or `datasets` cells."""
 
     def __init__(self, images: Sequence[Any], preprocess: Preprocess) -> None:
         self.images = images
@@ -44,17 +44,17 @@ class ImageList(Dataset[dict[str, torch.Tensor]]):
 
 
 def image_name(image: Any, index: int) -> str:
-    """What an error line calls an image: its path, or its place."""
+    """The name of an image in an error line: its path, or its position."""
     return str(image) if isinstance(image, str | Path) else f"image {index}"
 
 
 class Inference:
-    """A merged model folder, ready to answer: no randomness, no augmentation, float32 unless asked otherwise.
+    """A merged model folder, ready to answer: without randomness or augmentation, and in float32 by default.
 
     Args:
-        device: as torch names it; None takes the accelerator if there is one.
-        backend: "onnx" runs the folder's `model.onnx` on the CPU, by onnxruntime.
-        precision: "bfloat16" computes everything but the classifier layer in it; of PyTorch alone.
+        device: A torch device; None takes the accelerator if there is one.
+        backend: "torch" runs the safetensors in PyTorch, "onnx" runs `model.onnx` on the CPU in onnxruntime.
+        precision: "bfloat16" computes everything but the classifier layer in bfloat16. Only PyTorch supports it.
     """
 
     def __init__(
@@ -67,31 +67,39 @@ class Inference:
         self.backend = backend
         self.device = torch.device(device) if device is not None else default_device()
         self.preprocess = Preprocess(load_processor(folder))
-        image_size = self.preprocess.image_size  # refused here if it is no square, whatever runs the model
+        image_size = self.preprocess.image_size  # raises if it is no square, whatever runs the model
         if backend == "onnx":
             self._forward = onnx_forward(folder / ONNX)
         else:
             self.model: nn.Module = load_classifier(folder)
             self.model.eval().to(self.device)
             self._forward = torch_forward(self.model, self.device, precision)
-            fix_positions(self.model, image_size)  # in that precision
+            fix_positions(self.model, image_size)  # after the cast, so in that precision
 
     def answer(self, pixel_values: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """The logit of each image, float64 [n], label 1 over label 0, and the input of the classifier layer behind
-        it, float32 [n, d], from one forward pass over `pixel_values` float32 [n, 3, H, W]."""
+        """Run one forward pass over `pixel_values`, float32 [n, 3, H, W].
+
+        Returns:
+            The logits, float64 [n], label 1 over label 0; and the inputs of the classifier layer, float32 [n, d].
+        """
         logits, features = self._forward(pixel_values)
         return logit_difference(logits), features
 
     def logits(
         self, dataset: Dataset[Any], batch_size: int = 32, workers: int = 0, label: str | None = None
     ) -> np.ndarray:
-        """float64 [n], label 1 over label 0, of a dataset that yields `pixel_values`. `label` names a progress bar."""
+        """The logits, float64 [n], label 1 over label 0, of a dataset that yields `pixel_values`.
+
+        Args:
+            label: The name of a progress bar; None shows no bar.
+        """
         return self.logits_and_features(dataset, batch_size, workers, label)[0]
 
     def logits_and_features(
         self, dataset: Dataset[Any], batch_size: int = 32, workers: int = 0, label: str | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`answer` for a dataset that yields `pixel_values`: float64 [n] and float32 [n, d]."""
+        """The logits, float64 [n], and inputs of the classifier layer, float32 [n, d], of a dataset that yields
+        `pixel_values`."""
         loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
         bar = tqdm(loader, desc=label, disable=None if label else True)
         answers = [self.answer(batch["pixel_values"]) for batch in bar]
@@ -102,10 +110,10 @@ class Inference:
 
 
 def torch_forward(model: nn.Module, device: torch.device, precision: Precision = "float32") -> Forward:
-    """The forward pass of a classifier in PyTorch.
+    """Make the forward pass of a classifier in PyTorch.
 
-    In bfloat16 the classifier layer stays float32: its logits would be rounded to steps of 1/64 where they are 2 to 4,
-    and with them the threshold that is folded into its bias.
+    With bfloat16 the classifier layer stays in float32. Otherwise logits between 2 and 4 would be rounded to steps of
+    1/64, and so would the threshold that is folded into the bias.
     """
     dtype, head = getattr(torch, precision), head_of(model)
     kept = {name: tensor.clone() for name, tensor in head.state_dict().items()}
@@ -118,7 +126,7 @@ def torch_forward(model: nn.Module, device: torch.device, precision: Precision =
         return (seen[-1],)
 
     head.register_forward_pre_hook(see)
-    one_at_a_time = threading.Lock()  # the hook and the float32 setting are the whole process's
+    one_at_a_time = threading.Lock()  # the hook and the float32 setting belong to the whole process
 
     def forward(pixel_values: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         with one_at_a_time, torch.inference_mode(), full_float32():
@@ -129,28 +137,29 @@ def torch_forward(model: nn.Module, device: torch.device, precision: Precision =
 
 
 def onnx_forward(path: Path) -> Forward:
-    """The forward pass of a bundle's ONNX file on the CPU, with as many threads as torch would take.
+    """Make the forward pass of a bundle's ONNX file on the CPU, with as many threads as torch uses.
 
     Raises:
-        UsageError: onnxruntime is not installed. VerificationError: it cannot run the file.
+        UsageError: if onnxruntime is not installed.
+        VerificationError: if onnxruntime cannot run the file.
     """
     try:
         import onnxruntime
     except ImportError as error:
-        raise UsageError(f"{path.name} is run by onnxruntime: pip install 'natix_hf[onnx]' ({error})") from None
+        raise UsageError(f"{path.name} needs onnxruntime: pip install 'natix_hf[onnx]' ({error})") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Between two calls its threads would keep a core busy, which decoding and PyTorch need.
+    # Otherwise its threads keep a core busy between two calls, and decoding and PyTorch need that core.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 3  # errors alone: a user can do nothing about the others
+    options.log_severity_level = 3  # only errors: users can do nothing about warnings
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of many classes, with no base of their own
+    except Exception as error:  # onnxruntime's errors share no base class
         reason = first_line(error)
         raise VerificationError(f"{path} cannot be run ({reason})") from None
     names = [value.name for value in (*session.get_inputs(), *session.get_outputs())]
     if names != ["pixel_values", "logits", "features"]:
-        raise VerificationError(f"{path} has other inputs and outputs than a bundle's: {', '.join(names)}")
+        raise VerificationError(f"{path} does not have the inputs and outputs of a bundle: it has {', '.join(names)}")
 
     def forward(pixel_values: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         logits, features = session.run(["logits", "features"], {"pixel_values": pixel_values.cpu().numpy()})

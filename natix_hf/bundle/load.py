@@ -1,4 +1,4 @@
-"""`load_bundle`: from a folder or the Hub to a model that answers by its policy."""
+"""`load_bundle`: load a bundle from a folder or the Hub, ready to answer by its policy."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import torch
 from torch.utils.data import Dataset
 
 from natix_hf.bundle.confidence import Confidence
-from natix_hf.bundle.contents import BUNDLE_MANIFEST, ONNX, WEIGHTS, config_problems, policy_problems, require_intact
+from natix_hf.bundle.contents import config_problems, policy_problems, require_intact
 from natix_hf.bundle.fetch import fetch_bundle, require_intact_snapshot
 from natix_hf.bundle.inference import Backend, Inference, Precision
+from natix_hf.bundle.names import BUNDLE_MANIFEST, ONNX, POLICY, WEIGHTS, bundle_of_run
 from natix_hf.bundle.onnx_check import onnx_problems
-from natix_hf.bundle.policy import POLICY, read_policy
+from natix_hf.bundle.policy import read_policy
 from natix_hf.bundle.stream import BadImage, batches
 from natix_hf.errors import DataError, UsageError, VerificationError
 from natix_hf.models.device import default_device
@@ -34,10 +35,11 @@ class Prediction:
     """One answer.
 
     Args:
-        probability (`float`): Calibrated P(roadwork).
-        label (`str`): The answer, by the fitted threshold.
-        accepted (`bool`): Whether the guarantee of the bundle's policy covers it.
-        decision (`str`): The label, or "abstain" where the answer is not accepted.
+        probability (`float`): The calibrated probability of Roadwork, between 0 and 1.
+        label (`str`): `"Roadwork"` or `"None"`, by the fitted threshold.
+        accepted (`bool`): True if the guarantee in the bundle's policy covers the answer. A bundle without a guarantee
+            accepts every answer.
+        decision (`str`): The label, or `"abstain"` if the answer is not accepted.
         threshold (`float`): The probability above which the label is Roadwork. It need not be 0.5.
     """
 
@@ -52,8 +54,14 @@ Answer: TypeAlias = Prediction | BadImage
 
 
 class Bundle:
-    """A loaded bundle: `policy` says how it decides, `predict` and `stream` answer, `backend` says what runs its model
-    and `precision` in which numbers. `load_bundle` checks the folder first. Threads may share one."""
+    """A loaded bundle, which answers images. [`load_bundle`] makes one and checks the folder first.
+
+    Several threads may share a bundle. For the arguments see [`load_bundle`].
+
+    Attributes:
+        policy ([`Policy`]): How the bundle decides: threshold, calibration, gate and guarantee.
+        backend (`str`): What runs the model, `"torch"` or `"onnx"`.
+    """
 
     def __init__(
         self,
@@ -72,15 +80,16 @@ class Bundle:
 
     @property
     def preprocess(self) -> Preprocess:
-        """What an image goes through before the model; for a dataset of `logits_of`."""
+        """The preprocessing of images, for a dataset to pass to `logits_of`."""
         return self._inference.preprocess
 
     def logits_of(self, views: Dataset[Any], batch_size: int = 32, label: str | None = None) -> np.ndarray:
-        """`logits` of a dataset that yields `pixel_values`. `label` names a progress bar."""
+        """The candidate's logits (unfolded), float64 [n], of a dataset that yields `pixel_values`. `label` names a
+        progress bar."""
         return self.policy.unfold(self._inference.logits(views, batch_size, label=label))
 
     def logits(self, images: Iterable[Any], batch_size: int = 32) -> np.ndarray:
-        """The candidate's z (unfolded), float64 [n]. Raises as `predict`."""
+        """The candidate's logits (unfolded), float64 [n]. Takes images and raises errors as `predict` does."""
         parts = [np.zeros(0)]
         for batch in batches(images, self.preprocess, batch_size):
             pixels = [_require_read(image) for image in batch]
@@ -88,21 +97,44 @@ class Bundle:
         return np.concatenate(parts)
 
     def predict(self, images: Iterable[Any], batch_size: int = 32) -> list[Prediction]:
-        """Answers for paths, PIL images, uint8 arrays [H, W(, 3)], or a `datasets` image column; one image works too.
+        """Answer images, and return all answers at once.
 
-        The images are taken as `stream` takes them: of a generator's million, two batches are in memory at a time.
+        At most two batches of images are in memory at a time, so a generator may yield millions.
+
+        Args:
+            images (`Iterable`): Paths, PIL images, uint8 arrays [H, W] or [H, W, 3], encoded bytes, or a `datasets`
+                image column. A single image works too.
+            batch_size (`int`, defaults to 32): Images per forward pass.
+
+        Returns:
+            `list[Prediction]`: One answer per image, in the same order.
 
         Raises:
-            DataError: an image cannot be read; the line names it. `stream` reports it in its place and goes on.
+            [`DataError`]: if an image cannot be read; the line names it. `stream` reports it and goes on.
+
+        Example:
+
+            >>> import natix_hf
+            >>> bundle = natix_hf.load_bundle("outputs/my_run")  # doctest: +SKIP
+            >>> [answer] = bundle.predict("street.jpg")  # doctest: +SKIP
+            >>> answer.decision, round(answer.probability, 2)  # doctest: +SKIP
+            ('Roadwork', 0.93)
         """
         return [_require_read(answer) for answer in self.stream(images, batch_size)]
 
     def stream(self, images: Iterable[Any], batch_size: int = 32) -> Iterator[Answer]:
-        """The answers of `predict` as they come, one for each image and in their order, without an end if the images
-        have none. An image that cannot be read has a `BadImage` in its place, which names it and says why.
+        """Answer images as they come, one answer per image and in the same order. The stream may be endless.
 
-        The first answers come when two batches of files, or one of pictures in memory, have been taken: give a live
-        camera `batch_size=1`.
+        The first answers arrive after two batches of files or one batch of pictures in memory. For a live camera use
+        `batch_size=1`. The arguments are those of `predict`.
+
+        Yields:
+            [`Prediction`], or a [`BadImage`] that says why an image cannot be read.
+
+        Example:
+
+            >>> for answer in bundle.stream(Path("photographs").glob("*.jpg")):  # doctest: +SKIP
+            ...     print(answer)
         """
         for batch in batches(images, self.preprocess, batch_size):
             yield from self._answers(batch)
@@ -110,8 +142,13 @@ class Bundle:
     def stream_beside(
         self, other: Bundle, images: Iterable[Any], batch_size: int = 32
     ) -> Iterator[tuple[Answer, Answer]]:
-        """`stream` of this bundle and of another on the same pixels, for `count_flips`: what bfloat16 changes, or
-        another version of a model."""
+        """Answer the same images with this bundle and another one, for [`count_flips`].
+
+        Use it to see what bfloat16 or another version of a model changes.
+
+        Yields:
+            Pairs of answers as in `stream`, first this bundle's, then the other's.
+        """
         for batch in batches(images, self.preprocess, batch_size):
             yield from zip(self._answers(batch), other._answers(batch), strict=True)
 
@@ -131,8 +168,15 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Flips:
-    """How the answers of one bundle differ from another's on `images` that could be read, beside `bad` ones: how many
-    `labels` and how many `decisions` (abstaining is one) are others, and the largest difference of a probability."""
+    """The differences between the answers of two bundles.
+
+    Args:
+        images (`int`): Images that could be read.
+        bad (`int`): Images that could not be read.
+        labels (`int`): Images with different labels.
+        decisions (`int`): Images with different decisions, where "abstain" is a decision of its own.
+        max_difference (`float`): The largest difference between two probabilities.
+    """
 
     images: int
     bad: int
@@ -142,7 +186,21 @@ class Flips:
 
 
 def count_flips(pairs: Iterable[tuple[Answer, Answer]]) -> Flips:
-    """What `Bundle.stream_beside` gave, counted."""
+    """Count the differences between two bundles.
+
+    Args:
+        pairs (`Iterable[tuple]`): The pairs of answers that [`Bundle.stream_beside`] yields.
+
+    Returns:
+        [`Flips`]: The counts and the largest difference of a probability.
+
+    Example:
+
+        >>> fast = natix_hf.load_bundle("my_bundle", precision="bfloat16")  # doctest: +SKIP
+        >>> exact = natix_hf.load_bundle("my_bundle")  # doctest: +SKIP
+        >>> natix_hf.count_flips(fast.stream_beside(exact, images)).decisions  # doctest: +SKIP
+        0
+    """
     images = bad = labels = decisions = 0
     worst = 0.0
     for one, other in pairs:
@@ -159,7 +217,11 @@ def count_flips(pairs: Iterable[tuple[Answer, Answer]]) -> Flips:
 def _backend(
     folder: Path, has_onnx: bool, device: str | None, backend: Backend | None, precision: Precision
 ) -> Backend:
-    """The one that is asked for, if it can be had; else `model.onnx` where it can be run."""
+    """The backend that was asked for, or by default "onnx" if `model.onnx` can run here and "torch" if not.
+
+    Raises:
+        UsageError: if the backend that was asked for cannot run here.
+    """
     for name, given, known in (("backend", backend, get_args(Backend)), ("precision", precision, get_args(Precision))):
         if given is not None and given not in known:
             raise UsageError(f"{name} is {given!r}: allowed is {' | '.join(known)}")
@@ -171,7 +233,7 @@ def _backend(
     if backend == "onnx" and not has_onnx:
         raise UsageError(f"{folder} has no {ONNX}: export it with phase6.onnx=true, or leave backend out")
     if backend == "onnx" and not (exact and (on_cpu or device is None)):
-        raise UsageError(f"{ONNX} runs in float32 on the CPU: leave backend out, or device and precision")
+        raise UsageError(f"{ONNX} runs only in float32 on the CPU: leave out backend, or device and precision")
     return backend
 
 
@@ -195,26 +257,40 @@ def load_bundle(
     backend: Backend | None = None,
     precision: Precision = "float32",
 ) -> Bundle:
-    """Loads a bundle from a folder or a Hub repository. Nothing is unpickled and no remote code runs.
+    """Load a bundle from a folder or the Hub. Nothing is unpickled and no remote code runs.
 
     Args:
-        path_or_repo_id: a bundle folder, a run folder (its newest bundle), or `org/name` on the Hub.
-        revision: branch, tag or commit on the Hub.
-        verify: check every file against `bundle_manifest.json` first; False: only that the policy belongs to the
-            weights, and that the configs ask for nothing from elsewhere.
-        expected: sha256 that the manifest itself must have; not without `verify`, which makes it hold for the files.
-        device: as torch names it; None takes the accelerator if there is one.
-        backend: "torch" runs the safetensors, "onnx" the bundle's `model.onnx` on the CPU. None: the latter
-            where it can be run, both are exact; `bundle.backend` tells which.
-        precision: "bfloat16" is faster on hardware that has it, and flips decisions near the threshold: count them
-            with `stream_beside` and `count_flips`, or `natix-hf predict --bf16`, on pictures of your own first.
+        path_or_repo_id (`str` or `Path`): A bundle folder, a run folder, or a repository on the Hub as `org/name`.
+        revision (`str`, *optional*): A branch, tag or commit on the Hub.
+        verify (`bool`, defaults to `True`): Check every file against `bundle_manifest.json`. With `False` only two
+            things are checked: the policy belongs to the weights, and the configs ask for nothing from elsewhere.
+        expected (`str`, *optional*): The sha256 that the manifest must have, which pins every file. Needs `verify`.
+        device (`str`, *optional*): A torch device. Defaults to the accelerator, or the CPU if there is none.
+        backend (`str`, *optional*): `"torch"` runs the safetensors, `"onnx"` runs the bundle's `model.onnx` on the
+            CPU. Both are exact. Defaults to `"onnx"` where it can run; `bundle.backend` says which one runs.
+        precision (`str`, defaults to `"float32"`): `"bfloat16"` is faster on hardware that supports it, but it flips
+            some decisions near the threshold. Count them on your own pictures first, with [`Bundle.stream_beside`] and
+            [`count_flips`] or with `natix-hf predict --bf16`.
+
+    Returns:
+        [`Bundle`]: Ready to answer.
 
     Raises:
-        UsageError: there is no bundle there, or no right to it; `revision` of a folder. HubError: the Hub or the
-            connection failed. VerificationError: a file is not what the manifest says.
+        [`UsageError`]: if there is no bundle, if the token may not read it, or if `revision` is given for a folder.
+        [`HubError`]: if the Hub or the connection fails.
+        [`VerificationError`]: if a file does not match the manifest.
+
+    Example:
+
+        >>> import natix_hf
+        >>> bundle = natix_hf.load_bundle("outputs/my_run")  # doctest: +SKIP
+        >>> bundle.predict(["street.jpg"])[0].decision  # doctest: +SKIP
+        'Roadwork'
     """
     if expected is not None and not verify:
-        raise UsageError(f"load_bundle({str(path_or_repo_id)!r}): expected= says nothing with verify=False")
+        raise UsageError(
+            f"load_bundle({str(path_or_repo_id)!r}): expected= says nothing with verify=False: leave one out"
+        )
     folder = find_bundle(path_or_repo_id, revision)
     if verify and is_from_hub(path_or_repo_id):
         require_intact_snapshot(folder, str(path_or_repo_id), expected)
@@ -230,24 +306,26 @@ def load_bundle(
 
 
 def find_bundle(path_or_repo_id: str | Path, revision: str | None = None) -> Path:
-    """The folder of a bundle: itself, `phase6_export/bundle` of a run, or a snapshot from the Hub."""
+    """The folder of a bundle: the folder itself, `phase6_export/bundle` of a run, or a snapshot from the Hub."""
     if is_from_hub(path_or_repo_id):
         return fetch_bundle(str(path_or_repo_id), revision)
     if revision is not None and Path(path_or_repo_id).exists():
-        raise UsageError(f"revision {revision!r} is for a repository on the Hub: {path_or_repo_id} lies here")
+        raise UsageError(
+            f"revision {revision!r} is for a repository on the Hub, but {path_or_repo_id} lies here: leave it out"
+        )
     return find_local_bundle(path_or_repo_id)
 
 
 def is_from_hub(path_or_repo_id: str | Path) -> bool:
-    """Whether a reference names a Hub repository: a folder of that name comes first."""
+    """True if a reference names a repository on the Hub. A folder of that name takes precedence."""
     return not Path(path_or_repo_id).exists() and is_repo_id(str(path_or_repo_id))
 
 
 def find_local_bundle(reference: str | Path) -> Path:
-    """The folder of a bundle: itself, or `phase6_export/bundle` of a run."""
+    """The folder of a bundle: the folder itself, or `phase6_export/bundle` of a run."""
     path = Path(reference)
-    for folder in (path, path / "phase6_export" / "bundle"):
-        # A bundle that lost one of the two is still a damaged bundle, not a stranger.
+    for folder in (path, bundle_of_run(path)):
+        # A folder that has lost one of the two files is a damaged bundle, and still a bundle.
         if (folder / POLICY).is_file() or (folder / BUNDLE_MANIFEST).is_file():
             return folder
     if path.exists():

@@ -1,8 +1,8 @@
-"""What is wrong with an ONNX file, before any runtime opens it: the protobuf fields are walked, no weight is read.
+"""The check of an ONNX file before any runtime opens it. It walks the protobuf fields and reads no weight.
 
-An ONNX tensor may name another file as the place of its values, and a runtime would read that file, wherever it lies.
-A bundle's `model.onnx` holds its weights itself. The walk needs no package, so that a bundle is intact or not whatever
-is installed.
+An ONNX tensor may name another file for its values, and a runtime would read that file, wherever it lies. A bundle's
+`model.onnx` must hold its weights itself. The check needs no package, so its result does not depend on what is
+installed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
-# Field numbers of onnx.proto3, by message: the fields that hold messages in which a tensor may lie.
+# Field numbers of onnx.proto3 by message: the fields whose messages may contain a tensor.
 _MESSAGES: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -23,20 +23,20 @@ _MESSAGES: dict[str, dict[int, str]] = {
     "tensor": {},
 }
 _GRAPH, _EXTERNAL_DATA, _DATA_LOCATION = 7, 13, 14
-# A model of 48 layers has some 60,000; without a limit a few hundred megabytes of nothing would take an hour.
+# A model of 48 layers has some 60,000 fields. Without a limit a few hundred megabytes of junk would take an hour.
 _MOST_FIELDS = 1_000_000
 _DEEPEST = 20
 
 
 def onnx_problems(path: Path) -> list[str]:
-    """One line if a file is no ONNX model, or keeps weights elsewhere; empty if all is well."""
-    if path.stat().st_size == 0:  # which cannot be mapped
-        return [f"{path} is no ONNX file: it is empty"]
+    """One line if a file is not an ONNX model or keeps weights in another file; otherwise an empty list."""
+    if path.stat().st_size == 0:  # an empty file cannot be mapped
+        return [f"{path} is not an ONNX file: it is empty"]
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             return [f"{path} keeps weights in another file, which is never read"] if _looks_elsewhere(data) else []
         except (ValueError, IndexError) as error:
-            return [f"{path} is no ONNX file ({error})"]
+            return [f"{path} is not an ONNX file ({error})"]
 
 
 def _looks_elsewhere(data: mmap.mmap) -> bool:
@@ -60,7 +60,7 @@ def _looks_elsewhere(data: mmap.mmap) -> bool:
 
 
 def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int | tuple[int, int]]]:
-    """The fields of a message between two places: number, and an integer or the places of what has a length."""
+    """The fields of a message between two positions: the number, and an integer or the two ends of the content."""
     while at < end:
         key, at = _varint(data, at)
         number, kind = key >> 3, key & 7
@@ -74,9 +74,9 @@ def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int | tup
         elif kind in (1, 5):
             at += 8 if kind == 1 else 4
         else:
-            raise ValueError(f"byte {at} begins no field")
+            raise ValueError(f"no field begins at byte {at}")
     if at != end:
-        raise ValueError(f"a field passes the end of its message at byte {end}")
+        raise ValueError(f"a field runs past the end of its message at byte {end}")
 
 
 def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:

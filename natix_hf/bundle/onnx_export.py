@@ -1,4 +1,4 @@
-"""`model.onnx`: the bundle's model for onnxruntime, exported from the safetensors and compared with it."""
+"""`model.onnx`: the bundle's model for onnxruntime, exported from the safetensors and compared with them."""
 
 from __future__ import annotations
 
@@ -14,38 +14,40 @@ import numpy as np
 import torch
 from torch import nn
 
-from natix_hf.bundle.contents import ONNX, WEIGHTS
 from natix_hf.bundle.inference import ImageList, Inference
+from natix_hf.bundle.names import ONNX, WEIGHTS
 from natix_hf.errors import UsageError
 from natix_hf.models.classifier import head_of, load_classifier
 from natix_hf.models.positions import fix_positions
 from natix_hf.provenance.files import atomic_file
 
-# protobuf reads no longer message; the graph itself takes less than the rest.
+# protobuf cannot read a message of 2 GB or more. The difference leaves room for the graph.
 _LARGEST = 2**31 - 2**24
-# float32 kernels of two runtimes: they move a logit by some 1e-6; a wrong weight moves it by far more.
+# The float32 kernels of the two runtimes differ by some 1e-6 in a logit. A wrong weight moves it by far more.
 ONNX_TOLERANCE = 1e-4
-# The first with attention as one node: taken apart it holds a mask that is never set, and takes a fifth longer.
+# The first opset with attention as one node. As several nodes it takes a fifth longer and holds a mask never set.
 _OPSET = 23
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 def check_onnx(model: nn.Module | None = None) -> None:
-    """Refuses before any work what `export_onnx` would refuse; a model on the meta device will do.
+    """Check before any work that `export_onnx` is possible. The model may be on the meta device.
 
     Raises:
-        UsageError: a package is missing, or the model is too large for one file.
+        UsageError: if a package is missing, or if the model is too large for one file.
     """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"phase6.onnx needs {', '.join(missing)}: pip install 'natix_hf[onnx]', or set it to false")
     size = sum(parameter.numel() for parameter in model.parameters()) * 4 if model is not None else 0
     if size > _LARGEST:
-        raise UsageError(f"phase6.onnx: an ONNX file holds at most 2 GB, this model has {size / 1e9:.1f}: set false")
+        raise UsageError(
+            f"phase6.onnx: an ONNX file holds at most 2 GB, this model has {size / 1e9:.1f} GB: set it to false"
+        )
 
 
 class _LogitsAndFeatures(nn.Module):
-    """What is exported: `pixel_values` [n, 3, H, W] -> logits [n, 2], input of the classifier layer [n, d]."""
+    """The exported module: `pixel_values` [n, 3, H, W] -> logits [n, 2] and inputs of the classifier layer [n, d]."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -60,10 +62,13 @@ class _LogitsAndFeatures(nn.Module):
 
 
 def export_onnx(bundle: Path, image_size: int) -> None:
-    """Writes `model.onnx` beside the safetensors of a folder: float32, any batch, images of `image_size` px, the
-    weights inside, and nothing of the machine that made it.
+    """Write `model.onnx` beside the safetensors of a folder.
 
-    Raises: as `check_onnx`.
+    The file is float32, takes any batch size and images of `image_size` px, holds its weights, and says nothing about
+    the machine that made it.
+
+    Raises:
+        UsageError: as in `check_onnx`.
     """
     import onnx_ir  # comes with onnxscript
 
@@ -82,8 +87,8 @@ def export_onnx(bundle: Path, image_size: int) -> None:
             opset_version=_OPSET,
             verbose=False,
         )
-    assert program is not None  # it is None with the old exporter only
-    # Of every node the exporter notes which lines of which files made it: paths of this machine, and half the file.
+    assert program is not None  # only the old exporter returns None
+    # The exporter records for every node which lines of which files made it: paths of this machine, and half the file.
     onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
     for value in program.model.graph.initializers.values():
         value.metadata_props.clear()
@@ -93,7 +98,7 @@ def export_onnx(bundle: Path, image_size: int) -> None:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """The exporter warns of deprecated calls of its own, and logs that torchvision is absent."""
+    """Silence the exporter, which warns about its own deprecated calls and about a missing torchvision."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -106,13 +111,16 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def onnx_difference(bundle: Path, images: Sequence[Any] = ()) -> float:
-    """The largest difference between the answers of the two files of a bundle, to a whole batch and image by image.
+    """The largest difference between the answers of a bundle's safetensors and its ONNX file.
+
+    Both answer four images of seeded noise and `images`, as one batch and one by one.
 
     Args:
-        images: that are compared beside four of seeded noise.
+        images: Further images to compare on.
 
     Returns:
-        Of the logits, or of the classifier layer's inputs relative to the largest of them, whichever is more.
+        The larger of two differences: that of the logits, and that of the inputs of the classifier layer, relative to
+        the largest input.
     """
     plain, onnx = Inference(bundle, "cpu"), Inference(bundle, backend="onnx")
     size = plain.preprocess.image_size
@@ -130,10 +138,10 @@ def onnx_difference(bundle: Path, images: Sequence[Any] = ()) -> float:
 
 
 def onnx_answers_problems(bundle: Path) -> list[str]:
-    """Runs both files of an intact bundle, where there are two and onnxruntime is installed, and compares."""
+    """Compare the answers of both files of an intact bundle, if it has an ONNX file and onnxruntime is installed."""
     if not (bundle / ONNX).is_file() or importlib.util.find_spec("onnxruntime") is None:
         return []
     difference = onnx_difference(bundle)
     if difference <= ONNX_TOLERANCE:
         return []
-    return [f"{bundle / ONNX} answers otherwise than {WEIGHTS}, by {difference:.1e}: it was made from other weights"]
+    return [f"{bundle / ONNX} and {WEIGHTS} answer differently, by {difference:.1e}: it was made from other weights"]

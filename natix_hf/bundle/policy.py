@@ -1,9 +1,9 @@
-"""The decision policy of a bundle: how a logit becomes an answer. numpy alone, no torch.
+"""The decision policy of a bundle: how a logit becomes an answer. It needs numpy and no torch.
 
-For the logit difference z of the candidate, the bundle's model answers z' = a z - c. With `fold: decision`, a is the
-calibration's slope (1/T) and c is the decision threshold on the calibrated scale. A stock pipeline that cuts at
-probability 0.5 (the official miner, whose validator rounds) then follows the fitted threshold. With `calibration` it
-answers the calibrated probability, with `none` the candidate's own.
+If the candidate's logit difference is z, the bundle's model answers z' = a z - c. With `fold: decision`, a is the
+slope of the calibration (1/T) and c is the decision threshold on the calibrated scale. A plain pipeline that cuts at
+probability 0.5 (the official miner does, because its validator rounds) then follows the fitted threshold. With
+`calibration` the pipeline gives the calibrated probability, and with `none` the candidate's own.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from natix_hf.labels import ID2LABEL
 from natix_hf.provenance.files import read_json, write_json
 from natix_hf.provenance.stored import OPTIONAL, from_json, to_json
 
-POLICY = "policy.json"
 SCHEMA = 2
 Fold = Literal["decision", "calibration", "none"]
 
 
 @dataclass(frozen=True)
 class GateUse:
-    """What confidence is: the margin to the decision threshold, or a learned gate with the hash of its file."""
+    """The source of confidence: the margin to the decision threshold, or a learned gate with the hash of its file."""
 
     kind: Literal["margin", "learned"] = "margin"
     method: str | None = field(default=None, metadata=OPTIONAL)
@@ -36,7 +35,7 @@ class GateUse:
 
 @dataclass(frozen=True)
 class OnnxCopy:
-    """A `model.onnx` beside the weights, and the largest difference of its logits from theirs."""
+    """The `model.onnx` beside the weights, and the largest difference between the logits of the two."""
 
     sha256: str
     max_difference: float
@@ -44,7 +43,18 @@ class OnnxCopy:
 
 @dataclass(frozen=True)
 class Policy:
-    """How a logit becomes an answer. `threshold_logit` is a logit of the candidate, float64: positive iff above it."""
+    """How a logit becomes an answer.
+
+    Args:
+        threshold_logit (`float`): A logit of the candidate. The answer is Roadwork strictly above it.
+        candidate_sha256 (`str`): Hash of the candidate's weights, before folding.
+        model_sha256 (`str`): Hash of the bundle's weights, after folding.
+        calibration ([`Calibration`]): The map from logits to probabilities.
+        fold (`str`): What is folded into the classifier layer: `"decision"`, `"calibration"` or `"none"`.
+        gate ([`GateUse`]): The source of confidence.
+        promise ([`Promise`]): The guarantee and the acceptance cuts.
+        onnx ([`OnnxCopy`]): The ONNX file, or None.
+    """
 
     threshold_logit: float
     candidate_sha256: str
@@ -61,42 +71,43 @@ class Policy:
 
     @property
     def folded_shift(self) -> float:
-        """c of z' = a z - c."""
-        if self.fold == "decision":  # the calibration's intercept moves rows and threshold alike
+        """The shift c in z' = a z - c."""
+        if self.fold == "decision":  # the calibration's intercept moves logits and threshold by the same amount
             return self.calibration.slope * self.threshold_logit
         return -self.calibration.intercept if self.fold == "calibration" else 0.0
 
     @property
     def folded_threshold(self) -> float:
-        """Where the bundle's own model is cut: 0, the stock pipeline's 0.5, when the decision is folded."""
+        """The threshold for the bundle's own logit. If the decision is folded it is 0, a probability of 0.5."""
         return self.folded_slope * self.threshold_logit - self.folded_shift
 
     def unfold(self, folded: np.ndarray) -> np.ndarray:
-        """The candidate's z, float64 [n], from the bundle model's z'."""
+        """The candidate's logits z, float64 [n], from the bundle model's z'."""
         return (np.asarray(folded, dtype=np.float64) + self.folded_shift) / self.folded_slope
 
     def probability(self, z: np.ndarray) -> np.ndarray:
-        """Calibrated P(label 1), float64 [n], from the candidate's z."""
+        """The calibrated probability of label 1, float64 [n], from the candidate's z."""
         return self.calibration.probability(z)
 
     def accepts(self, z: np.ndarray, confidence: np.ndarray) -> np.ndarray:
-        """bool [n]: whether the answer to each z is accepted. Without a certified cut every one is."""
+        """True for each accepted answer, bool [n]. Without a certified cut every answer is accepted."""
         return self.promise.accepts(self.decide(z), confidence, ID2LABEL)
 
     def decide(self, z: np.ndarray) -> np.ndarray:
-        """bool [n]: positive, strictly above the threshold."""
+        """True for each logit strictly above the threshold, bool [n]."""
         return np.asarray(z, dtype=np.float64) > self.threshold_logit
 
 
 def write_policy(path: Path, policy: Policy) -> None:
+    """Write `policy.json`."""
     write_json(path, {"schema": SCHEMA, **to_json(policy), "folded_shift": policy.folded_shift})
 
 
 def read_policy(path: Path) -> Policy:
-    """Reads `policy.json`.
+    """Read `policy.json`.
 
     Raises:
-        VerificationError: missing, damaged, or of another schema.
+        VerificationError: if the file is missing, damaged, or of another schema.
     """
     content = read_json(path)
     if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:

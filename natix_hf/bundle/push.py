@@ -1,4 +1,4 @@
-"""Publishing a bundle: staged from an allow-list, reloaded, one commit, then read back and checked byte for byte."""
+"""Publish a bundle: stage the allowed files, reload them, make one commit, read it back and check every byte."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from natix_hf.bundle.build import write_bundle_manifest
-from natix_hf.bundle.contents import BUNDLE_MANIFEST, is_of_the_hub, require_intact
+from natix_hf.bundle.contents import is_of_the_hub, require_intact
 from natix_hf.bundle.fetch import fetch_bundle, require_intact_snapshot
 from natix_hf.bundle.load import Bundle
+from natix_hf.bundle.names import BUNDLE_MANIFEST
 from natix_hf.errors import HubError, UsageError, VerificationError
 from natix_hf.provenance.files import file_sha256, list_files, read_json, write_text
 from natix_hf.provenance.hub import LOG_IN, hub_errors, is_tag, require_repo_id
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _OUTCOME = "nothing was published"
-# Where a card's examples name the bundle, until a push puts the repository there.
+# The name of the bundle in a card's examples, until a push replaces it with the repository's.
 REPO_PLACEHOLDER = "PATH_OR_REPO_ID"
 _EXAMPLES = re.compile(r'((?:natix_hf\.load_bundle\(|pipeline\("image-classification", model=)")[^"]*(?=")')
 
 
 @dataclass(frozen=True)
 class Published:
-    """Where a bundle lies on the Hub: `commit` pins its files there, `manifest_sha256` their content anywhere."""
+    """A published bundle. `commit` pins its files on the Hub; `manifest_sha256` pins their content anywhere."""
 
     repo_id: str
     commit: str
@@ -38,9 +39,11 @@ class Published:
 
 
 def check_push(repo_id: str, tag: str | None = None) -> None:
-    """Refuses before any work what can be known then: a name that cannot be, no token, or one that is not accepted.
+    """Check before any work that a push can succeed: the names are valid and the Hub accepts the token.
 
-    Raises: as `push_bundle`.
+    Raises:
+        UsageError: if a name is invalid, or if the token is missing or not accepted.
+        HubError: if the Hub or the connection fails.
     """
     from huggingface_hub import HfApi, get_token
 
@@ -54,20 +57,22 @@ def check_push(repo_id: str, tag: str | None = None) -> None:
 
 
 def push_bundle(bundle: Path, repo_id: str, private: bool = False, tag: str | None = None) -> Published:
-    """Publishes a bundle as one commit on the main branch of a repository, which is made if there is none.
+    """Publish a bundle as one commit on the main branch of a repository. A missing repository is created.
 
-    The repository then holds the bundle's files and no other. A repetition of the same push makes no second commit.
+    Afterwards the repository holds the bundle's files and no others. Repeating a push makes no second commit.
 
     Args:
-        bundle: an intact bundle folder.
-        repo_id: as `org/name`. One that exists must be empty or hold a bundle.
-        private: of a repository that is made now.
-        tag: of the commit.
+        bundle: An intact bundle folder.
+        repo_id: The repository as `org/name`. If it exists, it must be empty or hold a bundle.
+        private: Make the repository private if it is created now.
+        tag: A tag for the commit.
 
     Raises:
-        UsageError: no token, no right, a tag that is taken, or a repository of something else.
-        HubError: the Hub or the connection failed, or the repository moved meanwhile; the line says what is published.
-        VerificationError: the bundle is not intact, or what was read back is not what was sent.
+        UsageError: if the token is missing or may not write, if the tag is taken, or if the repository holds something
+            else.
+        HubError: if the Hub or the connection fails, or if the repository moved meanwhile. The line says what is
+            published.
+        VerificationError: if the bundle is not intact, or if the Hub does not return what was sent.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -78,7 +83,7 @@ def push_bundle(bundle: Path, repo_id: str, private: bool = False, tag: str | No
         manifest_sha256 = file_sha256(staged / BUNDLE_MANIFEST)
         names = list_files(staged)
         with hub_errors(repo_id, "push to", _OUTCOME):
-            api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as its organization wants it
+            api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: the organization's default
             head = api.model_info(repo_id)
             there = [file.rfilename for file in head.siblings or [] if not is_of_the_hub(file.rfilename)]
             _require_ours(repo_id, there, private and not head.private)
@@ -98,7 +103,7 @@ def push_bundle(bundle: Path, repo_id: str, private: bool = False, tag: str | No
 
 
 def say_published(done: Published) -> None:
-    """The lines that pin what was published."""
+    """Print the lines that pin a published bundle."""
     tagged = f", tag {done.tag}" if done.tag else ""
     say(f"published {done.repo_id}, read back and verified{tagged}")
     say(f"revision  {done.commit}")
@@ -108,36 +113,42 @@ def say_published(done: Published) -> None:
 
 
 def name_repository(card: str, repo_id: str) -> str:
-    """The card with the name of a repository in its two examples, whatever stood there: a bundle may move on."""
+    """Put the name of a repository into the two examples of a card, and replace an older name."""
     return _EXAMPLES.sub(lambda found: found[1] + repo_id, card)
 
 
 def _stage(bundle: Path, staged: Path, repo_id: str) -> Path:
-    """A copy of the manifest's files alone, with the repository's name on its card, that loads."""
+    """Copy the files in the manifest, put the repository's name on the card, and check that the copy loads."""
     require_intact(bundle)
     manifest = read_json(bundle / BUNDLE_MANIFEST)
     for name in [*manifest["files"], BUNDLE_MANIFEST]:
         (staged / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle / name, staged / name)
-    require_intact(staged)  # what was copied, whatever happened to the bundle meanwhile
+    require_intact(staged)  # checks the copy, because the bundle may have changed meanwhile
     card = staged / "README.md"
     write_text(card, name_repository(card.read_text(encoding="utf-8"), repo_id))
     write_bundle_manifest(staged, manifest["lineage"])
-    Bundle(staged, backend="torch")  # what everybody loads
+    Bundle(staged, backend="torch")  # the safetensors, which everybody can load
     return staged
 
 
 def _require_ours(repo_id: str, there: list[str], would_be_public: bool) -> None:
-    """Refuses a repository whose files are not a bundle's: a push would remove them."""
+    """Refuse a repository that holds something else: a push would remove its files."""
     if BUNDLE_MANIFEST not in there and set(there) - {"README.md"}:
         other = min(set(there) - {"README.md"})
         raise UsageError(f"push to {repo_id}: it holds {other} and is no bundle's repository: name a new one")
     if would_be_public:
-        raise UsageError(f"push to {repo_id}: it is public already, so it cannot be made --private here")
+        raise UsageError(
+            f"push to {repo_id}: it is public already: leave out --private, or make it private on the Hub first"
+        )
 
 
 def _require_free(api: HfApi, repo_id: str, tag: str | None, head: str, manifest_sha256: str) -> bool:
-    """Whether this very bundle has the tag already; refuses one that is taken by anything else."""
+    """True if this very bundle already has the tag.
+
+    Raises:
+        UsageError: if another commit has the tag.
+    """
     from huggingface_hub import hf_hub_download
 
     names = {reference.name: reference.target_commit for reference in api.list_repo_refs(repo_id).tags} if tag else {}
@@ -152,7 +163,7 @@ def _require_free(api: HfApi, repo_id: str, tag: str | None, head: str, manifest
 
 
 def _read_back(repo_id: str, commit: str, manifest_sha256: str, cache: Path) -> None:
-    """Downloads what was published, past every cache, and checks it as anybody else would."""
+    """Download the published bundle without any cache and check it, as any user would."""
     told = f"commit {commit} of {repo_id} is published"
     try:
         require_intact_snapshot(fetch_bundle(repo_id, commit, cache), repo_id, manifest_sha256)

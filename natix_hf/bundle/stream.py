@@ -1,4 +1,4 @@
-"""Images as they come, in batches: decoded ahead while the model computes, a bad one reported in its place."""
+"""A stream of images in batches: decoded ahead while the model computes, with bad images reported in their place."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from natix_hf.bundle.inference import image_name
 from natix_hf.data.images import open_image
 from natix_hf.errors import DataError
 
-_MOST_THREADS = 8  # more than an accelerator's appetite: Python is in the way of further ones
+_MOST_THREADS = 8  # enough to feed an accelerator; Python's lock slows down more
 
 
 @dataclass(frozen=True, slots=True)
 class BadImage:
-    """What stands in the place of an answer where an image cannot be read: `name`, its path or its place among the
-    images, and `problem`, one line that holds it."""
+    """The answer for an image that cannot be read.
+
+    Args:
+        name (`str`): The path of the image, or its position.
+        problem (`str`): One line that names the image and says what is wrong.
+    """
 
     name: str
     problem: str
@@ -33,11 +37,11 @@ class BadImage:
 def batches(
     images: Iterable[Any], preprocess: Callable[[Image.Image], torch.Tensor], batch_size: int
 ) -> Iterator[list[torch.Tensor | BadImage]]:
-    """`pixel_values` [3, H, W] of images in their order, `batch_size` at a time, the last ones fewer.
+    """Yield batches of `pixel_values` [3, H, W] in the order of the images. The last batch may be smaller.
 
-    At most two batches of the images are taken at any moment, whatever their number. Files, encoded bytes and cells
-    are opened by threads, one batch ahead. PIL images and arrays are read before the next is asked for: a camera may
-    use the same buffer again, and a generator may close its file.
+    At most two batches are taken from `images` at any moment. Threads open files, encoded bytes and cells one batch
+    ahead. PIL images and arrays are read before the next one is requested, because a camera may reuse its buffer and a
+    generator may close its file.
     """
     taken: deque[Future[torch.Tensor | BadImage]] = deque()
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
@@ -55,12 +59,12 @@ def batches(
                     yield [taken.popleft().result() for _ in range(batch_size)]
             while taken:
                 yield [taken.popleft().result() for _ in range(min(batch_size, len(taken)))]
-        finally:  # whoever stops listening waits for no further image
+        finally:  # a consumer that stops early waits for no further image
             pool.shutdown(cancel_futures=True)
 
 
 def each(images: Iterable[Any]) -> Iterable[Any]:
-    """The images of an argument, which may be a single one."""
+    """The images in an argument that may also be a single image."""
     single = isinstance(images, str | bytes | Path | Image.Image | dict) or (
         isinstance(images, np.ndarray) and images.ndim < 4
     )

@@ -1,6 +1,6 @@
-"""The command line, one file for each kind of command.
+"""The command line, one file per kind of command.
 
-Every heavy import is inside the command that needs it, so that --help answers at once.
+Heavy imports are inside the commands that need them, so that --help answers at once.
 """
 
 from __future__ import annotations

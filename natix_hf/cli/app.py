@@ -1,4 +1,4 @@
-"""The application: options of every command, and the exit codes. Nothing heavy is imported here."""
+"""The application: global options and exit codes. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Group(TyperGroup):
 
 
 class Command(TyperCommand):
-    """A command whose usage line has no braces around its arguments."""
+    """A command whose usage line shows arguments without braces."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
@@ -36,9 +36,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# Options of every command; they may stand anywhere on the line.
+# Options of every command. They may stand anywhere on the line.
 _DEBUG, _QUIET, _VERBOSE = "--debug", "--quiet", "--verbose"
-_INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
+_INTERRUPTED = 130  # 128 + SIGINT, as in a shell
 
 
 def _show_version(asked: bool) -> None:
@@ -49,18 +49,18 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def _global_options(
-    debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of an error.")] = False,
-    quiet: Annotated[bool, typer.Option(_QUIET, help="Print results and errors only.")] = False,
-    verbose: Annotated[bool, typer.Option(_VERBOSE, help="Print details too.")] = False,
+    debug: Annotated[bool, typer.Option(_DEBUG, help="Show the full traceback of an error.")] = False,
+    quiet: Annotated[bool, typer.Option(_QUIET, help="Print only results and errors.")] = False,
+    verbose: Annotated[bool, typer.Option(_VERBOSE, help="Print more details.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
     """From images and a pretrained ViT to a deployable, calibrated yes/no classifier."""
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Entry point. Exit code 0: done; 1: a check or a run failed; 2: bad usage or input; 130: interrupted."""
+    """Run the command line. Exit code 0: done; 1: a check or a run failed; 2: bad usage or input; 130: interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
     if _QUIET in given or _VERBOSE in given:
         set_verbosity(Verbosity.QUIET if _QUIET in given else Verbosity.VERBOSE)
@@ -69,6 +69,8 @@ def main(arguments: list[str] | None = None) -> Any:
         with errors_in_one_line(_DEBUG in given):
             kept = [argument for argument in given if argument not in (_DEBUG, _QUIET, _VERBOSE)]
             return app(args=kept, prog_name="natix-hf")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != _INTERRUPTED:  # typer turns Ctrl-C into this
+            raise
         sys.stderr.write("natix-hf: interrupted\n")
         raise SystemExit(_INTERRUPTED) from None

@@ -26,18 +26,18 @@ def predict(
         str, typer.Argument(metavar="BUNDLE", help="A bundle folder, a run folder or a Hub repository.")
     ],
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Image files. - reads their names from standard input.")
+        list[Path], typer.Argument(metavar="IMAGE", help="Image files, or - to read names from standard input.")
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 32,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Take this branch, tag or commit of the repository.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Put this many images in one forward pass.")] = 32,
     bf16: Annotated[
-        bool, typer.Option("--bf16", help="Answer in bfloat16, and report where float32 would answer differently.")
+        bool, typer.Option("--bf16", help="Answer in bfloat16 and report where float32 would answer differently.")
     ] = False,
 ) -> None:
-    """Answer for image files.
+    """Answer image files: Roadwork, None or abstain.
 
-    An image that cannot be read is reported in its place, and the exit code is 1.
+    An image that cannot be read is reported in its place. The exit code is then 1.
     """
     from_stdin = images == [Path("-")]
     missing = [path for path in images if not (from_stdin or path.is_file())]
@@ -54,8 +54,8 @@ def predict(
         pairs = ((answer, answer) for answer in loaded.stream(asked, batch_size))
     found = count_flips(_told(paths, pairs, as_json))
     if bf16:
-        flipped = f"bf16: {found.decisions} of {found.images} decisions are others in float32"
-        typer.echo(f"{flipped}; probabilities differ by {found.max_difference:.4f} at most", err=True)
+        flipped = f"bf16: float32 decides {found.decisions} of {found.images} images differently"
+        typer.echo(f"{flipped}; probabilities differ by at most {found.max_difference:.4f}", err=True)
     if found.bad:
         raise NatixError(f"{found.bad} of {found.bad + found.images} images cannot be read: their lines say why")
 
@@ -63,7 +63,7 @@ def predict(
 def _told(
     paths: Iterable[Path], pairs: Iterable[tuple[Answer, Answer]], as_json: bool
 ) -> Iterator[tuple[Answer, Answer]]:
-    """Says each answer, and what float32 answers where that is another decision, as they come."""
+    """Print each answer as it comes, with the decision of float32 where it differs, and pass the pairs on."""
     from dataclasses import asdict
 
     from natix_hf.bundle.stream import BadImage
@@ -86,13 +86,15 @@ def _told(
 @app.command(cls=Command)
 def push(
     reference: Annotated[str, typer.Argument(metavar="RUN_OR_BUNDLE", help="A run folder or a bundle folder.")],
-    repo_id: Annotated[str, typer.Argument(metavar="ORG/NAME", help="A Hub repository. It is made if there is none.")],
+    repo_id: Annotated[
+        str, typer.Argument(metavar="ORG/NAME", help="A Hub repository. It is created if it does not exist.")
+    ],
     private: Annotated[
-        bool, typer.Option("--private", help="Make the repository private, if it is made now.")
+        bool, typer.Option("--private", help="Make the repository private if it is created now.")
     ] = False,
-    tag: Annotated[str | None, typer.Option(help="Tag the commit, as v1.0.0.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Give the commit this tag, such as v1.0.0.")] = None,
 ) -> None:
-    """Publish a bundle on the Hub, in one verified commit."""
+    """Publish a bundle on the Hub in one verified commit."""
     from natix_hf.bundle.load import find_local_bundle
     from natix_hf.bundle.push import push_bundle, say_published
     from natix_hf.runs.verify import find_problems
@@ -106,17 +108,19 @@ def push(
 @app.command(cls=Command)
 def pull(
     repo_id: Annotated[str, typer.Argument(metavar="ORG/NAME", help="A Hub repository.")],
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit. Default: the main branch.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Take this branch, tag or commit. Default: the main branch.")
+    ] = None,
     to: Annotated[
-        Path | None, typer.Option(help="A new folder. Default: one named after the repository, here.")
+        Path | None, typer.Option(help="Create this folder. Default: the repository's name in the current folder.")
     ] = None,
 ) -> None:
     """Download a bundle and verify every file."""
-    from natix_hf.bundle.contents import BUNDLE_MANIFEST
     from natix_hf.bundle.fetch import pull_bundle
+    from natix_hf.bundle.names import BUNDLE_MANIFEST
     from natix_hf.provenance.files import file_sha256
 
     folder, commit = pull_bundle(repo_id, revision, to)
-    say(f"bundle    {folder}, verified")
+    say(f"bundle    {folder}, every file verified")
     say(f"revision  {commit}")
     say(f"manifest  sha256 {file_sha256(folder / BUNDLE_MANIFEST)}")

@@ -1,4 +1,4 @@
-"""`natix-hf doctor`: what a run will meet on this machine, before it begins."""
+"""`natix-hf doctor`: what this machine offers to a run."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 from natix_hf.provenance.manifest import package_versions
 
 _OPTIONAL = {
-    "tensorboard": "curves in TensorBoard (phase1.report_to=tensorboard)",
+    "tensorboard": "shows training curves; set phase1.report_to=tensorboard",
     "onnxruntime": "runs a bundle's model.onnx; pip install 'natix_hf[onnx]'",
-    "torchvision": "nothing here needs it",
+    "torchvision": "not needed",
 }
 _LOW_DISK_GB = 10
 
 
 def check() -> tuple[list[str], list[str]]:
-    """Facts and warnings, one line each."""
+    """The facts and the warnings, one line each."""
     import torch
 
     facts = [f"{name} {version}" for name, version in package_versions().items()]
@@ -29,7 +29,7 @@ def check() -> tuple[list[str], list[str]]:
         if v == "not installed"
     ]
     facts += [
-        f"optional {name}: {'installed' if importlib.util.find_spec(name) else 'absent'} ({use})"
+        f"optional {name}: {'installed' if importlib.util.find_spec(name) else 'not installed'} ({use})"
         for name, use in _OPTIONAL.items()
     ]
     facts += list(_devices(torch.cuda.device_count()))
@@ -42,9 +42,9 @@ def check() -> tuple[list[str], list[str]]:
         free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free / 1e9
         facts.append(f"disk for {what}: {free:.0f} GB free at {folder}")
         if free < _LOW_DISK_GB:
-            warnings.append(f"only {free:.1f} GB are free for {what} at {folder}: checkpoints and caches may not fit")
+            warnings.append(f"only {free:.1f} GB free for {what} at {folder}: checkpoints and caches may not fit")
     if not os.access(Path.cwd(), os.W_OK):
-        warnings.append(f"{Path.cwd()} is not writable: run elsewhere, or name --run-dir")
+        warnings.append(f"{Path.cwd()} is not writable: change to another folder, or set --run-dir")
     facts.append(_hub())
     return facts, warnings
 
@@ -58,7 +58,7 @@ def _devices(cuda_devices: int) -> Iterator[str]:
         yield f"GPU {index}: {properties.name}, {properties.total_memory / 1e9:.0f} GB, {bf16} bf16"
     if not cuda_devices:
         other = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        yield f"accelerator: {other}" if other else "accelerator: none, everything runs on the CPU"
+        yield f"accelerator: {other}" if other else "accelerator: none, so everything runs on the CPU"
 
 
 def _memory_gb() -> float | None:
@@ -70,11 +70,11 @@ def _memory_gb() -> float | None:
 def _hub() -> str:
     from huggingface_hub import HfApi, constants, get_token
 
-    login = "a token is set" if get_token() else "no token (needed for private repositories and to push)"
+    login = "a token is set" if get_token() else "no token (private repositories and push need one)"
     if constants.HF_HUB_OFFLINE:
-        return f"Hub: offline by HF_HUB_OFFLINE; {login}"
+        return f"Hub: offline because HF_HUB_OFFLINE is set; {login}"
     try:
         HfApi().model_info("facebook/dinov2-base", timeout=5)
         return f"Hub: {constants.ENDPOINT} answers; {login}"
-    except Exception as error:  # whatever the network does, the doctor reports it
+    except Exception as error:  # the doctor reports every failure of the network
         return f"Hub: {constants.ENDPOINT} does not answer ({type(error).__name__}); {login}"

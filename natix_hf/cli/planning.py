@@ -1,4 +1,4 @@
-"""Commands that say beforehand what something takes: plan."""
+"""Commands that plan ahead: plan."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from natix_hf.terminal import say
 
 @app.command(cls=Command)
 def plan(
-    alpha: Annotated[float, typer.Option(help="The highest risk allowed among the accepted answers.")],
-    delta: Annotated[float, typer.Option(help="The highest allowed probability of a false promise.")],
-    error_rate: Annotated[float, typer.Option(help="Expected error rate of the accepted answers.")] = 0.0,
-    coverage: Annotated[float, typer.Option(help="Expected share of accepted answers.")] = 1.0,
+    alpha: Annotated[float, typer.Option(help="Allow at most this risk among the accepted answers.")],
+    delta: Annotated[float, typer.Option(help="Allow at most this probability that the promise is false.")],
+    error_rate: Annotated[float, typer.Option(help="Expect this error rate of the accepted answers.")] = 0.0,
+    coverage: Annotated[float, typer.Option(help="Expect this share of answers to be accepted.")] = 1.0,
 ) -> None:
-    """Say how many calibration groups a guarantee needs."""
+    """Compute how many calibration groups a guarantee needs."""
     from natix_hf.calibration import groups_needed
 
     found = groups_needed(alpha, delta, error_rate, coverage)
-    say(f"{found.groups} calibration groups (videos, or rows that are their own group)")
-    say(f"{found.accepted} of them accepted, with at most {found.allowed_errors} wrong, certify a risk of {alpha:g}")
+    say(f"{found.groups} calibration groups needed (a group is a video, or a row that stands alone)")
+    say(
+        f"{found.accepted} accepted ones with at most {found.allowed_errors} wrong certify a risk of at most {alpha:g}"
+    )
     if error_rate:
-        say(f"with {error_rate:g} of the accepted answers wrong that succeeds in {found.probability:.0%} of all draws")
-    say(f"a false promise comes with probability {delta:g} at most; the phases put 15 to 17.5 % of the groups there")
+        say(f"if {error_rate:g} of the accepted answers are wrong, {found.probability:.0%} of all draws succeed")
+    say(f"the promise is false with probability at most {delta:g}; runs calibrate on 15% to 17.5% of the groups")

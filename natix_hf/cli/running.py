@@ -1,4 +1,4 @@
-"""Commands about runs and recipes: run, recipes, keys, verify, report, doctor."""
+"""Commands for runs and recipes: run, recipes, keys, verify, report, doctor."""
 
 from __future__ import annotations
 
@@ -8,29 +8,37 @@ from typing import Annotated
 import typer
 
 from natix_hf.cli.app import Command, app
-from natix_hf.terminal import say
+from natix_hf.terminal import say, tell
 
 
 @app.command(cls=Command)
 def run(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A packaged recipe (natix-hf recipes) or a YAML file.")
+        str, typer.Argument(metavar="RECIPE", help="A packaged recipe (see natix-hf recipes) or a YAML file.")
     ],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Override the recipe.")] = None,
-    phases: Annotated[str | None, typer.Option(help="Such as 1,2,6, or all. Default: those of the recipe.")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Continue the run in this folder, or begin one there.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to change.")
+    ] = None,
+    phases: Annotated[
+        str | None, typer.Option(help="Run these phases, such as 1,2,6 or all. Default: those of the recipe.")
+    ] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Continue the run in this folder, or start one there.")] = None,
     accelerate_config: Annotated[
-        Path | None, typer.Option(help="Launch training phases with this file of `accelerate config`.")
+        Path | None, typer.Option(help="Launch training phases with this file from `accelerate config`.")
     ] = None,
 ) -> None:
-    """Run the phases of a recipe, and skip what is current."""
+    """Run a recipe, from images to a bundle.
+
+    Phases whose result is up to date are skipped.
+    """
     from natix_hf.pipeline import run_recipe
     from natix_hf.runs.graph import parse_phases
 
     wanted = parse_phases(phases) if phases is not None else None
     folder = run_recipe(recipe, wanted, run_dir, accelerate_config, overrides or [])
-    from natix_hf.cli.summary import summarise  # what a refused recipe need not wait for
+    from natix_hf.cli.summary import summarise  # a refused recipe need not wait for it
 
+    tell()
     for line in summarise(folder):
         say(line)
 
@@ -51,7 +59,7 @@ def keys(
         str | None, typer.Argument(metavar="SECTION", help="A section or key, such as phase1 or data.augment.")
     ] = None,
 ) -> None:
-    """List the keys of a recipe: types, defaults, meanings."""
+    """List the keys of a recipe with types and defaults."""
     from natix_hf.keys import as_text, terminal_width
 
     say(as_text(section, terminal_width()))
@@ -63,16 +71,17 @@ def verify(
         str, typer.Argument(metavar="RUN_OR_BUNDLE", help="A run folder, a bundle folder or a Hub repository.")
     ],
 ) -> None:
-    """Check manifests, checksums, lineage and leaks.
+    """Check a run or bundle: checksums, lineage and leaks.
 
-    The exit code is 1 if anything is off.
+    The exit code is 1 if there is a problem.
     """
     from natix_hf.runs.verify import find_problems
 
     problems = find_problems(reference)
     for problem in problems:
         say(problem)
-    say(f"{reference}: {len(problems)} problems" if problems else f"{reference}: intact")
+    found = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}" if problems else "intact"
+    say(f"{reference}: {found}")
     if problems:
         raise typer.Exit(1)
 
@@ -80,11 +89,11 @@ def verify(
 @app.command(cls=Command)
 def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, finished or not.")],
-    to: Annotated[Path | None, typer.Option(help="The file to write; default: report.html in the run folder.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Write this file. Default: report.html in the run folder.")] = None,
 ) -> None:
     """Write one HTML page about a run.
 
-    It holds figures, plots, hard examples and lineage, and needs no network.
+    The page holds figures, plots, hard examples and lineage. It needs no network.
     """
     from natix_hf.report.page import write_report
 
@@ -93,7 +102,7 @@ def report(
 
 @app.command(cls=Command)
 def doctor() -> None:
-    """Show versions, devices, memory, disk and the Hub."""
+    """Show versions, devices, memory, disk and Hub access."""
     from natix_hf.cli.doctor import check
 
     facts, warnings = check()

@@ -1,4 +1,4 @@
-"""Commands about the StreetVision subnet: reward."""
+"""Commands for the StreetVision subnet: reward."""
 
 from __future__ import annotations
 
@@ -16,32 +16,38 @@ def reward(
     bundle: Annotated[
         str, typer.Argument(metavar="BUNDLE", help="A bundle folder, a run folder or a Hub repository.")
     ],
-    data: Annotated[str, typer.Option(help="Labelled pictures: a folder, or a Hub dataset id.")],
-    label_rule: Annotated[str, typer.Option(help="scene_description, the validator's, or none.")] = "none",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the bundle on the Hub.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the exam's views.")] = 0,
+    data: Annotated[str, typer.Option(help="Ask about the labelled pictures of this folder or Hub dataset.")],
+    label_rule: Annotated[
+        str, typer.Option(help="Label by the column (none) or by the validator's rule (scene_description).")
+    ] = "none",
+    revision: Annotated[str | None, typer.Option(help="Take this branch, tag or commit of the bundle.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draw the views of the exam with this seed.")] = 0,
 ) -> None:
-    """Estimate what the subnet would pay for a bundle.
+    """Estimate the subnet's reward for a bundle.
 
-    The bundle is examined on real pictures, which are half of what the subnet asks.
+    The exam uses real pictures only. They are half of what the subnet asks.
     """
     if label_rule not in ("none", "scene_description"):
-        raise UsageError(f"--label-rule {label_rule!r}: give none or scene_description")
+        raise UsageError(f"--label-rule is {label_rule!r}: use none or scene_description")
     from natix_hf.bundle.examine import examine
     from natix_hf.bundle.load import load_bundle
     from natix_hf.data.config import DataConfig
 
     rule: Any = label_rule
     found = examine(load_bundle(bundle, revision), DataConfig(source=data, label_rule=rule, seed=seed))
-    say(f"{found.rows} pictures, {found.positives} with roadwork, each at four levels; no synthetic ones")
+    say(f"{found.rows} real pictures, {found.positives} with roadwork, each asked at four levels")
     say("level     TPR    TNR    MCC")
     for name, rates in found.levels.items():
         say(f"{name:6s} {rates.tpr:6.3f} {rates.tnr:6.3f} {rates.mcc:6.3f}")
-    ways = {"fitted": "the bundle's threshold", "half": "without it, at 0.5", "best": "the best threshold here"}
+    ways = {
+        "fitted": "with the bundle's threshold",
+        "half": "with a cut at 0.5",
+        "best": "with the best threshold for these pictures",
+    }
     for name, way in ways.items():
         paid = found.rewards[name]
         low, high = paid.range
         say(
-            f"reward {paid.expected:.3f}, 95% of them from {low:.3f} to {high:.3f}: {way} "
+            f"reward {paid.expected:.3f} {way}; 95% of rewards lie in {low:.3f} to {high:.3f} "
             f"(TPR {paid.tpr:.3f}, TNR {paid.tnr:.3f})"
         )

@@ -1,24 +1,25 @@
-"""The closing lines of a run: where the bundle is, how good it is, how to ask it."""
+"""The closing lines of a run: where the bundle is, how good it is and how to use it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+from natix_hf.bundle.names import bundle_of_run
 from natix_hf.results.evaluation import Evaluation
-from natix_hf.runs.collected import BUNDLE, read_results
+from natix_hf.runs.collected import read_results
 from natix_hf.runs.freshness import finished_digest, is_stale
 from natix_hf.runs.graph import PHASES
 
-_COLUMNS = {"as_found": "as found", "at_target_prior": "at the target prior"}
+_COLUMNS = {"as_found": "as found", "at_target_prior": "at a prior of {:g}"}
 
 
 def summarise(run_dir: Path) -> Iterator[str]:
-    """One line at a time."""
+    """The closing lines, one at a time."""
     if finished_digest(run_dir, PHASES[6]) is None or is_stale(run_dir, PHASES[6]):
-        yield f"done: {run_dir}"
+        yield f"done     {run_dir}"
         return
-    results, bundle = read_results(run_dir), run_dir / PHASES[6].folder / BUNDLE
+    results, bundle = read_results(run_dir), bundle_of_run(run_dir)
     assert results.evaluation is not None and results.policy is not None
     yield f"bundle   {bundle}"
     yield from _of_test(results.evaluation)
@@ -28,7 +29,7 @@ def summarise(run_dir: Path) -> Iterator[str]:
         risks = [(name, risk.value) for name, risk in selective.risks.items()]
         found = ", ".join(f"{name} {'undefined' if value is None else f'{value:.3f}'}" for name, value in risks)
         covered = f"coverage {selective.coverage.value:.3f}"
-        yield f"promise  {found} on test where at most {promise.alpha:g} is promised, {covered}"
+        yield f"promise  risk at most {promise.alpha:g}; on test: {found}, {covered}"
     elif promise.alpha is not None:
         yield f"promise  none: no threshold could be certified for a risk of {promise.alpha:g}"
     yield f"report   {bundle.parent / 'report.html'}"
@@ -40,12 +41,12 @@ def _of_test(evaluation: Evaluation) -> Iterator[str]:
         mcc, (low, high) = column.metrics["mcc"], column.intervals["mcc"]
         told = "undefined" if mcc is None else f"{mcc:.3f}"
         told += f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
-        yield f"test MCC {told} {_COLUMNS[name]}"
+        yield f"test MCC {told} {_COLUMNS[name].format(column.target_prior)}"
     groups = evaluation.groups
-    few = ", few groups: a wide interval" if groups.few else ""
-    asked = f", each asked at {evaluation.views} views of the exam" if evaluation.exam is not None else ""
+    few = ", few groups: the 95% intervals are wide" if groups.few else "; 95% intervals in brackets"
+    asked = f", {evaluation.views} views each" if evaluation.exam is not None else ""
     yield f"         {evaluation.rows} test rows in {groups.groups} groups{asked}{few}"
     if evaluation.exam is not None:
         paid = evaluation.exam.rewards["fitted"]
         low, high = paid.range
-        yield f"reward   {paid.expected:.3f} to expect of the subnet's real pictures [{low:.3f}, {high:.3f}]"
+        yield f"reward   {paid.expected:.3f} [{low:.3f}, {high:.3f}] expected for the subnet's real pictures"

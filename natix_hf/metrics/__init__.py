@@ -9,7 +9,7 @@ from natix_hf.metrics.calibration_error import (
     maximum_calibration_error,
     smooth_calibration_error,
 )
-from natix_hf.metrics.classification import compute_metrics, rates_from_counts
+from natix_hf.metrics.compute import compute_metrics, rates_from_counts
 from natix_hf.metrics.evaluate_metric import load_metric
 from natix_hf.metrics.groups import count_groups, group_weights
 from natix_hf.metrics.prior import prior_weights

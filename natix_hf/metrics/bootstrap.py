@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,36 +20,17 @@ from natix_hf.metrics.arrays import (
     check_level,
     check_threshold,
 )
-from natix_hf.metrics.calibration_error import ece, mce, smooth_ece
-from natix_hf.metrics.classification import auprc, matthews, rates_from_counts
-from natix_hf.metrics.groups import Ints, group_weights
+from natix_hf.metrics.classification import matthews
+from natix_hf.metrics.compute import rates_from_counts
+from natix_hf.metrics.groups import group_weights
 from natix_hf.metrics.selective import augrc, aurc
-
-RATES = ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "fnr", "fpr", "f1", "mcc")
-MEANS = ("brier", "nll")
-RANKED = {"auprc": auprc, "ece": ece, "mce": mce, "smooth_ece": smooth_ece}
-RANKED |= {"ece_equal_mass": partial(ece, binning="equal_mass")}
-DEFAULT_METRICS = (*RATES, *MEANS, "auroc", "ece")
+from natix_hf.metrics.table import METRICS, Score, interval_names, scores
 
 
 def _confusion_columns(called: npt.NDArray[np.bool_], labels: Labels) -> npt.NDArray[np.bool_]:
     """Columns tp, fp, tn, fn of shape (n, 4), in the order that the rates take them."""
     positive = labels == 1
     return np.stack([called & positive, called & ~positive, ~called & ~positive, ~called & positive], axis=1)
-
-
-def _auroc(order: Ints, firsts: Ints, labels: Labels, weights: Floats) -> Floats:
-    """Area under the ROC curve for each of many weightings, [b, n] -> [b]; NaN where either class has no weight.
-
-    The scores are sorted once for all: `order` sorts the rows, `firsts` are the places in it where a score differs
-    from the one before. The area is the share of the pairs of a positive and a negative row whose scores are in their
-    order, equals counting half (Hanley and McNeil 1982).
-    """
-    weights, positive = weights[:, order], labels[order] == 1
-    of_score = [np.add.reduceat(weights * chosen, firsts, axis=1) for chosen in (positive, ~positive)]
-    with np.errstate(invalid="ignore"):
-        p, n = (weight / weight.sum(axis=1, keepdims=True) for weight in of_score)
-    return np.asarray((p * (np.cumsum(n, axis=1) - n / 2)).sum(axis=1))
 
 
 def _interval(values: Floats, level: float) -> tuple[float, float]:
@@ -70,57 +50,62 @@ def bootstrap_intervals(
     n_resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-    metrics: Sequence[str] = DEFAULT_METRICS,
+    metrics: Sequence[str] | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """Percentile interval of each metric of [`compute_metrics`], by the resamples of [`group_weights`].
+    """Compute a percentile interval for each metric of [`compute_metrics`], from the resamples of [`group_weights`].
 
     Args:
-        probabilities, labels, threshold, sample_weight: As for [`compute_metrics`]; a row's weight is multiplied by
-            the number of times that its group was drawn.
+        probabilities, labels, threshold, sample_weight: As for [`compute_metrics`]. The weight of a row is multiplied
+            by the number of times that its group was drawn.
         groups (`array-like` of shape `(n,)`): Name of the group of each row.
         n_resamples (`int`, defaults to 1000): How many resamples to draw.
         level (`float`, defaults to 0.95): Coverage of the interval, within (0, 1).
         seed (`int`, defaults to 0): Not negative.
-        metrics (`Sequence[str]`, defaults to all rates, `brier`, `nll`, `auroc` and `ece`):
-            Which metrics. Beside those of [`compute_metrics`] `mce`, `smooth_ece` and `ece_equal_mass`. `auprc` and
-            `smooth_ece` (10 ms each resample) are left out by default, as the slowest. The rates, `brier` and `nll`
-            cost one matrix product together and `auroc` one sort; the others a sort or so for each resample.
+        metrics (`Sequence[str]`, *optional*, defaults to all rates, `brier`, `nll`, `auroc` and `ece`):
+            Which metrics: those of [`compute_metrics`], and `mce`, `smooth_ece` and `ece_equal_mass`. The default
+            leaves out `auprc` and `smooth_ece`, the slowest (10 ms per resample). The rates, `brier` and `nll` cost
+            one matrix product together, `auroc` one sort; each of the others costs about a sort per resample.
 
     Returns:
-        `dict[str, tuple[float, float]]`: low and high of each metric, in the order asked for. Resamples in which a
-        metric is NaN are left out of its interval, which is `(nan, nan)` where that leaves none.
+        `dict[str, tuple[float, float]]`: low and high of each metric, in the order asked for. A resample in which a
+        metric is NaN is left out of its interval, which is `(nan, nan)` where none is left.
 
     Raises:
-        [`DataError`]: where an array is not what it must be. [`UsageError`]: for an argument that cannot be.
+        [`DataError`]: an array has a wrong shape or value. [`UsageError`]: an argument is out of range, or a metric
+        is unknown.
+
+    Example:
+        >>> bootstrap_intervals([0.9, 0.8, 0.3, 0.1], [1, 1, 0, 0], ["a", "b", "c", "d"], metrics=["recall"])
+        {'recall': (1.0, 1.0)}
     """
     check_level(level)
     check_threshold(threshold)
-    known = (*RATES, *MEANS, "auroc", *RANKED)
-    unknown = [name for name in metrics if name not in known]
+    names = interval_names() if metrics is None else tuple(metrics)
+    unknown = [name for name in names if name not in METRICS]
     if unknown:
-        raise UsageError(f"no interval for {', '.join(unknown)}: known are {', '.join(known)}")
+        raise UsageError(f"no interval for {', '.join(unknown)}: known are {', '.join(METRICS)}")
     p, y, w = as_probabilities(probabilities), as_labels(labels), as_weights(sample_weight)
     check_lengths(probabilities=p, labels=y, sample_weight=w)
     base = np.ones(y.size) if w is None else w
-    epsilon = np.finfo(np.float64).eps
-    of_label = np.where(y == 1, p, 1 - p).clip(epsilon, 1 - epsilon)
-    columns = np.column_stack([_confusion_columns(p > threshold, y), (p - y) ** 2, -np.log(of_label)]) * base[:, None]
-    order = np.argsort(p, kind="stable")
-    firsts = np.flatnonzero(np.diff(p[order], prepend=-1.0))
-    parts: dict[str, list[Any]] = {name: [] for name in metrics}
+    losses = {name: score.row_losses(p, y) for name, score in scores().items() if score.row_losses is not None}
+    columns = np.column_stack([_confusion_columns(p > threshold, y), *losses.values()]) * base[:, None]
+    others = {name: _resampled(score, p, y) for name, score in scores().items() if name in {*names} - {*losses}}
+    parts: dict[str, list[Any]] = {name: [] for name in names}
     for drawn in group_weights(groups, y, n_resamples, seed):
-        tp, fp, tn, fn, brier, nll = (drawn.astype(np.float64) @ columns).T
+        tp, fp, tn, fn, *sums = (drawn.astype(np.float64) @ columns).T
         with np.errstate(invalid="ignore"):
-            means = {"brier": brier / (tp + fp + tn + fn), "nll": nll / (tp + fp + tn + fn)}
-        vectorised = rates_from_counts(tp, fp, tn, fn) | means
+            means = {name: total / (tp + fp + tn + fn) for name, total in zip(losses, sums, strict=True)}
+        together = rates_from_counts(tp, fp, tn, fn) | means
         for name, values in parts.items():
-            if name == "auroc":
-                values.append(_auroc(order, firsts, y, drawn * base))
-            elif name in RANKED:
-                values.append(np.array([RANKED[name](p, y, row * base) for row in drawn]))
-            else:
-                values.append(vectorised[name])
+            values.append(together[name] if name in together else others[name](drawn * base))
     return {name: _interval(np.concatenate(values), level) for name, values in parts.items()}
+
+
+def _resampled(score: Score, p: Floats, y: Labels) -> Callable[[Floats], Floats]:
+    """The score of each of many weightings, [b, n] -> [b]."""
+    if score.of_resamples is not None:
+        return score.of_resamples(p, y)
+    return lambda weights: np.array([score.function(p, y, row) for row in weights])
 
 
 def paired_difference(

@@ -1,28 +1,63 @@
-"""Metrics of a yes/no classifier: the one place where each formula stands."""
+"""The formulas of a yes/no classifier's metrics. Rates take the four counts; scores take checked probabilities.
+
+[`natix_hf.metrics.table`] lists them: a formula without a row there is not reported anywhere.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from natix_hf.metrics.arrays import (
-    Floats,
-    Labels,
-    as_labels,
-    as_probabilities,
-    as_weights,
-    check_lengths,
-    check_threshold,
-)
-from natix_hf.metrics.calibration_error import ece
+from natix_hf.metrics.arrays import Floats, Labels
 
 
 def _ratio(numerator: Any, denominator: Any) -> Any:
     # Only 0/0 can occur: no numerator below exceeds its denominator.
     with np.errstate(invalid="ignore"):
         return numerator / denominator
+
+
+def accuracy(tp: Any, fp: Any, tn: Any, fn: Any) -> Any:
+    """Share of right decisions."""
+    return _ratio(tp + tn, tp + fp + tn + fn)
+
+
+def balanced_accuracy(tp: Any, fp: Any, tn: Any, fn: Any) -> Any:
+    """Mean of recall and specificity; NaN where either class is absent."""
+    return (_ratio(tp, tp + fn) + _ratio(tn, tn + fp)) / 2
+
+
+def precision(tp: Any, fp: Any, tn: Any, fn: Any) -> Any:
+    """Share of true positives among the rows called positive; NaN where none is."""
+    return _ratio(tp, tp + fp)
+
+
+def recall(tp: Any, fp: Any, tn: Any, fn: Any) -> Any:
+    """True positive rate: share of the positives that are found; NaN without positives."""
+    return _ratio(tp, tp + fn)
+
+
+def specificity(tp: Any, fp: Any, tn: Any, fn: Any) -> Any:
+    """True negative rate: share of the negatives that are called negative; NaN without negatives."""
+    return _ratio(tn, tn + fp)
+
+
+def fnr(tp: Any, fp: Any, tn: Any, fn: Any) -> Any:
+    """False negative rate: share of the positives that are missed; NaN without positives."""
+    return _ratio(fn, tp + fn)
+
+
+def fpr(tp: Any, fp: Any, tn: Any, fn: Any) -> Any:
+    """False positive rate: share of the negatives that are called positive; NaN without negatives."""
+    return _ratio(fp, tn + fp)
+
+
+def f1(tp: Any, fp: Any, tn: Any, fn: Any) -> Any:
+    """Harmonic mean of precision and recall; 0 without true positives, NaN where nothing is or is called positive."""
+    return _ratio(2 * tp, 2 * tp + fp + fn)
 
 
 def matthews(tp: Any, fp: Any, tn: Any, fn: Any) -> Any:
@@ -42,43 +77,8 @@ def matthews(tp: Any, fp: Any, tn: Any, fn: Any) -> Any:
         return np.where(product > 0, (tp * tn - fp * fn) / np.sqrt(product), 0.0)
 
 
-def balanced_accuracy(tp: Any, fp: Any, tn: Any, fn: Any) -> Any:
-    """Mean of recall and specificity; NaN where either class is absent."""
-    return (_ratio(tp, tp + fn) + _ratio(tn, tn + fp)) / 2
-
-
-def f1(tp: Any, fp: Any, tn: Any, fn: Any) -> Any:
-    """Harmonic mean of precision and recall; 0 without true positives, NaN where nothing is or is called positive."""
-    return _ratio(2 * tp, 2 * tp + fp + fn)
-
-
-def rates_from_counts(tp: Any, fp: Any, tn: Any, fn: Any) -> dict[str, Any]:
-    """Compute every rate that follows from the four counts alone.
-
-    Args:
-        tp, fp, tn, fn (`float` or `np.ndarray` of shape `(b,)`): Counts, weighted or not.
-
-    Returns:
-        `dict[str, np.ndarray]`: `accuracy`, `balanced_accuracy`, `precision`, `recall`, `specificity`, `fnr`, `fpr`,
-        `f1` and `mcc`, float64 of the shape of the counts. A ratio of 0 to 0 is NaN (precision without positive
-        predictions, recall and fnr without positives, specificity and fpr without negatives); mcc is 0 instead.
-    """
-    tp, fp, tn, fn = (np.asarray(count, dtype=np.float64) for count in (tp, fp, tn, fn))
-    return {
-        "accuracy": _ratio(tp + tn, tp + fp + tn + fn),
-        "balanced_accuracy": balanced_accuracy(tp, fp, tn, fn),
-        "precision": _ratio(tp, tp + fp),
-        "recall": _ratio(tp, tp + fn),
-        "specificity": _ratio(tn, tn + fp),
-        "fnr": _ratio(fn, tp + fn),
-        "fpr": _ratio(fp, tn + fp),
-        "f1": f1(tp, fp, tn, fn),
-        "mcc": matthews(tp, fp, tn, fn),
-    }
-
-
 def auroc(probabilities: Floats, labels: Labels, weights: Floats | None) -> float:
-    """Area under the ROC curve of checked arrays; NaN where either class has no weight."""
+    """Area under the ROC curve; NaN where either class has no weight."""
     from sklearn.metrics import roc_auc_score
 
     if len(np.unique(labels if weights is None else labels[weights > 0])) < 2:
@@ -86,8 +86,28 @@ def auroc(probabilities: Floats, labels: Labels, weights: Floats | None) -> floa
     return float(roc_auc_score(labels, probabilities, sample_weight=weights))
 
 
+def auroc_of_resamples(probabilities: Floats, labels: Labels) -> Callable[[Floats], Floats]:
+    """Sort the rows once, and return a function from weights [b, n] to the AUROC under each, [b].
+
+    The area is the share of pairs of a positive and a negative row whose scores are in the right order; equal scores
+    count half (Hanley and McNeil 1982). NaN where either class has no weight.
+    """
+    order = np.argsort(probabilities, kind="stable")
+    firsts = np.flatnonzero(np.diff(probabilities[order], prepend=-1.0))  # where a new score begins
+    positive = labels[order] == 1
+
+    def areas(weights: Floats) -> Floats:
+        weights = weights[:, order]
+        of_score = [np.add.reduceat(weights * chosen, firsts, axis=1) for chosen in (positive, ~positive)]
+        with np.errstate(invalid="ignore"):
+            p, n = (weight / weight.sum(axis=1, keepdims=True) for weight in of_score)
+        return np.asarray((p * (np.cumsum(n, axis=1) - n / 2)).sum(axis=1))
+
+    return areas
+
+
 def auprc(probabilities: Floats, labels: Labels, weights: Floats | None) -> float:
-    """Average precision of checked arrays; NaN where the positive class has no weight."""
+    """Average precision; NaN where the positive class has no weight."""
     from sklearn.metrics import average_precision_score
 
     if not (labels if weights is None else labels[weights > 0]).any():
@@ -95,47 +115,26 @@ def auprc(probabilities: Floats, labels: Labels, weights: Floats | None) -> floa
     return float(average_precision_score(labels, probabilities, sample_weight=weights))
 
 
-def compute_metrics(
-    probabilities: Any, labels: Any, threshold: float = 0.5, sample_weight: Any | None = None
-) -> dict[str, float]:
-    """Compute every metric of a yes/no classifier; a row is called positive iff `probability > threshold`, strictly.
+def brier(probabilities: Floats, labels: Labels, weights: Floats | None) -> float:
+    """Mean squared error of the probability (Brier 1950)."""
+    from sklearn.metrics import brier_score_loss
 
-    Args:
-        probabilities (`array-like` of shape `(n,)`): P(positive), in [0, 1]: list, numpy array or torch tensor.
-        labels (`array-like` of shape `(n,)`): 0 or 1.
-        threshold (`float`, defaults to 0.5): On the scale of the probabilities.
-        sample_weight (`array-like` of shape `(n,)`, *optional*):
-            Weight of each row, for instance of [`prior_weights`]; at least one is above 0.
+    return float(brier_score_loss(labels, probabilities, sample_weight=weights, pos_label=1))
 
-    Returns:
-        `dict[str, float]`: `n`, `n_positive` and `n_negative` count rows; all others heed the weights: `tp`, `fp`,
-        `tn`, `fn`, `prevalence`, the rates of [`rates_from_counts`] (with their NaN), `auroc` (NaN with one class),
-        `auprc` (average precision; NaN without positives), `ece` (15 bins of equal width), `brier` (mean squared
-        error of the probability) and `nll` (nats per row; probabilities are clipped by the epsilon of float64).
 
-    Raises:
-        [`DataError`]: where an array is not what it must be. [`UsageError`]: for a threshold that is not finite.
-    """
-    from sklearn.metrics import brier_score_loss, confusion_matrix, log_loss
+def squared_errors(probabilities: Floats, labels: Labels) -> Floats:
+    """The rows' parts of [`brier`]."""
+    return np.asarray((probabilities - labels) ** 2)
 
-    check_threshold(threshold)
-    p, y, w = as_probabilities(probabilities), as_labels(labels), as_weights(sample_weight)
-    check_lengths(probabilities=p, labels=y, sample_weight=w)
-    tn, fp, fn, tp = confusion_matrix(y, (p > threshold).astype(np.int8), labels=[0, 1], sample_weight=w).ravel()
-    metrics = {
-        "n": y.size,
-        "n_positive": y.sum(),
-        "n_negative": y.size - y.sum(),
-        "tp": tp,
-        "fp": fp,
-        "tn": tn,
-        "fn": fn,
-        "prevalence": (tp + fn) / (tp + fp + tn + fn),
-        **rates_from_counts(tp, fp, tn, fn),
-        "auroc": auroc(p, y, w),
-        "auprc": auprc(p, y, w),
-        "ece": ece(p, y, w),
-        "brier": brier_score_loss(y, p, sample_weight=w, pos_label=1),
-        "nll": log_loss(y, p, sample_weight=w, labels=[0, 1]),
-    }
-    return {name: float(value) for name, value in metrics.items()}
+
+def nll(probabilities: Floats, labels: Labels, weights: Floats | None) -> float:
+    """Negative log likelihood, in nats per row; probabilities are clipped by the epsilon of float64."""
+    from sklearn.metrics import log_loss
+
+    return float(log_loss(labels, probabilities, sample_weight=weights, labels=[0, 1]))
+
+
+def log_losses(probabilities: Floats, labels: Labels) -> Floats:
+    """The rows' parts of [`nll`], clipped like it."""
+    epsilon = np.finfo(np.float64).eps
+    return np.asarray(-np.log(np.where(labels == 1, probabilities, 1 - probabilities).clip(epsilon, 1 - epsilon)))

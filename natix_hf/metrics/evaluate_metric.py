@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from natix_hf.errors import UsageError
-from natix_hf.metrics.classification import compute_metrics
+from natix_hf.metrics.compute import compute_metrics
 
 
 def load_metric(name: str = "mcc") -> Any:

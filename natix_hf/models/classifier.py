@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,17 @@ from transformers import (
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 from transformers.utils import logging
 
-import natix_hf.models.dinov3  # noqa: F401  # registers the head that transformers lacks
 from natix_hf.errors import RecipeError, UsageError, VerificationError, did_you_mean, first_line, require
 from natix_hf.labels import ID2LABEL
+from natix_hf.models.architectures import ARCHITECTURES, VIT_MAE, has_fixed_size, loading_options
 from natix_hf.models.bars import no_loading_bars
 from natix_hf.models.config import PACKAGED_PREFIX, ModelConfig
-from natix_hf.models.vit_mae import VIT_MAE, encoder_config, encoder_of, load_decoder
+from natix_hf.models.vit_mae import encoder_config, encoder_of, load_decoder
 from natix_hf.resources import resource_folder
 
-ARCHITECTURES = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
-# These fix the number of position embeddings at the image size of their config; the others interpolate.
-_FIXED_IMAGE_SIZE = ("vit",)
+for _known in ARCHITECTURES.values():
+    if _known.head is not None:
+        importlib.import_module(_known.head)  # registers the class that transformers lacks
 
 
 def build_classifier(config: ModelConfig, seed: int) -> PreTrainedModel:
@@ -130,8 +131,7 @@ def load_backbone(folder: Path) -> PreTrainedModel:
     if model_type == VIT_MAE:
         whole: Any = load_strictly(ViTMAEForPreTraining, folder)
         return encoder_of(whole)
-    # transformers gives a ViT a pooler that classifiers have not, with random weights.
-    return load_strictly(AutoModel, folder, **({"add_pooling_layer": False} if model_type == "vit" else {}))
+    return load_strictly(AutoModel, folder, **loading_options(model_type))
 
 
 @no_loading_bars()
@@ -264,7 +264,7 @@ def _check_image_size(architecture: PreTrainedConfig, image_size: int) -> None:
         below = image_size // patch * patch
         fitting = f"{below} or {below + patch}" if below else str(patch)
         raise RecipeError(f"model.image_size {image_size} is not a multiple of the patch size {patch}: use {fitting}")
-    if architecture.model_type in _FIXED_IMAGE_SIZE and architecture.image_size != image_size:
+    if has_fixed_size(architecture.model_type) and architecture.image_size != image_size:
         made_for = architecture.image_size
         raise RecipeError(f"model.image_size {image_size}: this {architecture.model_type} is fixed to {made_for}")
 

@@ -9,8 +9,6 @@ from natix_hf.errors import RecipeError
 from natix_hf.section import Section
 
 PACKAGED_PREFIX = "packaged:"
-# The subnet's official miner (transformers 4.45.2) has no class for these.
-UNKNOWN_TO_THE_MINER = ("dinov2_with_registers", "dinov3_vit")
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 
-_INTERPOLATES = ("dinov2", "dinov2_with_registers")
+from natix_hf.models.architectures import architecture_of
 
 
 def fix_positions(model: Any, image_size: int) -> None:
     """From now on the model takes images of `image_size` px alone. Its answers are the same bits, 2 ms sooner in a
     DINOv2-S at 224 px on two cores; and an exported one holds no bicubic kernel, of which two runtimes' differ by far
     more than their matrix products."""
-    if model.config.model_type in _INTERPOLATES:
+    architecture = architecture_of(model.config.model_type)
+    if architecture is not None and architecture.positions == "interpolated":
         embeddings = model.base_model.embeddings
         own = embeddings.position_embeddings
         size = embeddings.patch_size

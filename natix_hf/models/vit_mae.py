@@ -14,7 +14,6 @@ from transformers.utils import logging
 from natix_hf.errors import UsageError, first_line
 from natix_hf.models.bars import no_loading_bars
 
-VIT_MAE = "vit_mae"
 _SHARED = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "qkv_bias"),
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps"),

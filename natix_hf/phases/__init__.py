@@ -1,1 +1,1 @@
-"""The phases and what each may read, needs and uses. `graph.py` is the table; one file a phase."""
+"""The phases, one file each. `runs/graph.py` holds the table of what each phase needs, uses and may read."""

@@ -1,4 +1,4 @@
-"""Phase 1, baseline: a classifier on the stock backbone, saved as a merged candidate with its val_select logits."""
+"""Phase 1, baseline: train a classifier on the original backbone and leave it as a merged candidate."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from natix_hf.runs.context import Outcome, PhaseContext
 
 
 def run(context: PhaseContext) -> Outcome:
+    """Leave the candidate and its logits on val_select. Every rank calls it."""
     recipe, candidate = context.recipe, Candidate(context.folder)
     report = leave_candidate(
         candidate,
@@ -25,5 +26,5 @@ def run(context: PhaseContext) -> Outcome:
     table = candidate.stored_logits("val_select")
     best = select_threshold(table.logits, table.labels, target_prior=recipe.data.target_prior)
     metrics = report | {"candidate_sha256": candidate.sha256, "val_select_mcc_optimistic": best.value}
-    kept = f"kept step {report['kept_step']} of {report['steps']}"
+    kept = f"step {report['kept_step']} of {report['steps']} kept"
     return Outcome(metrics, f"MCC {best.value:.3f} on val_select (optimistic), {kept}")

@@ -1,4 +1,4 @@
-"""Phase 2, threshold: the champion among the candidates and its decision threshold, both on val_select."""
+"""Phase 2, threshold: choose the champion among the candidates and fit its decision threshold, both on val_select."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from natix_hf.runs.context import Outcome, PhaseContext
 
 
 def run(context: PhaseContext) -> Outcome:
+    """Leave `threshold.json`, the sweep over thresholds and its plot."""
     config, prior = context.recipe.phase2, context.recipe.data.target_prior
     tables = {candidate.name: _answers(context, candidate) for candidate in context.candidates()}
     best = {name: select_threshold(t.logits, t.labels, config.objective, prior) for name, t in tables.items()}
@@ -43,19 +44,20 @@ def run(context: PhaseContext) -> Outcome:
     )
     decision.write(context.folder)
     figure = f"{config.objective.replace('_', ' ').replace('mcc', 'MCC')} {chosen.value:.3f}"
-    told = f"champion {champion}, threshold {chosen.threshold:+.3f} (logit), {figure} on val_select (optimistic)"
+    told = f"champion {champion}, threshold at logit {chosen.threshold:+.3f}, {figure} on val_select (optimistic)"
     return Outcome(to_json(decision), told)
 
 
 def finished_parts(context: PhaseContext) -> list[str]:
-    """The answers to the exam: another objective is fitted to the same ones."""
+    """The answers to the exam, which stay valid if only the objective changes."""
     finished = (context.folder / MANIFEST).is_file()
     answers = exam_answers(context.folder, Candidate(context.folder)).parent.name
     return [] if finished and manifest_problems(context.folder) else [answers]
 
 
 def _answers(context: PhaseContext, candidate: Candidate) -> LogitTable:
-    """What a candidate says about val_select: its own phase stored that of the pictures, the exam is asked here."""
+    """A candidate's answers on val_select. Its own phase stored those to whole pictures; those to exam views are
+    computed here."""
     if context.recipe.data.drawn_exam is None:
         return candidate.stored_logits("val_select")
     asked, path = context.ask("val_select"), exam_answers(context.folder, candidate)

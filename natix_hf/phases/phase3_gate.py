@@ -1,4 +1,4 @@
-"""Phase 3, gate: a learned confidence, kept only where it beats the margin on rows of val_select it has not seen."""
+"""Phase 3, gate: learn a confidence, and keep it only if it beats the margin on held-out rows of val_select."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from natix_hf.trainers.gate import cross_fit, gate_targets, train_gate
 
 
 def run(context: PhaseContext) -> Outcome:
+    """Leave `gate.json`, and the gate itself if it beats the margin. Every rank calls it."""
     config, prior = context.recipe.phase3, context.recipe.data.target_prior
     decision = context.decision()
     champion, asked = context.champion(decision), context.ask("val_select")
@@ -32,7 +33,7 @@ def run(context: PhaseContext) -> Outcome:
     }
     groups_wrong = len(np.unique(table.groups[wrong == 1]))
     if groups_wrong < config.folds:
-        reason = f"only {groups_wrong} groups have wrong answers, too few for {config.folds} folds: the margin stays"
+        reason = f"the margin stays: only {groups_wrong} groups have wrong answers, too few for {config.folds} folds"
         return _write(context, GateReport(kind="margin", compared=None, folds=None, reason=reason, **facts))
     features = compute_answers(champion, asked)[1]
     inputs = gate_inputs(features, table.logits, threshold)
@@ -47,19 +48,22 @@ def run(context: PhaseContext) -> Outcome:
         name: GateComparison(each["a"], each["b"], each["difference"], each["low"], each["high"])
         for name, each in found.items()
     }
-    gate = train_gate(inputs, targets, config)  # on all of val_select, for the answers to come
+    gate = train_gate(inputs, targets, config)  # on all of val_select, for use on later answers
     aurc = compared["aurc"]
     wins = aurc.high < 0
-    reason = "the interval of its gain over the margin is not entirely below zero: the margin stays"
+    figures = f"AURC {aurc.learned:.4f} for the learned gate, {aurc.margin:.4f} for the margin"
+    reason = f"the margin stays: the paired interval of the gain is not entirely below zero ({figures})"
     if wins:
-        reason = f"the learned gate has the lower AURC, {aurc.learned:.4f} against {aurc.margin:.4f}"
+        reason = f"the learned gate beats the margin ({figures})"
     gate_sha256 = None
     if context.is_main:
         curves = {
             name: risk_coverage(confidence, wrong, weights)[:2]
             for name, confidence in {"margin": margin, "learned gate, cross-fitted": learned}.items()
         }
-        plots.risk_coverage(context.folder / "plots" / "gate.png", curves, "Wrong answers on val_select, by gate")
+        plots.risk_coverage(
+            context.folder / "plots" / "gate.png", curves, "Share of wrong answers on val_select, by gate"
+        )
         if wins:
             with atomic_file(context.folder / GATE) as temporary:
                 save_gate(temporary, gate)
@@ -79,4 +83,4 @@ def run(context: PhaseContext) -> Outcome:
 def _write(context: PhaseContext, report: GateReport) -> Outcome:
     if context.is_main:
         report.write(context.folder)
-    return Outcome(to_json(report), report.reason)
+    return Outcome(to_json(report), report.reason.replace("stays: ", "stays, because ", 1))

@@ -1,4 +1,4 @@
-"""Stage (a) of phase 4: the backbone adapted without labels, merged, and kept for as long as it is still good."""
+"""Stage (a) of phase 4: adapt the backbone without labels, merge it, and keep it for as long as it stays valid."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from natix_hf.runs.context import CHECKPOINTS, PhaseContext
 from natix_hf.runs.freshness import finished_digest
 from natix_hf.runs.graph import PHASES
 from natix_hf.runs.pins import pinned_unlabelled
-from natix_hf.terminal import tell
+from natix_hf.ssl.objectives import takes_decoder
+from natix_hf.terminal import LABEL, tell
 from natix_hf.trainers.self_supervised import check_pretraining, pretrain_backbone
 
 BACKBONE = "backbone"
@@ -35,32 +36,37 @@ _TRAINING = f"{CHECKPOINTS}/self_supervised"
 
 
 def check_explora(recipe: Recipe, model: PreTrainedModel) -> None:
-    """Refuses, before any work, what would not be ExPLoRA or does not fit the model, which may be without weights."""
+    """Refuse settings that are no ExPLoRA or do not fit the model, before any work. The model needs no weights.
+
+    Raises:
+        RecipeError: with the keys and what to do.
+    """
     config = recipe.phase4
     if config.trainable != "all" and recipe.model.backbone is None:
         raise RecipeError(
-            f"phase4.trainable={config.trainable} adapts a pretrained backbone, and model.backbone names none: "
-            "name one, or set phase4.trainable=all for plain self-supervised pre-training"
+            f"phase4.trainable={config.trainable} adapts a pretrained backbone, but model.backbone is null: "
+            "set it, or set phase4.trainable=all for plain self-supervised pre-training"
         )
     backbone: Any = model.base_model
     check_pretraining(backbone, config, recipe.model.image_size)
     if recipe.data.source is None and (config.use_labeled_data or not config.unlabelled):
         raise RecipeError(
-            "data.source is null, so there are no labels: set phase4.use_labeled_data=false and name images in "
-            "phase4.unlabelled"
+            "data.source is null, so there are no labels: set phase4.use_labeled_data=false and name sources of "
+            "images in phase4.unlabelled"
         )
 
 
 def adapt_backbone(context: PhaseContext) -> dict[str, Any]:
-    """Stage (a), unless a cut-off attempt with the same settings has finished it: leaves the merged backbone."""
+    """Run stage (a), unless an interrupted attempt with the same settings has finished it. It leaves the merged
+    backbone."""
     recipe, config = context.recipe, context.recipe.phase4
     train = context.rows("train")
-    labelled = config.probe_steps > 0 and len(train) > 0  # without probes no label is read
+    labelled = config.probe_steps > 0 and len(train) > 0  # only probes read labels
     probe = (train, context.rows("val_select")) if labelled else None
     done, weights = context.folder / REPORT, context.folder / BACKBONE / "model.safetensors"
     found: dict[str, Any] = read_json(done) if done.is_file() else {}
     finished = weights.is_file() and found.get("backbone_sha256") == file_sha256(weights)
-    PartialState().wait_for_everyone()  # no rank writes the report before every rank has looked for it
+    PartialState().wait_for_everyone()  # every rank looks for the report before rank 0 writes it
     if finished:
         return found
     if context.is_main:
@@ -69,7 +75,8 @@ def adapt_backbone(context: PhaseContext) -> dict[str, Any]:
         commits = {source: pinned_unlabelled(context.run_dir, source) for source in config.unlabelled}
         parts, left_out = unlabelled_rows(config.unlabelled, recipe.data, context.load_data().splits, commits)
     if left_out and context.is_main:
-        tell(f"phase 4: {len(left_out)} unlabelled rows left out, the first: {next(iter(left_out.items()))}")
+        row, why = next(iter(left_out.items()))
+        tell(f"{' ' * LABEL}{len(left_out)} unlabelled rows left out, the first is {row} ({why})", hang=LABEL)
     processor = make_processor(context.model)
 
     def save(backbone: PreTrainedModel) -> Path:
@@ -86,7 +93,7 @@ def adapt_backbone(context: PhaseContext) -> dict[str, Any]:
         recipe.data.augment,
         save,
         context.folder / _TRAINING,
-        None if config.objective == "dinov2" else build_decoder(context.model),
+        build_decoder(context.model) if takes_decoder(config.objective) else None,
     )
     if context.is_main:
         history = write_history(context.folder / _HISTORY, report.pop("history"))
@@ -96,13 +103,15 @@ def adapt_backbone(context: PhaseContext) -> dict[str, Any]:
         facts = {"trainable": config.trainable, "unlabelled": len(read), "unlabelled_left_out": len(left_out)}
         report = facts | report | {"backbone_sha256": file_sha256(weights)}
         write_json(done, report)
-    PartialState().wait_for_everyone()  # the other ranks read the backbone that rank 0 has merged and written
+    PartialState().wait_for_everyone()  # the other ranks read the backbone that rank 0 writes
     return report
 
 
 def finished_parts(context: PhaseContext) -> list[str]:
-    """What a new attempt keeps of the last one: all of stage (a), where nothing that it depends on has changed. What
-    only stage (b) depends on (phase 1 and its candidate, `supervised`) may have."""
+    """The files that a new attempt keeps: all of stage (a), if nothing that it depends on has changed.
+
+    Changes that concern stage (b) alone (phase 1 and its candidate, `supervised`) do not matter.
+    """
     path, finished = context.folder / _KEY, (context.folder / MANIFEST).is_file()
     if not path.is_file() or read_json(path) != _key(context) or (finished and manifest_problems(context.folder)):
         return []

@@ -1,4 +1,4 @@
-"""Phase 4, ExPLoRA: the backbone adapted without labels, then the supervised stage on it and on the stock one."""
+"""Phase 4, ExPLoRA: adapt the backbone without labels, then run the supervised stage on it and on the original one."""
 
 from __future__ import annotations
 
@@ -21,26 +21,30 @@ from natix_hf.results.candidate import Candidate
 from natix_hf.results.decision import choose_champion
 from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.runs.graph import PHASES
-from natix_hf.terminal import tell
+from natix_hf.terminal import LABEL, tell
 from natix_hf.trainers.config import SupervisedConfig
 
 CONTROL = "control"
 _STAGE = "supervised.json"
-_RESAMPLES = 2000  # of the paired bootstrap against the control
+_RESAMPLES = 2000  # of the paired bootstrap of the gain over the control
 
 
 def run(context: PhaseContext) -> Outcome:
+    """Leave the adapted backbone and, if labels are used, a candidate and its control. Every rank calls it."""
     recipe = context.recipe
     report = adapt_backbone(context)
     if not recipe.phase4.use_labeled_data:
         return Outcome(report, _told(report)) if context.is_main else Outcome()
     stage, candidate = recipe.phase4.supervised or recipe.phase1, Candidate(context.folder)
     adapted = replace(recipe.model, backbone=str(context.folder / BACKBONE), revision=None)
-    tell("phase 4: the supervised stage on the adapted backbone")
+    if context.is_main:
+        tell(f"{' ' * LABEL}{_told(report)}", hang=LABEL)
+        tell(f"{' ' * LABEL}training the classifier on the adapted backbone")
     report["supervised"] = _train(context, candidate, adapted, stage)
     control = _control_of_phase1(context, stage)
     if control is None:
-        tell("phase 4: the same stage on the stock backbone, as control")
+        if context.is_main:
+            tell(f"{' ' * LABEL}training the control: the same classifier on the original backbone")
         control = Candidate(context.folder / CONTROL)
         report["control"] = {"from": CONTROL} | _train(context, control, context.model, stage)
     else:
@@ -48,9 +52,9 @@ def run(context: PhaseContext) -> Outcome:
     if not context.is_main:
         return Outcome()
     report["against_control"] = against = _compare(candidate, control, recipe.data.target_prior)
-    gain = "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**against["mcc_gain"])
+    gain = "gain {difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**against["mcc_gain"])
     told = f"MCC {against['val_select_mcc_optimistic']:.3f} on val_select (optimistic), {gain} over the control"
-    return Outcome(report, f"{_told(report)}; {told}")
+    return Outcome(report, told)
 
 
 def _told(report: dict[str, Any]) -> str:
@@ -58,18 +62,18 @@ def _told(report: dict[str, Any]) -> str:
     probes = (
         f", probe AUROC {before:.3f} before, {after:.3f} after" if before is not None and after is not None else ""
     )
-    return f"backbone adapted on {report['images']} images, kept step {report['best_step']}{probes}"
+    return f"backbone adapted on {report['images']:,} images, step {report['best_step']} kept{probes}"
 
 
 def _train(context: PhaseContext, candidate: Candidate, model: ModelConfig, stage: SupervisedConfig) -> dict[str, Any]:
-    """The supervised stage: leaves a candidate, unless a cut-off attempt has done so."""
+    """Run the supervised stage and leave a candidate, unless an interrupted attempt has already done so."""
     done: Path = candidate.folder / _STAGE
     finished = done.is_file()
-    PartialState().wait_for_everyone()  # no rank writes the report before every rank has looked for it
+    PartialState().wait_for_everyone()  # every rank looks for the report before rank 0 writes it
     if finished:
         found: dict[str, Any] = read_json(done)
         return found
-    clear_device_cache(garbage_collection=True)  # the next model needs what the last one held of the GPU
+    clear_device_cache(garbage_collection=True)  # the next model needs the GPU memory of the last one
     train, val_select = context.rows("train"), context.rows("val_select")
     checkpoints = context.checkpoints / candidate.name
     data = context.recipe.data
@@ -81,18 +85,18 @@ def _train(context: PhaseContext, candidate: Candidate, model: ModelConfig, stag
 
 
 def _control_of_phase1(context: PhaseContext, stage: SupervisedConfig) -> Candidate | None:
-    """The baseline, where it is what the control would be: the same stage and seed on the same stock backbone."""
+    """The baseline of phase 1, if it is what the control would be: same stage, same seed, same original backbone."""
     folder, recipe = context.finished(1), context.recipe
     if folder is None or replace(stage, where="phase1") != recipe.phase1:
         return None
     manifest = read_manifest(folder)
     as_now = manifest["section_sha256"] == recipe.section_sha256(*PHASES[1].sections)
-    as_many = manifest["metrics"]["world_size"] == PartialState().num_processes  # else another global batch
+    as_many = manifest["metrics"]["world_size"] == PartialState().num_processes  # the same global batch
     return Candidate(folder) if as_now and as_many else None
 
 
 def _compare(adapted: Candidate, control: Candidate, prior: float | None) -> dict[str, Any]:
-    """MCC on val_select of both, each at its own best threshold (optimistic), and their paired difference."""
+    """Compare two candidates on val_select: the MCC of each at its best threshold (optimistic) and the paired gain."""
     tables = {candidate.name: candidate.stored_logits("val_select") for candidate in (control, adapted)}
     best = {name: select_threshold(t.logits, t.labels, target_prior=prior) for name, t in tables.items()}
     thresholds = {name: chosen.threshold for name, chosen in best.items()}

@@ -1,4 +1,4 @@
-"""Phase 5: calibration fitted on val_select, then selective risk control on val_calib, which nothing else has seen."""
+"""Phase 5: fit the calibration on val_select, then control the risk on val_calib, which no other phase reads."""
 
 from __future__ import annotations
 
@@ -16,12 +16,20 @@ from natix_hf.results import plots
 from natix_hf.results.answers import compute_answers
 from natix_hf.results.calibration import CalibrationReport, fit_on, measure_calibration
 from natix_hf.results.logits import LogitTable, write_logits
-from natix_hf.results.promise import EVERY_ANSWER, CalibrationRows, PromiseReport, calibration_rows, certify
+from natix_hf.results.promise import (
+    EVERY_ANSWER,
+    CalibrationRows,
+    CertifiedPart,
+    PromiseReport,
+    calibration_rows,
+    certify,
+)
 from natix_hf.runs.context import Outcome, PhaseContext
-from natix_hf.terminal import tell
+from natix_hf.terminal import LABEL, tell
 
 
 def run(context: PhaseContext) -> Outcome:
+    """Leave `calibration.json`, `scrc.json` and their plots."""
     recipe, config, prior = context.recipe, context.recipe.phase5, context.recipe.data.target_prior
     decision = context.decision()
     champion, threshold = context.champion(decision), decision.threshold_logit
@@ -31,7 +39,7 @@ def run(context: PhaseContext) -> Outcome:
     write_logits(context.folder / "logits" / "val_calib.parquet", calib)
     fitted, no_optimum = fit_on(select, config.method, prior)
     if no_optimum:
-        tell("phase 5: no temperature fits val_select best, so the probabilities stay as they are")
+        tell(f"{' ' * LABEL}no temperature fits val_select best, so the probabilities stay as they are", hang=LABEL)
     calibration = measure_calibration(fitted, no_optimum, calib, prior, config.n_resamples)
     calibration.write(context.folder)
     _plot_reliability(context.folder, calibration, calib, prior)
@@ -54,25 +62,29 @@ def run(context: PhaseContext) -> Outcome:
     promise.write(context.folder)
     _plot_risk(context.folder, config.risk, promise, rows)
     before, after = (errors["ece"].value for errors in (calibration.before, calibration.after))
-    told = f"{_told(promise)}; ECE {before:.3f} before, {after:.3f} after"
+    told = f"{_told(promise)}; ECE {before:.3f} before calibration, {after:.3f} after"
     return Outcome({"calibration": to_json(calibration), "risk_control": to_json(promise)}, told)
 
 
 def _told(promise: PromiseReport) -> str:
     if not promise.feasible:
-        return f"no certificate for a risk of {promise.alpha:g}: " + "; ".join(
-            f"{part.accepted} accepted groups, {part.needed or 'more than any number of'} needed"
-            for part in promise.parts.values()
-            if not part.feasible
-        )
-    of = ", ".join(f"{part.coverage:.3f} of {name}" for name, part in promise.parts.items())
-    return (
-        f"certified: {promise.loss} at most {promise.alpha:g} with probability {1 - promise.delta:g}, accepting {of}"
-    )
+        lacking = [_lacking(part) for part in promise.parts.values() if not part.feasible]
+        return f"no certificate for a risk of {promise.alpha:g}" + (f" ({'; '.join(lacking)})" if lacking else "")
+    covered = [
+        f"coverage {'' if name == EVERY_ANSWER else f'of {name} '}{part.coverage:.3f}"
+        for name, part in promise.parts.items()
+    ]
+    certified = f"certified: {promise.loss} at most {promise.alpha:g} with probability {1 - promise.delta:g}"
+    return ", ".join([certified, *covered])
+
+
+def _lacking(part: CertifiedPart) -> str:
+    found = f"{part.accepted} accepted groups with {part.errors} errors"
+    return f"{found}, {part.needed} needed" if part.needed else f"{found}, too many errors for any number of groups"
 
 
 def learned_gate(context: PhaseContext) -> Path | None:
-    """The file of phase 3's gate, where it has run and the gate has won."""
+    """The file of the learned gate, or None if phase 3 has not run or has kept the margin."""
     folder = context.finished(3)
     return folder / GATE if folder is not None and (folder / GATE).is_file() else None
 
@@ -94,6 +106,6 @@ def _plot_risk(folder: Path, risk: RiskConfig, promise: PromiseReport, rows: Cal
         coverage = float(np.mean(confidence > single.threshold))
         chosen = (coverage, single.errors / single.accepted, float(single.risk_bound or 0.0))
     if eligible.any():
-        curves[f"{risk.loss} on val_calib, one row a group"] = risk_coverage(confidence, losses[eligible])[:2]
-    title = "Risk among the accepted answers, over rows that count in it"
+        curves[f"{risk.loss} on val_calib, one row per group"] = risk_coverage(confidence, losses[eligible])[:2]
+    title = "Risk among the accepted answers over coverage"
     plots.risk_coverage(folder / "plots" / "risk_coverage.png", curves, title, risk.alpha, chosen)

@@ -1,4 +1,4 @@
-"""Step one of phase 6: the champion answers test once, and its policy is measured on these answers."""
+"""Step one of phase 6: ask the champion about test once, and measure its policy on the answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from natix_hf.results.gate import GateReport
 from natix_hf.results.logits import LogitTable, kept_logits, write_logits
 from natix_hf.results.promise import PromiseReport
 from natix_hf.runs.context import PhaseContext
-from natix_hf.terminal import tell
+from natix_hf.terminal import LABEL, tell
 
 ANSWERS, FEATURES = "logits/test.parquet", "logits/test_features.safetensors"
 SCORES_PLOT = "plots/test_scores.png"
@@ -37,8 +37,8 @@ _COMPARED_IMAGES = 50
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What the export needs of test: the policy and its gate, the evaluation, and some pictures with the candidate's
-    logits (float64), on which the bundle is compared."""
+    """The results on test that the export needs: the policy and its gate, the evaluation, and some pictures with the
+    candidate's logits (float64 [n]) to compare the bundle on."""
 
     policy: Policy
     gate: Path | None
@@ -48,7 +48,7 @@ class Evaluated:
 
 
 def evaluate_champion(context: PhaseContext, decision: Decision, champion: Candidate) -> Evaluated:
-    """Leaves `evaluation.json`, the hard examples, the plot of the scores and the answers themselves."""
+    """Evaluate the champion on test. Leaves the answers, `evaluation.json`, the hard examples and a plot of scores."""
     recipe = context.recipe
     asked = context.ask("test")
     policy, gate = make_policy(context, decision)
@@ -66,16 +66,19 @@ def evaluate_champion(context: PhaseContext, decision: Decision, champion: Candi
 
 
 def finished_parts(context: PhaseContext) -> list[str]:
-    """The answers on test: the split is looked at once for each champion, and another policy is measured on them."""
+    """The answers on test. Each champion answers them once; another policy is measured on the same answers."""
     finished = (context.folder / MANIFEST).is_file()
     return [] if finished and manifest_problems(context.folder) else [ANSWERS, FEATURES]
 
 
 def make_policy(context: PhaseContext, decision: Decision) -> tuple[Policy, Path | None]:
-    """How the bundle decides, from phases 2, 3 and 5, and the file of its gate if it has learned one.
+    """Make the policy of the bundle from the results of phases 2, 3 and 5.
+
+    Returns:
+        The policy, and the file of the learned gate or None.
 
     Raises:
-        RunError: phase 5 certified for another champion or gate.
+        RunError: if phase 5 certified another champion or gate.
     """
     policy = Policy(
         threshold_logit=decision.threshold_logit,
@@ -99,13 +102,14 @@ def make_policy(context: PhaseContext, decision: Decision) -> tuple[Policy, Path
 def _answers(
     folder: Path, champion: Candidate, asked: Asked, with_features: bool
 ) -> tuple[LogitTable, np.ndarray | None]:
-    """Logits of the test rows, and what a learned gate reads; of the last attempt, if they are this champion's."""
+    """The logits of the test rows and the inputs of a learned gate, taken from the last attempt if it asked the same
+    champion."""
     path, features_path = folder / ANSWERS, folder / FEATURES
     table = kept_logits(path, champion.sha256, asked)
     if table is not None and (features_path.is_file() or not with_features):
-        tell("phase 6: this champion has answered test before: the same answers are used")
+        tell(f"{' ' * LABEL}this champion has answered test before, so the same answers are used", hang=LABEL)
         return table, load_file(features_path)[table.candidate_sha256] if with_features else None
-    features_path.unlink(missing_ok=True)  # of other answers
+    features_path.unlink(missing_ok=True)  # they belong to other answers
     table, features = compute_answers(champion, asked)
     write_logits(path, table)
     if with_features:

@@ -1,4 +1,4 @@
-"""Phase 6: one evaluation of the champion on test, then the bundle, reloaded, compared and published.
+"""Phase 6: evaluate the champion on test once, then build, reload, compare and publish the bundle.
 
 The export, step two, reads no row.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from natix_hf.bundle.build import MODEL_CARD, build_bundle
-from natix_hf.bundle.contents import BUNDLE_MANIFEST
+from natix_hf.bundle.build import build_bundle
+from natix_hf.bundle.names import BUNDLE, BUNDLE_MANIFEST, MODEL_CARD
 from natix_hf.bundle.push import check_push, push_bundle, say_published
-from natix_hf.models.config import UNKNOWN_TO_THE_MINER
+from natix_hf.models.architectures import is_unknown_to_the_miner
 from natix_hf.phases.phase6_evaluate import SCORES_PLOT, Evaluated, evaluate_champion
 from natix_hf.phases.phase6_evaluate import finished_parts as finished_parts
 from natix_hf.provenance.files import file_sha256, read_json, write_text
@@ -23,24 +23,23 @@ from natix_hf.runs.lineage import bundle_lineage
 from natix_hf.subnet.submission import five_fields
 from natix_hf.terminal import say
 
-BUNDLE = "bundle"
-
 
 def run(context: PhaseContext) -> Outcome:
+    """Leave the evaluation, the bundle and the page about the run."""
     config = context.recipe.phase6
     decision = context.decision()
     champion = context.champion(decision)
-    if config.push:  # what the Hub would refuse is refused before test is looked at
+    if config.push:  # find out before test is read whether the Hub would refuse
         check_push(str(config.repo_id), config.tag)
     return export(context, decision, champion, evaluate_champion(context, decision, champion))
 
 
 def export(context: PhaseContext, decision: Decision, champion: Candidate, measured: Evaluated) -> Outcome:
-    """Builds the bundle of a champion that has been evaluated, publishes it where the recipe says so, and leaves the
-    page about the run."""
+    """Build the bundle of an evaluated champion, publish it if the recipe says so, and write the page about the
+    run."""
     recipe, config, bundle = context.recipe, context.recipe.phase6, context.folder / BUNDLE
     architecture = read_json(champion.model / "config.json")["model_type"]
-    if architecture in UNKNOWN_TO_THE_MINER:
+    if is_unknown_to_the_miner(architecture):
         say(f"warning: the subnet's official miner (transformers 4.45.2) cannot load a {architecture}")
     lineage = bundle_lineage(context, champion, decision)
     facts = card_facts(recipe, context.upstream(0), champion, decision, measured.policy, measured.evaluation, lineage)
@@ -81,12 +80,12 @@ def export(context: PhaseContext, decision: Decision, champion: Candidate, measu
     exported |= {key: lineage[key] for key in ("git", "packages")}
     write_text(context.folder / REPORT, render_report(context.run_dir, exported))
     mcc = "undefined" if metrics["test_mcc"] is None else f"{metrics['test_mcc']:.3f}"
-    return Outcome(metrics, f"MCC {mcc} on test, bundle built, reloaded and compared")
+    return Outcome(metrics, f"MCC {mcc} on test; bundle built, reloaded and compared")
 
 
 def _five_fields(context: PhaseContext) -> dict[str, Any] | None:
-    """For the subnet, with the time of an attempt that was cut off: it may have published, and this is no other
-    bundle."""
+    """The subnet's five fields. The submission time is that of an interrupted attempt if there was one: it may have
+    published the same bundle."""
     config, before = context.recipe.phase6, context.folder / BUNDLE / MODEL_CARD
     name = config.model_name or context.recipe.name
     fields = five_fields(name, config.description, config.version, config.submitted_by)

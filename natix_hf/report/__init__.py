@@ -1,1 +1,1 @@
-"""`report.html`: one page about a run, from what lies in its folder and from nothing else."""
+"""`report.html`: one page about a run, made from the files of its folder alone."""

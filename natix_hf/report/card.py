@@ -11,7 +11,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from natix_hf.bundle.policy import Policy
 from natix_hf.bundle.push import REPO_PLACEHOLDER
 from natix_hf.labels import ID2LABEL
-from natix_hf.models.config import PACKAGED_PREFIX, UNKNOWN_TO_THE_MINER
+from natix_hf.metrics.table import METRICS, told_metrics
+from natix_hf.models.architectures import ARCHITECTURES, is_unknown_to_the_miner
+from natix_hf.models.config import PACKAGED_PREFIX
 from natix_hf.provenance.files import read_json
 from natix_hf.provenance.manifest import read_manifest
 from natix_hf.recipe import Recipe
@@ -22,23 +24,11 @@ from natix_hf.results.evaluation import Evaluation
 from natix_hf.runs.lineage import public_name
 
 _TEMPLATE = "bundle.md.jinja"
-_TOLD_METRICS = (
-    "mcc",
-    "balanced_accuracy",
-    "recall",
-    "specificity",
-    "precision",
-    "auroc",
-    "auprc",
-    "ece",
-    "brier",
-    "nll",
-)
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Everything that the card says; plain values, so that the template decides nothing but wording."""
+    """Everything that the card says, as plain values: the template only chooses the words."""
 
     # given by the user
     model_name: str
@@ -47,15 +37,13 @@ class CardFacts:
     # from the recipe and the splits
     architecture: str
     backbone: str
-    backbone_packaged: bool  # it comes with this package
+    backbone_packaged: bool  # the backbone comes with this package
     adapter: str
     image_size: int
     onnx: bool  # the bundle has a model.onnx
     dataset: str
-    origins: dict[
-        str, dict[str, Any] | None
-    ]  # of "dataset" and "backbone", what `hub_origin` told; None: not from there
-    unlabelled: list[dict[str, Any]]  # the same of further images from the Hub
+    origins: dict[str, dict[str, Any] | None]  # `hub_origin` of "dataset" and "backbone"; None: not from the Hub
+    unlabelled: list[dict[str, Any]]  # `hub_origin` of further images
     counts: dict[str, dict[str, int]]
     dropped: int
     # measured
@@ -63,13 +51,13 @@ class CardFacts:
     decision: Decision
     policy: Policy
     training: dict[str, Any]
-    explora: dict[str, Any] | None  # what phase 4 measured, where the model comes from it
-    merges: dict[str, dict[str, Any]]  # the proof of every merge, by what was merged
+    explora: dict[str, Any] | None  # the figures of phase 4, if it trained the model
+    merges: dict[str, dict[str, Any]]  # the proof of every merge, by the name of the merged model
     lineage: dict[str, Any]
 
 
 def render_card(facts: CardFacts) -> str:
-    """The text of README.md, with a metadata block that the Hub reads."""
+    """Render the text of README.md, with the metadata block that the Hub reads."""
     metrics = facts.evaluation.as_found.metrics
     results = [
         EvalResult(
@@ -82,8 +70,8 @@ def render_card(facts: CardFacts) -> str:
             metric_name=name.replace("_", " "),
             metric_value=round(value, 4),
         )
-        for name in ("mcc", "balanced_accuracy", "auroc")
-        if (value := metrics[name]) is not None
+        for name in told_metrics(card=True)
+        if METRICS[name].hub and (value := metrics.get(name)) is not None
     ]
     data = ModelCardData(
         library_name="transformers",
@@ -98,9 +86,10 @@ def render_card(facts: CardFacts) -> str:
         data,
         template_path=str(resource_folder("model_cards") / _TEMPLATE),
         facts=facts,
-        told=_TOLD_METRICS,
+        told=[name for name in told_metrics(card=True) if name in metrics],
         repo=REPO_PLACEHOLDER,
-        unknown_to_the_miner=UNKNOWN_TO_THE_MINER,
+        head=ARCHITECTURES[facts.architecture].head,
+        unknown_to_the_miner=is_unknown_to_the_miner(facts.architecture),
         labels=ID2LABEL,
     )
     return str(card)
@@ -119,10 +108,10 @@ def card_facts(
     evaluation: Evaluation,
     lineage: dict[str, Any],
 ) -> CardFacts:
-    """What the card of a champion says: of its own manifest, which need not be what the recipe says now.
+    """Collect the facts for a champion's card. They come from its manifest, because the recipe may have changed since.
 
     Args:
-        data_folder: that of phase 0, whose manifest counts the rows.
+        data_folder: The folder of phase 0, whose manifest counts the rows.
     """
     split, made_by = read_manifest(data_folder)["metrics"], read_manifest(champion.folder)
     sections, measured = made_by["section"], made_by["metrics"]
@@ -138,7 +127,7 @@ def card_facts(
         architecture=read_json(champion.model / "config.json")["model_type"],
         backbone=public_name(backbone, hub["backbone"]) if backbone else "random weights",
         backbone_packaged=bool(backbone) and backbone.startswith(PACKAGED_PREFIX),
-        adapter=training.get("adapter", stage["adapter"]),  # of `auto` the one that it took
+        adapter=training.get("adapter", stage["adapter"]),  # for `auto`, the adapter that it chose
         image_size=model["image_size"],
         onnx=recipe.phase6.onnx,
         dataset=public_name(str(recipe.data.source), hub["dataset"]),

@@ -1,4 +1,4 @@
-"""What the page about a run says, read from the run's folder. No torch, no data set, no clock."""
+"""The facts for the page about a run, read from the run's folder, without torch, dataset or clock."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from natix_hf.data.splits import dropped_reasons, leaks_between_roles, read_splits
+from natix_hf.bundle.names import BUNDLE, BUNDLE_IN_RUN, BUNDLE_MANIFEST, CONFIG
+from natix_hf.data.splits import SPLITS, dropped_reasons, leaks_between_roles, read_splits
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.provenance.files import read_json
 from natix_hf.provenance.manifest import MANIFEST, read_manifest
 from natix_hf.runs.attempt import IN_PROGRESS
-from natix_hf.runs.collected import BUNDLE, RunResults, read_results
+from natix_hf.runs.collected import RunResults, read_results
 from natix_hf.runs.folders import RUN_FILE
 from natix_hf.runs.freshness import is_stale
 from natix_hf.runs.graph import ORDER, PHASES, Phase
@@ -23,7 +24,7 @@ FINISHED, WRITING, NOT_FINISHED, DAMAGED, NOT_RUN = "finished", "being written",
 
 @dataclass
 class PhaseFacts:
-    """One phase: `manifest` is empty unless it is finished."""
+    """The state of one phase. `manifest` is empty unless the phase is finished."""
 
     phase: Phase
     state: str
@@ -36,15 +37,17 @@ class PhaseFacts:
 
     @property
     def counts(self) -> bool:
-        """Whether its files may be told of."""
+        """True if the page may show the files of the phase."""
         return self.state in (FINISHED, WRITING)
 
 
 @dataclass
 class RunFacts:
-    """A run, as far as it has come. What a phase that has not run would have left is None or empty.
+    """A run, finished or not. The results of phases that have not run are None or empty.
 
-    `problems` are files that cannot be read; `leaks` rows, groups and pictures that stand in two splits.
+    Args:
+        problems: One line per file that cannot be read.
+        leaks: One line per row, group or picture that stands in two splits.
     """
 
     folder: Path
@@ -64,7 +67,7 @@ class RunFacts:
 
     @property
     def section(self) -> dict[str, Any]:
-        """The recipe's sections as the finished phases resolved them; `phase1`'s own word over another's."""
+        """The recipe's sections as the finished phases recorded them. Earlier phases take precedence."""
         merged: dict[str, Any] = {}
         for number in reversed(ORDER):
             merged |= self.phases[number].manifest.get("section", {})
@@ -72,8 +75,8 @@ class RunFacts:
 
     @property
     def bundle(self) -> str:
-        """Its place in the run folder."""
-        return f"{PHASES[6].folder}/{BUNDLE}"
+        """The path of the bundle inside the run folder."""
+        return BUNDLE_IN_RUN
 
     @property
     def dataset(self) -> str:
@@ -93,14 +96,14 @@ class RunFacts:
 
 
 def read_run(run_dir: Path, exported: dict[str, Any] | None = None) -> RunFacts:
-    """Reads a run folder.
+    """Read a run folder.
 
     Args:
-        exported: what phase 6 knows of its manifest where it calls this itself, before that is there: `section`,
-            `metrics`, `git`, `packages`.
+        exported: The part of its own manifest that phase 6 passes before it is written: `section`, `metrics`, `git`,
+            `packages`.
 
     Raises:
-        UsageError: it is no run folder, or no phase of it has finished.
+        UsageError: if it is no run folder, or if no phase has finished.
     """
     known = {number: _phase_facts(run_dir, PHASES[number]) for number in ORDER}
     if exported is not None:
@@ -108,7 +111,7 @@ def read_run(run_dir: Path, exported: dict[str, Any] | None = None) -> RunFacts:
     if not (run_dir / RUN_FILE).is_file() and not any(facts.manifest for facts in known.values()):
         raise UsageError(f"{run_dir} is not a run folder: name one that natix-hf run has made")
     if not any(facts.manifest for facts in known.values()):
-        raise UsageError(f"{run_dir} has no finished phase: nothing to report yet")
+        raise UsageError(f"{run_dir} has no finished phase, so there is nothing to report: run a phase first")
     problems = [f"{facts.phase.folder} is damaged" for facts in known.values() if facts.state == DAMAGED]
 
     def read(number: int, name: str) -> Any:
@@ -122,7 +125,7 @@ def read_run(run_dir: Path, exported: dict[str, Any] | None = None) -> RunFacts:
             return None
 
     named = next(facts.manifest for facts in known.values() if facts.manifest.get("run_id"))
-    bundle_manifest = read(6, f"{BUNDLE}/bundle_manifest.json") or {}
+    bundle_manifest = read(6, f"{BUNDLE}/{BUNDLE_MANIFEST}") or {}
     facts = RunFacts(
         folder=run_dir,
         run_id=named["run_id"],
@@ -132,7 +135,7 @@ def read_run(run_dir: Path, exported: dict[str, Any] | None = None) -> RunFacts:
         results=read_results(
             run_dir, lambda number: known[number].counts, lambda name: problems.append(f"{name} is damaged")
         ),
-        bundle_config=read(6, f"{BUNDLE}/config.json") or {},
+        bundle_config=read(6, f"{BUNDLE}/{CONFIG}") or {},
         bundle_lineage=bundle_manifest.get("lineage", {}),
         pins=_read_pins(run_dir),
     )
@@ -153,9 +156,9 @@ def _phase_facts(run_dir: Path, phase: Phase) -> PhaseFacts:
 
 def _read_splits(facts: RunFacts) -> None:
     try:
-        splits = read_splits(facts.folder / PHASES[0].folder / "splits.json")
+        splits = read_splits(facts.folder / PHASES[0].folder / SPLITS)
     except VerificationError:
-        facts.problems.append(f"{PHASES[0].folder}/splits.json is damaged")
+        facts.problems.append(f"{PHASES[0].folder}/{SPLITS} is damaged")
         return
     facts.leaks = leaks_between_roles(splits)
     facts.dropped = dropped_reasons(splits.dropped)

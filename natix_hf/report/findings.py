@@ -1,10 +1,10 @@
-"""What a reader must know before the figures: whether the promise held, and everything that weakens a claim."""
+"""The findings that a reader needs before the figures: did the promise hold, and what weakens a claim."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from natix_hf.models.config import UNKNOWN_TO_THE_MINER
+from natix_hf.models.architectures import is_unknown_to_the_miner
 from natix_hf.report.facts import NOT_FINISHED, NOT_RUN, RunFacts
 from natix_hf.runs.graph import ORDER
 
@@ -14,15 +14,18 @@ _AT_MOST = {
     "fpr": "At most {alpha} of the accepted pictures without roadwork are answered Roadwork",
 }
 _EITHER = "At most {alpha} of the accepted answers of either kind are wrong"
-_EITHER_RATE = "At most {alpha} of the accepted pictures of either kind are answered wrongly"
+_EITHER_RATE = "At most {alpha} of the accepted pictures of either class are answered wrongly"
 
 
 @dataclass(frozen=True)
 class Promise:
-    """What the bundle promises of its accepted answers, and what test says of it.
+    """The promise of a bundle about its accepted answers, and the evidence on test.
 
-    `held`: on the test rows; None where nothing is promised, or nothing that counts was accepted. `beyond_doubt`: a
-    risk on test lies above the promise with its whole interval.
+    Args:
+        words: The promise in one sentence.
+        feasible: True if something is promised.
+        held: True if the promise held on the test rows. None if nothing is promised or no relevant row was accepted.
+        beyond_doubt: True if the whole interval of a risk on test lies above the promise.
     """
 
     words: str
@@ -32,10 +35,11 @@ class Promise:
 
 
 def find_promise(facts: RunFacts) -> Promise:
+    """Find what the bundle of a run promises, and compare it with test."""
     policy, evaluation = facts.results.policy, facts.results.evaluation
     made = policy.promise if policy is not None else None
     if made is None or made.loss is None or made.alpha is None:
-        return Promise("Nothing is promised: phase 5 was no part of this bundle, so every answer is accepted", False)
+        return Promise("Nothing is promised: the bundle was made without phase 5 and accepts every answer", False)
     if not made.feasible:
         return Promise(f"Nothing is promised: no threshold could be certified for {percent(made.alpha)}", False)
     by_class = _EITHER if made.loss == "error" else _EITHER_RATE
@@ -48,9 +52,9 @@ def find_promise(facts: RunFacts) -> Promise:
 
 
 def find_warnings(facts: RunFacts) -> list[str]:
-    """One sentence each, the gravest first."""
+    """The warnings about a run, one sentence each, most serious first."""
     return [
-        *(f"{problem}: natix-hf verify says more" for problem in facts.problems),
+        *(f"{problem}: natix-hf verify tells more" for problem in facts.problems),
         *_of_leaks(facts.leaks),
         *_of_phases(facts),
         *_of_promise(facts),
@@ -74,11 +78,11 @@ def _of_phases(facts: RunFacts) -> list[str]:
     cut_off = ", ".join(str(phase.phase.number) for phase in known if phase.state == NOT_FINISHED)
     found = []
     if stale:
-        found.append(f"Made from other results than those here now, so to be run again: phase {stale}")
+        found.append(f"Run again phase {stale}: the results that it was made from have changed")
     if cut_off:
-        found.append(f"Begun and not finished, so not told of here: phase {cut_off}")
+        found.append(f"Not shown here because not finished: phase {cut_off}")
     if facts.phases[6].state == NOT_RUN:
-        found.append("Phase 6 has not run: there is no figure on test and no bundle yet")
+        found.append("Phase 6 has not run: there are no figures on test and no bundle yet")
     return found
 
 
@@ -86,13 +90,13 @@ def _of_promise(facts: RunFacts) -> list[str]:
     promise, policy = find_promise(facts), facts.results.policy
     made = policy.promise if policy is not None else None
     if promise.held is False and made is not None and made.alpha is not None:
-        doubt = "beyond what chance explains" if promise.beyond_doubt else "by no more than chance explains"
+        doubt = "by more than chance explains" if promise.beyond_doubt else "but chance may explain it"
         alpha = percent(made.alpha)
-        return [f"On test the risk of the accepted answers is above the {alpha} that were promised, {doubt}"]
+        return [f"On test the risk of the accepted answers is above the promised {alpha}, {doubt}"]
     if made is not None and made.asked_for and not made.feasible:
         return [f"The promise: {made.guarantee}"]
     if promise.feasible and promise.held is None and facts.results.evaluation is not None:
-        return ["No test row that counts was accepted, so test says nothing about the promise"]
+        return ["Test says nothing about the promise, because no answer that it covers was accepted"]
     return []
 
 
@@ -105,12 +109,12 @@ def _of_figures(facts: RunFacts) -> list[str]:
     if evaluation.as_found.metrics["mcc"] is None:
         found.append("The MCC on test is undefined: all rows, or all answers, are of one class")
     elif low is not None and low <= 0:
-        found.append("The interval of the MCC on test reaches 0: no better than chance, as far as test can tell")
+        found.append("The interval of the MCC on test includes 0: test cannot tell the model from chance")
     groups = evaluation.groups
     if groups.few:
         found.append(
             f"Few groups: test has {groups.positive_groups} with roadwork and {groups.negative_groups} without, "
-            "so that its intervals are wide and themselves uncertain"
+            "so its intervals are wide and uncertain themselves"
         )
     return found
 
@@ -121,7 +125,7 @@ def _of_calibration(facts: RunFacts) -> list[str]:
         found.append("No temperature fits val_select best, so the probabilities are not calibrated")
     elif fitted is not None and (fitted.ece_reduction_percent or 0) < 0:
         before, after = (errors["ece"].value for errors in (fitted.before, fitted.after))
-        found.append(f"Calibration did not lower the ECE on val_calib: {before:.3f} before, {after:.3f} after")
+        found.append(f"Calibration did not lower the ECE on val_calib: {before:.3f} before, {after:.3f} after it")
     for name, groups in (
         ("val_select", decision.val_select_groups if decision is not None else None),
         ("val_calib", fitted.groups if fitted is not None else None),
@@ -132,13 +136,13 @@ def _of_calibration(facts: RunFacts) -> list[str]:
     return found
 
 
-_DECIDES = {"val_select": "chose threshold and champion", "val_calib": "calibration and promise were measured on"}
+_DECIDES = {"val_select": "decided on threshold and champion", "val_calib": "decided on calibration and promise"}
 
 
 def _of_data(facts: RunFacts) -> list[str]:
     found = []
     architecture = facts.bundle_config.get("model_type")
-    if architecture in UNKNOWN_TO_THE_MINER:
+    if is_unknown_to_the_miner(architecture):
         found.append(f"The subnet's official miner (transformers 4.45.2) cannot load a {architecture}")
     noise = facts.section.get("data", {}).get("label_noise")
     if noise:
@@ -162,9 +166,10 @@ def _of_lineage(facts: RunFacts) -> list[str]:
     for name, by_version in versions.items():
         if len(by_version) > 1:
             where = ", ".join(f"{version} in phase {', '.join(numbers)}" for version, numbers in by_version.items())
-            found.append(f"The phases ran on different versions of {name}: {where}")
+            found.append(f"The phases ran with different versions of {name}: {where}")
     return found
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.3g}\N{NO-BREAK SPACE}%"
+    """A share as a percentage with up to three digits."""
+    return f"{100 * share:.3g}%"

@@ -1,4 +1,4 @@
-"""From the facts of a run to one HTML file: no script, nothing loaded from elsewhere, equal bytes for an equal run."""
+"""One HTML file from the facts of a run: without scripts or external files, and byte-equal for equal runs."""
 
 from __future__ import annotations
 
@@ -9,105 +9,94 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
 from natix_hf.errors import UsageError, VerificationError
+from natix_hf.metrics.table import METRICS, told_metrics
 from natix_hf.provenance.files import write_text
 from natix_hf.provenance.stored import to_json
 from natix_hf.report.facts import RunFacts, read_run
 from natix_hf.report.findings import find_promise, find_warnings, percent
 from natix_hf.resources import resource_folder
+from natix_hf.results.evaluation import Evaluation
 from natix_hf.results.examples import EXAMPLES, Example
 from natix_hf.runs.graph import CANDIDATE_PHASES, ORDER, PHASES
 
 REPORT = "report.html"
 _TEMPLATE = "report.html.jinja"
 _UNDEFINED = "undefined"
-# Of the plots that phases leave: caption, and what is to be seen for somebody who does not see it.
+# The plots of the phases, each with a caption and a text for people who cannot see it.
 _PLOTS = {
     "phase6_export/plots/test_scores.png": (
         "Test rows by logit",
-        "Histogram of the logits of the test rows, those with roadwork and those without, and the fitted threshold",
+        "Histogram of the logits of test rows with and without roadwork, with the fitted threshold",
     ),
     "phase2_threshold/plots/threshold.png": (
         "Decision threshold",
-        "MCC, true positive rate and true negative rate on val_select over the threshold, and the fitted one",
+        "MCC, true positive rate and true negative rate on val_select over the threshold, with the fitted threshold",
     ),
     "phase5_scrc/plots/reliability_before.png": (
         "Reliability before calibration",
-        "Share of right answers on val_calib over their confidence, beside the diagonal of a calibrated model",
+        "Share of right answers on val_calib over confidence, with the diagonal of a calibrated model",
     ),
     "phase5_scrc/plots/reliability_after.png": (
         "Reliability after calibration",
-        "Share of right answers on val_calib over their calibrated confidence, beside the diagonal",
+        "Share of right answers on val_calib over calibrated confidence, with the diagonal of a calibrated model",
     ),
     "phase5_scrc/plots/risk_coverage.png": (
         "Risk and coverage",
-        "Risk among the accepted answers on val_calib over the share that is accepted, with the promised alpha",
+        "Risk among the accepted answers on val_calib over coverage, with the promised alpha",
     ),
     "phase3_gate/plots/gate.png": (
-        "The gates",
-        "Wrong answers among the accepted ones on val_select over coverage, for the margin and the learned gate",
+        "Gate and margin",
+        "Share of wrong answers among the accepted ones on val_select over coverage, for margin and learned gate",
     ),
 }
 _CURVES = {
     "phase1_baseline/plots/training.png": "Training loss, and MCC and NLL on val_select, over the epochs of phase 1",
-    "phase4_explora/plots/self_supervised.png": "Loss of the training without labels, and AUROC of probes, over steps",
-    "phase4_explora/plots/training.png": "Training loss, and MCC and NLL on val_select, on the adapted backbone",
-    "phase4_explora/control/plots/training.png": "Training loss, and MCC and NLL on val_select, of the control",
-}
-_METRICS = {
-    "mcc": "MCC",
-    "balanced_accuracy": "balanced accuracy",
-    "recall": "TPR: roadwork found",
-    "specificity": "TNR: none left alone",
-    "precision": "precision",
-    "f1": "F1",
-    "accuracy": "accuracy",
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "ece": "ECE",
-    "brier": "Brier score",
-    "nll": "NLL",
+    "phase4_explora/plots/self_supervised.png": "Loss of the training without labels and AUROC of probes, over steps",
+    "phase4_explora/plots/training.png": "Adapted backbone: training loss, and MCC and NLL on val_select, over epochs",
+    "phase4_explora/control/plots/training.png": "Control: training loss, and MCC and NLL on val_select, over epochs",
 }
 _KINDS = {
-    "missed": "Roadwork that was missed, the most confident first",
-    "false_alarm": "False alarms, the most confident first",
-    "abstained": "Abstentions, the closest to acceptance first",
-    "slice": "Mistakes of the weakest slice, the most confident first",
+    "missed": "Missed roadwork, most confident first",
+    "false_alarm": "False alarms, most confident first",
+    "abstained": "Abstentions, closest to acceptance first",
+    "slice": "Mistakes in the weakest slice, most confident first",
 }
 _ADAPTED = {
     "explora": "ExPLoRA: LoRA on most blocks, one block unfrozen",
-    "blocks": "a few blocks, self-supervised",
+    "blocks": "self-supervised training of a few blocks",
     "all": "plain self-supervised pre-training of all weights",
 }
 _WAYS = {
     "fitted": "the bundle's threshold",
-    "half": "without it, at probability .5 of the model",
-    "best": "the best threshold on these views, known only afterwards",
+    "half": "a cut at a model probability of 0.5",
+    "best": "the best threshold for these views, known only afterwards",
 }
 
 
 def write_report(run_dir: Path, to: Path | None = None) -> Path:
-    """Writes the page of a run, and says where: `to`, or `report.html` in the run folder.
+    """Write the page about a run to `to`, or to `report.html` in the run folder, and return its path.
 
     Raises:
-        UsageError: no run, or nowhere to write. VerificationError: as `render_report` says.
+        UsageError: if there is no run, or if `to` is a folder.
+        VerificationError: as in `render_report`.
     """
     path = to if to is not None else run_dir / REPORT
     if path.is_dir():
-        raise UsageError(f"{path} is a folder: name the file that the page goes to")
+        raise UsageError(f"{path} is a folder: name a file for the page")
     write_text(path, render_report(run_dir))
     return path
 
 
 def render_report(run_dir: Path, exported: dict[str, Any] | None = None) -> str:
-    """The page about a run, as far as the run has come; it depends on the files of the folder alone.
+    """Render the page about a run, finished or not. It depends on the files of the folder alone.
 
     Args:
-        exported: what phase 6 knows of its manifest where it calls this itself, before that is there: `section`,
-            `metrics`, `git`, `packages`.
+        exported: The part of its own manifest that phase 6 passes before it is written: `section`, `metrics`, `git`,
+            `packages`.
 
     Raises:
-        UsageError: it is no run folder, or no phase of it has finished. VerificationError: a file of it lacks what
-            this version writes.
+        UsageError: if it is no run folder, or if no phase has finished.
+        VerificationError: if a file is damaged or was written by another version.
     """
     facts = read_run(run_dir, exported)
     environment = Environment(
@@ -131,22 +120,24 @@ def render_report(run_dir: Path, exported: dict[str, Any] | None = None) -> str:
         return environment.get_template(_TEMPLATE).render(_content(facts))
     except (AttributeError, IndexError, KeyError, TypeError, UndefinedError, ValueError) as error:
         raise VerificationError(
-            f"a file in {run_dir} is damaged, or another version of natix_hf left it ({error}): run its phase again"
+            f"a file in {run_dir} is damaged or comes from another version of natix_hf ({error}): run its phase again"
         ) from None
 
 
 def number(value: float | None, form: str = ".3f") -> str:
+    """A figure as text; None and NaN are "undefined"."""
     return _UNDEFINED if value is None or value != value else format(value, form)
 
 
 def interval(bounds: list[float | None] | None) -> str:
-    """`[low, high]`, or nothing where there is none."""
+    """An interval as `[low, high]`, or an empty text if there is none."""
     if not bounds or bounds[0] is None or bounds[1] is None:
         return ""
     return f"[{number(bounds[0])}, {number(bounds[1])}]"
 
 
 def duration(seconds: float | None) -> str:
+    """A duration as text, or an empty text if it is unknown."""
     if seconds is None:
         return ""
     if seconds < 60:
@@ -168,7 +159,8 @@ def _content(facts: RunFacts) -> dict[str, Any]:
         "title": facts.section.get("phase6", {}).get("model_name") or facts.recipe,
         "counts": phase0.get("counts", {}),
         "columns": list(evaluation.columns) if evaluation is not None else [],
-        "metric_names": _METRICS,
+        "metric_names": _shown_metrics(evaluation),
+        "metric_titles": {name: metric.title for name, metric in METRICS.items()},
         "promise": find_promise(facts),
         "warnings": find_warnings(facts),
         "exported": facts.metrics(6),
@@ -190,13 +182,19 @@ def _content(facts: RunFacts) -> dict[str, Any]:
     }
 
 
+def _shown_metrics(evaluation: Evaluation | None) -> dict[str, str]:
+    """Titles by name. A metric that is younger than the evaluation is not in it."""
+    measured = evaluation.as_found.metrics if evaluation is not None else {}
+    return {name: METRICS[name].title for name in told_metrics() if name in measured}
+
+
 def _has(facts: RunFacts, name: str) -> bool:
     phase = next(known for known in facts.phases.values() if name.startswith(known.phase.folder))
     return phase.counts and (facts.folder / name).is_file()
 
 
 def _other_plots(facts: RunFacts) -> list[str]:
-    """Plots that this page has no words for."""
+    """The plots that have no caption here."""
     found = [path for n in ORDER for path in sorted((facts.folder / PHASES[n].folder / "plots").glob("*.png"))]
     names = [path.relative_to(facts.folder).as_posix() for path in found]
     return [name for name in names if name not in _PLOTS and name not in _CURVES and _has(facts, name)]
@@ -216,7 +214,7 @@ def _data_uri(path: Path, kind: str) -> str:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise VerificationError(f"{path} is missing: natix-hf verify says what else is") from None
+        raise VerificationError(f"{path} is missing: natix-hf verify lists what else is") from None
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 

@@ -1,1 +1,1 @@
-"""What phases leave for each other, typed: each result is a frozen dataclass that reads and writes its own file."""
+"""The typed results of the phases: each is a frozen dataclass that reads and writes its own file."""

@@ -1,4 +1,4 @@
-"""Training that leaves a candidate, and the answers that a candidate gives."""
+"""Training of a candidate, and the answers that a candidate gives."""
 
 from __future__ import annotations
 
@@ -38,16 +38,17 @@ def leave_candidate(
     checkpoints: Path,
     is_main: bool,
 ) -> dict[str, Any]:
-    """The supervised stage, wherever it is run: trains a classifier on a backbone, and leaves its merged model, its
-    logits on val_select, the Trainer's log and a plot of it in the candidate's folder. Every rank calls it.
+    """Run the supervised stage: train a classifier on a backbone and leave a candidate. Every rank calls it.
+
+    The candidate's folder then holds the merged model, its logits on val_select, the Trainer's log and a plot of it.
 
     Args:
-        stage: settings of the training.
-        checkpoints: folder of the Trainer's checkpoints; training continues from there if it was cut off.
-        is_main: this process writes; the others only train along.
+        stage: The settings of the training.
+        checkpoints: The folder of the Trainer's checkpoints. An interrupted training continues from there.
+        is_main: True for the process that writes. The others only take part in the training.
 
     Returns:
-        What `train_classifier` tells, without its log, and `parameters`, the size of the model.
+        The report of `train_classifier` without its log, and `parameters`, the number of the model's weights.
     """
     classifier = build_classifier(model, seed=stage.seed)
     processor = make_processor(model)
@@ -71,7 +72,7 @@ def leave_candidate(
 
 
 def save_candidate(folder: Path, model: PreTrainedModel, processor: Any) -> Candidate:
-    """Writes a candidate's model: float32 weights, config and processor."""
+    """Write the model of a candidate: float32 weights, config and processor."""
     candidate = Candidate(folder)
     with atomic_folder(candidate.model) as temporary:
         nn.Module.to(model, device="cpu", dtype=torch.float32)
@@ -80,26 +81,28 @@ def save_candidate(folder: Path, model: PreTrainedModel, processor: Any) -> Cand
 
 
 def compute_answers(candidate: Candidate, asked: Asked, workers: int = 1) -> tuple[LogitTable, np.ndarray]:
-    """The answers of the saved folder, through the preprocessing of `predict`.
+    """Compute a candidate's answers from its saved folder, with the same preprocessing as `predict`.
 
     Returns:
-        The logits, and what a learned gate reads: the inputs of the classifier layer, float32 [n, d].
+        The logits, and the inputs of the classifier layer, float32 [n, d], which a learned gate reads.
 
     Raises:
-        RunError: the model answers NaN.
+        RunError: if the model answers NaN.
     """
     inference = Inference(candidate.model)
     views = AskedViews(asked, inference.preprocess)
     logits, features = inference.logits_and_features(views, workers=workers, label=f"{candidate.name} logits")
     if not np.isfinite(logits).all():
         first = asked.ids[int(np.flatnonzero(~np.isfinite(logits))[0])]
-        raise RunError(f"the model in {candidate.model} answers NaN, first to row {first}: lower learning_rate")
+        raise RunError(f"the model in {candidate.model} answers NaN, first for row {first}: lower learning_rate")
     return LogitTable(asked, logits, candidate.sha256), features
 
 
 def write_history(path: Path, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Keeps a Trainer's log, with null for what is no number in JSON and without wall-clock figures: equal trainings
-    must leave equal files. Returns it."""
+    """Write a Trainer's log without wall-clock figures, so that equal trainings leave equal files, and return it.
+
+    NaN and infinity become null, because JSON has no word for them.
+    """
     timeless = [
         {
             key: value if math.isfinite(value) else None

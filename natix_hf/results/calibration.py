@@ -1,4 +1,4 @@
-"""What phase 5 leaves about calibration: the fitted map, and the errors on val_calib before and after it."""
+"""The calibration result of phase 5: the fitted map, and the errors on val_calib before and after it."""
 
 from __future__ import annotations
 
@@ -9,28 +9,22 @@ import numpy as np
 
 from natix_hf.calibration import TEMPERATURE_BOUNDS, Calibration, fit_calibration
 from natix_hf.calibration.temperature import Method
-from natix_hf.metrics import (
-    bootstrap_intervals,
-    compute_metrics,
-    ece_reduction_percent,
-    expected_calibration_error,
-    maximum_calibration_error,
-    prior_weights,
-    smooth_calibration_error,
-)
+from natix_hf.metrics import bootstrap_intervals, ece_reduction_percent, prior_weights
+from natix_hf.metrics.table import calibration_scores
 from natix_hf.provenance.stored import Stored
 from natix_hf.results.figures import Figure, GroupCounts
 from natix_hf.results.logits import LogitTable
-
-ERRORS = ("ece", "ece_equal_mass", "smooth_ece", "mce", "brier", "nll")
 
 
 @dataclass(frozen=True)
 class CalibrationReport(Stored):
     """A calibration fitted on val_select, with its errors on val_calib at the target prior.
 
-    `no_optimum`: no temperature fits val_select best, so the probabilities stay as they are. `rows` counts pictures,
-    `views` the answers to each. `before` and `after` map the name of an error to its figure.
+    Args:
+        no_optimum (`bool`): No temperature fits val_select best, so the probabilities stay as they are.
+        rows (`int`): Number of pictures.
+        views (`int`): Number of answers to each picture.
+        before, after (`dict[str, Figure]`): The calibration errors by name.
     """
 
     FILE: ClassVar[str] = "calibration.json"
@@ -54,9 +48,11 @@ class CalibrationReport(Stored):
 
 
 def fit_on(select: LogitTable, method: Method, prior: float | None) -> tuple[Calibration, bool]:
-    """The calibration of a method on val_select, and whether there was no optimum: then it changes nothing.
+    """Fit a calibration on val_select.
 
-    Where val_select has no wrong answer, the likelihood of a temperature grows towards probabilities of 0 and 1.
+    Returns:
+        The calibration, and True if there is no optimum; the calibration then changes nothing. That happens if every
+        answer on val_select is right: the likelihood grows as the probabilities approach 0 and 1.
     """
     fitted = fit_calibration(select.logits, select.labels, method, prior_weights(select.labels, prior))
     at_bound = fitted.method == "temperature" and 1 / fitted.slope in TEMPERATURE_BOUNDS
@@ -66,7 +62,7 @@ def fit_on(select: LogitTable, method: Method, prior: float | None) -> tuple[Cal
 def measure_calibration(
     fitted: Calibration, no_optimum: bool, calib: LogitTable, prior: float | None, n_resamples: int
 ) -> CalibrationReport:
-    """The errors of the probabilities on val_calib before and after a calibration, with group-bootstrap intervals."""
+    """Measure the calibration errors on val_calib before and after a calibration, with group-bootstrap intervals."""
     weights = prior_weights(calib.labels, prior)
     before = _errors(Calibration("none"), calib, weights, n_resamples)
     after = _errors(fitted, calib, weights, n_resamples)
@@ -94,16 +90,8 @@ def _ece(errors: dict[str, Figure]) -> float:
 
 def _errors(calibration: Calibration, calib: LogitTable, weights: np.ndarray, n_resamples: int) -> dict[str, Figure]:
     p = calibration.probability(calib.logits)
-    found = compute_metrics(p, calib.labels, sample_weight=weights)
-    values = {
-        "ece": found["ece"],
-        "ece_equal_mass": expected_calibration_error(p, calib.labels, 15, "equal_mass", weights),
-        "smooth_ece": smooth_calibration_error(p, calib.labels, weights),
-        "mce": maximum_calibration_error(p, calib.labels, sample_weight=weights),
-        "brier": found["brier"],
-        "nll": found["nll"],
-    }
+    errors = calibration_scores()
     intervals = bootstrap_intervals(
-        p, calib.labels, calib.groups, sample_weight=weights, n_resamples=n_resamples, metrics=ERRORS
+        p, calib.labels, calib.groups, sample_weight=weights, n_resamples=n_resamples, metrics=tuple(errors)
     )
-    return {name: Figure(values[name], intervals[name]) for name in ERRORS}
+    return {name: Figure(error.function(p, calib.labels, weights), intervals[name]) for name, error in errors.items()}

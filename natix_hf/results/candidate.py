@@ -1,4 +1,4 @@
-"""A candidate: a merged, plain float32 model folder, and the logits that this very folder gives."""
+"""A candidate: a folder with a merged, plain float32 model and the logits that this model gives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from natix_hf.results.logits import LogitTable, read_logits
 
 @dataclass(frozen=True)
 class Candidate:
-    """A candidate on disk. It is named after its folder."""
+    """A candidate on disk, named after its folder."""
 
     folder: Path
 
@@ -39,9 +39,9 @@ class Candidate:
         return self.folder / "logits" / f"{role}.parquet"
 
     def stored_logits(self, role: str) -> LogitTable:
-        """The logits of a role's original images, checked to be of these very weights.
+        """The stored logits of a role's whole pictures, checked to come from these weights.
 
         Raises:
-            VerificationError: they are missing, damaged, or of other weights.
+            VerificationError: if they are missing, damaged, or from other weights.
         """
         return read_logits(self.logits_file(role), self.sha256)

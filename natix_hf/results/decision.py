@@ -1,4 +1,4 @@
-"""What phase 2 decides: the champion among the candidates, and its decision threshold."""
+"""The decision of phase 2: the champion among the candidates and its decision threshold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from natix_hf.results.logits import LogitTable, read_logits
 
 @dataclass(frozen=True)
 class Comparison:
-    """A challenger against the control, each at its own threshold on the same rows of val_select."""
+    """A challenger compared with the control, each at its own threshold, on the same rows of val_select."""
 
     control: str
     challenger: str
@@ -28,9 +28,11 @@ class Comparison:
 class Decision(Stored):
     """Champion and threshold.
 
-    `threshold_logit` is on the scale of the champion's raw logits: positive iff above it, strictly. `exam` says which
-    views it was fitted to; None: whole pictures. Figures on val_select, by name, are optimistic: the threshold was
-    chosen on the same rows.
+    Args:
+        threshold_logit (`float`): On the scale of the champion's raw logits. An answer is yes strictly above it.
+        exam (`Exam`): The views that the threshold was fitted to; None means whole pictures.
+        val_select_optimistic (`dict[str, float]`): Figures on val_select by name. They are optimistic because the
+            threshold was chosen on the same rows.
     """
 
     FILE: ClassVar[str] = "threshold.json"
@@ -46,33 +48,34 @@ class Decision(Stored):
     comparisons: list[Comparison]
 
     def val_select(self, folder: Path, champion: Candidate) -> LogitTable:
-        """The champion's answers on val_select that the threshold was fitted to; `folder` is that of phase 2."""
+        """The champion's answers on val_select that the threshold was fitted to. `folder` is the folder of phase 2."""
         if self.exam is None:
             return champion.stored_logits("val_select")
         return read_logits(exam_answers(folder, champion), champion.sha256, self.exam)
 
 
 def exam_answers(folder: Path, candidate: Candidate) -> Path:
-    """Where phase 2 keeps a candidate's answers to exam views of val_select."""
+    """The file in which phase 2 keeps a candidate's answers to exam views of val_select."""
     return folder / "logits" / f"{candidate.name}.parquet"
 
 
 def choose_champion(
     tables: dict[str, LogitTable], thresholds: dict[str, float], prior: float | None, n_resamples: int
 ) -> tuple[str, list[Comparison]]:
-    """Keeps the control (the first) unless the paired interval of a challenger's gain in MCC is entirely above zero.
+    """Keep the control (the first candidate) unless the paired confidence interval of a challenger's gain in MCC is
+    entirely above zero.
 
     Args:
-        tables: answers of every candidate to the same rows of val_select.
-        thresholds: each candidate's own decision threshold.
-        prior: share of label 1 to weight the rows to; None: as found.
-        n_resamples: of the paired group bootstrap.
+        tables: The answers of every candidate to the same rows of val_select, by name.
+        thresholds: The decision threshold of each candidate, by name.
+        prior: The share of label 1 that the rows are weighted to; None takes the rows as found.
+        n_resamples: Number of resamples of the paired group bootstrap.
 
     Returns:
-        The name of the champion, and one comparison for every challenger.
+        The name of the champion, and one comparison per challenger.
 
     Raises:
-        RunError: the tables are of different rows.
+        RunError: if the tables hold different rows.
     """
     champion, *challengers = tables
     comparisons = []

@@ -1,5 +1,4 @@
-"""What test says about a policy: metrics at the threshold, coverage and promised risks, slices, the exam; with
-intervals."""
+"""The evaluation of a policy on test: metrics at the threshold, coverage, promised risks, slices and the exam."""
 
 from __future__ import annotations
 
@@ -14,20 +13,19 @@ from natix_hf.calibration import Promise, losses_for
 from natix_hf.calibration.risk_rows import Loss
 from natix_hf.labels import ID2LABEL
 from natix_hf.metrics import bootstrap_intervals, compute_metrics, group_weights, prior_weights
-from natix_hf.metrics.bootstrap import MEANS, RATES
+from natix_hf.metrics.table import interval_names, measured_scores, rates
 from natix_hf.provenance.stored import OPTIONAL, Stored
 from natix_hf.results.figures import Figure, GroupCounts, finite
 from natix_hf.results.logits import LogitTable
 from natix_hf.subnet.marks import ExamMarks, mark_exam
 
-_OF_PROBABILITIES = ("auroc", "auprc", "ece", "brier", "nll")
-# The interval of a slice value with fewer rows than this would swallow what it says.
+# With fewer rows than this, the interval of a slice is too wide to say anything.
 _SLICE_ROWS = 20
 
 
 @dataclass(frozen=True)
 class Column:
-    """Metrics of the test answers by name, as found or weighted to a prior. None where a figure is undefined."""
+    """Metrics of the test answers by name, as found or weighted to a prior. An undefined figure is None."""
 
     target_prior: float | None
     metrics: dict[str, float | None]
@@ -36,8 +34,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Selective:
-    """What accepting some answers is worth on test: the share that is accepted, of all and by answer, and each
-    promised risk among the accepted. `promised` is alpha; None: nothing was asked of risk control."""
+    """Selective answering on test: the share of accepted answers (in total and by answer) and their promised risks.
+
+    Args:
+        promised (`float`): alpha, or None if no risk control was asked for.
+        risks (`dict[str, Figure]`): Each promised risk among the accepted answers, by name.
+    """
 
     promised: float | None
     coverage: Figure
@@ -48,7 +50,7 @@ class Selective:
 
 @dataclass(frozen=True)
 class SliceFigures:
-    """The answers to the test rows with one value in a column."""
+    """Figures of the test rows that have one value in a column."""
 
     n: float
     n_positive: float
@@ -60,8 +62,16 @@ class SliceFigures:
 
 @dataclass(frozen=True)
 class Evaluation(Stored):
-    """The one evaluation on test. `rows` counts pictures, `views` the answers to each. `slices` holds figures by
-    column and value. Without a target prior, or without an exam, their part is absent."""
+    """The one evaluation on test.
+
+    Args:
+        rows (`int`): Number of pictures.
+        views (`int`): Number of answers to each picture.
+        as_found (`Column`): Metrics on the test rows as they are.
+        at_target_prior (`Column`): Metrics weighted to the target prior; None without one.
+        slices (`dict`): Figures by column and value.
+        exam (`ExamMarks`): Figures of the subnet's exam; None without one.
+    """
 
     FILE: ClassVar[str] = "evaluation.json"
 
@@ -76,7 +86,7 @@ class Evaluation(Stored):
 
     @property
     def columns(self) -> dict[str, Column]:
-        """The columns that there are, by name."""
+        """The columns that exist, by name."""
         both = {"as_found": self.as_found, "at_target_prior": self.at_target_prior}
         return {name: column for name, column in both.items() if column is not None}
 
@@ -89,12 +99,13 @@ def evaluate(
     target_prior: float | None,
     n_resamples: int,
 ) -> Evaluation:
-    """Measures a policy on test answers, with group-bootstrap intervals.
+    """Measure a policy on test answers, with group-bootstrap intervals.
 
     Args:
         accepted: bool [n], aligned with the table.
-        slices: values of a column by its name, one for each row.
-        n_resamples: of the group bootstrap.
+        slices: Values of columns by the name of the column, one value per row.
+        target_prior: The share of label 1 for a second column of metrics; None makes no such column.
+        n_resamples: Number of resamples of the group bootstrap.
     """
     asked = table.asked
     return Evaluation(
@@ -115,15 +126,17 @@ def _marks(table: LogitTable, threshold_logit: float) -> ExamMarks:
 
 
 def _column(table: LogitTable, policy: Policy, prior: float | None, n_resamples: int) -> Column:
-    # Rates are those of the decisions: far from 0, logits on both sides of the threshold share one probability.
+    # Rates come from decisions: far from 0, logits on both sides of the threshold round to the same probability.
     probabilities, decided = policy.probability(table.logits), policy.decide(table.logits).astype(np.float64)
     weights = prior_weights(table.labels, prior)
     metrics = compute_metrics(decided, table.labels, sample_weight=weights)
     scored = compute_metrics(probabilities, table.labels, sample_weight=weights)
-    metrics |= {key: scored[key] for key in _OF_PROBABILITIES}
+    metrics |= {key: scored[key] for key in measured_scores()}
+    of_decisions = tuple(rates())
+    of_probabilities = tuple(name for name in interval_names() if name not in of_decisions)
     intervals = {
         key: interval
-        for values, wanted in ((decided, RATES), (probabilities, (*MEANS, "auroc", "ece")))
+        for values, wanted in ((decided, of_decisions), (probabilities, of_probabilities))
         for key, interval in bootstrap_intervals(
             values, table.labels, table.groups, sample_weight=weights, n_resamples=n_resamples, metrics=wanted
         ).items()
@@ -138,7 +151,7 @@ def _column(table: LogitTable, policy: Policy, prior: float | None, n_resamples:
 def evaluate_selective(
     table: LogitTable, policy: Policy, accepted: np.ndarray, target_prior: float | None, n_resamples: int
 ) -> Selective:
-    """Coverage and the promised risks on test, beside the promise, with group-bootstrap intervals."""
+    """Measure coverage and the promised risks on test, with group-bootstrap intervals."""
     positive = policy.decide(table.logits)
     weights = prior_weights(table.labels, target_prior)
     everything = np.ones_like(accepted)
@@ -166,7 +179,7 @@ def evaluate_selective(
 def _promised_risks(
     promise: Promise, positive: np.ndarray, labels: np.ndarray
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By the name of each risk that phase 5 controls: which rows are losses, and which count; bool [n] both."""
+    """For each risk of phase 5, by name: the rows that are losses and the rows that count, both bool [n]."""
     loss, decisions = promise.loss or "error", positive.astype(np.int8)
     wanted: tuple[Loss, ...] = ("fnr", "fpr") if promise.classwise else (loss,)
     if promise.classwise and loss == "error":
@@ -180,7 +193,7 @@ def _promised_risks(
 def evaluate_slice(
     table: LogitTable, policy: Policy, accepted: np.ndarray, row_values: Sequence[Any]
 ) -> dict[str, SliceFigures]:
-    """Figures by the value of a column, of the values that have at least 20 rows."""
+    """Compute figures for each value of a column that has at least 20 rows."""
     values = table.asked.of_rows([str(value) for value in row_values])
     result = {}
     for value in np.unique(values):

@@ -1,6 +1,6 @@
-"""The hard test rows of a run, kept as small pictures: what a person should look at before trusting the figures.
+"""The hard test rows of a run as small pictures, to look at before you trust the figures.
 
-They are files of phase 6, not of the bundle: the photographs may be licensed.
+They stay in the folder of phase 6 and out of the bundle, because the photographs may be licensed.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from natix_hf.results.evaluation import SliceFigures
 from natix_hf.results.logits import LogitTable
 
 EXAMPLES = "examples"
-_SHOWN = 8  # of each kind, every one of another group
+_SHOWN = 8  # examples of each kind, each from another group
 _PX = 192  # short side of a thumbnail
-_OUTSIDE = 0.35  # brightness of what the model does not see
+_OUTSIDE = 0.35  # brightness of the parts that the model does not see
 Slices = dict[str, dict[str, SliceFigures]]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One answer that a person should look at. `file` is its thumbnail; None: it could not be drawn."""
+    """One answer to look at. `file` is its thumbnail, or None if it could not be drawn."""
 
     row: str
     file: str | None
@@ -45,8 +45,8 @@ class Example:
 
 @dataclass(frozen=True)
 class ExampleKind:
-    """Examples of one kind: `missed`, `false_alarm`, `abstained` or `slice`; the latter names its column, value and
-    MCC. `total` counts all answers of the kind."""
+    """Examples of one kind: `missed`, `false_alarm`, `abstained` or `slice`. `total` counts all answers of the kind.
+    A slice also has its column, value and MCC."""
 
     kind: str
     total: int
@@ -58,7 +58,7 @@ class ExampleKind:
 
 @dataclass(frozen=True)
 class Examples(Stored):
-    """The hard test rows by kind. It lies beside the thumbnails that it names."""
+    """The hard test rows by kind. The file lies beside the thumbnails that it names."""
 
     FILE: ClassVar[str] = "examples.json"
 
@@ -67,12 +67,13 @@ class Examples(Stored):
 
 @dataclass(frozen=True)
 class Answered:
-    """Test answers with what the policy made of them, aligned.
+    """Test answers and what the policy makes of them, aligned.
 
     Args:
-        table: its `asked` has the pictures at hand.
-        confidence: float64 [n]; acceptance is decided by it. accepted: bool [n].
-        columns: values of columns of the source, by name, one for each row.
+        table: The answers; its `asked` can open the pictures.
+        confidence: float64 [n], which decides on acceptance.
+        accepted: bool [n].
+        columns: Values of the source's columns by name, one value per row.
     """
 
     table: LogitTable
@@ -96,7 +97,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Answers to show of one kind: their positions, and the same facts as `ExampleKind`."""
+    """The answers of one kind to show: their positions, and the same facts as in `ExampleKind`."""
 
     kind: str
     total: int
@@ -107,10 +108,10 @@ class Chosen:
 
 
 def write_examples(folder: Path, answered: Answered, slices: Slices) -> None:
-    """Leaves `examples.json` and the thumbnails that it names in `folder/examples`.
+    """Write `examples.json` and its thumbnails to `folder/examples`.
 
     Args:
-        slices: by column, the figures of its values.
+        slices: The figures of each value, by column.
     """
     chosen = choose_examples(answered, slices)
     wanted = dict.fromkeys(i for kind in chosen for i in kind.at)
@@ -132,9 +133,10 @@ def write_examples(folder: Path, answered: Answered, slices: Slices) -> None:
 
 
 def choose_examples(answered: Answered, slices: Slices) -> list[Chosen]:
-    """The answers to show, by kind: the most confident mistakes of both kinds; where answers are accepted, the
-    abstentions closest to it; the most confident mistakes of the slice with the lowest MCC. At most eight of each
-    kind, one of each group.
+    """Choose the answers to show, at most eight of each kind and one per group.
+
+    The kinds are the most confident misses, the most confident false alarms, the abstentions closest to acceptance
+    (if the policy accepts selectively), and the most confident mistakes in the slice with the lowest MCC.
     """
     wrong, positive, confidence = answered.wrong, answered.positive, answered.confidence
     chosen = [
@@ -156,7 +158,7 @@ def choose_examples(answered: Answered, slices: Slices) -> list[Chosen]:
 
 
 def worst_slice(slices: Slices) -> tuple[str, str] | None:
-    """Column and value with the lowest MCC, among columns that have two values to compare; None: there is none."""
+    """The column and value with the lowest MCC, among columns with at least two values; None if there is none."""
     found = []
     for column, values in slices.items():
         defined = [(figures.mcc, column, value) for value, figures in values.items() if figures.mcc is not None]
@@ -165,7 +167,7 @@ def worst_slice(slices: Slices) -> tuple[str, str] | None:
 
 
 def _first_of_groups(answered: Answered, of_kind: np.ndarray, key: np.ndarray) -> list[int]:
-    """The positions of a kind by rising key, the first of each group: frames of one video would fill the page."""
+    """The positions of a kind by rising key, one per group: otherwise frames of one video could fill the page."""
     at = np.flatnonzero(of_kind)
     at = at[np.argsort(key[at], kind="stable")]
     _, first = np.unique(answered.table.groups[at], return_index=True)
@@ -187,7 +189,7 @@ def _describe(answered: Answered, i: int, file: str | None, columns: dict[str, n
 
 
 def _write_thumbnail(folder: Path, number: int, answered: Answered, i: int) -> str | None:
-    """Returns its name; None where the picture gives none, which is no reason to lose an export."""
+    """Write a thumbnail and return its name, or None if the picture cannot be drawn. That must not stop an export."""
     name = f"{number:02d}.jpg"
     try:
         small = thumbnail(answered.table.asked.picture(i))
@@ -198,8 +200,8 @@ def _write_thumbnail(folder: Path, number: int, answered: Answered, i: int) -> s
 
 
 def thumbnail(image: Image.Image) -> Image.Image:
-    """The whole picture, small, dark where the model does not look: outside its centre square. Pixels alone: nothing
-    that a camera wrote beside them comes along."""
+    """The whole picture, small, and dark outside the centre square, which is all that the model sees. Only pixels are
+    kept, no metadata of the camera."""
     image = shrink(tame_aspect(image), _PX)
     pixels = np.asarray(image).astype(np.float64)
     side = min(image.size)

@@ -1,4 +1,4 @@
-"""The small parts that results are made of."""
+"""The building blocks of results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from natix_hf.metrics import count_groups
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with its 95% interval. None where it is undefined."""
+    """A figure with its 95% interval. An undefined figure is None."""
 
     value: float | None
     interval: tuple[float | None, float | None]
@@ -29,7 +29,8 @@ class Gain:
 
 @dataclass(frozen=True)
 class GroupCounts:
-    """Groups of a sample and of each class. `few`: a class has so few that intervals are themselves uncertain."""
+    """The number of groups in a sample and in each class. `few` is true if a class has so few groups that intervals
+    are uncertain themselves."""
 
     groups: int
     positive_groups: int
@@ -38,12 +39,12 @@ class GroupCounts:
 
     @classmethod
     def of(cls, groups: Any, labels: Any) -> GroupCounts:
-        """The counts of a sample; see [`count_groups`]."""
+        """Count the groups of a sample; see [`count_groups`]."""
         found = count_groups(groups, labels)
         few = bool(found.pop("few"))
         return cls(**found, few=few)
 
 
 def finite(value: float) -> float | None:
-    """The number, or None where it is NaN or infinite and JSON has no word for it."""
+    """The number, or None if it is NaN or infinite, which JSON cannot hold."""
     return float(value) if np.isfinite(value) else None

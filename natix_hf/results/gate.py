@@ -1,4 +1,4 @@
-"""What phase 3 leaves: the learned gate against the margin, and which of them is kept."""
+"""The result of phase 3: the learned gate compared with the margin, and which of the two is kept."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from natix_hf.provenance.stored import OPTIONAL, Stored
 
 @dataclass(frozen=True)
 class GateComparison:
-    """One figure of both gates on val_select: its value for the margin and for the learned gate, cross-fitted, and the
-    difference with its paired 95% interval. Below zero the learned gate is the better one."""
+    """One figure of both gates on val_select: the margin's, the cross-fitted learned gate's, and their difference with
+    its paired 95% interval. A difference below zero favours the learned gate."""
 
     margin: float
     learned: float
@@ -22,10 +22,13 @@ class GateComparison:
 
 @dataclass(frozen=True)
 class GateReport(Stored):
-    """Which gate is kept, and why.
+    """The gate that is kept, and why.
 
-    `compared` maps `aurc` and `augrc` to their comparison; it and `folds` are absent where too few answers were wrong
-    to learn from. `gate_sha256` is that of the learned gate's file, where that one is kept.
+    Args:
+        compared (`dict[str, GateComparison]`): The comparison by figure, `aurc` and `augrc`. None if too few answers
+            are wrong to learn from.
+        folds (`int`): Number of folds of the cross-fit; None likewise.
+        gate_sha256 (`str`): The hash of the learned gate's file; None if the margin is kept.
     """
 
     FILE: ClassVar[str] = "gate.json"

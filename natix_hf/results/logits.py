@@ -1,4 +1,4 @@
-"""Stored logits: what was asked, the answers, and the hash of the weights that gave them."""
+"""Stored logits: the questions, the answers, and the hash of the weights that answered."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HASH_KEY, _EXAM_KEY = b"candidate_sha256", b"exam"
 
 @dataclass(frozen=True)
 class LogitTable:
-    """Answers to what was asked. `logits`: float64 [n], label 1 over label 0, aligned with `asked`."""
+    """Answers of one model. `logits` is float64 [n], label 1 over label 0, aligned with `asked`."""
 
     asked: Asked
     logits: np.ndarray
@@ -40,6 +40,7 @@ class LogitTable:
 
 
 def write_logits(path: Path, table: LogitTable) -> None:
+    """Write logits to a parquet file that also names the weights and the exam."""
     asked = table.asked
     columns = {"row_id": table.ids, "group": table.groups, "label": table.labels, "logit": table.logits}
     levels = {} if asked.exam is None else {"level": asked.levels}
@@ -49,10 +50,11 @@ def write_logits(path: Path, table: LogitTable) -> None:
 
 
 def read_logits(path: Path, candidate_sha256: str, exam: Exam | None = None) -> LogitTable:
-    """Reads stored logits.
+    """Read stored logits.
 
     Raises:
-        VerificationError: unreadable, made by other weights than `candidate_sha256`, or answers to other views.
+        VerificationError: if the file cannot be read, comes from other weights than `candidate_sha256`, or answers
+            other views.
     """
     try:
         content = pq.read_table(path)
@@ -62,10 +64,10 @@ def read_logits(path: Path, candidate_sha256: str, exam: Exam | None = None) -> 
     made_by = metadata.get(_HASH_KEY, b"").decode()
     if made_by != candidate_sha256:
         raise VerificationError(
-            f"{path} was made by weights {made_by[:12]}, not by {candidate_sha256[:12]}: run the phase again"
+            f"{path} was made by weights {made_by[:12]}, not by {candidate_sha256[:12]}: run its phase again"
         )
     if metadata.get(_EXAM_KEY, b"null") != _exam_text(exam):
-        raise VerificationError(f"{path} holds answers to other views of the pictures: run the phase again")
+        raise VerificationError(f"{path} holds answers to other views of the pictures: run its phase again")
     each_row = slice(None, None, exam.views if exam is not None else 1)
     asked = Asked(
         row_ids=content["row_id"].to_pylist()[each_row],
@@ -77,8 +79,8 @@ def read_logits(path: Path, candidate_sha256: str, exam: Exam | None = None) -> 
 
 
 def kept_logits(path: Path, candidate_sha256: str, asked: Asked) -> LogitTable | None:
-    """The answers that an earlier attempt left at `path`, with the groups of today, where the same weights answered
-    the same rows and views; None where they did not."""
+    """The answers that an earlier attempt left at `path`, with the present groups, if the same weights answered the
+    same rows and views; otherwise None."""
     if not path.is_file():
         return None
     try:

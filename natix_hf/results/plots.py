@@ -1,6 +1,6 @@
-"""The pictures of a run: one style, narrow enough for a phone, readable in grey, written as PNG without a display.
+"""The plots of a run as PNG files: one style, narrow enough for a phone, readable in grey, drawn without a display.
 
-Curves differ by their line, not by colour alone; the key stands below, where no curve can run into it.
+Curves differ in line style as well as colour. The legend stands below the axes, where no curve can cross it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from natix_hf.provenance.files import atomic_file
 
 _DPI = 200
 _TITLE_WIDTH = 62  # characters
-_COLOURS = 64  # of the palette: as crisp as full colour, at a third of the bytes
+_COLOURS = 64  # size of the palette: as crisp as full colour, in a third of the bytes
 
 _ON_WHITE = {"boxstyle": "square,pad=.1", "fc": "w", "ec": "none", "alpha": 0.7}  # text over curves
 
 
 @contextmanager
 def _panels(path: Path, title: str, count: int) -> Iterator[list[Axes]]:
-    """Panels above each other, over one axis."""
-    # Figure without pyplot: no global state, no backend to choose.
+    """Stacked panels that share the horizontal axis."""
+    # A Figure without pyplot has no global state and needs no backend.
     figure = Figure(figsize=(5.6, 4 + 1.2 * (count - 1)), dpi=_DPI, layout="constrained")
     panels = list(figure.subplots(count, 1, sharex=True, squeeze=False).flat)
     panels[0].set_title(textwrap.fill(title, _TITLE_WIDTH), loc="left", fontsize=10)
@@ -57,10 +57,10 @@ def _figure(path: Path, title: str) -> Iterator[Axes]:
 
 
 def training(path: Path, history: list[dict[str, Any]]) -> None:
-    """Training loss, and the validation scores, over epochs."""
+    """Plot the training loss and the validation scores over epochs."""
     losses = [(row["epoch"], row["loss"]) for row in history if "loss" in row]
     scores = [(row["epoch"], row["eval_mcc"], row["eval_nll"]) for row in history if "eval_mcc" in row]
-    with _figure(path, "Training, scored on val_select (best threshold of each epoch: optimistic)") as axes:
+    with _figure(path, "Training, scored on val_select at each epoch's best threshold (optimistic)") as axes:
         if losses:
             axes.plot(*zip(*losses, strict=True), color="0.6", lw=1.2, label="training loss")
         if scores:
@@ -76,9 +76,9 @@ def training(path: Path, history: list[dict[str, Any]]) -> None:
 
 
 def self_supervised(path: Path, history: list[dict[str, Any]], kept_step: int) -> None:
-    """Loss of the objective, and what probes of the frozen backbone found, over steps."""
+    """Plot the loss of the objective and the AUROC of probes on the frozen backbone over steps."""
     losses = [(row["step"], row["loss"]) for row in history if "loss" in row]
-    with _panels(path, "Training without labels; probes are fitted on train, scored on val_select", 2) as [
+    with _panels(path, "Training without labels; probes fitted on train, scored on val_select", 2) as [
         above,
         axes,
     ]:
@@ -97,14 +97,14 @@ def self_supervised(path: Path, history: list[dict[str, Any]], kept_step: int) -
 
 
 def threshold(path: Path, curve: dict[str, np.ndarray], chosen: ThresholdResult, target_prior: float | None) -> None:
-    """MCC, TPR and TNR over the decision threshold, with the chosen one."""
+    """Plot MCC, TPR and TNR over the decision threshold, and mark the chosen threshold."""
     prior = "as found" if target_prior is None else f"at a prior of {target_prior:g}"
     with _figure(path, f"Decision threshold on val_select, {prior} (optimistic)") as axes:
-        axes.plot(curve["threshold"], curve["tpr"], "C2--", lw=1.2, label="TPR: roadwork found")
-        axes.plot(curve["threshold"], curve["tnr"], "C1-.", lw=1.2, label="TNR: none left alone")
+        axes.plot(curve["threshold"], curve["tpr"], "C2--", lw=1.2, label="TPR: share of Roadwork found")
+        axes.plot(curve["threshold"], curve["tnr"], "C1-.", lw=1.2, label="TNR: share of None confirmed")
         axes.plot(curve["threshold"], curve["mcc"], "C0-", lw=2, label="MCC")
         axes.axvline(chosen.threshold, color="k", lw=1, label="fitted threshold")
-        axes.axvline(0, color="0.4", lw=1, ls=":", label="probability .5")
+        axes.axvline(0, color="0.4", lw=1, ls=":", label="probability 0.5")
         left = chosen.threshold < curve["threshold"].mean()
         axes.annotate(
             f"{chosen.objective} {chosen.value:.3f} at {chosen.threshold:+.2f}",
@@ -119,9 +119,9 @@ def threshold(path: Path, curve: dict[str, np.ndarray], chosen: ThresholdResult,
 
 
 def reliability(path: Path, probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray, title: str) -> None:
-    """Share of right answers over their top-1 confidence, in the 15 bins of ECE, with the rows behind each."""
+    """Plot the share of right answers over top-1 confidence in the bins of ECE, with the share of rows in each bin."""
     confidence, right = np.maximum(probabilities, 1 - probabilities), (probabilities > 0.5) == (labels == 1)
-    edges = np.concatenate([[0.5], np.arange(8, 16) / 15])  # of the 15 bins of [0, 1] those above one half
+    edges = np.concatenate([[0.5], np.arange(8, 16) / 15])  # the upper half of the 15 bins of [0, 1]
     bins = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, len(edges) - 2)
     mass = np.bincount(bins, weights, len(edges) - 1)
     with _figure(path, title) as axes:
@@ -143,7 +143,7 @@ def reliability(path: Path, probabilities: np.ndarray, labels: np.ndarray, weigh
             )
         axes.set_xlim(0.5, 1)
         axes.set_ylim(0, 1.08)
-        axes.set_xlabel("confidence in the likelier label; numbers: share of the rows")
+        axes.set_xlabel("confidence in the likelier label (numbers: share of rows)")
         axes.set_ylabel("share of right answers")
 
 
@@ -154,17 +154,22 @@ def risk_coverage(
     promise: float | None = None,
     chosen: tuple[float, float, float] | None = None,
 ) -> None:
-    """Risk among the accepted answers over the share of accepted ones; `promise` is alpha, `chosen` the coverage and
-    risk at the certified threshold, with the upper bound of that risk."""
+    """Plot the risk among accepted answers over coverage.
+
+    Args:
+        curves: Coverage and risk by the name of the curve, at most two.
+        promise: alpha.
+        chosen: Coverage and risk at the certified threshold, and the upper bound of that risk.
+    """
     with _figure(path, title) as axes:
         for (name, (coverage, risk)), style in zip(curves.items(), ("C0-", "C1--"), strict=False):
-            axes.plot(coverage, risk, style, lw=1.6, label=name, clip_on=False, zorder=3)  # a risk of 0 too
+            axes.plot(coverage, risk, style, lw=1.6, label=name, clip_on=False, zorder=3)  # shows a risk of 0 too
         if promise is not None:
             axes.axhline(promise, color="k", lw=1, ls=":", label=f"alpha {promise:g}")
         if chosen is not None:
             at, risk_there, bound = chosen
             above = np.array([[0.0], [max(0.0, bound - risk_there)]])
-            label = "certified threshold, with its bound"
+            label = "certified threshold and upper bound"
             axes.errorbar([at], [risk_there], yerr=above, fmt="ks", ms=5, capsize=3, label=label)
         axes.set_xlim(0, 1.02)
         axes.set_ylim(0, None)
@@ -173,11 +178,11 @@ def risk_coverage(
 
 
 def test_scores(path: Path, logits: np.ndarray, labels: np.ndarray, threshold_logit: float) -> None:
-    """Histogram of the logits of test rows by label, with the threshold."""
+    """Plot a histogram of the logits of test rows by label, and mark the threshold."""
     with _figure(path, "Test rows by logit") as axes:
         bins = np.linspace(logits.min(), logits.max(), 41).tolist()
         axes.hist(logits[labels == 0], bins=bins, color="0.75", label="None")
         axes.hist(logits[labels == 1], bins=bins, histtype="step", color="C0", lw=1.8, label="Roadwork")
         axes.axvline(threshold_logit, color="k", lw=1, label="fitted threshold")
-        axes.set_xlabel("logit, Roadwork over None")
+        axes.set_xlabel("logit of Roadwork over None")
         axes.set_ylabel("rows")

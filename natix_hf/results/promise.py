@@ -1,4 +1,4 @@
-"""What phase 5 promises of the accepted answers: certified on val_calib, one row of each group."""
+"""The promise of phase 5 about accepted answers, certified on one row of each group of val_calib."""
 
 from __future__ import annotations
 
@@ -27,15 +27,19 @@ from natix_hf.results.logits import LogitTable
 
 EVERY_ANSWER = "every answer"
 _RISKS = {
-    "error": "the share of wrong answers among the accepted ones",
-    "fnr": "the share of pictures with roadwork that are answered None, among the accepted ones",
-    "fpr": "the share of pictures without roadwork that are answered Roadwork, among the accepted ones",
+    "error": "the share of wrong answers among accepted answers",
+    "fnr": "the share answered None among accepted pictures with roadwork",
+    "fpr": "the share answered Roadwork among accepted pictures without roadwork",
+}
+_RISK_OF_EITHER = {
+    "error": "the share of wrong answers, both among accepted Roadwork answers and among accepted None answers,",
+    "rates": "the share of wrong answers, both among accepted pictures with roadwork and among those without,",
 }
 
 
 @dataclass(frozen=True)
 class CertifiedPart:
-    """What risk control found for one acceptance cut; see [`RiskControl`]."""
+    """The result of risk control for one acceptance cut; see [`RiskControl`]."""
 
     feasible: bool
     threshold: float | None
@@ -53,10 +57,12 @@ class CertifiedPart:
 
 @dataclass(frozen=True)
 class PromiseReport(Stored):
-    """The promise, and what it rests on.
+    """The promise and its evidence.
 
-    `gate` is the kind of confidence that it was certified for. `rows` counts the calibration rows, one for each group.
-    `parts` has one entry for every answer, or one for each answer where the promise is class-wise.
+    Args:
+        gate (`str`): The kind of confidence that the promise was certified for, `margin` or `learned`.
+        rows (`int`): Number of calibration rows, one per group.
+        parts (`dict[str, CertifiedPart]`): One entry for all answers, or one per answer if the promise is class-wise.
     """
 
     FILE: ClassVar[str] = "scrc.json"
@@ -75,7 +81,7 @@ class PromiseReport(Stored):
 
     @property
     def promise(self) -> Promise:
-        """What the bundle's policy takes over."""
+        """The part of the report that goes into the bundle's policy."""
         return Promise(
             self.feasible, self.guarantee, self.accept_above, self.loss, self.alpha, self.delta, self.classwise
         )
@@ -83,7 +89,7 @@ class PromiseReport(Stored):
 
 @dataclass(frozen=True)
 class CalibrationRows:
-    """The rows that a certificate rests on, one for each group: confidence float64 [n], answers int8 [n], labels."""
+    """The rows that a certificate rests on, one per group: confidence float64 [n], decisions int8 [n], labels [n]."""
 
     confidence: np.ndarray
     decisions: np.ndarray
@@ -93,10 +99,13 @@ class CalibrationRows:
 def calibration_rows(
     calib: LogitTable, confidence: np.ndarray, threshold_logit: float, risk: RiskConfig, prior: float | None, seed: int
 ) -> tuple[CalibrationRows, str]:
-    """One row of each group of val_calib, at the target prior for the loss `error`; fnr and fpr are within one class.
+    """Draw one row of each group of val_calib.
+
+    For the loss `error` the rows are thinned out to the target prior. The losses `fnr` and `fpr` need no prior: each
+    looks at one class.
 
     Returns:
-        The rows, and why there can be no promise on them, or "".
+        The rows, and the reason why they support no promise, or "".
     """
     chosen, why = one_row_per_group(calib.groups, seed), ""
     if risk.loss == "error" and prior is not None:
@@ -120,24 +129,25 @@ def certify(
     gate: str,
     of_views: bool,
 ) -> PromiseReport:
-    """Certifies acceptance cuts on the calibration rows, or says why there are none.
+    """Certify acceptance cuts on the calibration rows, or say why none can be certified.
 
     Args:
-        why_not: a reason for which nothing can be promised, or "".
-        select: confidences on val_select, which give the cuts to try. select_positive: the answers there.
-        prior: the target prior, for the words of the guarantee.
-        of_views: whether a row is a view of the exam.
+        why_not: A reason why nothing can be promised, or "".
+        select: Confidences on val_select, which give the cuts to try.
+        select_positive: bool, the answers on val_select.
+        prior: The target prior, for the words of the guarantee.
+        of_views: True if a row is a view of the exam.
     """
     parts: dict[str, RiskControl] = {}
     try:
         if not why_not:
             parts = _certify(rows, select, select_positive, risk)
-    except DataError as error:  # no row of a class, or of an answer: that is no promise, and no reason to stop
+    except DataError as error:  # a class or an answer has no row: then there is no promise, but the run goes on
         why_not = str(error)
     feasible = bool(parts) and all(part.feasible for part in parts.values())
     words = _words(risk, feasible, parts, why_not, prior)
     if feasible and of_views:
-        words += ". A row is a view of the exam, as the subnet would send a picture"
+        words += ". Here a row is a view of the exam, that is, a picture as the subnet would send it"
     cuts = None
     if feasible:
         of_answer = {label: parts[label if label in parts else EVERY_ANSWER] for label in ID2LABEL.values()}
@@ -160,10 +170,10 @@ def certify(
 def _certify(
     rows: CalibrationRows, select: np.ndarray, select_positive: np.ndarray, risk: RiskConfig
 ) -> dict[str, RiskControl]:
-    """The certificate of every answer, or of each.
+    """The certificate for all answers together, or one per answer.
 
     Raises:
-        DataError: there is no row of a class or of an answer.
+        DataError: if a class or an answer has no row.
     """
     if not risk.classwise:
         losses, eligible = losses_for(risk.loss, rows.decisions, rows.labels)
@@ -172,7 +182,7 @@ def _certify(
         return {EVERY_ANSWER: found}
     for label, answered in ((1, select_positive), (0, ~select_positive)):
         if not answered.any():
-            raise DataError(f"val_select has no row that is answered {ID2LABEL[label]}, so there is nothing to try")
+            raise DataError(f"no row of val_select is answered {ID2LABEL[label]}, so there is no cut to try")
     grids = make_grid(select[select_positive]), make_grid(select[~select_positive])
     kind: ClasswiseLoss = "error" if risk.loss == "error" else "rates"
     both = fit_classwise_risk_control(
@@ -202,10 +212,14 @@ def _words(risk: RiskConfig, feasible: bool, parts: dict[str, RiskControl], why:
     if not feasible:
         why = why or "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if not part.feasible)
         return f"none: every answer is accepted. No acceptance cut could be certified ({why})"
-    what = _RISKS[risk.loss] if not risk.classwise else "the risk of either answer, among the accepted ones"
-    met = "as found" if prior is None or risk.loss != "error" else f"with a share of {prior:g} of roadwork"
+    what = _RISKS[risk.loss]
+    if risk.classwise:
+        what = _RISK_OF_EITHER["error" if risk.loss == "error" else "rates"]
+    met = "at the share of roadwork in the data"
+    if prior is not None and risk.loss == "error":
+        met = f"at a share of {prior:g} of roadwork"
     return (
         f"with probability at least {1 - risk.delta:g} over the draw of the calibration groups, {what} is at most "
-        f"{risk.alpha:g} on a row of a new group. The promise holds for new groups drawn as these were ({met}), over "
-        "all of them together and not for every slice of them, and only for the answers that are accepted"
+        f"{risk.alpha:g} for a row of a new group. The promise holds for new groups drawn like the calibration groups "
+        f"({met}). It covers all of them together, not every slice, and only accepted answers"
     )

@@ -1,1 +1,1 @@
-"""The life of a run folder: the table of phases, what is current, what a phase is given, pins, verification."""
+"""The life of a run folder: the table of phases, freshness, the input of a phase, pinned commits, verification."""

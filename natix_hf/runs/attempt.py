@@ -1,4 +1,4 @@
-"""One attempt at a phase: it makes room, keeps what is still good, and leaves a manifest last or nothing at all."""
+"""One attempt at a phase: it clears the folder, keeps what is still valid, and writes the manifest last."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _OF_THE_ATTEMPT = (CHECKPOINTS, IN_PROGRESS)
 
 
 class Attempt:
-    """An attempt at a phase, by the process that writes.
+    """An attempt at a phase, made by the process that writes.
 
     A finished result is set aside until `finish`. An interrupted attempt with the same settings and inputs is
-    continued. Anything else goes.
+    continued. Anything else is removed.
 
     Args:
-        keep: paths in the phase's folder that are good for this attempt too.
+        keep: Paths in the phase's folder that are valid for this attempt too.
     """
 
     def __init__(self, context: PhaseContext, keep: Sequence[str] = ()) -> None:
@@ -64,13 +64,13 @@ class Attempt:
         write_json(marker, attempt)
 
     def put_back(self) -> None:
-        """Undoes an attempt that came to nothing: a finished result stands as before."""
+        """Undo an attempt that stopped before any work, and restore the finished result."""
         if (_aside(self.folder) / MANIFEST).is_file() and not (self.folder / CHECKPOINTS).exists():
             shutil.rmtree(self.folder, ignore_errors=True)
             os.replace(_aside(self.folder), self.folder)
 
     def finish(self, metrics: dict[str, Any]) -> None:
-        """Writes the rows that were read, then the manifest; only then do the checkpoints go."""
+        """Write the list of rows that were read, then the manifest, and only then remove the checkpoints."""
         read = self.context.rows_read
         write_json(self.folder / ROWS_READ, read)
         self._draft.rows = {role: {"count": len(ids), "sha256": ids_sha256(ids)} for role, ids in read.items()}
@@ -79,7 +79,7 @@ class Attempt:
 
 
 def tidy(run_dir: Path, phase: Phase) -> None:
-    """Removes what only an attempt needs from a finished phase; TensorBoard's curves move to the run folder."""
+    """Remove an attempt's temporary files from a finished phase, and copy TensorBoard's curves to the run folder."""
     folder = run_dir / phase.folder
     for curves in (folder / CHECKPOINTS).rglob("runs"):
         shutil.copytree(curves, run_dir / "tensorboard" / phase.folder, dirs_exist_ok=True)
@@ -89,7 +89,7 @@ def tidy(run_dir: Path, phase: Phase) -> None:
 
 
 def restore_set_aside(run_dir: Path, phase: Phase, recipe: Recipe) -> None:
-    """Brings back a finished result that an attempt with other settings set aside and never replaced."""
+    """Restore a finished result with these settings that an unfinished attempt with other settings had set aside."""
     folder = run_dir / phase.folder
     aside = _aside(folder)
     if (folder / MANIFEST).is_file() or not (aside / MANIFEST).is_file():
@@ -117,7 +117,7 @@ def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
 
 def _remove_all_but(folder: Path, names: Sequence[str]) -> None:
     kept = [folder / name for name in names]
-    for path in sorted(folder.rglob("*"), reverse=True):  # what a folder holds comes before it
+    for path in sorted(folder.rglob("*"), reverse=True):  # the contents of a folder come before it
         if any(place == path or place in path.parents for place in kept):
             continue
         if not path.is_dir():

@@ -1,4 +1,4 @@
-"""What the finished phases of a run have left, typed and in one place."""
+"""The typed results of a run's finished phases, in one place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from natix_hf.bundle.policy import POLICY, Policy, read_policy
+from natix_hf.bundle.names import POLICY, bundle_of_run
+from natix_hf.bundle.policy import Policy, read_policy
 from natix_hf.errors import VerificationError
 from natix_hf.provenance.manifest import MANIFEST
 from natix_hf.provenance.stored import Stored
@@ -19,21 +20,22 @@ from natix_hf.results.gate import GateReport
 from natix_hf.results.promise import PromiseReport
 from natix_hf.runs.graph import PHASES
 
-BUNDLE = "bundle"
 _Read = TypeVar("_Read")
 _Result = TypeVar("_Result", bound=Stored)
 
 
 @dataclass(frozen=True)
 class RunResults:
-    """The results of a run. A phase that has not finished has left None.
+    """The results of a run. The result of a phase that has not finished is None.
 
     Args:
-        decision ([`Decision`]): Champion and threshold, of phase 2.
-        gate ([`GateReport`]): The learned gate against the margin, of phase 3.
-        calibration ([`CalibrationReport`]), promise ([`PromiseReport`]): Of phase 5.
-        evaluation ([`Evaluation`]), examples ([`Examples`]): The figures on test and the hard rows, of phase 6.
-        policy ([`Policy`]): How the bundle decides, of phase 6.
+        decision ([`Decision`]): Champion and threshold, from phase 2.
+        gate ([`GateReport`]): The learned gate compared with the margin, from phase 3.
+        calibration ([`CalibrationReport`]): The fitted calibration and its errors, from phase 5.
+        promise ([`PromiseReport`]): The certified promise, from phase 5.
+        evaluation ([`Evaluation`]): The figures on test, from phase 6.
+        examples ([`Examples`]): The hard test rows, from phase 6.
+        policy ([`Policy`]): How the bundle decides, from phase 6.
     """
 
     decision: Decision | None = None
@@ -46,6 +48,7 @@ class RunResults:
 
 
 def phase_finished(run_dir: Path, number: int) -> bool:
+    """True if a phase of a run has written its manifest."""
     return (run_dir / PHASES[number].folder / MANIFEST).is_file()
 
 
@@ -54,15 +57,15 @@ def read_results(
     counts: Callable[[int], bool] | None = None,
     on_damage: Callable[[str], None] | None = None,
 ) -> RunResults:
-    """Reads the results of a run folder.
+    """Read the results of a run folder.
 
     Args:
-        counts: whether the files of a phase, by its number, are to be read; None: those of finished phases.
-        on_damage: is told of a file that cannot be read, as `phase2_threshold/threshold.json`, and the result is None;
-            None: such a file is an error.
+        counts: Takes the number of a phase and returns True if its files should be read; None reads finished phases.
+        on_damage: Called with the name of a damaged file, such as `phase2_threshold/threshold.json`, whose result is
+            then None. If it is None itself, a damaged file is an error.
 
     Raises:
-        VerificationError: a result is damaged, and `on_damage` is None.
+        VerificationError: if a result is damaged and `on_damage` is None.
     """
 
     def read(number: int, cls: type[_Result], inside: str = "") -> _Result | None:
@@ -81,7 +84,7 @@ def read_results(
             on_damage(path.relative_to(run_dir).as_posix())
             return None
 
-    policy = run_dir / PHASES[6].folder / BUNDLE / POLICY
+    policy = bundle_of_run(run_dir) / POLICY
     return RunResults(
         decision=read(2, Decision),
         gate=read(3, GateReport),

@@ -1,4 +1,4 @@
-"""What a phase is given: its section, its folder, and the rows and results that its role allows."""
+"""The input of a phase: its settings, its folder, and the rows and results that it may read."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a phase gives back: figures for its manifest, and one line for a person. Ranks that do not write leave both
-    empty."""
+    """The return value of a phase: figures for its manifest and one line for people. It is empty on ranks that do not
+    write."""
 
     metrics: dict[str, Any] = field(default_factory=dict)
     told: str = ""
@@ -34,9 +34,12 @@ class Outcome:
 
 @dataclass
 class PhaseContext:
-    """One phase of one run. `is_main`: this process writes; the other ranks only train along.
+    """One phase of one run.
 
-    `rows_read` records the ids of the rows that were read, by role.
+    Args:
+        load_data: Loads the source and its splits.
+        is_main: True for the process that writes. The other ranks only take part in the training.
+        rows_read: The ids of the rows that were read, by role.
     """
 
     phase: Phase
@@ -56,21 +59,21 @@ class PhaseContext:
 
     @property
     def model(self) -> ModelConfig:
-        """The recipe's model, a backbone on the Hub at the commit of this run."""
+        """The recipe's model. A backbone from the Hub is pinned to the commit of this run."""
         return pinned_model(self.run_dir, self.recipe.model)
 
     def upstream(self, number: int) -> Path:
         """The folder of a phase that this one needs or uses.
 
         Raises:
-            RunError: it neither needs nor uses that phase.
+            RunError: if this phase neither needs nor uses that one.
         """
         if number not in self.phase.needs + self.phase.uses:
             raise RunError(f"{self.phase.folder} asked for phase {number}, which it neither needs nor uses")
         return self.run_dir / PHASES[number].folder
 
     def finished(self, number: int) -> Path | None:
-        """`upstream`, or None where that phase has not finished."""
+        """The folder of a phase that this one needs or uses, or None if that phase has not finished."""
         folder = self.upstream(number)
         return folder if (folder / MANIFEST).is_file() else None
 
@@ -80,37 +83,37 @@ class PhaseContext:
         return [candidate for candidate in map(Candidate, folders) if candidate.model.is_dir()]
 
     def decision(self) -> Decision:
-        """What phase 2 decided.
+        """The decision of phase 2.
 
         Raises:
-            UsageError: it asked other views of the pictures than this phase is to ask.
+            UsageError: if phase 2 asked about other views of the pictures than this phase will.
         """
         decision = Decision.read(self.upstream(2))
         if decision.exam != self.recipe.data.drawn_exam:
             asked = decision.exam
             fitted = "whole pictures" if asked is None else f"{asked.views} views of each picture"
             raise UsageError(
-                f"phase 2 fitted the threshold to {fitted}, data.exam and data.exam_views say otherwise: "
-                f"run phase 2 again, natix-hf run RECIPE --phases 2 --run-dir {self.run_dir}"
+                f"phase 2 fitted the threshold to {fitted}, but data.exam and data.exam_views have changed: "
+                f"run phase 2 again: natix-hf run RECIPE --phases 2 --run-dir {self.run_dir}"
             )
         return decision
 
     def champion(self, decision: Decision) -> Candidate:
-        """The candidate that phase 2 chose; phase 2 vouches for it.
+        """The candidate that phase 2 chose. This phase may read it because it needs phase 2.
 
         Raises:
-            RunError: this phase does not need phase 2, or no phase leaves a candidate of that name.
+            RunError: if this phase does not need phase 2, or if no phase leaves a candidate of that name.
         """
         self.upstream(2)
         if decision.champion not in [PHASES[number].folder for number in CANDIDATE_PHASES]:
-            raise RunError(f"the champion {decision.champion!r} is none of this run's candidates: run phase 2 again")
+            raise RunError(f"the champion {decision.champion!r} is not a candidate of this run: run phase 2 again")
         return Candidate(self.run_dir / decision.champion)
 
     def rows(self, role: str) -> Rows:
-        """The rows of a role, recorded in the manifest.
+        """The rows of a role. The manifest records that they were read.
 
         Raises:
-            LeakageError: this phase must not read that role.
+            LeakageError: if this phase must not read that role.
         """
         self._grant(role)
         rows = self.load_data().role(role)
@@ -118,14 +121,14 @@ class PhaseContext:
         return rows
 
     def ask(self, role: str) -> Asked:
-        """`rows` as the recipe asks about them: the pictures themselves, or their views of the exam."""
+        """The rows of a role as the recipe asks about them: whole pictures, or their views in the exam."""
         return ask(self.rows(role), self.recipe.data.drawn_exam)
 
     def note_rows(self, role: str, ids: Sequence[str]) -> None:
-        """Records rows that were read through stored logits.
+        """Record rows that were read through stored logits.
 
         Raises:
-            LeakageError: this phase must not read that role.
+            LeakageError: if this phase must not read that role.
         """
         self._grant(role)
         self.rows_read[role] = list(ids)

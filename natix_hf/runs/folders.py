@@ -1,4 +1,4 @@
-"""Run folders: `outputs/<recipe name>/<UTC time>-<6 hex>`, one for each run, so that parallel runs never meet."""
+"""Run folders: `outputs/<recipe name>/<UTC time>-<6 hex digits>`, one per run, so that parallel runs never collide."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _RUN_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 
 
 def new_run(root: Path, recipe_name: str) -> Path:
-    """Makes a new, empty run folder under `root/recipe_name`.
+    """Make a new run folder under `root/recipe_name`.
 
     Raises:
-        UsageError: it cannot be made or written to.
+        UsageError: if it cannot be made or written to.
     """
     folder = root / recipe_name
     try:
@@ -28,20 +28,21 @@ def new_run(root: Path, recipe_name: str) -> Path:
             path = folder / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
             try:
                 path.mkdir()
-            except FileExistsError:  # another run drew the same six digits in the same second
+            except FileExistsError:  # another run drew the same digits in the same second
                 continue
             return _stamp(path, recipe_name)
     except OSError as error:
         raise UsageError(
-            f"cannot make a run folder in {folder} ({error.strerror}): run where you may write, or name --run-dir"
+            f"cannot make a run folder in {folder} ({error.strerror}): run in a folder you may write to, or set "
+            "--run-dir"
         ) from None
 
 
 def open_run(path: Path, recipe_name: str) -> Path:
-    """Continues the run in `path`, or begins one there if the folder is absent or empty.
+    """Open the run in `path`, or start one there if the folder is missing or empty.
 
     Raises:
-        UsageError: `path` is a file, another recipe's run, or a folder with other things in it.
+        UsageError: if `path` is a file, another recipe's run, or a folder with something else in it.
     """
     if (path / RUN_FILE).is_file():
         content = read_json(path / RUN_FILE)
@@ -52,21 +53,23 @@ def open_run(path: Path, recipe_name: str) -> Path:
             )
         return path.resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(f"--run-dir {path} exists and is not a run folder: name a run folder or an empty one")
+        raise UsageError(f"--run-dir {path} exists but is not a run folder: name a run folder or an empty one")
     try:
         path.mkdir(parents=True, exist_ok=True)
         return _stamp(path, recipe_name)
     except OSError as error:
-        raise UsageError(f"cannot write to --run-dir {path} ({error.strerror}): name a folder you may write") from None
+        raise UsageError(
+            f"cannot write to --run-dir {path} ({error.strerror}): name a folder that you may write to"
+        ) from None
 
 
 def newest_run(root: Path, recipe_name: str) -> Path | None:
-    """The newest run of a recipe by the time in its name, or None."""
+    """The newest run of a recipe by the time in its name, or None if there is no run."""
     return next(iter(runs_of(root, recipe_name)), None)
 
 
 def runs_of(root: Path, recipe_name: str) -> list[Path]:
-    """The runs of a recipe under `root`, the newest first by the time in their names."""
+    """The runs of a recipe under `root`, newest first by the time in their names."""
     folder = root / recipe_name
     if not folder.is_dir():
         return []

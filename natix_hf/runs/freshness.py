@@ -1,4 +1,4 @@
-"""Which results of a run are there, which are current, and which are stale."""
+"""The state of a run's results: missing, current or stale."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from natix_hf.provenance.manifest import MANIFEST, manifest_problems, read_manif
 from natix_hf.recipe import Recipe
 from natix_hf.runs.graph import PHASES, Phase, order_phases
 
+NOT_FINISHED = "not finished yet"
+
 
 def require_upstream(run_dir: Path, wanted: Sequence[int]) -> None:
-    """Raises `UsageError` if a wanted phase needs one that is neither wanted before it nor finished here."""
+    """Raise a `UsageError` if a wanted phase needs one that is neither wanted nor finished in this run."""
     for number in wanted:
         for above in PHASES[number].needs:
             if above and above not in wanted and finished_digest(run_dir, PHASES[above]) is None:
@@ -28,7 +30,7 @@ def _unfinished(phase: Phase, above: Phase, run_dir: Path) -> UsageError:
 
 
 def finished_digest(run_dir: Path, phase: Phase) -> str | None:
-    """The digest of a finished phase's manifest, or None."""
+    """The digest of a phase's manifest, or None if the phase is not finished."""
     try:
         return str(read_manifest(run_dir / phase.folder)["digest"])
     except VerificationError:
@@ -36,20 +38,20 @@ def finished_digest(run_dir: Path, phase: Phase) -> str | None:
 
 
 def upstream_digests(run_dir: Path, phase: Phase) -> dict[str, str]:
-    """Digests of the phases that `phase` needs, and of those it uses that are finished.
+    """The digests of the phases that `phase` needs, and of the finished ones among those that it uses.
 
     Raises:
-        UsageError: a needed phase is not finished, or stale; the line names the command that makes it.
+        UsageError: if a needed phase is unfinished or stale; the line gives the command that runs it.
     """
     digests = {}
     for number in phase.needs + phase.uses:
         above = PHASES[number]
         digest = finished_digest(run_dir, above)
         if digest is not None:
-            # Nothing is built on a stale phase: after a new division of the rows its model has seen what is test now.
+            # Never build on a stale phase: after new splits its model may have trained on rows that are test now.
             if is_stale(run_dir, above):
                 raise UsageError(
-                    f"phase {phase.number} needs phase {number}, but what that was made from changed in {run_dir}: "
+                    f"phase {phase.number} needs phase {number}, but the inputs of that changed in {run_dir}: "
                     f"natix-hf run RECIPE --phases {_with_all_needs(above)} --run-dir {run_dir}"
                 )
             digests[above.folder] = digest
@@ -59,7 +61,7 @@ def upstream_digests(run_dir: Path, phase: Phase) -> dict[str, str]:
 
 
 def is_stale(run_dir: Path, phase: Phase) -> bool:
-    """Whether a finished phase was made from other results than those that lie in the run now."""
+    """True if a finished phase was made from other results than the run holds now."""
     made_from = read_manifest(run_dir / phase.folder)["upstream"]
     above = [PHASES[number] for number in phase.needs + phase.uses]
     now = {p.folder: digest for p in above if (digest := finished_digest(run_dir, p)) is not None}
@@ -77,10 +79,10 @@ def _with_all_needs(phase: Phase) -> str:
 
 
 def why_not_current(run_dir: Path, phase: Phase, recipe: Recipe) -> str | None:
-    """Why a phase must run (again), or None if what lies there is what it would make."""
+    """The reason why a phase must run (again), or None if its result is up to date."""
     folder = run_dir / phase.folder
     if not (folder / MANIFEST).is_file():
-        return "not finished yet"
+        return NOT_FINISHED
     problems = manifest_problems(folder)
     if problems:
         return problems[0]
@@ -88,5 +90,5 @@ def why_not_current(run_dir: Path, phase: Phase, recipe: Recipe) -> str | None:
     if manifest["section_sha256"] != recipe.section_sha256(*phase.sections):
         return "its settings changed"
     if manifest["upstream"] != upstream_digests(run_dir, phase):
-        return "what it was made from changed"
+        return "its inputs changed"
     return None

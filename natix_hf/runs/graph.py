@@ -1,4 +1,4 @@
-"""The table of phases: numbers, folders, rights and dependencies. Light: imports nothing heavy."""
+"""The table of phases: numbers, folders, rights and dependencies. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from natix_hf.errors import UsageError
 
 @dataclass(frozen=True)
 class Phase:
-    """One row of the table.
+    """One row of the table of phases.
 
-    `needs` must be finished before; `uses` are taken into account where they are; `roles` are the rows it may read;
-    `sections` of the recipe decide its result; `trains` says whether it runs on every rank.
+    Args:
+        needs: Phases that must finish first.
+        uses: Phases whose results are used if they exist.
+        roles: Roles whose rows the phase may read.
+        sections: Sections of the recipe that decide the result.
+        trains: True if the phase runs on every rank.
+        title: What the phase does, for people.
     """
 
     number: int
@@ -30,14 +35,14 @@ class Phase:
         return f"natix_hf.phases.{self.folder}"
 
 
-# What decides which views of a picture the phases after the training ask about.
+# The keys that decide which views of a picture the phases after training ask about.
 _ASKED = ("data.exam", "data.exam_views")
 
-# Phase 0 divides the rows; it runs by itself before any other.
+# Phase 0 splits the rows. It runs automatically before any other phase.
 PHASES: dict[int, Phase] = {
     phase.number: phase
     for phase in (
-        Phase(0, "phase0_data", (), (), (), ("data",), False, "load, decode and divide the images"),
+        Phase(0, "phase0_data", (), (), (), ("data",), False, "load, decode and split the images"),
         Phase(
             1, "phase1_baseline", (0,), (), ("train", "val_select"), ("model", "phase1"), True, "train the baseline"
         ),
@@ -49,10 +54,17 @@ PHASES: dict[int, Phase] = {
             ("train", "val_select"),
             ("model", "phase1", "phase4"),
             True,
-            "ExPLoRA: adapt the backbone without labels, then train on it and on the stock one",
+            "adapt the backbone without labels (ExPLoRA), then train on it",
         ),
         Phase(
-            2, "phase2_threshold", (0, 1), (4,), ("val_select",), ("phase2", *_ASKED), False, "champion and threshold"
+            2,
+            "phase2_threshold",
+            (0, 1),
+            (4,),
+            ("val_select",),
+            ("phase2", *_ASKED),
+            False,
+            "choose the champion and its threshold",
         ),
         Phase(
             3,
@@ -62,7 +74,7 @@ PHASES: dict[int, Phase] = {
             ("val_select",),
             ("phase3", *_ASKED),
             True,
-            "a learned gate against the margin",
+            "train a gate and compare it with the margin",
         ),
         Phase(
             5,
@@ -72,7 +84,7 @@ PHASES: dict[int, Phase] = {
             ("val_select", "val_calib"),
             ("phase5", *_ASKED),
             False,
-            "calibrate, then control the risk of the accepted answers",
+            "calibrate, then certify the risk of the accepted answers",
         ),
         Phase(
             6,
@@ -82,39 +94,42 @@ PHASES: dict[int, Phase] = {
             ("test",),
             ("phase6", "data.slices", *_ASKED),
             False,
-            "test, build bundle",
+            "evaluate on test, then build the bundle",
         ),
     )
 }
 ORDER = (0, 1, 4, 2, 3, 5, 6)
-# The phases that leave a candidate, in the order in which they are compared; the first is the control.
+# The phases that leave a candidate, in the order in which they are compared. The first is the control.
 CANDIDATE_PHASES = (1, 4)
 
 
 def number_of(folder: str) -> int:
-    """The number of the phase that leaves a folder of this name."""
+    """The number of the phase that writes the folder of this name."""
     return next(phase.number for phase in PHASES.values() if phase.folder == folder)
 
 
 def parse_phases(text: str) -> list[int]:
-    """`1,2,6` or `all` as phase numbers in dependency order.
+    """Parse `1,2,6` or `all` into phase numbers in the order in which they run.
 
     Raises:
-        UsageError: not a list of numbers, or a phase that does not exist.
+        UsageError: if the text is not a list of numbers, or if a phase does not exist.
     """
     if text.strip() == "all":
         return order_phases(number for number in PHASES if number)
     try:
         return order_phases(int(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"--phases {text!r}: give numbers as in 1,2,6, or all") from None
+        raise UsageError(f"--phases is {text!r}: use numbers such as 1,2,6, or all") from None
 
 
 def order_phases(numbers: Iterable[int]) -> list[int]:
+    """Sort phase numbers into the order in which they run, without repetitions.
+
+    Raises:
+        UsageError: if a phase does not exist.
+    """
     wanted = set(numbers)
     unknown = sorted(wanted - (set(PHASES) - {0}))
     if unknown:
-        raise UsageError(
-            f"there is no phase {unknown[0]} in this version: there are {', '.join(str(n) for n in PHASES if n)}"
-        )
+        raise UsageError(f"there is no phase {unknown[0]}: choose from {', '.join(str(n) for n in PHASES if n)}")
     return [number for number in ORDER if number in wanted]

@@ -1,4 +1,4 @@
-"""Where a bundle comes from, in words that hold no path, host or user name."""
+"""The lineage of a bundle, without any path, host or user name."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from natix_hf.runs.context import PhaseContext
 
 
 def bundle_lineage(context: PhaseContext, champion: Candidate, decision: Decision) -> dict[str, Any]:
-    """Run, recipe, champion, the digests of the phases that a bundle was made from, what came from the Hub, code and
-    packages. `context` is that of the exporting phase."""
+    """The lineage of a bundle: run, recipe, champion, digests of the phases that it was made from, repositories on the
+    Hub, code and package versions.
+
+    Args:
+        context: The context of the exporting phase.
+    """
     recipe = context.recipe
     optional = [folder for number in (3, 5) if (folder := context.finished(number)) is not None]
     made = (context.upstream(0), champion.folder, context.upstream(2), *optional)
@@ -39,10 +43,11 @@ def bundle_lineage(context: PhaseContext, champion: Candidate, decision: Decisio
 
 
 def public_name(reference: str, origin: dict[str, Any] | None) -> str:
-    """A Hub id as it is; of a folder the last part alone, wherever it lies and even if it is gone by now.
+    """A name that may be published: a Hub id as it is, or the last part of a folder's path.
 
     Args:
-        origin: what the manifest tells of a repository on the Hub; None: the reference is not from there.
+        origin: What the manifest records about a repository on the Hub; None if the reference is no repository. The
+            folder need not exist any more.
     """
     if origin is not None:
         return str(origin["repo"])

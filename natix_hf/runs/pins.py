@@ -1,4 +1,4 @@
-"""The commits that a run's Hub ids stand for: looked up once, then the same for every phase, resume and rank."""
+"""The commits of a run's Hub repositories: looked up once, then used by every phase, continuation and rank."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ UNLABELLED = "unlabelled"
 
 
 def pin(run_dir: Path, recipe: Recipe, phase: Phase) -> dict[str, Any]:
-    """Pins the datasets and the backbone that a phase's sections name, if they are on the Hub. Rank 0 calls it.
+    """Pin the datasets and the backbone that a phase takes from the Hub. Only rank 0 calls it.
 
     Returns:
-        What the phase reads from there: `{"data" | "model": what hub_origin tells}`, and of the further images of
-        phase 4 `{"unlabelled": {source: what hub_origin tells}}`.
+        The repositories that the phase reads, as `hub_origin` describes them, under "data" and "model", and under
+        "unlabelled" by source.
 
     Raises:
-        UsageError: there is no such repository or revision, or no right to it.
+        UsageError: if a repository or revision does not exist, or if the token may not read it.
     """
     wanted: dict[str, tuple[Kind, str | None, str | None]] = {
         "data": ("dataset", recipe.data.source, recipe.data.revision),
@@ -43,30 +43,30 @@ def pin(run_dir: Path, recipe: Recipe, phase: Phase) -> dict[str, Any]:
 
 
 def _origin(run_dir: Path, section: str, repo_id: str, kind: Kind, revision: str | None) -> dict[str, Any]:
-    """What was pinned, or what the id stands for now, which then is pinned."""
+    """The pinned origin of a repository. If none is pinned yet, look it up and pin it."""
     pins, key = _read(run_dir), _key(section, repo_id, revision)
     if key in pins:
         return dict(pins[key])
     origin = hub_origin(repo_id, kind, revision)
-    if origin["commit"] is not None:  # else a later attempt may reach the Hub
+    if origin["commit"] is not None:  # if it is unknown, a later attempt may reach the Hub
         write_json(run_dir / PINS, pins | {key: origin})
     return origin
 
 
 def pinned_data(run_dir: Path, config: DataConfig) -> DataConfig:
-    """The same source at the commit of this run."""
+    """The same source, pinned to the commit of this run."""
     origin = _read(run_dir).get(_key("data", str(config.source), config.revision))
     return replace(config, revision=origin["commit"]) if origin and origin["commit"] else config
 
 
 def pinned_model(run_dir: Path, config: ModelConfig) -> ModelConfig:
-    """The same backbone at the commit of this run."""
+    """The same backbone, pinned to the commit of this run."""
     origin = _read(run_dir).get(_key("model", str(config.backbone), config.revision))
     return replace(config, revision=origin["commit"]) if origin and origin["commit"] else config
 
 
 def pinned_unlabelled(run_dir: Path, source: str) -> str | None:
-    """The commit of this run for a further source of images; None: it is not on the Hub."""
+    """The commit of this run for another source of images; None if it is not on the Hub."""
     origin = _read(run_dir).get(_key(UNLABELLED, source, None))
     return origin["commit"] if origin else None
 

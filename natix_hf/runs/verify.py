@@ -1,4 +1,4 @@
-"""`natix-hf verify`: is a run or a bundle what its manifests say, and has a row leaked?"""
+"""`natix-hf verify`: checks of a run or bundle against its manifests, and of the splits for leaks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from natix_hf.data.splits import Splits, leaks_between_roles, read_splits
+from natix_hf.bundle.names import BUNDLE_MANIFEST, POLICY, bundle_of_run
+from natix_hf.data.splits import SPLITS, Splits, leaks_between_roles, read_splits
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.provenance.files import ids_sha256, list_files, list_temporaries, read_json
 from natix_hf.provenance.manifest import MANIFEST, manifest_problems, read_manifest
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def find_problems(reference: str) -> list[str]:
-    """One line for everything that is off in a run folder, a bundle folder or a Hub repository.
+    """One line per problem in a run folder, a bundle folder or a Hub repository.
 
     Raises:
-        UsageError: there is nothing of that name.
+        UsageError: if there is nothing of that name.
     """
     path = Path(reference)
     if (path / RUN_FILE).is_file() or any((path / phase.folder / MANIFEST).is_file() for phase in PHASES.values()):
@@ -43,7 +44,11 @@ def find_problems(reference: str) -> list[str]:
 
 
 def run_problems(run_dir: Path) -> list[str]:
-    """Checksums, lineage between phases, rights to rows, and leaks between splits."""
+    """One line per problem of a run: checksums, lineage between phases, rights to rows, leaks between splits.
+
+    Raises:
+        UsageError: if no phase has finished.
+    """
     finished = [PHASES[n] for n in ORDER if n in PHASES and (run_dir / PHASES[n].folder / MANIFEST).is_file()]
     problems = [
         f"{run_dir / phase.folder / MANIFEST} is missing"
@@ -51,7 +56,7 @@ def run_problems(run_dir: Path) -> list[str]:
         if phase not in finished and _looks_finished(run_dir / phase.folder)
     ]
     if not finished and not problems:
-        raise UsageError(f"{run_dir} has no finished phase: nothing to verify yet")
+        raise UsageError(f"{run_dir} has no finished phase, so there is nothing to verify: run a phase first")
     manifests: dict[str, dict[str, Any]] = {}
     for phase in finished:
         folder = run_dir / phase.folder
@@ -67,7 +72,7 @@ def run_problems(run_dir: Path) -> list[str]:
     problems += _run_file_problems(run_dir, manifests)
     problems += _lineage_problems(manifests)
     try:
-        splits = read_splits(run_dir / PHASES[0].folder / "splits.json")
+        splits = read_splits(run_dir / PHASES[0].folder / SPLITS)
     except VerificationError as error:
         return [*problems, *([] if str(error) in problems else [str(error)])]
     problems += leaks_between_roles(splits)
@@ -77,12 +82,12 @@ def run_problems(run_dir: Path) -> list[str]:
 
 
 def _looks_finished(folder: Path) -> bool:
-    """Files, and no mark of a phase at work: the manifest was there."""
+    """True if a folder holds files but no mark of a running phase: then it once had a manifest."""
     return folder.is_dir() and not (folder / IN_PROGRESS).is_file() and bool(list_files(folder))
 
 
 def _run_file_problems(run_dir: Path, manifests: dict[str, dict[str, Any]]) -> list[str]:
-    """`run.json` names the run and its recipe; the phases and the bundle repeat both."""
+    """The problems of `run.json`, whose run and recipe every phase and the bundle repeat."""
     path = run_dir / RUN_FILE
     try:
         content = read_json(path)
@@ -93,12 +98,12 @@ def _run_file_problems(run_dir: Path, manifests: dict[str, dict[str, Any]]) -> l
     if not _as_written(path, content):
         return [f"{path} was changed after it was written"]
     problems = [
-        f"{path} names the run {content['run_id']!r}, {folder} was made in {manifest.get('run_id')!r}"
+        f"{path} names the run {content['run_id']!r}, but {folder} was made in {manifest.get('run_id')!r}"
         for folder, manifest in manifests.items()
         if manifest.get("run_id") != content["run_id"]
     ]
     problems += [
-        f"{path} names the recipe {content['recipe']!r}, {folder} was made by {manifest.get('recipe')!r}"
+        f"{path} names the recipe {content['recipe']!r}, but {folder} was made by {manifest.get('recipe')!r}"
         for folder, manifest in manifests.items()
         if manifest.get("recipe") != content["recipe"]
     ]
@@ -106,20 +111,21 @@ def _run_file_problems(run_dir: Path, manifests: dict[str, dict[str, Any]]) -> l
 
 
 def _as_written(path: Path, content: Any) -> bool:
-    """Whether a JSON file is, byte for byte, what `write_json` makes of its content."""
+    """True if a JSON file is byte for byte what `write_json` makes of its content."""
     return path.read_bytes() == (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _bundle_lineage(run_dir: Path) -> dict[str, Any]:
-    """Where the bundle of a run says it comes from; empty if there is none, or none that can be read."""
+    """The lineage in a run's bundle, or an empty dict if there is none or it cannot be read."""
     try:
-        lineage = read_json(run_dir / PHASES[6].folder / "bundle" / "bundle_manifest.json")["lineage"]
+        lineage = read_json(bundle_of_run(run_dir) / BUNDLE_MANIFEST)["lineage"]
     except (VerificationError, KeyError, TypeError):
         return {}
     return lineage if isinstance(lineage, dict) else {}
 
 
 def _lineage_problems(manifests: dict[str, dict[str, Any]]) -> list[str]:
+    """The phases that were made from another result than the run holds now."""
     problems = []
     for folder, manifest in manifests.items():
         for above, digest in manifest["upstream"].items():
@@ -133,7 +139,7 @@ def _lineage_problems(manifests: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _row_problems(run_dir: Path, phase: Phase, manifest: dict[str, Any], splits: Splits) -> list[str]:
-    """Rows that a phase read against its rights, or that stand in another role now."""
+    """The rows that a phase had no right to read, or that have another role now."""
     try:
         read: dict[str, list[str]] = read_json(run_dir / phase.folder / ROWS_READ)
     except VerificationError as error:
@@ -144,26 +150,27 @@ def _row_problems(run_dir: Path, phase: Phase, manifest: dict[str, Any], splits:
     problems = []
     for role, ids in read.items():
         if role not in phase.roles:
-            problems.append(f"{phase.folder} read rows of {role}, which it must not")
+            problems.append(f"{phase.folder} read rows of {role}, which it must not read")
         moved = [row_id for row_id in ids if role_of.get(row_id) != role]
         for row_id in moved:
             now = f"is in {role_of[row_id]}" if row_id in role_of else "is in no split"
             problems.append(f"row {row_id} was read as {role} by {phase.folder} but {now} in splits.json")
         recorded = manifest.get("rows", {}).get(role, {}).get("sha256")
         if not moved and ids_sha256(ids) != recorded:
-            problems.append(f"{phase.folder}: the rows listed for {role} are not those of its manifest")
+            problems.append(f"{phase.folder}: {ROWS_READ} lists other rows of {role} than its manifest")
     return problems
 
 
 def _bundle_problems(run_dir: Path) -> list[str]:
-    """The bundle of a run: its own checksums, and that it is the champion, folded at the threshold of phase 2."""
-    bundle = run_dir / PHASES[6].folder / "bundle"
+    """The problems of a run's bundle: its checksums, and differences from the champion and threshold of phase 2."""
+    bundle = bundle_of_run(run_dir)
     if not bundle.is_dir():
         return []
     from natix_hf.bundle.contents import bundle_problems
     from natix_hf.bundle.folding import folding_problems
+    from natix_hf.bundle.names import POLICY
     from natix_hf.bundle.onnx_export import onnx_answers_problems
-    from natix_hf.bundle.policy import POLICY, read_policy
+    from natix_hf.bundle.policy import read_policy
 
     problems = bundle_problems(bundle)
     if problems:
@@ -173,7 +180,7 @@ def _bundle_problems(run_dir: Path) -> list[str]:
         if policy.threshold_logit != decision.threshold_logit:
             problems.append(f"{bundle / POLICY} holds another threshold than {PHASES[2].folder} fitted")
         if _bundle_lineage(run_dir).get("champion") != decision.champion:
-            problems.append(f"{bundle} does not come from {decision.champion}, the champion of this run")
+            problems.append(f"{bundle} was not made from {decision.champion}, the champion of this run")
         problems += _policy_problems(run_dir, policy)
         problems += folding_problems(bundle, Candidate(run_dir / decision.champion).model)
         return problems + onnx_answers_problems(bundle)
@@ -182,9 +189,9 @@ def _bundle_problems(run_dir: Path) -> list[str]:
 
 
 def _policy_problems(run_dir: Path, policy: Policy) -> list[str]:
-    """That a bundle's calibration, promise and gate are those of phases 5 and 3, where it was made from these."""
-    path = run_dir / PHASES[6].folder / "bundle" / "policy.json"
-    if not (run_dir / PHASES[6].folder / MANIFEST).is_file():  # at work
+    """The differences between a bundle's calibration, promise and gate and those that phases 5 and 3 left."""
+    path = bundle_of_run(run_dir) / POLICY
+    if not (run_dir / PHASES[6].folder / MANIFEST).is_file():  # phase 6 is still running
         return []
     made_from = read_manifest(run_dir / PHASES[6].folder)["upstream"]
     problems = []
@@ -193,7 +200,7 @@ def _policy_problems(run_dir: Path, policy: Policy) -> list[str]:
         if policy.calibration != CalibrationReport.read(folder).calibration:
             problems.append(f"{path} holds another calibration than {PHASES[5].folder} fitted")
         if policy.promise != PromiseReport.read(folder).promise:
-            problems.append(f"{path} promises something else than {PHASES[5].folder}")
+            problems.append(f"{path} holds another promise than {PHASES[5].folder} certified")
     if PHASES[3].folder in made_from:
         if GateReport.read(run_dir / PHASES[3].folder).gate_sha256 != policy.gate.sha256:
             problems.append(f"{path} holds another gate than {PHASES[3].folder} left")

@@ -20,6 +20,7 @@ from natix_hf.data.crops import MultiCropViews
 from natix_hf.data.crops_config import CropConfig
 from natix_hf.data.rows import Rows
 from natix_hf.errors import VerificationError
+from natix_hf.models.architectures import has_fixed_size, prefix_tokens
 from natix_hf.ssl.dinov2_config import DinoV2Config
 from natix_hf.ssl.explora import plain_backbone
 from natix_hf.ssl.heads import ProjectionHead
@@ -236,10 +237,10 @@ def _tokens(
     """Compute cls tokens [n, d] and patch tokens [n, patches, d] of pictures [n, 3, H, W], with patches masked."""
     config = plain_backbone(model).config
     arguments: dict[str, Any] = {"bool_masked_pos": masks}
-    if config.model_type == "vit":  # other models always interpolate their position embeddings
+    if has_fixed_size(config.model_type):  # other models always interpolate their position embeddings
         arguments["interpolate_pos_encoding"] = True
     tokens = model(pixel_values=pixels, **arguments).last_hidden_state
-    return tokens[:, 0], tokens[:, 1 + getattr(config, "num_register_tokens", 0) :]
+    return tokens[:, 0], tokens[:, prefix_tokens(config) :]
 
 
 def _ibot_head(heads: nn.ModuleDict) -> nn.Module:

@@ -20,6 +20,7 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 from natix_hf.data.config import Augment, AugmentConfig
 from natix_hf.data.rows import Rows
 from natix_hf.data.views import MaskedViews, TrainViews
+from natix_hf.models.architectures import prefix_tokens
 from natix_hf.ssl.explora import LORA_TARGETS, block_list, plain_backbone
 from natix_hf.ssl.mae_config import MaeConfig
 from natix_hf.ssl.objective import PlainObjective
@@ -39,6 +40,7 @@ class MaskedAutoencoder(PlainObjective):
     """
 
     sections: ClassVar[dict[str, type]] = {"mae": MaeConfig}
+    takes_decoder: ClassVar[bool] = True
 
     @classmethod
     def build(
@@ -119,7 +121,7 @@ def encode_visible(encoder: nn.Module, pixel_values: torch.Tensor, visible: torc
     """
     backbone: Any = plain_backbone(encoder)
     embeddings: torch.Tensor = backbone.embeddings(pixel_values)
-    prefix = 1 + getattr(backbone.config, "num_register_tokens", 0)
+    prefix = prefix_tokens(backbone.config)
     chosen = (visible + prefix).unsqueeze(-1).expand(-1, -1, embeddings.shape[-1])
     tokens = torch.cat([embeddings[:, :prefix], embeddings.gather(1, chosen)], dim=1)
     for block in block_list(backbone)[1]:

@@ -23,11 +23,13 @@ class Objective(Protocol):
     Attributes:
         sections: Settings of the objective: the name of each section under `phase4:`, and its frozen dataclass. The
             defaults are those of the method. `check`, `build` and `views` get one instance of each by keyword.
+        takes_decoder: Whether `build` can use a decoder that was pretrained with the backbone.
         decoder_from: "pretrained" or "fresh" if the objective has a decoder, which is discarded after training. None
             if it has no decoder.
     """
 
     sections: ClassVar[dict[str, type]]
+    takes_decoder: ClassVar[bool]
     decoder_from: str | None
 
     @classmethod
@@ -79,6 +81,7 @@ class PlainObjective(nn.Module):
     """A base class for an objective without a schedule, a teacher or checks of its own."""
 
     sections: ClassVar[dict[str, type]] = {}
+    takes_decoder: ClassVar[bool] = False
     decoder_from: str | None = None
 
     @classmethod

@@ -1,15 +1,21 @@
 """The table of self-supervised objectives. The module of an objective is imported only when it is needed.
 
-To add an objective, write a module with its class (see `natix_hf.ssl.objective`) and add a row here. If it has
-settings, add its section to `trainers/explora_config.py` too, so that a recipe can set them.
+To add an objective, write a module with its class (see `natix_hf.ssl.objective`) and a module with its settings if it
+has any. Then add a row to `OBJECTIVES` and a field to `ObjectiveSections`, so that a recipe can set them.
 """
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from natix_hf.data.crops_config import CropConfig
 from natix_hf.errors import RecipeError
+from natix_hf.models.architectures import architecture_of
+from natix_hf.section import Section
+from natix_hf.ssl.dinov2_config import DinoV2Config
+from natix_hf.ssl.mae_config import MaeConfig
 
 if TYPE_CHECKING:
     from natix_hf.ssl.objective import Objective
@@ -19,6 +25,18 @@ OBJECTIVES: dict[str, str | type[Any]] = {
     "dinov2": "natix_hf.ssl.dinov2:DinoV2Objective",
     "mae": "natix_hf.ssl.mae:MaskedAutoencoder",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSections(Section):
+    """The sections of `phase4:` that hold the settings of objectives.
+
+    A new one is `field(default_factory=…, metadata=LATER)`: runs that were made without it stay current.
+    """
+
+    mae: MaeConfig = field(default_factory=MaeConfig)
+    dinov2: DinoV2Config = field(default_factory=DinoV2Config)
+    crops: CropConfig = field(default_factory=CropConfig)
 
 
 def objective_class(name: str) -> type[Objective]:
@@ -38,8 +56,17 @@ def objective_class(name: str) -> type[Objective]:
 
 
 def default_objective(model_type: str) -> str:
-    """Name of the objective that backbones of this type were pretrained with."""
-    return "dinov2" if model_type.startswith("dinov2") else "mae"
+    """Name of the objective that the public weights of backbones of this type were pretrained with."""
+    found = architecture_of(model_type)
+    return "mae" if found is None or found.objective is None else found.objective
+
+
+def takes_decoder(name: str | None) -> bool:
+    """Whether an objective can use a pretrained decoder.
+
+    None, the backbone's default objective, can: a backbone with a decoder was trained by masked autoencoding.
+    """
+    return name is None or objective_class(name).takes_decoder
 
 
 def settings_of(objective: type[Objective], given: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from natix_hf.models.architectures import prefix_tokens
 from natix_hf.ssl.explora import plain_backbone
 
 _NEIGHBOURS = 20
@@ -38,7 +39,7 @@ def backbone_features(
     """
     inner = plain_backbone(backbone)
     training, device = inner.training, next(inner.parameters()).device
-    prefix = 1 + getattr(inner.config, "num_register_tokens", 0)
+    prefix = prefix_tokens(inner.config)
     found = []
     backbone.eval()
     try:

@@ -20,6 +20,7 @@ from natix_hf.errors import DataError, RunError, UsageError, VerificationError
 from natix_hf.models.classifier import build_decoder, load_backbone, save_model
 from natix_hf.ssl.collapse import collapse_reason
 from natix_hf.ssl.objective import Objective
+from natix_hf.ssl.objectives import takes_decoder
 from natix_hf.trainers.arguments import given_or_default, require_a_batch
 from natix_hf.trainers.base import BaseTrainer
 from natix_hf.trainers.explora_config import ExploraConfig
@@ -133,7 +134,7 @@ class ExploraTrainer(BaseTrainer):
             backbone, processing_class, source = start_backbone(
                 model, processing_class, image_size, arguments.seed, _WHERE
             )
-            decoder = build_decoder(source) if source is not None and objective != "dinov2" else None
+            decoder = build_decoder(source) if source is not None and takes_decoder(objective) else None
             with arguments.main_process_first(desc="images"):  # rank 0 decodes, the other ranks read its cache
                 images, labelled = self._rows(train_dataset, eval_dataset)
             require_a_batch(arguments, len(images), _WHERE)

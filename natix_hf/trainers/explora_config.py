@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from natix_hf.data.crops_config import CropConfig
 from natix_hf.errors import RecipeError, require
-from natix_hf.ssl.dinov2_config import DinoV2Config
-from natix_hf.ssl.mae_config import MaeConfig
-from natix_hf.ssl.objectives import OBJECTIVES
+from natix_hf.ssl.objectives import OBJECTIVES, ObjectiveSections
 from natix_hf.trainers.config import Argument, LoggingSteps, SaveLimit, SupervisedConfig, TrainingSection, Workers
 
 _DECIDED_BY_PROBES = (
@@ -19,7 +16,7 @@ _DECIDED_BY_PROBES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExploraConfig(TrainingSection):
+class ExploraConfig(ObjectiveSections, TrainingSection):
     """Settings of ExPLoRA. The backbone is adapted without labels, then the supervised stage trains a classifier."""
 
     place: ClassVar[str] = "phase4"
@@ -49,9 +46,6 @@ class ExploraConfig(TrainingSection):
         int, "Steps between two probes of the backbone; the best one is kept. 0: no probes, the last one is kept."
     ] = 250
     probe_rows: Annotated[int, "Largest number of rows of each split that a probe reads."] = 4000
-    mae: MaeConfig = field(default_factory=MaeConfig)
-    dinov2: DinoV2Config = field(default_factory=DinoV2Config)
-    crops: CropConfig = field(default_factory=CropConfig)
     supervised: Annotated[
         SupervisedConfig | None, "The supervised stage on the adapted backbone, with phase1's keys; null: as phase1."
     ] = None

@@ -18,6 +18,7 @@ from natix_hf.data.rows import Rows
 from natix_hf.data.sampler import EpochSampler
 from natix_hf.data.views import AskedViews
 from natix_hf.errors import RecipeError
+from natix_hf.models.architectures import ARCHITECTURES, architecture_of
 from natix_hf.models.preprocess import Preprocess
 from natix_hf.models.tuner import count_trainable
 from natix_hf.ssl.collapse import feature_figures
@@ -120,11 +121,14 @@ def check_pretraining(
     Raises:
         RecipeError: If they do not.
     """
-    if backbone.config.model_type == "dinov3_vit":
-        raise RecipeError("phase4: a dinov3_vit cannot be trained without labels here: use a ViT or a DINOv2")
+    model_type = backbone.config.model_type
+    found = architecture_of(model_type)
+    if found is not None and found.objective is None:
+        others = " or ".join(name for name, other in ARCHITECTURES.items() if other.objective is not None)
+        raise RecipeError(f"phase4: a {model_type} cannot be trained without labels here: use {others}")
     if config.trainable != "all":
         divide_blocks(backbone, config.unfreeze_blocks, adapt_others=config.trainable == "explora")
-    cls = objective_class(config.objective or default_objective(backbone.config.model_type))
+    cls = objective_class(config.objective or default_objective(model_type))
     cls.check(backbone, image_size, **(settings_of(cls, config) | (settings or {})))
 
 

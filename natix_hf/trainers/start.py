@@ -8,12 +8,12 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedModel
 
 from natix_hf.errors import UsageError, first_line
+from natix_hf.models.architectures import has_fixed_size
 from natix_hf.models.classifier import build_backbone, build_classifier, resolve_backbone
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import Preprocess, make_processor
 
 _USUAL_PX = 224
-_FIXED_SIZE = ("vit", "vit_mae")  # these do not interpolate their position embeddings
 
 
 def start_classifier(
@@ -95,7 +95,7 @@ def _own_size(config: Any, processor: Any) -> int:
     if processor is not None:
         return Preprocess(processor).image_size
     own = int(getattr(config, "image_size", _USUAL_PX))
-    if config.model_type in _FIXED_SIZE:
+    if has_fixed_size(config.model_type):
         return own
     patch = int(getattr(config, "patch_size", 1))
     return max(patch, min(_USUAL_PX, own) // patch * patch)

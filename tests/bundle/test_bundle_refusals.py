@@ -15,8 +15,9 @@ from bundles import describe, edit, read
 from conftest import Command, refused
 from facts import tells
 
-from natix_hf.bundle.contents import BUNDLE_MANIFEST, bundle_problems, is_allowed, policy_problems
+from natix_hf.bundle.contents import bundle_problems, is_allowed, policy_problems
 from natix_hf.bundle.load import Bundle, load_bundle
+from natix_hf.bundle.names import BUNDLE_MANIFEST
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.models.classifier import build_backbone, load_classifier
 from natix_hf.models.config import ModelConfig
@@ -162,6 +163,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "absolute": (lambda b: of_manifest(b, "/etc/passwd", {"sha256": "", "size": 0}), ("/etc/passwd",)),
     "pickle named": (lambda b: [(b / "pytorch_model.bin").write_text("x"), describe(b)], ("pytorch_model.bin",)),
     "no weights": (lambda b: [(b / "model.safetensors").unlink(), describe(b)], ("model.safetensors",)),
+    "no card": (lambda b: [(b / "README.md").unlink(), describe(b)], ("README.md",)),
     "no size": (lambda b: of_manifest(b, "README.md", {"sha256": "0" * 64}), (BUNDLE_MANIFEST, "size")),
     "no facts": (lambda b: of_manifest(b, "README.md", 3), (BUNDLE_MANIFEST, "size")),
     "another sha256": (lambda b: of_manifest(b, "README.md", described(b) | {"sha256": "0" * 64}),

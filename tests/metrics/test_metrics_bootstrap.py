@@ -13,7 +13,7 @@ from refusals import refused
 from natix_hf.errors import DataError, UsageError
 from natix_hf.metrics import bootstrap_intervals, compute_metrics, count_groups, group_weights, paired_difference
 from natix_hf.metrics import groups as groups_module
-from natix_hf.metrics.bootstrap import DEFAULT_METRICS, RATES
+from natix_hf.metrics.table import interval_names, rates
 
 
 def sample(seed: int, n_groups: int = 30, rows: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,7 +69,7 @@ def test_intervals_are_those_of_compute_metrics(weighted: bool, monkeypatch: pyt
     p = p.round(1)  # so that some equal the threshold
     p[:4] = [0, 1, 0, 1]  # certain, some of them wrong: the likelihood is clipped
     base = np.random.default_rng(1).random(y.size) + 0.1 if weighted else np.ones(y.size)
-    names = (*RATES, "brier", "nll", "auroc", "auprc", "ece")
+    names = (*rates(), "brier", "nll", "auroc", "auprc", "ece")
     looped = [compute_metrics(p, y, 0.6, sample_weight=row * base) for row in draws(groups, y, 40, 9)]
     monkeypatch.setattr(groups_module, "CHUNK_BYTES", 30 * 8 * y.size)
     given = base if weighted else None
@@ -89,7 +89,7 @@ def test_undefined_resamples_are_left_out() -> None:
     nothing = bootstrap_intervals(p, y, groups, 0.95, n_resamples=20, metrics=["precision", "mcc"])
     assert all(math.isnan(end) for end in nothing["precision"]) and nothing["mcc"] == (0, 0)
     one_class = bootstrap_intervals(p, [0] * 4, groups, n_resamples=20)
-    assert tuple(one_class) == DEFAULT_METRICS
+    assert tuple(one_class) == interval_names() == (*rates(), "brier", "nll", "auroc", "ece")
     for name in ("recall", "auroc", "balanced_accuracy"):
         assert all(math.isnan(end) for end in one_class[name])
     assert 0 <= one_class["accuracy"][0] < one_class["accuracy"][1] <= 1

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
 
 from natix_hf.errors import NatixError, RecipeError, UsageError, VerificationError
+from natix_hf.models.architectures import has_fixed_size
 from natix_hf.models.classifier import (
     ARCHITECTURES,
     build_classifier,
@@ -103,7 +104,7 @@ def test_a_half_precision_backbone_becomes_float32(tmp_path: Path) -> None:
 def test_a_backbone_serves_another_image_size_where_its_positions_allow_it(name: str, tmp_path: Path) -> None:
     saved_base(name, tmp_path)
     config = ModelConfig(backbone=str(tmp_path), image_size=2 * SIZE)
-    if name == "vit":
+    if has_fixed_size(name):
         refused(RecipeError, lambda: build_classifier(config, 0), "model.image_size", 56, 28)
     else:
         logits = build_classifier(config, 0)(pixel_values=torch.zeros(1, 3, 2 * SIZE, 2 * SIZE)).logits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from natix_hf.provenance.files import json_sha256
 from natix_hf.recipe import load_recipe, packaged_recipes
+from natix_hf.section import LATER, Section
 
 STORED = Path(__file__).with_name("section_hashes.json")
 SECTIONS = ("data", "model", *(f"phase{number}" for number in range(1, 7)), "data.slices", "data.exam")
@@ -59,7 +61,22 @@ def test_a_finished_run_stays_current(case: str, tmp_path: Path, monkeypatch: py
     assert hashes(*cases()[case]) == json.loads(STORED.read_text(encoding="utf-8"))[case]
 
 
-if __name__ == "__main__":  # after a change that must make finished runs stale, such as a new key
+def test_a_later_key_at_its_default_changes_no_hash() -> None:
+    @dataclass(frozen=True)
+    class First(Section):
+        a: int = 1
+
+    @dataclass(frozen=True)
+    class Second(First):
+        b: int = field(default=2, metadata=LATER)
+        c: list[int] = field(default_factory=list, metadata=LATER)
+
+    assert Second().plain() == First().plain() == {"a": 1}
+    assert Second(b=3, c=[4]).plain() == {"a": 1, "b": 3, "c": [4]}
+    assert Second.build({"b": 3}) == Second(b=3) and Second().mapping() == {"a": 1, "b": 2, "c": []}
+
+
+if __name__ == "__main__":  # after a change that must make finished runs stale, such as a new key without LATER
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         make_folder()
         lines = [f' "{name}": {json.dumps(hashes(*case))}' for name, case in cases().items()]

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel
 from natix_hf.errors import RecipeError
 from natix_hf.models.tuner import count_trainable
 from natix_hf.ssl import apply_explora
-from natix_hf.ssl.explora import unfreeze_blocks_alone
+from natix_hf.ssl.explora import block_list, unfreeze_blocks_alone
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_what_is_trainable(model_type: str) -> None:
     assert {name.split(".lora_")[0].rpartition(".")[2] for name in lora} == {"q_proj", "v_proj"}
     assert len(lora) == 2 * 2 * 2  # blocks 0 and 1, q and v, A and B
     whole = names - lora
-    block = {"vit": "layers.2.", "dinov3_vit": "model.layer.2."}.get(model_type, "encoder.layer.2.")
+    block = f"{block_list(tiny_backbone(model_type))[0]}.2."
     every = {name for name, _ in model.get_base_model().named_parameters()}
     assert {name for name in whole if name.startswith(block)} == {name for name in every if name.startswith(block)}
     others = {name for name in whole if not name.startswith(block)}
@@ -48,7 +48,7 @@ def test_what_is_trainable(model_type: str) -> None:
 @pytest.mark.parametrize("model_type", list(TINY))
 def test_blocks_alone_are_trained_alone(model_type: str) -> None:
     backbone = unfreeze_blocks_alone(tiny_backbone(model_type), (0, -1))
-    block = {"vit": "layers.", "dinov3_vit": "model.layer."}.get(model_type, "encoder.layer.")
+    block = f"{block_list(tiny_backbone(model_type))[0]}."
     wanted = {name for name, _ in backbone.named_parameters() if name.startswith((f"{block}0.", f"{block}2."))}
     assert wanted and {name for name, p in backbone.named_parameters() if p.requires_grad} == wanted
     refused(RecipeError, lambda: unfreeze_blocks_alone(backbone, ()), "phase4.unfreeze_blocks", "trainable=blocks")

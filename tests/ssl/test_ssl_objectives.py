@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -10,7 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import striped_image, tiny_backbone
+from conftest import explora_recipe, save_vit_mae, striped_image, tiny_backbone, write_parquet_source
 from facts import tells
 from torch import nn
 
@@ -18,8 +19,12 @@ from natix_hf import ExploraTrainer
 from natix_hf.data.config import AugmentConfig
 from natix_hf.data.views import TrainViews
 from natix_hf.errors import RecipeError
+from natix_hf.pipeline import run_recipe
+from natix_hf.provenance.manifest import read_manifest
 from natix_hf.ssl.objective import PlainObjective
-from natix_hf.ssl.objectives import OBJECTIVES, default_objective, objective_class, settings_of
+from natix_hf.ssl.objectives import OBJECTIVES, ObjectiveSections, default_objective, objective_class, settings_of
+
+PACKAGE = Path(__file__).resolve().parents[2] / "natix_hf"
 
 
 @dataclass(frozen=True)
@@ -74,11 +79,46 @@ def test_a_third_objective_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert {*trainer.merged().state_dict()} == {*tiny_backbone("dinov2").state_dict()}
 
 
+class PlainBrightness(Brightness):
+    """The same without settings: it needs no section in a recipe."""
+
+    sections: ClassVar[dict[str, type]] = {}
+
+    @classmethod
+    def build(cls, student: nn.Module, image_size: int, seed: int, decoder: Any) -> Self:
+        assert decoder is None  # it does not take one
+        return cls(student, BrightnessConfig(), seed)
+
+    @classmethod
+    def views(cls, *args: Any) -> Any:
+        return Brightness.views(*args, brightness=None)
+
+
+def test_a_recipe_names_a_third_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of the table is all that phase 4, its report and its checks need, whatever the backbone's own decoder."""
+    monkeypatch.setitem(OBJECTIVES, "brightness", PlainBrightness)
+    save_vit_mae(tmp_path / "backbone")
+    source = write_parquet_source(tmp_path / "source", groups=20)
+    recipe = explora_recipe(tmp_path, source, tmp_path / "backbone", objective="brightness", use_labeled_data=False)
+    run = run_recipe(recipe, [4], tmp_path / "run")
+    metrics = read_manifest(run / "phase4_explora")["metrics"]
+    assert metrics["objective"] == "brightness" and metrics["decoder"] is None and metrics["steps"] == 6
+
+
+def test_no_other_file_asks_for_a_name() -> None:
+    """A comparison with the name of an objective elsewhere is a place that a new one would be forgotten in."""
+    asks = re.compile(rf"""[=!]= ["']({"|".join(OBJECTIVES)})["']""")
+    for path in PACKAGE.rglob("*.py"):
+        assert not asks.search(path.read_text(encoding="utf-8")), path
+
+
 def test_the_table() -> None:
     with pytest.raises(RecipeError) as caught:
         objective_class("simclr")
     assert tells(caught.value, "phase4.objective", "'simclr'", *OBJECTIVES)
     assert [default_objective(name) for name in ("vit", "dinov2", "dinov2_with_registers")] == ["mae"] + 2 * ["dinov2"]
+    sections = {f.name for f in fields(ObjectiveSections)}
     for name in OBJECTIVES:
         cls = objective_class(name)
+        assert set(cls.sections) <= sections
         assert settings_of(cls, {}) == {section: kind() for section, kind in cls.sections.items()}

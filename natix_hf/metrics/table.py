@@ -1,0 +1,159 @@
+"""The metrics by name: the one list that evaluation, bootstrap, calibration report, run page and model card read.
+
+To add one: its formula (in `classification.py`, or a file of its own) and a row here. Light: imports numpy alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from natix_hf.metrics import calibration_error, classification
+from natix_hf.metrics.arrays import Floats, Labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What is told of a metric, and where.
+
+    Attributes:
+        title (`str`): Its name on the page about a run.
+        page (`int`, *optional*):
+            Its place in the table of that page and of the model card; of equal places, the first row of this table
+            comes first. `None` shows it on neither; it is in `evaluation.json` all the same.
+        card (`bool`): The model card shows it as well.
+        hub (`bool`): It is in the metadata of the card, from which the Hub makes its leaderboards.
+    """
+
+    title: str
+    page: int | None = None
+    card: bool = False
+    hub: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate(Metric):
+    """A metric of the decisions. It gets a bootstrap interval for nothing.
+
+    Attributes:
+        function: `(tp, fp, tn, fn)`, float64 counts that broadcast, weighted or not -> float64 of that shape, NaN
+            where undefined.
+    """
+
+    function: Callable[[Any, Any, Any, Any], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Metric):
+    """A metric of the probabilities.
+
+    Attributes:
+        function: `(probabilities [n], labels [n], weights [n] or None) -> float`, NaN where undefined. The arrays
+            have been checked.
+        row_losses: `(probabilities, labels) -> losses [n]`, where the score is their weighted mean: all such scores
+            are resampled by one matrix product.
+        of_resamples: `(probabilities, labels) ->` a function from weights [b, n] to scores [b]: a quicker way to
+            resample. Without this and `row_losses`, the bootstrap calls `function` for each resample.
+        interval (`bool`): It has a bootstrap interval where none is asked for by name. `False` for slow ones.
+        measured (`bool`): [`compute_metrics`] returns it. `False`: only bootstrap and calibration report know it.
+        calibration (`bool`): The calibration report of phase 5 shows it before and after.
+    """
+
+    function: Callable[[Floats, Labels, Floats | None], float]
+    row_losses: Callable[[Floats, Labels], Floats] | None = None
+    of_resamples: Callable[[Floats, Labels], Callable[[Floats], Floats]] | None = None
+    interval: bool = True
+    measured: bool = True
+    calibration: bool = False
+
+
+# In the order of `compute_metrics` and of calibration.json.
+METRICS: dict[str, Rate | Score] = {
+    "accuracy": Rate(title="accuracy", function=classification.accuracy, page=7),
+    "balanced_accuracy": Rate(
+        title="balanced accuracy", function=classification.balanced_accuracy, page=2, card=True, hub=True
+    ),
+    "precision": Rate(title="precision", function=classification.precision, page=5, card=True),
+    "recall": Rate(title="TPR: share of Roadwork found", function=classification.recall, page=3, card=True),
+    "specificity": Rate(title="TNR: share of None confirmed", function=classification.specificity, page=4, card=True),
+    "fnr": Rate(title="FNR", function=classification.fnr),
+    "fpr": Rate(title="FPR", function=classification.fpr),
+    "f1": Rate(title="F1", function=classification.f1, page=6),
+    "mcc": Rate(title="MCC", function=classification.matthews, page=1, card=True, hub=True),
+    "auroc": Score(
+        title="AUROC",
+        function=classification.auroc,
+        of_resamples=classification.auroc_of_resamples,
+        page=8,
+        card=True,
+        hub=True,
+    ),
+    "auprc": Score(title="AUPRC", function=classification.auprc, interval=False, page=9, card=True),
+    "ece": Score(title="ECE", function=calibration_error.ece, page=10, card=True, calibration=True),
+    "ece_equal_mass": Score(
+        title="ECE equal mass",
+        function=partial(calibration_error.ece, binning="equal_mass"),
+        interval=False,
+        measured=False,
+        calibration=True,
+    ),
+    "smooth_ece": Score(
+        title="smooth ECE", function=calibration_error.smooth_ece, interval=False, measured=False, calibration=True
+    ),
+    "mce": Score(title="MCE", function=calibration_error.mce, interval=False, measured=False, calibration=True),
+    "brier": Score(
+        title="Brier score",
+        function=classification.brier,
+        row_losses=classification.squared_errors,
+        page=11,
+        card=True,
+        calibration=True,
+    ),
+    "nll": Score(
+        title="NLL",
+        function=classification.nll,
+        row_losses=classification.log_losses,
+        page=12,
+        card=True,
+        calibration=True,
+    ),
+}
+
+
+def rates() -> dict[str, Rate]:
+    """The metrics of the decisions."""
+    return {name: metric for name, metric in METRICS.items() if isinstance(metric, Rate)}
+
+
+def scores() -> dict[str, Score]:
+    """The metrics of the probabilities."""
+    return {name: metric for name, metric in METRICS.items() if isinstance(metric, Score)}
+
+
+def measured_scores() -> dict[str, Score]:
+    """The scores that [`compute_metrics`] returns."""
+    return {name: score for name, score in scores().items() if score.measured}
+
+
+def calibration_scores() -> dict[str, Score]:
+    """The scores of the calibration report."""
+    return {name: score for name, score in scores().items() if score.calibration}
+
+
+def interval_names() -> tuple[str, ...]:
+    """The metrics with an interval where none is asked for by name, the cheapest first."""
+    with_interval = {name: score for name, score in scores().items() if score.interval}
+    return (*rates(), *sorted(with_interval, key=lambda name: _cost(with_interval[name])))
+
+
+def _cost(score: Score) -> int:
+    """How dear a resample is: part of one matrix product, a pass over sorted rows, or a call of its own."""
+    return 0 if score.row_losses else 1 if score.of_resamples else 2
+
+
+def told_metrics(card: bool = False) -> list[str]:
+    """The metrics on the page about a run, or those of them on the model card, in their order there."""
+    shown = {name: metric.page for name, metric in METRICS.items() if metric.page and (metric.card or not card)}
+    return sorted(shown, key=lambda name: shown[name] or 0)
