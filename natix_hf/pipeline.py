@@ -185,8 +185,7 @@ def data_loader(recipe: Recipe, run_dir: Path) -> Callable[[], ImageData]:
     @functools.cache
     def load() -> ImageData:
         from natix_hf.data.rows import load_image_data
-        from natix_hf.data.splits import read_splits
-        from natix_hf.phases.phase0_data import SPLITS
+        from natix_hf.data.splits import SPLITS, read_splits
 
         current = why_not_current(run_dir, PHASES[0], recipe) is None
         data = pinned_data(run_dir, recipe.data)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from natix_hf.bundle.contents import BUNDLE_MANIFEST
+from natix_hf.bundle.names import BUNDLE_MANIFEST
 from natix_hf.provenance.files import describe_files, list_files, write_json
 
 

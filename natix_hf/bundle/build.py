@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from natix_hf.bundle.contents import BUNDLE_MANIFEST, ONNX, SCHEMA, WEIGHTS, is_allowed, require_intact
+from natix_hf.bundle.contents import SCHEMA, is_allowed, require_intact
 from natix_hf.bundle.folding import fold_into
 from natix_hf.bundle.inference import Backend, ImageList, Inference
+from natix_hf.bundle.names import BUNDLE_MANIFEST, EVALUATION, MODEL_CARD, ONNX, POLICY, WEIGHTS
 from natix_hf.bundle.onnx_export import ONNX_TOLERANCE, export_onnx, onnx_difference
-from natix_hf.bundle.policy import POLICY, OnnxCopy, Policy, write_policy
+from natix_hf.bundle.policy import OnnxCopy, Policy, write_policy
 from natix_hf.errors import RunError
 from natix_hf.models.classifier import head_of, load_classifier, save_model
 from natix_hf.models.gate import GATE
 from natix_hf.models.preprocess import Preprocess, load_processor
 from natix_hf.provenance.files import atomic_folder, describe_files, file_sha256, list_files, write_json, write_text
 
-MODEL_CARD = "model_card.json"  # the subnet's file
 # Folding in float32 moves a logit by rounding alone. A wrong weight moves it by far more.
 RELOAD_TOLERANCE = 1e-4
 _COMPARED_ONNX = 16  # images compared with the safetensors; all images are compared with the candidate's answers
@@ -78,7 +78,7 @@ def build_bundle(
         if gate is not None:
             shutil.copyfile(gate, folder / GATE)
         write_policy(folder / POLICY, policy)
-        write_json(folder / "evaluation.json", evaluation)
+        write_json(folder / EVALUATION, evaluation)
         for plot in plots:
             (folder / "plots").mkdir(exist_ok=True)
             shutil.copyfile(plot, folder / "plots" / plot.name)

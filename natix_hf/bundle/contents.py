@@ -6,27 +6,25 @@ import json
 import re
 from pathlib import Path
 
+from natix_hf.bundle.names import BUNDLE_MANIFEST, CONFIG, EVALUATION, ONNX, POLICY, WEIGHTS
 from natix_hf.bundle.onnx_check import onnx_problems
-from natix_hf.bundle.policy import POLICY, read_policy
+from natix_hf.bundle.policy import read_policy
 from natix_hf.errors import VerificationError
 from natix_hf.labels import ID2LABEL
 from natix_hf.models.gate import GATE
 from natix_hf.provenance.files import check_files, file_sha256, list_temporaries, read_json
 
-BUNDLE_MANIFEST = "bundle_manifest.json"
-WEIGHTS = "model.safetensors"
-ONNX = "model.onnx"
 SCHEMA = 1
 _ALLOWED = re.compile(
     r"config\.json|model\.safetensors|preprocessor_config\.json|README\.md|model_card\.json|policy\.json"
     r"|evaluation\.json|gate\.safetensors|model\.onnx|plots/[a-z0-9_]+\.png"
 )
 _REQUIRED = (
-    "config.json",
-    "model.safetensors",
+    CONFIG,
+    WEIGHTS,
     "preprocessor_config.json",
-    "policy.json",
-    "evaluation.json",
+    POLICY,
+    EVALUATION,
     "README.md",
 )
 # Far above the header of any model: 10,000 tensors fill a megabyte.
@@ -168,7 +166,7 @@ def config_problems(folder: Path) -> list[str]:
     """The problems of a bundle's configs: keys that ask for code from the repository (this package runs none, but
     others might) or for unchecked weights, and labels with which a plain pipeline would not answer like `predict`."""
     problems = []
-    for name in ("config.json", "preprocessor_config.json"):
+    for name in (CONFIG, "preprocessor_config.json"):
         try:
             content = read_json(folder / name)
         except VerificationError as error:
@@ -180,7 +178,7 @@ def config_problems(folder: Path) -> list[str]:
             found = next((key for key in _FOREIGN_KEYS if key in content), None)
             if found is not None:
                 problems.append(f"{folder / name} asks for code or weights from elsewhere ({found}): never loaded")
-            if name == "config.json" and content.get("id2label") != {str(i): label for i, label in ID2LABEL.items()}:
+            if name == CONFIG and content.get("id2label") != {str(i): label for i, label in ID2LABEL.items()}:
                 problems.append(f"{folder / name} has other labels than {' and '.join(ID2LABEL.values())}")
     return problems
 

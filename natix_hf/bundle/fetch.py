@@ -6,7 +6,8 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from natix_hf.bundle.contents import BUNDLE_MANIFEST, bundle_problems, is_allowed, is_of_the_hub
+from natix_hf.bundle.contents import bundle_problems, is_allowed, is_of_the_hub
+from natix_hf.bundle.names import BUNDLE_MANIFEST
 from natix_hf.errors import HubError, UsageError, VerificationError
 from natix_hf.provenance.files import atomic_folder, file_sha256, list_files
 from natix_hf.provenance.hub import hub_errors, require_repo_id

@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from natix_hf.bundle.contents import WEIGHTS
-from natix_hf.bundle.policy import POLICY, Policy, read_policy
+from natix_hf.bundle.names import POLICY, WEIGHTS
+from natix_hf.bundle.policy import Policy, read_policy
 from natix_hf.models.gate import GATE
 from natix_hf.provenance.files import file_sha256
 

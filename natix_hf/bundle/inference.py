@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from natix_hf.bundle.contents import ONNX
+from natix_hf.bundle.names import ONNX
 from natix_hf.data.images import open_image
 from natix_hf.errors import UsageError, VerificationError, first_line
 from natix_hf.models.classifier import head_of, load_classifier, logit_difference

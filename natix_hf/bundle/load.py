@@ -13,11 +13,12 @@ import torch
 from torch.utils.data import Dataset
 
 from natix_hf.bundle.confidence import Confidence
-from natix_hf.bundle.contents import BUNDLE_MANIFEST, ONNX, WEIGHTS, config_problems, policy_problems, require_intact
+from natix_hf.bundle.contents import config_problems, policy_problems, require_intact
 from natix_hf.bundle.fetch import fetch_bundle, require_intact_snapshot
 from natix_hf.bundle.inference import Backend, Inference, Precision
+from natix_hf.bundle.names import BUNDLE_MANIFEST, ONNX, POLICY, WEIGHTS, bundle_of_run
 from natix_hf.bundle.onnx_check import onnx_problems
-from natix_hf.bundle.policy import POLICY, read_policy
+from natix_hf.bundle.policy import read_policy
 from natix_hf.bundle.stream import BadImage, batches
 from natix_hf.errors import DataError, UsageError, VerificationError
 from natix_hf.models.device import default_device
@@ -323,7 +324,7 @@ def is_from_hub(path_or_repo_id: str | Path) -> bool:
 def find_local_bundle(reference: str | Path) -> Path:
     """The folder of a bundle: the folder itself, or `phase6_export/bundle` of a run."""
     path = Path(reference)
-    for folder in (path, path / "phase6_export" / "bundle"):
+    for folder in (path, bundle_of_run(path)):
         # A folder that has lost one of the two files is a damaged bundle, and still a bundle.
         if (folder / POLICY).is_file() or (folder / BUNDLE_MANIFEST).is_file():
             return folder

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from natix_hf.bundle.contents import ONNX, WEIGHTS
 from natix_hf.bundle.inference import ImageList, Inference
+from natix_hf.bundle.names import ONNX, WEIGHTS
 from natix_hf.errors import UsageError
 from natix_hf.models.classifier import head_of, load_classifier
 from natix_hf.models.positions import fix_positions

@@ -20,7 +20,6 @@ from natix_hf.labels import ID2LABEL
 from natix_hf.provenance.files import read_json, write_json
 from natix_hf.provenance.stored import OPTIONAL, from_json, to_json
 
-POLICY = "policy.json"
 SCHEMA = 2
 Fold = Literal["decision", "calibration", "none"]
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from natix_hf.bundle.build import write_bundle_manifest
-from natix_hf.bundle.contents import BUNDLE_MANIFEST, is_of_the_hub, require_intact
+from natix_hf.bundle.contents import is_of_the_hub, require_intact
 from natix_hf.bundle.fetch import fetch_bundle, require_intact_snapshot
 from natix_hf.bundle.load import Bundle
+from natix_hf.bundle.names import BUNDLE_MANIFEST
 from natix_hf.errors import HubError, UsageError, VerificationError
 from natix_hf.provenance.files import file_sha256, list_files, read_json, write_text
 from natix_hf.provenance.hub import LOG_IN, hub_errors, is_tag, require_repo_id

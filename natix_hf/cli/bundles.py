@@ -116,8 +116,8 @@ def pull(
     ] = None,
 ) -> None:
     """Download a bundle and verify every file."""
-    from natix_hf.bundle.contents import BUNDLE_MANIFEST
     from natix_hf.bundle.fetch import pull_bundle
+    from natix_hf.bundle.names import BUNDLE_MANIFEST
     from natix_hf.provenance.files import file_sha256
 
     folder, commit = pull_bundle(repo_id, revision, to)

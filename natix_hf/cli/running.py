@@ -36,7 +36,7 @@ def run(
 
     wanted = parse_phases(phases) if phases is not None else None
     folder = run_recipe(recipe, wanted, run_dir, accelerate_config, overrides or [])
-    from natix_hf.cli.summary import summarise  # after the run: a refused recipe need not wait for this import
+    from natix_hf.cli.summary import summarise  # a refused recipe need not wait for it
 
     tell()
     for line in summarise(folder):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from natix_hf.bundle.names import bundle_of_run
 from natix_hf.results.evaluation import Evaluation
-from natix_hf.runs.collected import BUNDLE, read_results
+from natix_hf.runs.collected import read_results
 from natix_hf.runs.freshness import finished_digest, is_stale
 from natix_hf.runs.graph import PHASES
 
@@ -18,7 +19,7 @@ def summarise(run_dir: Path) -> Iterator[str]:
     if finished_digest(run_dir, PHASES[6]) is None or is_stale(run_dir, PHASES[6]):
         yield f"done     {run_dir}"
         return
-    results, bundle = read_results(run_dir), run_dir / PHASES[6].folder / BUNDLE
+    results, bundle = read_results(run_dir), bundle_of_run(run_dir)
     assert results.evaluation is not None and results.policy is not None
     yield f"bundle   {bundle}"
     yield from _of_test(results.evaluation)

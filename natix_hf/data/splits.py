@@ -19,6 +19,7 @@ ROLES = ("train", "val_select", "val_calib", "test")
 _SHARES = {"train": 0.60, "val_select": 0.15, "val_calib": 0.15, "test": 0.10}
 _SHARES_WITH_OFFICIAL_TEST = {"train": 0.65, "val_select": 0.175, "val_calib": 0.175}
 SCHEMA = 1
+SPLITS = "splits.json"
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from natix_hf.data.splits import say_dropped, write_splits
+from natix_hf.data.splits import SPLITS, say_dropped, write_splits
 from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.terminal import LABEL, tell
-
-SPLITS = "splits.json"
 
 
 def run(context: PhaseContext) -> Outcome:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from natix_hf.bundle.build import MODEL_CARD, build_bundle
-from natix_hf.bundle.contents import BUNDLE_MANIFEST
+from natix_hf.bundle.build import build_bundle
+from natix_hf.bundle.names import BUNDLE, BUNDLE_MANIFEST, MODEL_CARD
 from natix_hf.bundle.push import check_push, push_bundle, say_published
 from natix_hf.models.architectures import is_unknown_to_the_miner
 from natix_hf.phases.phase6_evaluate import SCORES_PLOT, Evaluated, evaluate_champion
@@ -22,8 +22,6 @@ from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.runs.lineage import bundle_lineage
 from natix_hf.subnet.submission import five_fields
 from natix_hf.terminal import say
-
-BUNDLE = "bundle"
 
 
 def run(context: PhaseContext) -> Outcome:

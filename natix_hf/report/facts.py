@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from natix_hf.data.splits import dropped_reasons, leaks_between_roles, read_splits
+from natix_hf.bundle.names import BUNDLE, BUNDLE_IN_RUN, BUNDLE_MANIFEST, CONFIG
+from natix_hf.data.splits import SPLITS, dropped_reasons, leaks_between_roles, read_splits
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.provenance.files import read_json
 from natix_hf.provenance.manifest import MANIFEST, read_manifest
 from natix_hf.runs.attempt import IN_PROGRESS
-from natix_hf.runs.collected import BUNDLE, RunResults, read_results
+from natix_hf.runs.collected import RunResults, read_results
 from natix_hf.runs.folders import RUN_FILE
 from natix_hf.runs.freshness import is_stale
 from natix_hf.runs.graph import ORDER, PHASES, Phase
@@ -75,7 +76,7 @@ class RunFacts:
     @property
     def bundle(self) -> str:
         """The path of the bundle inside the run folder."""
-        return f"{PHASES[6].folder}/{BUNDLE}"
+        return BUNDLE_IN_RUN
 
     @property
     def dataset(self) -> str:
@@ -124,7 +125,7 @@ def read_run(run_dir: Path, exported: dict[str, Any] | None = None) -> RunFacts:
             return None
 
     named = next(facts.manifest for facts in known.values() if facts.manifest.get("run_id"))
-    bundle_manifest = read(6, f"{BUNDLE}/bundle_manifest.json") or {}
+    bundle_manifest = read(6, f"{BUNDLE}/{BUNDLE_MANIFEST}") or {}
     facts = RunFacts(
         folder=run_dir,
         run_id=named["run_id"],
@@ -134,7 +135,7 @@ def read_run(run_dir: Path, exported: dict[str, Any] | None = None) -> RunFacts:
         results=read_results(
             run_dir, lambda number: known[number].counts, lambda name: problems.append(f"{name} is damaged")
         ),
-        bundle_config=read(6, f"{BUNDLE}/config.json") or {},
+        bundle_config=read(6, f"{BUNDLE}/{CONFIG}") or {},
         bundle_lineage=bundle_manifest.get("lineage", {}),
         pins=_read_pins(run_dir),
     )
@@ -155,9 +156,9 @@ def _phase_facts(run_dir: Path, phase: Phase) -> PhaseFacts:
 
 def _read_splits(facts: RunFacts) -> None:
     try:
-        splits = read_splits(facts.folder / PHASES[0].folder / "splits.json")
+        splits = read_splits(facts.folder / PHASES[0].folder / SPLITS)
     except VerificationError:
-        facts.problems.append(f"{PHASES[0].folder}/splits.json is damaged")
+        facts.problems.append(f"{PHASES[0].folder}/{SPLITS} is damaged")
         return
     facts.leaks = leaks_between_roles(splits)
     facts.dropped = dropped_reasons(splits.dropped)

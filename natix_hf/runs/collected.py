@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from natix_hf.bundle.policy import POLICY, Policy, read_policy
+from natix_hf.bundle.names import POLICY, bundle_of_run
+from natix_hf.bundle.policy import Policy, read_policy
 from natix_hf.errors import VerificationError
 from natix_hf.provenance.manifest import MANIFEST
 from natix_hf.provenance.stored import Stored
@@ -19,7 +20,6 @@ from natix_hf.results.gate import GateReport
 from natix_hf.results.promise import PromiseReport
 from natix_hf.runs.graph import PHASES
 
-BUNDLE = "bundle"
 _Read = TypeVar("_Read")
 _Result = TypeVar("_Result", bound=Stored)
 
@@ -84,7 +84,7 @@ def read_results(
             on_damage(path.relative_to(run_dir).as_posix())
             return None
 
-    policy = run_dir / PHASES[6].folder / BUNDLE / POLICY
+    policy = bundle_of_run(run_dir) / POLICY
     return RunResults(
         decision=read(2, Decision),
         gate=read(3, GateReport),

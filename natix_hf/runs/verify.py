@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from natix_hf.data.splits import Splits, leaks_between_roles, read_splits
+from natix_hf.bundle.names import BUNDLE_MANIFEST, POLICY, bundle_of_run
+from natix_hf.data.splits import SPLITS, Splits, leaks_between_roles, read_splits
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.provenance.files import ids_sha256, list_files, list_temporaries, read_json
 from natix_hf.provenance.manifest import MANIFEST, manifest_problems, read_manifest
@@ -71,7 +72,7 @@ def run_problems(run_dir: Path) -> list[str]:
     problems += _run_file_problems(run_dir, manifests)
     problems += _lineage_problems(manifests)
     try:
-        splits = read_splits(run_dir / PHASES[0].folder / "splits.json")
+        splits = read_splits(run_dir / PHASES[0].folder / SPLITS)
     except VerificationError as error:
         return [*problems, *([] if str(error) in problems else [str(error)])]
     problems += leaks_between_roles(splits)
@@ -117,7 +118,7 @@ def _as_written(path: Path, content: Any) -> bool:
 def _bundle_lineage(run_dir: Path) -> dict[str, Any]:
     """The lineage in a run's bundle, or an empty dict if there is none or it cannot be read."""
     try:
-        lineage = read_json(run_dir / PHASES[6].folder / "bundle" / "bundle_manifest.json")["lineage"]
+        lineage = read_json(bundle_of_run(run_dir) / BUNDLE_MANIFEST)["lineage"]
     except (VerificationError, KeyError, TypeError):
         return {}
     return lineage if isinstance(lineage, dict) else {}
@@ -162,13 +163,14 @@ def _row_problems(run_dir: Path, phase: Phase, manifest: dict[str, Any], splits:
 
 def _bundle_problems(run_dir: Path) -> list[str]:
     """The problems of a run's bundle: its checksums, and differences from the champion and threshold of phase 2."""
-    bundle = run_dir / PHASES[6].folder / "bundle"
+    bundle = bundle_of_run(run_dir)
     if not bundle.is_dir():
         return []
     from natix_hf.bundle.contents import bundle_problems
     from natix_hf.bundle.folding import folding_problems
+    from natix_hf.bundle.names import POLICY
     from natix_hf.bundle.onnx_export import onnx_answers_problems
-    from natix_hf.bundle.policy import POLICY, read_policy
+    from natix_hf.bundle.policy import read_policy
 
     problems = bundle_problems(bundle)
     if problems:
@@ -188,7 +190,7 @@ def _bundle_problems(run_dir: Path) -> list[str]:
 
 def _policy_problems(run_dir: Path, policy: Policy) -> list[str]:
     """The differences between a bundle's calibration, promise and gate and those that phases 5 and 3 left."""
-    path = run_dir / PHASES[6].folder / "bundle" / "policy.json"
+    path = bundle_of_run(run_dir) / POLICY
     if not (run_dir / PHASES[6].folder / MANIFEST).is_file():  # phase 6 is still running
         return []
     made_from = read_manifest(run_dir / PHASES[6].folder)["upstream"]

@@ -15,8 +15,9 @@ from bundles import describe, edit, read
 from conftest import Command, refused
 from facts import tells
 
-from natix_hf.bundle.contents import BUNDLE_MANIFEST, bundle_problems, is_allowed, policy_problems
+from natix_hf.bundle.contents import bundle_problems, is_allowed, policy_problems
 from natix_hf.bundle.load import Bundle, load_bundle
+from natix_hf.bundle.names import BUNDLE_MANIFEST
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.models.classifier import build_backbone, load_classifier
 from natix_hf.models.config import ModelConfig

@@ -14,8 +14,9 @@ from conftest import REPO, Command, refused
 from local_hub import LocalHub
 
 from natix_hf.bundle import fetch
-from natix_hf.bundle.contents import BUNDLE_MANIFEST, bundle_problems
+from natix_hf.bundle.contents import bundle_problems
 from natix_hf.bundle.load import load_bundle
+from natix_hf.bundle.names import BUNDLE_MANIFEST
 from natix_hf.bundle.push import Published
 from natix_hf.errors import NatixError, VerificationError
 

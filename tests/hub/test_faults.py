@@ -16,9 +16,10 @@ from conftest import REPO, TOKEN
 from local_hub import LocalHub
 
 from natix_hf.bundle import push
-from natix_hf.bundle.contents import BUNDLE_MANIFEST, bundle_problems
+from natix_hf.bundle.contents import bundle_problems
 from natix_hf.bundle.fetch import pull_bundle
 from natix_hf.bundle.load import load_bundle
+from natix_hf.bundle.names import BUNDLE_MANIFEST
 from natix_hf.bundle.push import push_bundle
 from natix_hf.errors import HubError, NatixError, UsageError, VerificationError
 

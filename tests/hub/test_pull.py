@@ -16,8 +16,9 @@ from local_hub import LocalHub
 from PIL import Image
 
 import natix_hf
-from natix_hf.bundle.contents import BUNDLE_MANIFEST, bundle_problems
+from natix_hf.bundle.contents import bundle_problems
 from natix_hf.bundle.load import load_bundle
+from natix_hf.bundle.names import BUNDLE_MANIFEST
 from natix_hf.bundle.push import Published
 from natix_hf.errors import HubError, UsageError, VerificationError
 from natix_hf.provenance.files import list_files

@@ -15,7 +15,8 @@ from local_hub import LocalHub
 
 import natix_hf
 from natix_hf.bundle import push
-from natix_hf.bundle.contents import BUNDLE_MANIFEST, bundle_problems, is_allowed
+from natix_hf.bundle.contents import bundle_problems, is_allowed
+from natix_hf.bundle.names import BUNDLE_MANIFEST
 from natix_hf.bundle.push import push_bundle
 from natix_hf.errors import HubError, UsageError, VerificationError
 from natix_hf.phases import phase6_evaluate

@@ -1,0 +1,20 @@
+"""The names of a bundle's files, and its place in a run. Light: imports nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+BUNDLE_MANIFEST = "bundle_manifest.json"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+ONNX = "model.onnx"
+POLICY = "policy.json"
+EVALUATION = "evaluation.json"
+MODEL_CARD = "model_card.json"  # the subnet's
+BUNDLE = "bundle"  # in the folder of the phase that exports
+BUNDLE_IN_RUN = f"phase6_export/{BUNDLE}"
+
+
+def bundle_of_run(run_dir: Path) -> Path:
+    """The bundle folder of a run, whether it is there or not."""
+    return run_dir / BUNDLE_IN_RUN
