@@ -1,6 +1,6 @@
-"""Calibration of a classifier's logits, and control of the risk of its accepted answers. numpy and scipy, no torch.
+"""Calibrate a classifier's logits and control the risk of its accepted answers. Uses numpy and scipy, not torch.
 
-Each name is imported when it is first asked for: reading a recipe's `phase5:` section needs no scipy.
+Each name is imported on first access, so reading a recipe's `phase5:` section does not load scipy.
 """
 
 from __future__ import annotations

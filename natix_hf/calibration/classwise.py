@@ -1,7 +1,7 @@
-"""Two acceptance thresholds, one for each answer, so that abstaining from one answer cannot hide the other's errors.
+"""Risk control with one acceptance threshold per answer.
 
-A single threshold can hold an error rate by never accepting "None". Here each answer has its threshold, its hypothesis
-at half of `delta`, its coverage and its minimum coverage.
+A single threshold can meet an error rate by never accepting one of the answers. Here each answer has its own
+threshold, its own test at `delta / 2`, its own coverage and its own minimum coverage.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ ClasswiseLoss = Literal["error", "rates"]
 
 @dataclass(frozen=True)
 class ClasswiseRiskControl:
-    """An acceptance threshold for each answer.
+    """One acceptance threshold per answer. Returned by [`fit_classwise_risk_control`].
 
     Args:
-        feasible (`bool`): Whether both answers have a threshold. With the loss `"error"` one may have one and the
-            other none, which is then never accepted; what the one says still holds.
-        positive, negative ([`RiskControl`]): Of the rows answered 1 and 0; `coverage` is that of this answer, and
-            `delta` and `coverage_delta` are half of what was asked. With the loss `"rates"` `positive` holds the
-            false positive rate among the accepted (a positive answer's error) and `negative` the false negative rate.
-        loss (`str`): As asked.
-        delta (`float`): As asked: with this probability at most is either promise false.
+        feasible (`bool`): True if both answers have a certified threshold. With the loss `"error"` only one answer
+            may have a threshold. Its guarantee still holds, and the other answer is never accepted.
+        positive, negative ([`RiskControl`]): Results for the rows answered 1 and 0. `coverage` is the share of that
+            answer's rows. `delta` and `coverage_delta` are half of the requested values. With the loss `"rates"`,
+            `positive` bounds the false positive rate among the accepted rows and `negative` the false negative rate.
+        loss (`str`): The requested loss.
+        delta (`float`): The requested probability that at least one of the two guarantees is false.
     """
 
     feasible: bool
@@ -52,29 +52,33 @@ def fit_classwise_risk_control(
     min_coverage: float | None = None,
     coverage_delta: float = 0.05,
 ) -> ClasswiseRiskControl:
-    """Find an acceptance threshold for each answer, by two runs of [`fit_risk_control`] at `delta / 2`.
+    """Find an acceptance threshold for each answer with two runs of [`fit_risk_control`] at `delta / 2`.
 
-    With the loss `"error"` the hypotheses are that at most `alpha` of the accepted positive answers are wrong
-    (precision, PPV), and of the accepted negative ones (NPV): two thresholds that are independent of each other.
+    The loss `"error"` certifies that at most `alpha` of the accepted positive answers are wrong (1 - PPV), and at
+    most `alpha` of the accepted negative answers (1 - NPV). The two thresholds are independent.
 
-    With `"rates"` they are that the false positive rate and the false negative rate among the accepted rows are at
-    most `alpha`. Each of these depends on both thresholds, so the two are loosened together, step by step at equal
-    share of their grids, and the last step at which both are certified is taken.
+    The loss `"rates"` certifies that the false positive rate and the false negative rate among the accepted rows are
+    at most `alpha`. Each rate depends on both thresholds. The thresholds are therefore loosened together, at equal
+    shares of their grids. The result is the last step at which both rates are certified.
 
     Args:
-        confidence, alpha, delta, coverage_delta: As for [`fit_risk_control`]: one row of each group.
-        decisions, labels (`array-like` of shape `(n,)`): 0 or 1; what is answered and what is true.
+        confidence (`array-like` of shape `(n,)`): Finite numbers, for one row per group ([`one_row_per_group`]).
+        decisions (`array-like` of shape `(n,)`): The answers, 0 or 1. Both must occur.
+        labels (`array-like` of shape `(n,)`): The true labels, 0 or 1.
+        alpha (`float`): Largest risk allowed among the accepted rows, in (0, 1).
+        delta (`float`): Largest probability that at least one guarantee is false, in (0, 1).
         loss (`str`, defaults to `"error"`): `"error"` or `"rates"`.
-        grid (`tuple` of two `array-like`, *optional*): Thresholds for positive and for negative answers, fixed
-            beforehand; `None` as for [`fit_risk_control`], with what is proven then.
-        min_coverage (`float`, *optional*): A filter for each answer, as for [`fit_risk_control`].
+        grid (`tuple` of two `array-like`, *optional*): Thresholds for the positive and the negative answers, fixed
+            in advance. `None` takes them from `confidence`; [`fit_risk_control`] says what is proven then.
+        min_coverage (`float`, *optional*): Smallest coverage of each answer, as in [`fit_risk_control`].
+        coverage_delta (`float`, defaults to 0.05): Largest probability that a coverage interval is wrong.
 
     Returns:
-        [`ClasswiseRiskControl`].
+        [`ClasswiseRiskControl`]: One threshold per answer.
 
     Raises:
-        [`DataError`]: where an array is not what it must be, or all decisions are the same.
-        [`UsageError`]: for an argument that cannot be.
+        [`DataError`]: If an array is invalid, the arrays differ in length, or all decisions are the same.
+        [`UsageError`]: If an argument is out of range.
 
     Example:
         >>> import numpy as np
@@ -131,7 +135,7 @@ def _fit_rates(
     steps = max(thresholds.size for thresholds in strict_to_loose)
     enters = np.empty(c.size, dtype=np.int64)
     for answer, thresholds in zip((1, 0), strict_to_loose, strict=True):
-        # The number of thresholds that refuse a row, on the common scale of steps; `steps` where all of them do.
+        # Count the thresholds that refuse a row, on the common scale of steps. `steps` means that all of them do.
         refused = thresholds.size - np.searchsorted(thresholds[::-1], c[d == answer])
         enters[d == answer] = refused * steps // thresholds.size
     fits = [
@@ -142,7 +146,7 @@ def _fit_rates(
     step = min(last)
     accepted = enters <= step
     enough = needed_without_error(alpha, delta)
-    # The other rate's tests may have begun only at a later step: then it is not certified at this one.
+    # The tests of the other rate may have started at a later step. That rate is then not certified at this step.
     certified = step >= 0 and all(int((accepted & (y == label)).sum()) >= enough for label in (0, 1))
     answers = []
     for label, answer, thresholds, fitted in zip((0, 1), (1, 0), strict_to_loose, fits, strict=True):
@@ -162,7 +166,7 @@ def _rate_answer(
     certified: bool,
     minimum: float | None,
 ) -> RiskControl:
-    """What was fitted on the steps, as the threshold of one answer."""
+    """Convert a fit on the common steps into the result of one answer, on the scale of the confidence."""
     rows = int(answered.sum())
     nothing = replace(
         fitted, feasible=False, threshold=None, coverage=None, coverage_interval=None, risk_bound=None, rows=rows

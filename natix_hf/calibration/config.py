@@ -1,4 +1,4 @@
-"""The recipe's `phase5:` section. Light: imports nothing heavy."""
+"""The recipe's `phase5:` section. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from natix_hf.section import Section
 
 @dataclass(frozen=True)
 class RiskConfig(Section):
-    """The guarantee: at most a share alpha of the accepted answers is wrong, or there is no guarantee."""
+    """Settings of the guarantee: at most a share alpha of the accepted answers is wrong."""
 
     place: ClassVar[str] = "phase5.risk"
 
     loss: Annotated[
         Literal["error", "fnr", "fpr"],
-        "What is bounded. error: wrong answers among the accepted ones; fnr: pictures of label 1 answered as 0, among "
-        "those of label 1; fpr: pictures of label 0 answered as 1, among those of label 0.",
+        "The risk to bound among the accepted answers. error: share of wrong answers; fnr: share of the pictures with "
+        "label 1 that are answered 0; fpr: share of the pictures with label 0 that are answered 1.",
     ] = "error"
-    alpha: Annotated[float, "The largest risk allowed among the accepted answers."] = 0.05
-    delta: Annotated[float, "Probability, over the draw of the calibration groups, that the guarantee is false."] = 0.1
+    alpha: Annotated[float, "Largest risk allowed among the accepted answers."] = 0.05
+    delta: Annotated[
+        float, "Largest probability that the guarantee is false, over the draw of the calibration groups."
+    ] = 0.1
     min_coverage: Annotated[
-        float | None, "The smallest share of accepted answers at which a guarantee is given; null: any share."
+        float | None, "Smallest share of accepted answers at which a guarantee is given; null: any share."
     ] = None
-    classwise: Annotated[bool, "Fit a threshold for each of the two answers: each has its own guarantee."] = False
+    classwise: Annotated[bool, "Fit one threshold per answer; each answer gets its own guarantee."] = False
 
     def check(self) -> None:
         for name in ("alpha", "delta"):
@@ -35,14 +37,14 @@ class RiskConfig(Section):
 
 @dataclass(frozen=True)
 class ScrcConfig(Section):
-    """Calibration of the probabilities, and selective conformal risk control (SCRC)."""
+    """Settings of the probability calibration and of selective conformal risk control (SCRC)."""
 
     place: ClassVar[str] = "phase5"
 
-    method: Annotated[Literal["temperature", "platt", "none"], "How logits become calibrated probabilities."] = (
+    method: Annotated[Literal["temperature", "platt", "none"], "How the logits become calibrated probabilities."] = (
         "temperature"
     )
-    n_resamples: Annotated[int, "Resamples of the group bootstrap behind every interval."] = 500
+    n_resamples: Annotated[int, "Number of group bootstrap resamples behind each interval."] = 500
     risk: RiskConfig = field(default_factory=RiskConfig)
 
     def check(self) -> None:

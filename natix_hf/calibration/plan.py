@@ -1,7 +1,7 @@
-"""How many groups a guarantee needs: the arithmetic of the exact binomial test behind risk control.
+"""The exact binomial test behind risk control, and the number of groups that a guarantee needs.
 
-A threshold is certified where `binomial_cdf(errors, accepted, alpha) <= delta`: were the risk above `alpha`, so few
-errors would come with probability `delta` at most.
+A threshold is certified if `binomial_cdf(errors, accepted, alpha) <= delta`. If the true risk exceeded `alpha`, the
+chance of seeing this few errors would be at most `delta`.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from scipy.special import betaincc, betainccinv
 
 from natix_hf.errors import UsageError
 
-# A plan for an error rate above 0 succeeds with at least this probability.
+# A plan for an error rate above 0 must succeed with at least this probability.
 SUCCESS = 0.9
 
-# No plan goes further: an error rate so near to alpha that it needs more is refused.
+# Larger plans are refused. An error rate close to alpha would need more accepted groups than anybody can collect.
 MOST_ACCEPTED = 1_000_000
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a certificate needs.
+    """The number of calibration groups that a guarantee needs. Returned by [`groups_needed`].
 
     Args:
-        groups (`int`): Calibration groups to collect: `accepted / coverage`, rounded up. Of so many, `accepted` are
-            accepted on average; a shortfall by chance is not allowed for.
-        accepted (`int`): Accepted groups (in the loss's denominator) that the test needs.
-        allowed_errors (`int`): Most errors among them that still certify.
-        probability (`float`): That the test at `accepted` groups passes, where their true error rate is `error_rate`.
-        alpha, delta, error_rate, coverage (`float`): As asked.
+        groups (`int`): Calibration groups to collect: `accepted / coverage`, rounded up. On average `accepted` of
+            them are accepted. The plan adds no margin for a shortfall by chance.
+        accepted (`int`): Accepted groups that the test needs. Only groups in the denominator of the loss count.
+        allowed_errors (`int`): Largest number of errors among them that still passes the test.
+        probability (`float`): Probability that the test passes with `accepted` groups at the true error rate
+            `error_rate`.
+        alpha, delta, error_rate, coverage (`float`): The requested values.
     """
 
     groups: int
@@ -48,52 +49,53 @@ class Plan:
 
 
 def check_share(value: float, name: str) -> None:
-    """Raise a [`UsageError`] for a value that is not strictly between 0 and 1."""
+    """Raise a [`UsageError`] if a value is not strictly between 0 and 1."""
     if not 0 < value < 1:
         raise UsageError(f"{name} must be between 0 and 1, both excluded, found {value}")
 
 
 def binomial_cdf(errors: Any, accepted: Any, rate: float) -> Any:
-    """P(Binomial(accepted, rate) <= errors), by the incomplete beta function; arrays or numbers.
+    """Compute P(Binomial(accepted, rate) <= errors) with the incomplete beta function.
 
     Args:
-        errors (`int` or `np.ndarray`): At least 0, and at most `accepted`.
+        errors (`int` or `np.ndarray`): From 0 to `accepted`.
         accepted (`int` or `np.ndarray`): At least 0.
-        rate (`float`): Within (0, 1).
+        rate (`float`): In (0, 1).
 
     Returns:
-        `float` or `np.ndarray`: relative error about 1e-13 for up to 10^7 accepted, also far out in the tail.
+        `float` or `np.ndarray`: The probability. Its relative error is about 1e-13 for up to 10^7 accepted rows, even
+        far out in the tail.
     """
-    # The identity needs one success at least; with none the answer is 1, whatever the errors.
+    # The identity needs at least one success. Without a success the probability is 1.
     successes = np.maximum(np.subtract(accepted, errors), 1)
     tail = betaincc(np.add(errors, 1), successes, rate)
     return np.where(np.equal(accepted, errors), 1.0, tail)[()]
 
 
 def upper_bound(errors: int, accepted: int, delta: float) -> float:
-    """Clopper and Pearson's exact one-sided upper bound of a rate (1934, doi:10.1093/biomet/26.4.404).
+    """Compute the exact one-sided upper bound of a rate (Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404).
 
-    It is at most `alpha` exactly where `binomial_cdf(errors, accepted, alpha) <= delta`.
+    The bound is at most `alpha` if and only if `binomial_cdf(errors, accepted, alpha) <= delta`.
 
     Args:
-        errors, accepted (`int`): Counts, `errors <= accepted`.
-        delta (`float`): Probability that the bound is below the true rate, at most.
+        errors, accepted (`int`): Counts, with `errors <= accepted`.
+        delta (`float`): Largest probability that the bound lies below the true rate.
 
     Returns:
-        `float`: 1 where all are errors.
+        `float`: The bound; 1 if all accepted rows are errors.
     """
     return 1.0 if errors == accepted else float(betainccinv(errors + 1, accepted - errors, delta))
 
 
 def smallest_accepted(errors: Any, alpha: float, delta: float) -> npt.NDArray[np.int64]:
-    """The fewest accepted groups that certify in spite of so many errors, by bisection; exact.
+    """Find the smallest number of accepted groups that passes the test with this many errors. Exact, by bisection.
 
     Args:
         errors (`int` or `np.ndarray` of int): At least 0.
-        alpha, delta (`float`): Within (0, 1).
+        alpha, delta (`float`): In (0, 1).
 
     Returns:
-        `np.ndarray` of int64, of the shape of `errors`.
+        `np.ndarray` of int64: Numbers of groups, with the shape of `errors`.
     """
     e = np.asarray(errors, dtype=np.int64)
     low, high = e.copy(), e + 1 + np.int64(1 / alpha)
@@ -107,18 +109,18 @@ def smallest_accepted(errors: Any, alpha: float, delta: float) -> npt.NDArray[np
 
 
 def allowed_errors(accepted: int, alpha: float, delta: float) -> int:
-    """Most errors among `accepted` groups that certify a risk of at most `alpha`.
+    """Find the largest number of errors at which `accepted` groups still certify a risk of at most `alpha`.
 
     Args:
-        accepted (`int`): Accepted groups, at least 0.
-        alpha (`float`): The risk to certify, within (0, 1).
-        delta (`float`): Probability of a false certificate, at most; within (0, 1).
+        accepted (`int`): Number of accepted groups, at least 0.
+        alpha (`float`): Risk to certify, in (0, 1).
+        delta (`float`): Largest probability of a false certificate, in (0, 1).
 
     Returns:
-        `int`: -1 where not even zero errors would do.
+        `int`: The number of errors, or -1 if even zero errors are too many.
 
     Raises:
-        [`UsageError`]: for an argument that cannot be.
+        [`UsageError`]: If an argument is out of range.
 
     Example:
         >>> [allowed_errors(m, alpha=0.05, delta=0.1) for m in (44, 45, 100, 1000)]
@@ -137,20 +139,21 @@ def allowed_errors(accepted: int, alpha: float, delta: float) -> int:
 
 @lru_cache(maxsize=256)
 def needed_without_error(alpha: float, delta: float) -> int:
-    """Accepted groups that certify if none of them is an error; with fewer nothing can be certified."""
+    """Number of accepted groups that passes the test with zero errors. Fewer groups cannot certify anything."""
     return int(smallest_accepted(0, alpha, delta))
 
 
 @lru_cache(maxsize=4096)
 def needed_at_rate(errors: int, accepted: int, alpha: float, delta: float) -> int | None:
-    """Accepted groups that certify where errors come at the rate `errors / accepted`.
+    """Number of accepted groups that passes the test at the error rate `errors / accepted`.
 
     Args:
-        errors, accepted (`int`): The rate that was seen, as counts; `accepted` at least 1.
-        alpha, delta (`float`): Within (0, 1).
+        errors, accepted (`int`): The observed error rate as two counts; `accepted` is at least 1.
+        alpha, delta (`float`): In (0, 1).
 
     Returns:
-        `int`, or `None` where the rate is `alpha` or more, or so near to it that more than a million are needed.
+        `int` or `None`: `None` if the rate is at least `alpha`, or so close to it that more than a million accepted
+        groups are needed.
     """
     low, high = -1, 0
 
@@ -160,7 +163,7 @@ def needed_at_rate(errors: int, accepted: int, alpha: float, delta: float) -> in
 
     if errors >= alpha * accepted:
         return None
-    # Not the smallest number to the last unit (the share of allowed errors jumps a little), but one that is enough.
+    # The share of allowed errors jumps a little, so this number is sufficient but not always the smallest.
     while (found := enough(high)) is None:
         low, high = high, 2 * high + 1
         if high > alpha * MOST_ACCEPTED:
@@ -175,26 +178,27 @@ def needed_at_rate(errors: int, accepted: int, alpha: float, delta: float) -> in
 
 
 def groups_needed(alpha: float, delta: float, error_rate: float = 0.0, coverage: float = 1.0) -> Plan:
-    """How many calibration groups it takes to certify a risk of at most `alpha`.
+    """Compute how many calibration groups are needed to certify a risk of at most `alpha`.
 
-    With `error_rate=0` it is `log(delta) / log(1 - alpha)`, rounded up: fewer cannot certify anything. Above 0 it is
-    the smallest number of accepted groups at which the exact test passes with probability 0.9 or more; that
-    probability is a saw-tooth, so that a few groups more can be a little below it. Risk control tests stricter
-    thresholds first and must pass all of them, so plan with the error rate that the accepted groups really have.
+    With `error_rate=0` the number of accepted groups is `log(delta) / log(1 - alpha)`, rounded up. Fewer groups cannot
+    certify anything. With a higher error rate it is the smallest number at which the exact test passes with
+    probability 0.9 or more. That probability is a sawtooth, so a few more groups can fall slightly below 0.9. Risk
+    control tests stricter thresholds first and must pass all of them. Plan with a realistic error rate of the accepted
+    groups.
 
     Args:
-        alpha (`float`): The risk to certify, within (0, 1).
-        delta (`float`): Probability of a false certificate, at most; within (0, 1).
-        error_rate (`float`, defaults to 0): Of the accepted groups, at least 0 and below `alpha`.
-        coverage (`float`, defaults to 1): Share of the groups that is accepted (and in the loss's denominator),
-            within (0, 1].
+        alpha (`float`): Risk to certify, in (0, 1).
+        delta (`float`): Largest probability of a false certificate, in (0, 1).
+        error_rate (`float`, defaults to 0): Error rate of the accepted groups, from 0 to below `alpha`.
+        coverage (`float`, defaults to 1): Share of the groups that are accepted and in the denominator of the loss,
+            in (0, 1].
 
     Returns:
-        [`Plan`].
+        [`Plan`]: The numbers of groups and errors.
 
     Raises:
-        [`UsageError`]: for an argument that cannot be, or an error rate so near to `alpha` that more than a million
-        accepted groups are needed.
+        [`UsageError`]: If an argument is out of range, or `error_rate` is so close to `alpha` that more than a
+            million accepted groups are needed.
 
     Example:
         >>> groups_needed(alpha=0.05, delta=0.05).groups
@@ -214,8 +218,11 @@ def groups_needed(alpha: float, delta: float, error_rate: float = 0.0, coverage:
 
 
 def _smallest_plan(alpha: float, delta: float, error_rate: float) -> tuple[int, int, float]:
-    """Errors, accepted groups and probability. Between two numbers that allow one error more, fewer are better: only
-    those numbers need a look."""
+    """Errors, accepted groups and probability of the smallest plan.
+
+    Only the smallest number of groups for each number of errors can win: more groups with the same allowance of
+    errors lower the probability.
+    """
     if error_rate == 0:
         return 0, needed_without_error(alpha, delta), 1.0
     most = int(alpha * MOST_ACCEPTED)

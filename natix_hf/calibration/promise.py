@@ -1,4 +1,4 @@
-"""The promise about accepted answers, as a policy carries it from phase 5 to whoever loads a bundle."""
+"""The guarantee about accepted answers, as phase 5 writes it and a bundle's policy carries it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ from natix_hf.provenance.stored import OPTIONAL
 
 @dataclass(frozen=True)
 class Promise:
-    """Which answers are accepted, and what is promised of them.
+    """The acceptance rule of a policy and its guarantee.
 
     Args:
-        feasible (`bool`): Whether an acceptance cut could be certified. Where not, every answer is accepted.
-        guarantee (`str`): The promise in words, or why there is none.
-        accept_above (`dict[str, float]`, *optional*): By the name of the answer, the confidence above which it is
-            accepted, strictly. These are confidences, not logits; the decision threshold is another thing.
-        loss, alpha, delta, classwise (*optional*): What was asked of risk control; `None` where it did not run.
+        feasible (`bool`): True if an acceptance threshold was certified. If False, every answer is accepted.
+        guarantee (`str`): The guarantee in words, or the reason why there is none.
+        accept_above (`dict[str, float]`, *optional*): Maps the name of an answer to its acceptance threshold. An
+            answer is accepted if its confidence is strictly above the threshold. These thresholds are on the scale of
+            the confidence; the decision threshold is a logit.
+        loss, alpha, delta, classwise (*optional*): Settings of risk control. `None` if risk control did not run.
+
+    Example:
+        >>> import numpy as np
+        >>> promise = Promise(feasible=True, guarantee="...", accept_above={"None": 0.5, "Roadwork": 0.5})
+        >>> promise.accepts(np.array([True, False]), np.array([0.9, 0.2]), {0: "None", 1: "Roadwork"}).tolist()
+        [True, False]
     """
 
     feasible: bool = False
@@ -32,16 +39,19 @@ class Promise:
 
     @property
     def asked_for(self) -> bool:
-        """Whether risk control ran, feasible or not."""
+        """True if risk control ran, with or without a result."""
         return self.loss is not None
 
     def accepts(self, positive: np.ndarray, confidence: np.ndarray, labels: dict[int, str]) -> np.ndarray:
-        """Which answers are accepted, bool [n].
+        """Decide which answers are accepted.
 
         Args:
-            positive (`np.ndarray` of bool, of shape `(n,)`): The answers.
-            confidence (`np.ndarray` of shape `(n,)`): How far each is trusted.
-            labels (`dict[int, str]`): The names of answers 0 and 1.
+            positive (`np.ndarray` of bool, shape `(n,)`): The answers; True is answer 1.
+            confidence (`np.ndarray` of shape `(n,)`): The confidence of each answer.
+            labels (`dict[int, str]`): Names of answers 0 and 1.
+
+        Returns:
+            `np.ndarray` of bool, shape `(n,)`: True where the answer is accepted.
         """
         if self.accept_above is None:
             return np.ones(len(positive), dtype=bool)

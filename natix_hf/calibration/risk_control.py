@@ -1,8 +1,8 @@
-"""Which answers may be accepted so that few of the accepted ones are wrong, with a proof of it.
+"""Risk control: find an acceptance threshold with a guaranteed bound on the risk of the accepted answers.
 
-One acceptance threshold, by fixed-sequence testing (Learn then Test, arXiv 2110.01052) with the exact binomial tail.
-The promise: with probability at least `1 - delta` over the draw of the calibration groups, the risk of a row of a new
-group, given that it is accepted, is at most `alpha`. It needs independent rows: one of each group.
+The method is fixed-sequence testing (Learn then Test, arXiv:2110.01052) with the exact binomial tail. The guarantee:
+with probability at least `1 - delta` over the draw of the calibration groups, the risk of an accepted row of a new
+group is at most `alpha`. It requires independent rows, that is, one row per group.
 """
 
 from __future__ import annotations
@@ -21,31 +21,32 @@ from natix_hf.metrics.arrays import Floats, as_floats, as_labels, check_lengths
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-# Tests that are decided together by one bound, where it decides them.
+# Number of tests that one bound tries to decide together.
 BLOCK = 512
 
 
 @dataclass(frozen=True)
 class RiskControl:
-    """An acceptance threshold with what is guaranteed at it, or the reason why there is none.
+    """An acceptance threshold with its guarantee, or the reason why there is none. Returned by [`fit_risk_control`].
 
     Args:
-        feasible (`bool`): Whether a threshold could be certified. Where not, nothing is guaranteed.
-        threshold (`float`, *optional*): A row is accepted iff `confidence > threshold`; `None` where not feasible.
-        coverage (`float`, *optional*): Share of the calibration rows that is accepted there.
-        coverage_interval (`tuple[float, float]`, *optional*): Of the coverage on new groups ([`coverage_interval`]).
-        coverage_delta (`float`): See there; apart from `delta`.
-        accepted, errors (`int`): Accepted rows that count in the denominator, and losses among them, at the threshold.
-            Where not feasible, at the place where it failed: the first threshold tested, or, where none had rows
-            enough for a test, the loosest.
-        risk_bound (`float`, *optional*): Clopper and Pearson's upper bound at level `delta` for these two counts, at
-            most `alpha`. A description: the threshold was chosen by a look at the counts, and what is guaranteed is
-            `alpha`.
-        alpha, delta (`float`): As asked.
+        feasible (`bool`): True if a threshold was certified. If False, nothing is guaranteed.
+        threshold (`float`, *optional*): A row is accepted if `confidence > threshold`. `None` if not feasible.
+        coverage (`float`, *optional*): Share of the calibration rows that are accepted at the threshold.
+        coverage_interval (`tuple[float, float]`, *optional*): Interval of the coverage on new groups
+            ([`coverage_interval`]).
+        coverage_delta (`float`): Largest probability that `coverage_interval` is wrong. It is separate from `delta`.
+        accepted, errors (`int`): Accepted rows in the denominator of the risk at the threshold, and the losses among
+            them. If not feasible, the counts at the first threshold tested, or at the loosest threshold if none had
+            enough rows for a test.
+        risk_bound (`float`, *optional*): Clopper-Pearson upper bound at level `delta` for these two counts, at most
+            `alpha`. It only describes the counts: they also chose the threshold. The guaranteed bound is `alpha`.
+        alpha, delta (`float`): The requested values.
         needed (`int`, *optional*): Accepted rows (groups) that would certify at the error rate of the first threshold
-            tested (0 where none was); `None` where that rate is `alpha` or so near that no number in reach would do.
-        rows, eligible (`int`): Calibration rows, and those that count in the denominator if accepted.
-        reason (`str`): In words: the guarantee, or why there is none.
+            tested; the rate is 0 if none was tested. `None` if that rate is `alpha` or more, or too close to it.
+        rows (`int`): Number of calibration rows.
+        eligible (`int`): Number of rows that count in the denominator of the risk if accepted.
+        reason (`str`): The guarantee in words, or why there is none.
     """
 
     feasible: bool
@@ -65,19 +66,19 @@ class RiskControl:
 
 
 class _Rows(NamedTuple):
-    """Calibration rows in rising confidence: `counted[i]` of those below position i count, `wrong[i]` are losses."""
+    """Calibration rows by rising confidence. Below position i, `counted[i]` rows count and `wrong[i]` are losses."""
 
     confidence: Floats
     counted: Ints
     wrong: Ints
 
     def thresholds(self, cuts: Ints) -> Floats:
-        """Between the rows below each cut and those from it on; below all rows for cut 0."""
+        """Thresholds between the rows below each cut and the rows from it on. Cut 0 lies below all rows."""
         lower, upper = self.confidence[np.maximum(cuts - 1, 0)], self.confidence[cuts]
         return np.where(cuts == 0, _below(self.confidence[0]), _between(lower, upper))
 
     def cuts(self, grid: Floats | None) -> Ints:
-        """For each threshold from strict to loose, the position of the first accepted row."""
+        """Position of the first accepted row for each threshold, from strict to loose."""
         if grid is not None:
             return np.searchsorted(self.confidence, grid, side="right")
         changes = np.flatnonzero(self.confidence[1:] != self.confidence[:-1])[::-1]
@@ -94,7 +95,7 @@ class _Rows(NamedTuple):
 
 def _between(lower: Floats, upper: Floats) -> Floats:
     middle = lower / 2 + upper / 2
-    # Between adjacent floats the middle rounds to either; the lower one still separates, as > is strict.
+    # Between adjacent floats the midpoint rounds to one of them. The lower one still separates because > is strict.
     return np.where(middle < upper, middle, lower)
 
 
@@ -118,11 +119,11 @@ def _sorted_rows(confidence: Floats, losses: npt.NDArray[np.int8], eligible: Boo
 
 
 def _last_certified(accepted: Ints, errors: Ints, alpha: float, delta: float) -> int:
-    """Test in the order given until the first failure; the last index that passed, -1 where the first fails.
+    """Index of the last test that passed before the first failure, or -1 if the first test fails.
 
-    Both counts must not fall along the order.
+    Neither count may decrease along the order.
     """
-    # Rows without an error only help: a test can fail where an error came in, and nowhere else.
+    # More rows without an error only help, so a test can fail only where the number of errors rises.
     rises = np.append(0, np.flatnonzero(errors[1:] != errors[:-1]) + 1)
     for begin in range(0, rises.size, BLOCK):
         block = rises[begin : begin + BLOCK]
@@ -135,18 +136,18 @@ def _last_certified(accepted: Ints, errors: Ints, alpha: float, delta: float) ->
 
 
 def coverage_interval(coverage: float, rows: int, delta: float) -> tuple[float, float]:
-    """Interval of the coverage on new groups that holds with probability `1 - delta` at every threshold at once.
+    """Compute an interval of the coverage on new groups that holds at every threshold at once.
 
-    So it also holds at a threshold that was chosen by a look at the rows, where an interval for one proportion would
-    not (Dvoretzky, Kiefer and Wolfowitz, with Massart's constant, 1990, doi:10.1214/aop/1176990746).
+    It therefore also holds at a threshold that was chosen on the same rows; an interval for one proportion would not.
+    Source: the Dvoretzky-Kiefer-Wolfowitz inequality with Massart's constant (1990, doi:10.1214/aop/1176990746).
 
     Args:
-        coverage (`float`): Share of the rows that is accepted.
+        coverage (`float`): Share of the rows that are accepted.
         rows (`int`): Number of independent rows.
-        delta (`float`): Within (0, 1).
+        delta (`float`): Largest probability that the interval is wrong, in (0, 1).
 
     Returns:
-        `tuple[float, float]`: low and high, within [0, 1].
+        `tuple[float, float]`: Lower and upper end, in [0, 1].
     """
     slack = math.sqrt(math.log(2 / delta) / (2 * rows))
     return max(coverage - slack, 0.0), min(coverage + slack, 1.0)
@@ -173,8 +174,12 @@ def _answer(
     levels: tuple[float, float, float],
     min_coverage: float | None,
 ) -> RiskControl:
-    """`rows` accepted of all; `counts` accepted and errors of those that count; `first` the same where testing began,
-    `None` where it did not; `levels` alpha, delta, coverage_delta."""
+    """Build the result.
+
+    `rows` holds the accepted rows and all rows. `counts` holds the accepted rows and errors in the denominator.
+    `first` holds the same two counts at the first test, or is `None` if there was no test. `levels` holds alpha,
+    delta and coverage_delta.
+    """
     (accepted, errors), (alpha, delta, coverage_delta) = counts, levels
     needed = needed_without_error(alpha, delta) if first is None else needed_at_rate(first[1], first[0], alpha, delta)
     coverage, interval, bound = None, None, None
@@ -226,7 +231,7 @@ def _fit(
     cuts = rows.cuts(grid)
     accepted, errors = rows.accepted(cuts), rows.errors(cuts)
     n, eligible = rows.confidence.size, int(rows.counted[-1])
-    # The counts of accepted rows rise, so the first with enough of them is found by bisection.
+    # The counts of accepted rows never decrease, so bisection finds the first threshold with enough rows.
     start = int(np.searchsorted(accepted, needed_without_error(alpha, delta)))
     if start == cuts.size:
         counts = (int(accepted[-1]), int(errors[-1])) if cuts.size else (0, 0)
@@ -253,37 +258,39 @@ def fit_risk_control(
 ) -> RiskControl:
     """Find the loosest acceptance threshold whose risk is certified to be at most `alpha`.
 
-    Thresholds are tested from strict to loose. The first is the strictest that accepts rows enough to certify with no
-    error at all; a threshold passes where so few errors would come with probability `delta` at most, were the risk
-    `alpha`; the first failure ends it, and the last that passed is the answer. In a fixed order many thresholds cost
-    no more than one. Where the first fails there is no threshold, and the answer says so.
+    Thresholds are tested from strict to loose. The first one tested is the strictest that accepts enough rows to
+    pass with zero errors. A threshold passes if the chance of seeing this few errors at a risk of `alpha` is at most
+    `delta`. Testing stops at the first failure, and the last threshold that passed is the result. Because the order
+    is fixed, many tests cost no more of `delta` than one. If the first test fails, no threshold is certified, and
+    `reason` says why.
 
-    Rows must be independent draws of what will be met: **one row of each group** ([`one_row_per_group`]). Rows of one
-    video in place of groups break the promise.
+    Rows must be independent draws of the data in use: **one row per group** ([`one_row_per_group`]). Several frames of
+    the same video break the guarantee.
 
-    With a `grid` fixed before these rows were looked at ([`make_grid`] on other rows) the tests form a fixed sequence.
-    Only where it starts depends on these rows, by how many are accepted and never by their losses: where the risk does
-    not fall as the threshold loosens the promise is proven with that too, elsewhere simulation has to show that it
-    does not matter (benchmarks/risk_validity.py). With `grid=None` the midpoints between the distinct confidences of
-    these very rows serve, and one below them all: proven only where the risk does not fall as the threshold loosens.
+    A `grid` fixed in advance ([`make_grid`] on other rows) makes the tests a fixed sequence. Only its start depends on
+    these rows: on how many are accepted, never on their losses. If the risk never decreases as the threshold loosens,
+    the guarantee is proven despite this dependence. Otherwise simulation supports it (benchmarks/risk_validity.py).
+    With `grid=None` the thresholds are the midpoints between the distinct confidences of these rows, and one below
+    them all. The guarantee is then proven only if the risk never decreases as the threshold loosens.
 
     Args:
-        confidence (`array-like` of shape `(n,)`): Any finite numbers. Equal ones are accepted together or not at all.
+        confidence (`array-like` of shape `(n,)`): Finite numbers. Rows with equal confidence are accepted together.
         losses (`array-like` of shape `(n,)`): 0 or 1 ([`losses_for`]).
-        alpha (`float`): Most risk among the accepted rows, within (0, 1).
-        delta (`float`): Probability of a false promise, at most; within (0, 1).
-        eligible (`array-like` of shape `(n,)`, *optional*): Whether a row counts in the risk's denominator; `None` for
-            all. The others count in the coverage alone.
-        grid (`array-like` of shape `(k,)`, *optional*): Thresholds in any order, fixed beforehand.
-        min_coverage (`float`, *optional*): A filter: where the lower end of `coverage_interval` is below it, the
-            answer is not feasible. The bound has its own `coverage_delta`, which does not come out of `delta`.
-        coverage_delta (`float`, defaults to 0.05): Probability that `coverage_interval` is wrong, at most.
+        alpha (`float`): Largest risk allowed among the accepted rows, in (0, 1).
+        delta (`float`): Largest probability that the guarantee is false, in (0, 1).
+        eligible (`array-like` of shape `(n,)`, *optional*): 1 for the rows that count in the denominator of the risk,
+            0 for rows that count only in the coverage. `None`: all rows count.
+        grid (`array-like` of shape `(k,)`, *optional*): Thresholds in any order, fixed in advance.
+        min_coverage (`float`, *optional*): If the lower end of `coverage_interval` is below it, the result is not
+            feasible. This check uses `coverage_delta` and nothing of `delta`.
+        coverage_delta (`float`, defaults to 0.05): Largest probability that `coverage_interval` is wrong.
 
     Returns:
-        [`RiskControl`]. Time O(n log n), one sort; memory O(n).
+        [`RiskControl`]: The threshold and its counts. Takes O(n log n) time, for one sort, and O(n) memory.
 
     Raises:
-        [`DataError`]: where an array is not what it must be. [`UsageError`]: for an argument that cannot be.
+        [`DataError`]: If an array is invalid or the arrays differ in length.
+        [`UsageError`]: If an argument is out of range.
 
     Example:
         >>> import numpy as np
@@ -303,20 +310,21 @@ def fit_risk_control(
 
 
 def make_grid(confidence: Any, most: int = 1000) -> Floats:
-    """Thresholds for [`fit_risk_control`], from rows other than those that it will see.
+    """Make thresholds for [`fit_risk_control`] from rows that it will not see.
 
-    The midpoints between distinct confidences and one below them all; above `most`, that many of them, evenly spaced
-    by rank, with the first and the last.
+    The thresholds are the midpoints between distinct confidences, and one below them all. If there are more than
+    `most`, the grid keeps `most` of them, evenly spaced by rank, including the first and the last.
 
     Args:
-        confidence (`array-like` of shape `(n,)`): Finite numbers, on the scale of the calibration's.
-        most (`int`, defaults to 1000): Most thresholds, at least 2.
+        confidence (`array-like` of shape `(n,)`): Finite numbers, on the same scale as the calibration rows.
+        most (`int`, defaults to 1000): Largest number of thresholds, at least 2.
 
     Returns:
-        `np.ndarray` of float64, rising, of at most `most` values.
+        `np.ndarray` of float64: At most `most` rising values.
 
     Raises:
-        [`DataError`]: where the array is not what it must be. [`UsageError`]: where `most` is below 2.
+        [`DataError`]: If the array is invalid.
+        [`UsageError`]: If `most` is below 2.
 
     Example:
         >>> make_grid([2.0, 2.0, 3.0, 5.0]).tolist()

@@ -1,4 +1,4 @@
-"""The rows that risk control is given: which losses count, one row of each group, at the prior that will be met."""
+"""Prepare the rows for risk control: their losses, one row per group, and the prior of the data in use."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ Loss = Literal["error", "fnr", "fpr"]
 
 
 def losses_for(loss: Loss, decisions: Any, labels: Any) -> tuple[Labels, npt.NDArray[np.bool_]]:
-    """The losses of [`fit_risk_control`] and which rows count in their denominator.
+    """Compute the losses for [`fit_risk_control`] and the rows in the denominator of the risk.
 
     Args:
-        loss (`str`): `"error"`, any wrong answer, of all rows; `"fnr"`, a positive answered negative, of the
-            positives; `"fpr"`, a negative answered positive, of the negatives.
-        decisions, labels (`array-like` of shape `(n,)`): 0 or 1.
+        loss (`str`): `"error"` counts wrong answers among all rows. `"fnr"` counts positives answered negative, among
+            the positives. `"fpr"` counts negatives answered positive, among the negatives.
+        decisions (`array-like` of shape `(n,)`): The answers, 0 or 1.
+        labels (`array-like` of shape `(n,)`): The true labels, 0 or 1.
 
     Returns:
-        `tuple` of two `np.ndarray` of shape `(n,)`: int8 losses, 0 where a row does not count, and bool eligible.
+        `tuple` of two `np.ndarray` of shape `(n,)`: The losses (int8; 0 for rows that do not count), and the rows that
+        count in the denominator (bool).
 
     Raises:
-        [`DataError`]: where an array is not what it must be. [`UsageError`]: for an unknown loss.
+        [`DataError`]: If an array is invalid or the arrays differ in length.
+        [`UsageError`]: If the loss is unknown.
 
     Example:
         >>> losses, eligible = losses_for("fnr", decisions=[1, 0, 1, 0], labels=[1, 1, 0, 0])
@@ -42,17 +45,18 @@ def losses_for(loss: Loss, decisions: Any, labels: Any) -> tuple[Labels, npt.NDA
 
 
 def one_row_per_group(groups: Any, seed: int) -> npt.NDArray[np.int64]:
-    """Draw one row of each group, every row of a group with the same probability.
+    """Draw one row from each group, uniformly within the group.
 
     Args:
-        groups (`array-like` of shape `(n,)`): Name of the group of each row: strings or numbers.
-        seed (`int`): Not negative.
+        groups (`array-like` of shape `(n,)`): Group of each row, a string or a number.
+        seed (`int`): At least 0.
 
     Returns:
-        `np.ndarray` of int64: rising positions, one of each group.
+        `np.ndarray` of int64: Rising positions, one per group.
 
     Raises:
-        [`DataError`]: where the array is not what it must be. [`UsageError`]: for a negative seed.
+        [`DataError`]: If the array is invalid.
+        [`UsageError`]: If the seed is negative.
 
     Example:
         >>> one_row_per_group(["a", "b", "a", "a"], seed=0).size
@@ -67,19 +71,21 @@ def one_row_per_group(groups: Any, seed: int) -> npt.NDArray[np.int64]:
 
 
 def subsample_to_prior(labels: Any, target_prior: float, seed: int) -> npt.NDArray[np.int64]:
-    """Draw rows of the class that is too frequent so that the share of positives is `target_prior`; keep the other.
+    """Draw a sample in which the share of positives is `target_prior`.
+
+    Only the class that is too frequent is thinned out. All rows of the other class stay.
 
     Args:
-        labels (`array-like` of shape `(n,)`): 0 or 1, both present.
-        target_prior (`float`): Share of positives, within (0, 1), reached to the nearest row.
-        seed (`int`): Not negative.
+        labels (`array-like` of shape `(n,)`): 0 or 1; both must occur.
+        target_prior (`float`): Share of positives to reach, in (0, 1), up to the nearest row.
+        seed (`int`): At least 0.
 
     Returns:
-        `np.ndarray` of int64: rising positions of the rows to keep.
+        `np.ndarray` of int64: Rising positions of the rows to keep.
 
     Raises:
-        [`DataError`]: where the labels are not what they must be, are of one class, or a class would be left without
-        a row. [`UsageError`]: for a prior outside (0, 1) or a negative seed.
+        [`DataError`]: If the labels are invalid or of one class, or if no row of a class would be left.
+        [`UsageError`]: If the prior is outside (0, 1) or the seed is negative.
 
     Example:
         >>> kept = subsample_to_prior([1, 1, 1, 1, 1, 1, 0, 0], target_prior=0.5, seed=0)
@@ -92,7 +98,7 @@ def subsample_to_prior(labels: Any, target_prior: float, seed: int) -> npt.NDArr
     y = as_labels(labels)
     positives, negatives = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
     if not positives.size or not negatives.size:
-        raise DataError(f"labels of one class ({y[0]}) cannot be subsampled to a target prior")
+        raise DataError(f"labels of one class ({y[0]}) cannot be subsampled to a target prior: add rows of the other")
     odds = target_prior / (1 - target_prior)
     generator = np.random.default_rng(seed)
     if positives.size > negatives.size * odds:
@@ -105,7 +111,7 @@ def subsample_to_prior(labels: Any, target_prior: float, seed: int) -> npt.NDArr
 def _draw(rows: npt.NDArray[np.int64], share: float, generator: np.random.Generator) -> npt.NDArray[np.int64]:
     size = min(round(share), rows.size)
     if size == 0:
-        raise DataError(f"target_prior leaves none of the {rows.size} rows of a class: more of the other are needed")
+        raise DataError(f"target_prior leaves none of the {rows.size} rows of a class: add rows of the other class")
     return generator.choice(rows, size=size, replace=False)
 
 

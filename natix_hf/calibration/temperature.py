@@ -1,4 +1,4 @@
-"""Calibration of logits: a temperature, or Platt's slope and intercept, at the exact optimum of the likelihood."""
+"""Calibration of logits by a temperature or by Platt scaling, both at the optimum of the likelihood."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from natix_hf.metrics.arrays import Floats, Labels, as_floats, as_labels, as_wei
 
 Method = Literal["none", "temperature", "platt"]
 
-# Trained networks need some .3 to 10. Beyond these bounds a probability is a verdict (or .5) on every row.
+# Trained networks need about 0.3 to 10. Beyond these bounds every probability is close to 0, 1 or 0.5.
 TEMPERATURE_BOUNDS = (0.01, 100.0)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """An increasing map of logits, `slope * z + intercept`; a temperature T is slope 1/T and intercept 0.
+    """An increasing map of logits, `slope * z + intercept`. A temperature T has slope 1/T and intercept 0.
 
     Args:
         method (`str`): `"none"`, `"temperature"` or `"platt"`.
-        slope (`float`, defaults to 1): Above 0, so that no two rows change places.
-        intercept (`float`, defaults to 0): Calibrated logit of z = 0.
+        slope (`float`, defaults to 1): Finite and above 0, so that the order of the rows is kept.
+        intercept (`float`, defaults to 0): Calibrated logit of z = 0. Only `"platt"` may have one.
 
     Raises:
-        [`UsageError`]: for an unknown method, a slope that is not finite and above 0, or an intercept that is not
-            finite, or one that the method cannot have.
+        [`UsageError`]: If the method is unknown, or the slope or the intercept is not valid for it.
 
     Example:
         >>> Calibration("temperature", slope=1 / 2).probability([-2.0, 0.0, 2.0]).round(4).tolist()
@@ -47,14 +46,31 @@ class Calibration:
         if not math.isfinite(self.intercept):
             raise UsageError(f"intercept must be finite, found {self.intercept}")
         if (self.method != "platt" and self.intercept != 0) or (self.method == "none" and self.slope != 1):
-            raise UsageError(f'method "{self.method}" has no slope {self.slope:g} with intercept {self.intercept:g}')
+            raise UsageError(
+                f'method "{self.method}" cannot have slope {self.slope:g} and intercept {self.intercept:g}: '
+                "only platt fits both"
+            )
 
     def logit(self, logits: Any) -> Floats:
-        """Calibrated logits, float64 of shape `(n,)`; a threshold on z is carried over by the same map."""
+        """Compute calibrated logits, float64 of shape `(n,)`. The same map carries over a threshold on z.
+
+        Args:
+            logits (`array-like` of shape `(n,)`): Logit of the positive class minus that of the negative class.
+
+        Raises:
+            [`DataError`]: If the array is invalid.
+        """
         return self.slope * as_floats(logits, "logits") + self.intercept
 
     def probability(self, logits: Any) -> Floats:
-        """Calibrated P(positive), float64 of shape `(n,)`."""
+        """Compute calibrated probabilities of the positive class, float64 of shape `(n,)`.
+
+        Args:
+            logits (`array-like` of shape `(n,)`): Logit of the positive class minus that of the negative class.
+
+        Raises:
+            [`DataError`]: If the array is invalid.
+        """
         from scipy.special import expit
 
         probabilities: Floats = expit(self.logit(logits))
@@ -62,7 +78,7 @@ class Calibration:
 
 
 def _sample(logits: Any, labels: Any, sample_weight: Any | None, what: str) -> tuple[Floats, Labels, Floats]:
-    """Checked arrays, of the rows that have weight; the largest weight is 1."""
+    """Check the arrays, drop rows of weight 0, and scale the weights so that the largest is 1."""
     z, y, w = as_floats(logits, "logits"), as_labels(labels), as_weights(sample_weight)
     check_lengths(logits=z, labels=y, sample_weight=w)
     if w is None:
@@ -79,29 +95,28 @@ def _sample(logits: Any, labels: Any, sample_weight: Any | None, what: str) -> t
 
 
 def fit_temperature(logits: Any, labels: Any, sample_weight: Any | None = None) -> float:
-    """Find the temperature T that minimises the negative log-likelihood of `sigmoid(z / T)` (Guo et al. 2017,
-    arXiv:1706.04599).
+    """Find the temperature T that minimises the negative log-likelihood of `sigmoid(z / T)`.
 
-    The likelihood has one optimum over log T, the one root of its derivative, which Brent's method brackets: it
-    always converges, to about 1e-12 of T. T is kept within `TEMPERATURE_BOUNDS`, 0.01 to 100, and is the bound where
-    the optimum lies beyond it: 0.01 where the sign of z separates the classes (the likelihood then grows down to
-    T = 0), 100 where z tells nothing or the opposite (it grows up to T = infinity). Where every logit is 0, each T is
-    as good as another, and 1 is returned.
+    Source: Guo et al. 2017, arXiv:1706.04599. The likelihood has a single optimum over log T. Brent's method brackets
+    the root of its derivative and always converges, to about 1e-12 of T. T stays within `TEMPERATURE_BOUNDS`, 0.01 to
+    100. It is 0.01 if the sign of z separates the classes, because the likelihood then grows down to T = 0. It is 100
+    if z is uninformative or ranks the classes backwards, because the likelihood then grows up to T = infinity. If
+    every logit is 0, all T are equally good and the result is 1.
 
     Args:
-        logits (`array-like` of shape `(n,)`): Logit of the positive class minus that of the negative one.
-        labels (`array-like` of shape `(n,)`): 0 or 1, both present.
+        logits (`array-like` of shape `(n,)`): Logit of the positive class minus that of the negative class.
+        labels (`array-like` of shape `(n,)`): 0 or 1; both must occur.
         sample_weight (`array-like` of shape `(n,)`, *optional*):
-            Weight of each row, for instance of [`prior_weights`]; a row of weight 0 counts as absent.
+            Weight of each row, for instance from [`prior_weights`]. Rows of weight 0 are ignored.
 
     Returns:
-        `float`: T, by which logits are to be divided.
+        `float`: The temperature T. Divide the logits by it.
 
     Raises:
-        [`DataError`]: where an array is not what it must be, or the labels are of one class.
+        [`DataError`]: If an array is invalid, the arrays differ in length, or the labels are of one class.
 
     Example:
-        Right in three of four rows, so that sigmoid(4 / T) = 3/4:
+        Three of four rows are right, so sigmoid(4 / T) = 3/4:
 
         >>> round(fit_temperature([4.0, 4.0, 4.0, -4.0], [1, 1, 0, 0]), 4)
         3.641
@@ -116,8 +131,8 @@ def fit_temperature(logits: Any, labels: Any, sample_weight: Any | None = None) 
     pull = w * margin
 
     def derivative(log_t: float) -> float:
-        # Of the likelihood over 1/T; over log T it has one more factor, -1/T, which moves no root. Where it overflows,
-        # by logits near 1e308 of the wrong sign, it does so at every T within the bounds.
+        # The derivative over 1/T. Over log T it has the extra factor -1/T, which moves no root. Logits near 1e308 of
+        # the wrong sign make it overflow, but then they do so at every T within the bounds.
         with np.errstate(over="ignore"):
             return float(pull @ expit(margin * -math.exp(-log_t)))
 
@@ -132,21 +147,21 @@ def fit_temperature(logits: Any, labels: Any, sample_weight: Any | None = None) 
 def fit_platt(logits: Any, labels: Any, sample_weight: Any | None = None) -> tuple[float, float]:
     """Find the slope and intercept that minimise the negative log-likelihood of `sigmoid(slope * z + intercept)`.
 
-    Platt scaling (Platt 1999) without his smoothing of the labels: logistic regression on z, without penalty. Unlike
-    a temperature it can mend a shift of the logits; it has two variables, so it needs more rows.
+    This is Platt scaling (Platt 1999) without label smoothing: unpenalised logistic regression on z. Unlike a
+    temperature it can correct a shift of the logits. It has two parameters, so it needs more rows.
 
     Args:
-        logits, labels, sample_weight: As for [`fit_temperature`].
+        logits, labels, sample_weight: See [`fit_temperature`].
 
     Returns:
-        `tuple[float, float]`: slope and intercept; the slope is negative where z ranks the classes backwards.
+        `tuple[float, float]`: Slope and intercept. The slope is negative if z ranks the classes backwards.
 
     Raises:
-        [`DataError`]: where an array is not what it must be, the labels are of one class, all logits are equal, or a
-            threshold separates the classes (rows on it aside): the slope then has no finite optimum.
+        [`DataError`]: If an array is invalid, the labels are of one class, all logits are equal, or a threshold
+            separates the classes, apart from rows exactly on it. The slope then has no finite optimum.
 
     Example:
-        One of three positive at z = 0, four of five at z = 1, so logits of -log 2 and log 4:
+        One of three rows is positive at z = 0, and four of five at z = 1. The logits are -log 2 and log 4:
 
         >>> slope, intercept = fit_platt([0, 0, 0, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1, 1, 0])
         >>> round(slope, 4), round(intercept, 4)
@@ -162,9 +177,11 @@ def fit_platt(logits: Any, labels: Any, sample_weight: Any | None = None) -> tup
         raise DataError(f"Platt scaling needs two distinct logits: all {z.size} are {z[0]:g}")
     positive, negative = z[y == 1], z[y == 0]
     if negative.max() <= positive.min() or positive.max() <= negative.min():
-        raise DataError("Platt scaling has no finite slope: a threshold separates the classes; fit a temperature")
+        raise DataError(
+            "Platt scaling has no finite slope because a threshold separates the classes: fit a temperature"
+        )
 
-    # At mean 0 and variance 1 the solver is well conditioned, whatever the scale and offset of z.
+    # Standardise z so that the solver is well conditioned for any scale and offset.
     scale = np.abs(z).max()
     w = w / w.sum()
     unit = z / scale
@@ -172,7 +189,7 @@ def fit_platt(logits: Any, labels: Any, sample_weight: Any | None = None) -> tup
     spread = math.sqrt(w @ (unit - mean) ** 2)
     regression = LogisticRegression(C=math.inf, solver="newton-cholesky", tol=1e-12, max_iter=1000)
     with warnings.catch_warnings():
-        # Where the classes are nearly separated it says that it falls back to L-BFGS, which gets as close as needed.
+        # With nearly separated classes the solver warns that it falls back to L-BFGS, which is accurate enough here.
         warnings.simplefilter("ignore", ConvergenceWarning)
         regression.fit(((unit - mean) / spread)[:, None], y, sample_weight=w)
     slope = regression.coef_[0, 0] / spread
@@ -182,10 +199,18 @@ def fit_platt(logits: Any, labels: Any, sample_weight: Any | None = None) -> tup
 def fit_calibration(
     logits: Any, labels: Any, method: Method = "temperature", sample_weight: Any | None = None
 ) -> Calibration:
-    """Fit a [`Calibration`] by [`fit_temperature`] or [`fit_platt`]; `"none"` leaves the logits as they are.
+    """Fit a [`Calibration`] with [`fit_temperature`] or [`fit_platt`].
+
+    Args:
+        logits, labels, sample_weight: See [`fit_temperature`].
+        method (`str`, defaults to `"temperature"`): `"temperature"`, `"platt"`, or `"none"` to keep the logits.
+
+    Returns:
+        [`Calibration`]: The fitted map.
 
     Raises:
-        [`UsageError`]: for an unknown method. [`DataError`]: as these two, and where Platt's slope is not above 0.
+        [`DataError`]: As the two functions, and if Platt's slope is not above 0.
+        [`UsageError`]: If the method is unknown.
 
     Example:
         >>> fit_calibration([2.0, 2.0, -2.0], [1, 0, 1], "none")

@@ -1,7 +1,7 @@
-"""What a model is asked: rows, each as it is or at several views of the subnet's exam.
+"""The pictures that a model is asked about: each row as it is, or at several views of the subnet's exam.
 
-All arithmetic of views lives here. The views of a row follow each other: answer `views * row + i` is view i of that
-row, at level `i % 4` of the exam.
+This file holds all arithmetic of views. The views of a row are neighbours: answer `views * row + i` belongs to view i
+of that row, at level `i % 4` of the exam.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from natix_hf.subnet.challenge import LEVELS, challenge_image
 
 
 class Asked:
-    """Rows times views, aligned with the answers to them: `ids`, `groups`, `labels` and `levels` have one entry per
-    answer, `row_ids` and `row_labels` one per row.
+    """Rows times views, aligned with a model's answers.
+
+    `ids`, `groups`, `labels` and `levels` have one entry per answer. `row_ids` and `row_labels` have one entry per
+    row.
 
     Args:
-        row_ids: a list of n row ids.
-        row_groups: str [n].
-        row_labels: int64 [n].
-        exam: which views are asked; None: the pictures themselves.
-        cells: the n cells of an undecoded image column; None where the pictures are not at hand.
+        row_ids: List of n row ids.
+        row_groups: Groups, str [n].
+        row_labels: Labels, int64 [n].
+        exam: The views of each row. None: the pictures themselves.
+        cells: The n cells of an undecoded image column. None if the pictures are not needed.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Asked:
 
     @property
     def views(self) -> int:
-        """The number of views of each row."""
+        """Number of views per row."""
         return self.exam.views if self.exam is not None else 1
 
     def __len__(self) -> int:
@@ -69,23 +71,23 @@ class Asked:
 
     @cached_property
     def levels(self) -> np.ndarray:
-        """The exam's level of each answer, int64. Without an exam there are no levels: all are 0."""
+        """Level of each answer in the exam, int64. All are 0 without an exam."""
         return np.arange(len(self)) % self.views % len(LEVELS)
 
     def of_rows(self, values: Any) -> np.ndarray:
-        """One value per row, repeated for each answer to that row."""
+        """Repeat one value per row for each answer to that row."""
         return np.repeat(np.asarray(values), self.views)
 
     def picture(self, i: int) -> Image.Image:
-        """What is shown for answer i: the original image, or the view that the exam makes of it (224 x 224 px).
+        """The picture for answer i: the original image, or its exam view of 224 x 224 px.
 
         Raises:
-            DataError: the image cannot be read.
+            DataError: If the image cannot be read.
         """
         return self._shown(self._open(i // self.views), i)
 
     def pictures_of(self, answers: Sequence[int]) -> list[Image.Image]:
-        """`picture` of several answers. A row is decoded once where its views are neighbours."""
+        """The pictures for several answers. Neighbouring views of a row share one decoding."""
         shown = []
         for row, of_row in groupby(answers, key=lambda i: i // self.views):
             image = self._open(row)
@@ -93,7 +95,7 @@ class Asked:
         return shown
 
     def _open(self, row: int) -> Image.Image:
-        assert self.cells is not None, "the pictures are not at hand"
+        assert self.cells is not None, "this object was made without pictures"
         cell = self.cells[row]
         return open_image(cell, describe_cell(cell, self.row_ids[row]))
 
@@ -101,13 +103,13 @@ class Asked:
         if self.exam is None:
             return image
         row, view = divmod(i, self.views)
-        # A view depends on the row's id, not on which other rows are asked.
+        # A view depends on the id of its row only, so it is the same whatever other rows are asked.
         name = f"{self.exam.seed}/{view // len(LEVELS)}/{self.row_ids[row]}"
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
         return challenge_image(image, view % len(LEVELS), seed)
 
 
 def ask(rows: Rows, exam: Exam | None = None) -> Asked:
-    """The rows of a role, as they are or at the views of an exam."""
+    """Ask about the rows of a role, as they are or at the views of an exam."""
     cells = rows.source.select_columns([rows.image_column])[rows.image_column]
     return Asked(rows.ids, rows.groups, rows.labels, exam, cells)

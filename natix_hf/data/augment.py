@@ -1,4 +1,4 @@
-"""Augmentation of one training view with PIL and numpy, drawn from one generator: (seed, epoch, row) repeats it."""
+"""Augmentation of one training view with PIL and numpy. Every draw comes from one generator, so it can be repeated."""
 
 from __future__ import annotations
 
@@ -17,14 +17,19 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 def augment(image: Image.Image, config: Augment, size: int, rng: np.random.Generator) -> np.ndarray:
-    """One view: rotation, random resized crop, flip, colour, blur, erasing; or one of the subnet's exam.
+    """Draw one training view.
+
+    The steps are rotation, random resized crop, flip, blur, colour and erasing. With `challenge` the view is drawn
+    like a view of the subnet's exam instead.
 
     Args:
-        image: RGB, any size.
-        size: px of the square view.
+        image: RGB image of any size.
+        config: Strengths of the steps, or `challenge`.
+        size: Side of the square view in px.
+        rng: Source of every draw, seeded by (seed, epoch, row).
 
     Returns:
-        float32 [size, size, 3] in 0 to 255.
+        float32 [size, size, 3], from 0 to 255.
     """
     if config == "challenge":
         return _challenge(image, size, rng)
@@ -58,9 +63,9 @@ def _challenge(image: Image.Image, size: int, rng: np.random.Generator) -> np.nd
 
 
 def _rotate(image: Image.Image, degrees: float) -> Image.Image:
-    """Rotates about the centre and cuts to the largest box of the same shape without black corners.
+    """Rotate about the centre and crop to the largest box of the same shape without black corners.
 
-    In a long strip that box is thinner than a pixel: the caller cuts extreme shapes first.
+    In a long strip this box is thinner than a pixel, so the caller crops extreme shapes first.
     """
     width, height = image.size
     rotated = image.rotate(degrees, Image.Resampling.BILINEAR)
@@ -93,10 +98,10 @@ def _crop_box(
 
 
 def _recolour(view: Image.Image, brightness: float, contrast: float, saturation: float) -> Image.Image:
-    """Scales the distance from each pixel's grey, then from the mean grey, then everything.
+    """Scale the saturation (about each pixel's grey), then the contrast (about the mean grey), then the brightness.
 
-    The three are one affine map of (R, G, B), which PIL applies in one pass over the bytes: in numpy they cost as much
-    as all the rest of a view.
+    The three steps are one affine map of (R, G, B), which PIL applies in one pass. In numpy they would take as long as
+    the rest of the view.
     """
     red, green, blue = _LUMA
     mean: Any = view.reduce(view.size).getpixel((0, 0))

@@ -1,4 +1,4 @@
-"""Several augmented crops of each image, with masks, for self-supervised training: no labels are read."""
+"""Several augmented crops of each image, with masks, for self-supervised training. No labels are read."""
 
 from __future__ import annotations
 
@@ -22,23 +22,26 @@ if TYPE_CHECKING:
 
 Crops = dict[str, torch.Tensor]
 
-# RGB to luma and two axes of chroma (YIQ): a turn of the hue is a rotation of the last two.
+# RGB to luma and two chroma axes (YIQ). A change of hue is a rotation of the two chroma axes.
 _TO_YIQ = np.array([_LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
 _ROWS_OF_LUMA = np.tile(_LUMA, (3, 1))
 
 
 class MultiCropViews(Dataset[Crops]):
-    """Crops of the decode-once copies, indexed by `(epoch, row)`; the key and the seed alone decide every draw.
+    """Crops of the decoded copies, indexed by `(epoch, row)`. Every draw depends only on the key and the seed.
 
-    Yields `global_crops` float32 [2, 3, size, size], `local_crops` float32 [local_crops, 3, s, s], both normalised,
-    and `masks` bool [2, patches of a global crop].
+    An item holds `global_crops` float32 [2, 3, size, size], `local_crops` float32 [local_crops, 3, s, s], and `masks`
+    bool [2, patches of a global crop]. Both kinds of crops are normalised.
 
     Args:
-        decoded: what `decode_once` gives (`Rows.decoded`).
-        size: px of a global crop, a multiple of `patch_size`.
-        mean, std: of the normalisation, for pixels in 0 to 1.
-        mask_share, mask_ratio: as `block_masks` says.
+        decoded: Dataset from `decode_once` (`Rows.decoded`).
+        config: Number and augmentation of the crops.
+        size: Side of a global crop in px, a multiple of `patch_size`.
+        patch_size: Side of a patch in px.
+        mean, std: Three values each for the normalisation of pixels from 0 to 1.
+        seed: Seed of every draw.
+        mask_share, mask_ratio: See `block_masks`.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class MultiCropViews(Dataset[Crops]):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Crops]:
-        """A whole batch, as a DataLoader asks for it."""
+        """Make a whole batch. The DataLoader calls this."""
         copies = pixels_of(self.decoded, [row for _, row in keys])
         n_local = self.config.local_crops
         large = np.empty((len(keys), 2, 3, self.size, self.size), dtype=np.float32)
@@ -98,7 +101,7 @@ class MultiCropViews(Dataset[Crops]):
 
 
 def global_crop(image: Image.Image, which: int, config: CropConfig, size: int, rng: np.random.Generator) -> np.ndarray:
-    """The first (`which` 0) or second (1) global crop of an RGB image: uint8 [size, size, 3]."""
+    """Draw the first (`which` 0) or second (`which` 1) global crop of an RGB image, uint8 [size, size, 3]."""
     solarise = config.solarise if which == 1 else 0.0
     return _crop(image, config, config.global_scale, size, size / 224, config.blur[which], solarise, rng)
 
@@ -106,7 +109,7 @@ def global_crop(image: Image.Image, which: int, config: CropConfig, size: int, r
 def local_crop(
     image: Image.Image, config: CropConfig, size: int, global_size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """A local crop of an RGB image: uint8 [size, size, 3], blurred by as many px as global crops of `global_size`."""
+    """Draw a local crop of an RGB image, uint8 [size, size, 3]. Its blur has as many px as in the global crops."""
     return _crop(image, config, config.local_scale, size, global_size / 224, config.blur[2], 0.0, rng)
 
 
@@ -141,9 +144,9 @@ def _crop(
 
 
 def _recolour(view: Image.Image, brightness: float, contrast: float, saturation: float, hue: float) -> Image.Image:
-    """Turns the hue by `hue` of a full circle, then scales saturation, contrast (about the mean grey), brightness.
+    """Turn the hue by a share `hue` of a full circle, then scale saturation, contrast and brightness.
 
-    None of hue and saturation changes a pixel's grey, so all four are one affine map, which PIL applies in one pass.
+    Hue and saturation keep a pixel's grey. All four steps are therefore one affine map, which PIL applies in one pass.
     """
     cos, sin = math.cos(2 * math.pi * hue), math.sin(2 * math.pi * hue)
     turn = _FROM_YIQ @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _TO_YIQ

@@ -1,4 +1,4 @@
-"""The recipe's `phase4.crops:` section: several crops of one image, for self-supervised training."""
+"""The recipe's `phase4.crops:` section: several crops per image for self-supervised training."""
 
 from __future__ import annotations
 
@@ -8,37 +8,40 @@ from typing import Annotated, ClassVar
 from natix_hf.errors import require
 from natix_hf.section import Section
 
-_LOCAL_SHARE = 0.43  # of the global crop's side: 98 px of 224 for patches of 14, 96 px for patches of 16
+# Side of a local crop as a share of a global one: 98 of 224 px with 14 px patches, 96 px with 16 px patches.
+_LOCAL_SHARE = 0.43
 
 
 @dataclass(frozen=True)
 class CropConfig(Section):
-    """Crops for the dinov2 objective: two global ones of each image and some local ones."""
+    """Crops for the dinov2 objective: two global crops per image, and several local ones."""
 
     place: ClassVar[str] = "phase4.crops"
 
-    local_crops: Annotated[int, "Small crops of each image, beside the two global ones."] = 8
+    local_crops: Annotated[int, "Number of local crops per image, beside the two global ones."] = 8
     local_size: Annotated[
-        int | None, "Side of a local crop in px, a multiple of the patch; null: the nearest to 0.43 of a global one."
+        int | None,
+        "Side of a local crop in px, a multiple of the patch size; null: the multiple closest to 0.43 of a global "
+        "crop.",
     ] = None
-    global_scale: Annotated[list[float], "Least and most share of the image's area in a global crop."] = field(
+    global_scale: Annotated[list[float], "Smallest and largest share of the image's area in a global crop."] = field(
         default_factory=lambda: [0.32, 1.0]
     )
-    local_scale: Annotated[list[float], "Least and most share of the image's area in a local crop."] = field(
+    local_scale: Annotated[list[float], "Smallest and largest share of the image's area in a local crop."] = field(
         default_factory=lambda: [0.05, 0.32]
     )
-    ratio: Annotated[list[float], "Least and most width over height of a crop."] = field(
+    ratio: Annotated[list[float], "Smallest and largest width / height of a crop."] = field(
         default_factory=lambda: [0.75, 4 / 3]
     )
     flip: Annotated[bool, "Mirror half of the crops."] = True
-    jitter: Annotated[list[float], "Strength of the changes of brightness, contrast, saturation and hue."] = field(
+    jitter: Annotated[list[float], "Largest changes of brightness, contrast, saturation and hue."] = field(
         default_factory=lambda: [0.4, 0.4, 0.2, 0.1]
     )
     jitter_share: Annotated[float, "Share of crops with jitter."] = 0.8
     grey: Annotated[float, "Share of crops without colour."] = 0.2
-    blur: Annotated[list[float], "Shares of crops with blur: first global, second global, local."] = field(
-        default_factory=lambda: [1.0, 0.1, 0.5]
-    )
+    blur: Annotated[
+        list[float], "Share of crops with blur: of the first global crop, the second global crop, the local crops."
+    ] = field(default_factory=lambda: [1.0, 0.1, 0.5])
     solarise: Annotated[float, "Share of second global crops whose bright pixels are inverted."] = 0.2
 
     def check(self) -> None:
@@ -60,10 +63,10 @@ class CropConfig(Section):
         self.require(holds, "blur", "three shares from 0 to 1: global 1, global 2, local")
 
     def local_pixels(self, global_size: int, patch_size: int) -> int:
-        """Side in px of a local crop beside global ones of `global_size` px.
+        """Side of a local crop in px, where global crops have `global_size` px.
 
         Raises:
-            RecipeError: `local_size` is not a multiple of the patch, or larger than a global crop.
+            RecipeError: If `local_size` is not a multiple of the patch size, or is larger than a global crop.
         """
         if self.local_size is None:
             return max(1, round(_LOCAL_SHARE * global_size / patch_size)) * patch_size

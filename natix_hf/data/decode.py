@@ -1,8 +1,8 @@
-"""The decode-once pass over a source: a pixel digest and a small training copy of every image.
+"""Decode every image of a source once, into a pixel digest and a small copy for training.
 
-`datasets.map` keeps the result as memory-mapped Arrow files in its own cache, keyed by rows and settings, so that a
-second run reads it back in milliseconds. Never in the source's own folder, where `map` would put it for a
-`save_to_disk` folder: that folder may be read-only, and what it holds is part of a run's identity.
+`datasets.map` stores the result as memory-mapped Arrow files in its cache, keyed by rows and settings. A second run
+reads it in milliseconds. For a `save_to_disk` folder `map` would write into that folder by default. We name the cache
+file ourselves, because the folder may be read-only and its content is part of a run's identity.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from natix_hf.provenance.files import json_sha256
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Part of the cache's key: to be raised by whoever changes what decoding gives (here or in images.py).
+# Part of the cache key. Raise the number when the result of decoding changes, here or in images.py.
 _DECODER = f"2, pillow {PIL.__version__}"
-_ROWS_A_WORKER = 1000  # below this a second process costs more than it saves
+_ROWS_A_WORKER = 1000  # with fewer rows a second process costs more time than it saves
 
 
 def decode_once(
@@ -33,21 +33,28 @@ def decode_once(
     cache_px: int,
     on_bad_image: Literal["error", "skip"] = "error",
 ) -> Dataset:
-    """Decodes every image once.
+    """Decode every image once.
+
+    Args:
+        dataset: Rows with an undecoded image column.
+        ids: Row ids, for error messages.
+        image_column: Name of the image column.
+        cache_px: Largest short side of a copy in px.
+        on_bad_image: `error` stops at an image that cannot be read; `skip` records the problem.
 
     Returns:
-        A dataset aligned with `dataset`: `sha256` of the original pixels, and `pixels` (raw RGB bytes), `width`,
-        `height` of the copy whose short side is at most `cache_px`. Of an image that cannot be read, all of these are
-        null and `problem` says why; of any other, `problem` is null.
+        A dataset aligned with `dataset`. `sha256` is the digest of the original pixels. `pixels` (raw RGB bytes),
+        `width` and `height` describe the copy. For an image that cannot be read these are null, and `problem` gives
+        the reason. Otherwise `problem` is null.
 
     Raises:
-        DataError: an image cannot be read and `on_bad_image` is `error`; the line names its row.
+        DataError: If an image cannot be read and `on_bad_image` is `error`. The message names the row.
     """
     from datasets import Features, Value, config
 
     kinds = {"sha256": "string", "width": "int32", "height": "int32", "pixels": "large_binary", "problem": "string"}
     features = Features({name: Value(kind) for name, kind in kinds.items()})
-    # `on_bad_image` is no part of the key: a pass that ends well leaves the same file under both settings.
+    # `on_bad_image` is not part of the key, because a successful pass leaves the same file under both settings.
     key = json_sha256([dataset._fingerprint, ids, image_column, cache_px, _DECODER])[:32]
     workers = min(os.cpu_count() or 1, len(dataset) // _ROWS_A_WORKER)
     decoded = dataset.select_columns([image_column]).map(
@@ -62,7 +69,7 @@ def decode_once(
         writer_batch_size=200,
         desc="decoding images",
     )
-    if on_bad_image == "error":  # the file may be that of a run that skipped
+    if on_bad_image == "error":  # the cached file may come from a run with `skip`
         for problem in decoded["problem"]:
             if problem is not None:
                 raise _bad_image(problem)
@@ -84,13 +91,13 @@ def _decode_row(
 
 
 def _bad_image(problem: str) -> DataError:
-    return DataError(f"{problem}: repair it, or leave such rows out with data.on_bad_image=skip")
+    return DataError(f"{problem}: repair the file, or leave such rows out with data.on_bad_image=skip")
 
 
 def pixels_of(arrow_rows: Dataset, indices: list[int]) -> list[np.ndarray]:
-    """The training copies of rows of `decoded.with_format("arrow")`: read-only uint8 [H, W, 3] each.
+    """Read the training copies of some rows of `decoded.with_format("arrow")`, read-only uint8 [H, W, 3] each.
 
-    Many rows at once: `datasets` takes longer to look one row up than to copy its pixels.
+    It reads many rows at once, because `datasets` takes longer to find one row than to copy its pixels.
     """
     table = arrow_rows[indices]
     sizes = zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True)

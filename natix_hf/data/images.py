@@ -1,4 +1,4 @@
-"""From stored bytes to one kind of picture: an upright 8-bit RGB image, whatever the file was."""
+"""Read image files of any kind as upright 8-bit RGB images."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from natix_hf.errors import DataError
 
-# Beyond this ratio of its sides an image is cut to its centre square before it is resized or rotated: the work on a
-# 10,000 x 1 strip would need gigabytes.
+# An image with a larger ratio of its sides is cropped to its centre square before it is resized or rotated. A strip of
+# 10,000 x 1 px would otherwise need gigabytes.
 EXTREME_ASPECT = 4
 
 
 def open_image(value: Any, name: str = "image") -> Image.Image:
-    """Opens a path, encoded bytes, a `datasets` image cell (`{"bytes", "path"}`), a uint8 array [H, W] or [H, W, 3]
-    or a PIL image as an upright RGB image.
+    """Open an image as upright RGB.
+
+    Args:
+        value: A path, encoded bytes, a `datasets` image cell (`{"bytes", "path"}`), a PIL image, or a uint8 array
+            [H, W] or [H, W, 3].
+        name: Name of the image for error messages.
 
     Raises:
-        DataError: it cannot be read as an image; the line holds `name`.
+        DataError: If it cannot be read as an image. The message holds `name`.
     """
     try:
         if isinstance(value, Image.Image):
@@ -39,14 +43,14 @@ def open_image(value: Any, name: str = "image") -> Image.Image:
             return to_rgb(image)
     except FileNotFoundError:
         raise DataError(f"{name}: there is no such file") from None
-    except UnidentifiedImageError:  # its own text holds the address of a buffer
+    except UnidentifiedImageError:  # PIL's own message shows only the address of a buffer
         raise DataError(f"{name} cannot be read as an image (it is of no known format)") from None
     except (OSError, ValueError, TypeError, AttributeError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} cannot be read as an image ({error})") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright (EXIF) 8-bit RGB. 16-bit grey is scaled to 8 bits, where PIL alone would clip it to white."""
+    """Convert to 8-bit RGB, upright by EXIF. 16-bit grey is scaled to 8 bits; PIL alone would clip it to white."""
     if 0 in image.size:
         raise ValueError(f"it has {image.width} x {image.height} px")
     image = ImageOps.exif_transpose(image)
@@ -58,7 +62,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def centre_square(image: Image.Image) -> Image.Image:
-    """The largest centred square of an image."""
+    """Crop the largest centred square of an image."""
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
@@ -66,12 +70,12 @@ def centre_square(image: Image.Image) -> Image.Image:
 
 
 def tame_aspect(image: Image.Image) -> Image.Image:
-    """The centre square of an image with an extreme shape; any other image as it is."""
+    """Crop an image of extreme shape to its centre square. Other images stay as they are."""
     return centre_square(image) if max(image.size) > EXTREME_ASPECT * min(image.size) else image
 
 
 def shrink(image: Image.Image, short_side: int) -> Image.Image:
-    """Resizes so that the short side is at most `short_side` px; smaller images are returned as they are."""
+    """Resize so that the short side is at most `short_side` px. Smaller images stay as they are."""
     scale = short_side / min(image.size)
     if scale >= 1:
         return image
@@ -80,11 +84,11 @@ def shrink(image: Image.Image, short_side: int) -> Image.Image:
 
 
 def pixel_sha256(image: Image.Image) -> str:
-    """sha256 of the decoded pixels: equal for one picture stored in two lossless formats."""
+    """Compute the sha256 of the decoded pixels. It is the same for a picture in two lossless formats."""
     return hashlib.sha256(f"{image.width}x{image.height}:".encode() + image.tobytes()).hexdigest()
 
 
 def describe_cell(cell: dict[str, Any] | None, row_id: str) -> str:
-    """A name for a row's image in an error line."""
+    """Name the image of a row for an error message."""
     path = cell.get("path") if cell else None
     return f"the image of row {row_id}" + (f" ({Path(path).name})" if path else "")

@@ -1,4 +1,4 @@
-"""Which patches of which images a student does not see: blocks, drawn from one generator."""
+"""Block-wise masks over the patches of images, for masked image modelling."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_ASPECT = (0.3, 3.3)  # height over width of a block
-_LEAST_AREA = 4  # patches of a block, while that many are still to be masked
-_ATTEMPTS = 10  # to place one block, before what is left is spread over single patches
+_ASPECT = (0.3, 3.3)  # height / width of a block
+_LEAST_AREA = 4  # smallest block in patches, while at least that many are left to mask
+_ATTEMPTS = 10  # failed attempts to place a block, after which the rest is spread over single patches
 
 
 def block_masks(
@@ -19,18 +19,18 @@ def block_masks(
     share: float = 0.5,
     ratio: Sequence[float] = (0.1, 0.5),
 ) -> np.ndarray:
-    """Masks some images by rectangles of patches.
+    """Mask rectangles of patches in some of the images.
 
     Args:
-        rng: what every draw comes from.
-        n_images: images to draw for.
-        grid: rows and columns of patches.
-        share: of the images, that get a mask. `share * n_images` of them, rounded up or down so that it holds on
-            average.
-        ratio: least and most share of an image's patches that is masked; at least one patch.
+        rng: Source of every draw.
+        n_images: Number of images.
+        grid: Rows and columns of patches.
+        share: Share of the images that get a mask. `share * n_images` is rounded up or down at random, so that the
+            share is right on average.
+        ratio: Smallest and largest share of an image's patches to mask. At least one patch is masked.
 
     Returns:
-        bool [n_images, rows * columns], True: masked.
+        bool [n_images, rows * columns]; True where a patch is masked.
     """
     masks = np.zeros((n_images, grid[0] * grid[1]), dtype=bool)
     count = int(share * n_images + rng.random())
@@ -41,7 +41,7 @@ def block_masks(
 
 
 def _blocks(rng: np.random.Generator, grid: tuple[int, int], masked: int) -> np.ndarray:
-    """bool [rows, columns] with exactly `masked` True."""
+    """Draw a mask, bool [rows, columns], with exactly `masked` patches."""
     mask = np.zeros(grid, dtype=bool)
     left = masked
     failed = 0

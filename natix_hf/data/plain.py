@@ -1,4 +1,4 @@
-"""Rows of a dataset that is already in memory: an image column, a label column, nothing else."""
+"""Read rows from a dataset in memory that has an image column and perhaps a label column."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from natix_hf.errors import DataError, first_line
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_CACHE_PX = 256  # short side of the copies that training reads, as `data.cache_px`
+_CACHE_PX = 256  # short side of the copies that training reads, the default of `data.cache_px`
 
 
 def is_plain(dataset: Any, image_column: str = "image") -> bool:
-    """Whether a dataset holds pictures to be prepared here, and not tensors that are ready for a model.
+    """Check that a dataset holds pictures to prepare, not tensors that are ready for a model.
 
-    Plain are a `datasets.Dataset` with the image column and without a transform of its own, and a list or tuple of
-    mappings with the image column.
+    A plain dataset is a `datasets.Dataset` that has the image column and no transform of its own, or a list or tuple
+    of mappings with the image column.
     """
     import datasets
 
@@ -36,21 +36,22 @@ def rows_of(
     label_column: str | None = "label",
     cache_px: int = _CACHE_PX,
 ) -> Rows:
-    """Read a plain dataset: check its labels, decode every image once.
+    """Read a plain dataset: check its labels and decode every image once.
 
     Args:
-        dataset: as `is_plain` says. Images are PIL images, encoded bytes or paths; labels are a `ClassLabel` of two
-            names, 0 and 1, or booleans.
-        role: name of the rows in errors and caches, as "train".
-        label_column: None: there are no labels; all are 0 and mean nothing.
-        cache_px: short side of the copies that augmentation starts from, px.
+        dataset: A plain dataset ([`is_plain`]). Images are PIL images, encoded bytes or paths. Labels are a
+            `ClassLabel` with two names, 0 and 1, or booleans.
+        role: Name of the rows in errors and caches, such as "train".
+        image_column: Name of the image column.
+        label_column: Name of the label column. None: there are no labels; all are set to 0 and mean nothing.
+        cache_px: Short side in px of the copies that augmentation starts from.
 
     Returns:
-        The rows; each is its own group, and `ids` are `<role>/<index>`.
+        [`Rows`]: The rows. Each row is its own group, and its id is `<role>/<index>`.
 
     Raises:
-        DataError: no rows, a missing column, another label than 0 and 1, or an image that cannot be read. The line
-            names the row.
+        DataError: If there are no rows, a column is missing, a label is not 0 or 1, or an image cannot be read. The
+            message names the row.
 
     Example:
         >>> rows = rows_of(dataset, "train")  # doctest: +SKIP
@@ -77,12 +78,12 @@ def rows_of(
     decoded = decode_once(source, ids, image_column, cache_px, on_bad_image="skip")
     problem = next((problem for problem in decoded["problem"] if problem is not None), None)
     if problem is not None:
-        raise DataError(f"{problem}: repair it, or leave that row of {what} out")
+        raise DataError(f"{problem}: repair it, or remove that row from {what}")
     return Rows(role, ids, labels, np.asarray(ids), source, decoded, image_column)
 
 
 def class_names(dataset: Any, label_column: str = "label") -> list[str] | None:
-    """The names of labels 0 and 1, where the label column is a `ClassLabel`."""
+    """Names of labels 0 and 1 if the label column is a `ClassLabel`, else None."""
     import datasets
 
     feature = dataset.features.get(label_column) if isinstance(dataset, datasets.Dataset) else None
@@ -101,13 +102,13 @@ def _table(dataset: Any, image_column: str) -> Dataset:
 def _labels(table: Dataset, column: str, what: str) -> np.ndarray:
     names = class_names(table, column)
     if names is not None and len(names) != 2:
-        raise DataError(f"{column!r} of {what} has {len(names)} classes ({', '.join(names[:5])}): two are needed")
+        raise DataError(f"{column!r} of {what} has {len(names)} classes ({', '.join(names[:5])}): it must have two")
     values = table[column][:]
     for row, value in enumerate(values):
         if isinstance(value, str):
             raise DataError(
-                f"{column!r} of {what} holds text, as {value!r}: number it first, with "
-                f"dataset.class_encode_column({column!r}) or 0 and 1"
+                f"{column!r} of {what} holds text, such as {value!r}: convert it to 0 and 1, for example with "
+                f"dataset.class_encode_column({column!r})"
             )
         if not isinstance(value, int) or value not in (0, 1):
             raise DataError(f"row {row} of {what} has label {value!r}: labels must be 0 or 1")

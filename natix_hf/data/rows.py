@@ -1,4 +1,4 @@
-"""Rows by role: what a phase gets to read, and nothing else."""
+"""Rows by role. A phase gets the rows of its roles and no others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one role, aligned: ids, labels int64 [n], groups, the source's columns and the decoded copies."""
+    """The rows of one role. All fields are aligned.
+
+    `labels` is int64 [n]. `source` holds the original columns and `decoded` the copies for training.
+    """
 
     role: str
     ids: list[str]
@@ -35,7 +38,7 @@ class Rows:
         return len(self.ids)
 
     def images(self) -> Iterable[Image.Image]:
-        """The original images, decoded one at a time."""
+        """Yield the original images, decoded one at a time."""
         from natix_hf.data.images import describe_cell, open_image
 
         for row_id, cell in zip(self.ids, self.source[self.image_column], strict=True):
@@ -71,11 +74,12 @@ class ImageData:
 
 
 def load_image_data(config: DataConfig, splits: Splits | None = None) -> ImageData:
-    """Loads the source, decodes every image once, and divides the rows unless `splits` are given. Without a source
-    every role is empty.
+    """Load the source, decode every image once, and divide the rows unless `splits` are given.
+
+    Without a source every role is empty.
 
     Raises:
-        DataError: as `load_source`, `decode_once` and `make_splits` say, or the source lacks a row of `splits`.
+        DataError: As `load_source`, `decode_once` and `make_splits` do, or if the source no longer matches `splits`.
     """
     if config.source is None:
         return _nothing(config)
@@ -103,8 +107,10 @@ def load_image_data(config: DataConfig, splits: Splits | None = None) -> ImageDa
             )
         lost = next((row_id for row_id in splits.ids if row_id in problems), None)
         if lost is not None:
-            raise DataError(f"{problems[lost]}; when the rows were divided it could: repair it, or begin a new run")
-        # Rows are known by their place; only the pictures show whether the source still is what was divided.
+            raise DataError(
+                f"{problems[lost]}; it was readable when the rows were divided: repair it, or begin a new run"
+            )
+        # Row ids only name positions. The pixels show if the source is still the one that was divided.
         now = dict(zip(rows.ids, decoded["sha256"], strict=True))
         other = next((i for i, digest in zip(splits.ids, splits.sha256, strict=True) if now[i] != digest), None)
         if other is not None:

@@ -1,4 +1,4 @@
-"""The order of training rows: a function of (seed, epoch) alone, equal on every rank and after a resume."""
+"""The order of training rows. It depends only on (seed, epoch), so it is the same on every rank and after a resume."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch.utils.data import Sampler
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields `(epoch, row)` pairs, so that a persistent worker knows the epoch that its augmentation is drawn from.
+    """A sampler of `(epoch, row)` pairs. The epoch tells persistent workers which augmentation to draw.
 
     Args:
-        labels: int64 [n], 0 or 1.
-        seed: of the order.
-        target_prior: share of label 1 in an epoch; rows of the rarer side come back, none twice before all once.
-            None: every row once.
+        labels: Labels, int64 [n], 0 or 1.
+        seed: Seed of the order.
+        target_prior: Share of label 1 in an epoch. Rows of a class repeat if needed, but no row comes twice before all
+            rows of its class came once. None: every row comes once.
     """
 
     def __init__(self, labels: np.ndarray, seed: int, target_prior: float | None = None) -> None:
@@ -43,6 +43,6 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def _cycle(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` rows, in random order, none twice before all once."""
+    """Draw `count` rows in random order. No row comes twice before all came once."""
     passes = -(-count // len(rows))
     return np.concatenate([rng.permutation(rows) for _ in range(passes)] or [rows[:0]])[:count]

@@ -1,4 +1,4 @@
-"""From `data.source` to rows: the synthetic scenes, a folder, or a dataset on the Hub, all through `datasets`."""
+"""Load the rows of `data.source`: synthetic scenes, a folder, or a dataset on the Hub."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ if TYPE_CHECKING:
 
 TEST_SPLIT = "test"
 _UNLABELLED = "phase4.unlabelled"
-# Class names whose order says which of them is 1.
+# Pairs of class names that are clear about which one is label 1.
 _KNOWN_CLASSES = (["none", "roadwork"], ["0", "1"], ["no", "yes"], ["false", "true"], ["negative", "positive"])
 
 
 @dataclass(frozen=True)
 class SourceRows:
-    """All rows of a source, in its own order.
+    """All rows of a source, in the order of the source.
 
-    `dataset` has an undecoded image column; `ids` are `<source split>/<index>`; `labels` int64 [n]; `groups` are
-    strings, None where the row is its own group; `official_test` bool [n]; `left_out` maps ids that the label rule
-    refuses to the reason.
+    Args:
+        dataset: The rows, with an undecoded image column.
+        ids: `<source split>/<index>` of each row.
+        labels: Labels, int64 [n].
+        groups: Group of each row. None: the row is its own group.
+        official_test: bool [n], True for rows of the source's own test split.
+        left_out: Rows that the label rule refuses, as id -> reason.
     """
 
     dataset: Dataset
@@ -39,10 +43,10 @@ class SourceRows:
 
 
 def load_source(config: DataConfig) -> SourceRows:
-    """Loads the source and checks its columns.
+    """Load the source and check its columns.
 
     Raises:
-        DataError: no such source, no rows, a missing column, or labels other than 0 and 1.
+        DataError: If the source does not exist or has no rows, a column is missing, or a label is not 0 or 1.
     """
     assert config.source is not None, "without a source there are no rows to load"
     splits = _load_splits(config.source, config)
@@ -62,7 +66,7 @@ def load_source(config: DataConfig) -> SourceRows:
     dataset = _joined(splits, config.source, config.image_column)
     ids = [f"{name}/{index}" for name, split in splits.items() for index in range(len(split))]
     official_test = np.repeat([name == TEST_SPLIT for name in splits], [len(split) for split in splits.values()])
-    if official_test.all():  # a source of nothing but a test split is simply a source
+    if official_test.all():  # a source that has only a test split is divided like any other
         official_test[:] = False
     labels = _labels(dataset, ids, config)
     return SourceRows(
@@ -78,15 +82,17 @@ def load_source(config: DataConfig) -> SourceRows:
 
 
 def load_unlabelled(source: str, config: DataConfig) -> tuple[Dataset, list[str], list[str | None]]:
-    """Every row of a further source, whatever its labels: the image column alone (undecoded), ids, and groups.
+    """Load every row of an additional source and ignore its labels.
 
     Args:
-        source: a folder or a Hub dataset id.
-        config: of the labelled data; names the image column, and the column of groups where `source` has it. Its
-            revision is that of `source`.
+        source: A folder or a Hub dataset id.
+        config: Names the image column, and the group column if `source` has it. Its `revision` applies to `source`.
+
+    Returns:
+        The undecoded image column, the row ids, and the groups (None: the row is its own group).
 
     Raises:
-        DataError: no such source, no rows, or no images.
+        DataError: If the source does not exist, has no rows or has no images.
     """
     splits = _load_splits(source, config, key=_UNLABELLED)
     for name, split in splits.items():
@@ -102,7 +108,7 @@ def load_unlabelled(source: str, config: DataConfig) -> tuple[Dataset, list[str]
 
 
 def _joined(splits: dict[str, Dataset], source: str, image_column: str) -> Dataset:
-    """All splits as one dataset with an undecoded image column."""
+    """Join all splits into one dataset with an undecoded image column."""
     from datasets import Image, concatenate_datasets
 
     try:
@@ -146,7 +152,7 @@ def _load_splits(source: str, config: DataConfig, key: str = "data.source") -> d
             f"{key}: no dataset {source!r} on the Hub, or no right to read it ({first_line(error)})"
         ) from None
     except (OSError, ValueError, IndexError, RuntimeError, DatasetsError) as error:  # IndexError: saved without rows
-        cause = first_line(error.__cause__ or error)  # DatasetGenerationError keeps what happened in its cause
+        cause = first_line(error.__cause__ or error)  # DatasetGenerationError hides the real error in its cause
         raise DataError(f"{key}: {source} cannot be loaded by `datasets` ({cause})") from None
     return {"train": loaded} if isinstance(loaded, Dataset) else dict(DatasetDict(loaded))
 
@@ -158,10 +164,10 @@ def _labels(dataset: Dataset, ids: list[str], config: DataConfig) -> np.ndarray:
     feature = dataset.features[config.label_column]
     if isinstance(feature, ClassLabel):
         positive = feature.names.index(_positive_class(feature.names, config))
-        # -1 is what `datasets` keeps for "no label".
+        # `datasets` stores a missing label as -1.
         values = [None if value is None or value < 0 else int(value == positive) for value in values]
     elif config.positive_class is not None:
-        held = f"{config.label_column!r} holds {feature.dtype} values"
+        held = f"{config.label_column!r} holds {feature.dtype} values, remove the key"
         raise DataError(f"data.positive_class is for named classes: {held}")
     for row_id, value in zip(ids, values, strict=True):
         if not isinstance(value, int) or value not in (0, 1):
@@ -170,7 +176,10 @@ def _labels(dataset: Dataset, ids: list[str], config: DataConfig) -> np.ndarray:
 
 
 def _positive_class(names: list[str], config: DataConfig) -> str:
-    """Which named class means 1. `datasets` numbers the folders of images by the alphabet, which says nothing."""
+    """Name of the class that becomes label 1.
+
+    `datasets` numbers class folders in alphabetical order, so their numbers say nothing.
+    """
     if config.positive_class is not None:
         if config.positive_class not in names:
             raise DataError(f"data.positive_class {config.positive_class!r} is none of the classes {', '.join(names)}")
@@ -181,7 +190,7 @@ def _positive_class(names: list[str], config: DataConfig) -> str:
 
 
 def _apply_label_rule(dataset: Dataset, ids: list[str], labels: np.ndarray) -> dict[str, str]:
-    """The validator's rule: label 1 counts with a scene description only, label 0 without one only."""
+    """Apply the validator's rule: label 1 counts only with a scene description, label 0 only without one."""
     refused = {}
     columns = zip(ids, labels, dataset["scene_description"][:], strict=True)
     for row_id, label, description in columns:

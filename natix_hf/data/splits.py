@@ -1,4 +1,4 @@
-"""Group-aware, stratified, seeded splits, and what overlaps between them."""
+"""Seeded splits by group, stratified by class, and the overlaps between them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from natix_hf.errors import DataError, VerificationError
 from natix_hf.provenance.files import read_json, write_json
 
-# From the least protected to the most: an overlapping row leaves the less protected side.
+# From the least to the most protected role. A row that overlaps two roles leaves the less protected one.
 ROLES = ("train", "val_select", "val_calib", "test")
 _SHARES = {"train": 0.60, "val_select": 0.15, "val_calib": 0.15, "test": 0.10}
 _SHARES_WITH_OFFICIAL_TEST = {"train": 0.65, "val_select": 0.175, "val_calib": 0.175}
@@ -24,9 +24,10 @@ SPLITS = "splits.json"
 
 @dataclass(frozen=True)
 class Splits:
-    """One entry a kept row, in the source's order: id, role, group, label (as used) and digest of the pixels.
+    """The kept rows in the order of the source, one list entry per row.
 
-    `dropped` lists what was left out: `{"id", "role", "reason"}`.
+    `labels` are the labels in use, with any label noise. `sha256` are digests of the pixels. `dropped` lists the rows
+    left out as `{"id", "role", "reason"}`.
     """
 
     ids: list[str]
@@ -37,14 +38,14 @@ class Splits:
     dropped: list[dict[str, str]] = field(default_factory=list)
 
     def positions(self, role: str) -> np.ndarray:
-        """int64 positions of a role's rows in these lists."""
+        """Positions of the rows of a role in these lists, int64."""
         return np.flatnonzero(np.asarray(self.roles) == role)
 
     def ids_of(self, role: str) -> list[str]:
         return [self.ids[i] for i in self.positions(role)]
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Rows, label-1 rows and groups (all, and those with a label-1 row) of every role."""
+        """Count the rows and groups of every role, in total and with label 1."""
         result = {}
         for role in ROLES:
             at = self.positions(role)
@@ -69,21 +70,26 @@ def make_splits(
     on_overlap: Literal["drop", "error"],
     label_noise: float = 0.0,
 ) -> Splits:
-    """Divides rows by group: 60/15/15/10 of the groups of each class, or 65/17.5/17.5 beside an official test split.
+    """Divide rows by group into train, val_select, val_calib and test.
 
-    The order of the rows does not matter: groups and ids are sorted before they are shuffled.
+    The shares are 60%, 15%, 15% and 10% of the groups of each class. If the source has its own test split, they are
+    65%, 17.5% and 17.5%. The order of the rows does not matter: groups and ids are sorted before they are shuffled.
 
     Args:
-        labels: int64 [n]. official_test: bool [n], rows of the source's own test split.
-        sha256: digests of the pictures; of rows in `left_out` they may be None.
-        left_out: ids that the label rule refuses or whose image cannot be read, with the reason.
-        on_overlap: what to do with a group or a picture that appears in two roles.
-        label_noise: share of train labels to flip.
+        ids: Row ids.
+        labels: Labels, int64 [n].
+        groups: Group of each row. None: the row is its own group.
+        sha256: Digest of each picture. It may be None for rows in `left_out`.
+        official_test: bool [n], True for rows of the source's own test split.
+        left_out: Rows to leave out, as id -> reason.
+        seed: Seed of the division and of the label noise.
+        on_overlap: What to do with a group or picture in two roles.
+        label_noise: Share of the train labels to flip.
 
     Raises:
-        DataError: overlap with `on_overlap="error"`, or a role without rows of both classes.
+        DataError: If rows overlap and `on_overlap` is `error`, or a role lacks rows of a class.
     """
-    # A row without a group is its own; the prefix keeps it apart from a group that happens to be called like an id.
+    # A row without a group is its own group. The prefix separates it from a group that is named like a row id.
     own_groups = [f"group:{g}" if g is not None else f"row:{row_id}" for row_id, g in zip(ids, groups, strict=True)]
     kept = np.array([row_id not in left_out for row_id in ids])
     roles = np.where(official_test, "test", "").astype(object)
@@ -123,7 +129,10 @@ def make_splits(
 
 
 def _divide_groups(groups: list[str], labels: np.ndarray, shares: dict[str, float], seed: int) -> dict[str, str]:
-    """Role of each group. A group's class is that of most of its rows; each class is divided by largest remainder."""
+    """Assign a role to each group. A group has the class of most of its rows.
+
+    Each class is divided by the largest remainder method.
+    """
     votes: dict[str, list[int]] = defaultdict(list)
     for group, label in zip(groups, labels, strict=True):
         votes[group].append(int(label))
@@ -146,7 +155,7 @@ def _divide_groups(groups: list[str], labels: np.ndarray, shares: dict[str, floa
 def _overlaps(
     at: list[int], ids: Sequence[str], roles: np.ndarray, groups: Sequence[str], sha256: Sequence[str | None]
 ) -> dict[int, str]:
-    """Rows that must leave because their group or their picture is in a more protected role, with the reason."""
+    """Find the rows whose group or picture is also in a more protected role, with the reason to drop each."""
     reasons: dict[int, str] = {}
     for what, keys in (("group", groups), ("picture", sha256)):
         strictest: dict[str | None, int] = {}
@@ -199,7 +208,7 @@ def write_splits(path: Path, splits: Splits) -> None:
 
 
 def dropped_reasons(dropped: list[dict[str, str]]) -> dict[str, int]:
-    """How many rows were left out for which kind of reason."""
+    """Count the rows left out for each kind of reason."""
     return dict(Counter(re.split(" as row |: ", row["reason"])[0] for row in dropped))
 
 
@@ -208,10 +217,10 @@ def say_dropped(dropped: list[dict[str, str]]) -> str:
 
 
 def read_splits(path: Path) -> Splits:
-    """Reads `splits.json`.
+    """Read `splits.json`.
 
     Raises:
-        VerificationError: it is missing, damaged, or of another schema.
+        VerificationError: If it is missing, damaged or of another schema.
     """
     content: Any = read_json(path)
     columns = ("ids", "roles", "groups", "labels", "sha256")
@@ -227,7 +236,7 @@ def read_splits(path: Path) -> Splits:
 
 
 def leaks_between_roles(splits: Splits) -> list[str]:
-    """One line for every row id, group or picture that stands in two roles; empty if there is none."""
+    """List one line for every row id, group or picture in two roles. The list is empty if there is none."""
     found = []
     for what, keys in (("row", splits.ids), ("group", splits.groups), ("picture", splits.sha256)):
         first: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Images without labels for self-supervised learning: further sources, without what val and test hold."""
+"""Unlabelled images for self-supervised training: additional sources, without the pictures of val and test."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from natix_hf.data.splits import Splits
 from natix_hf.errors import DataError
 
 ROLE = "unlabelled"
-# Extended pre-training must not see what a threshold, a calibration or the test is measured on.
+# Pre-training must not see the rows on which the threshold, the calibration and the test are measured.
 _PROTECTED = ("val_select", "val_calib", "test")
 
 
 def unlabelled_rows(
     sources: Sequence[str], config: DataConfig, splits: Splits, commits: Mapping[str, str | None] | None = None
 ) -> tuple[list[Rows], dict[str, str]]:
-    """The rows of every further source; labels are 0 and mean nothing.
+    """Load the rows of every additional source. Their labels are 0 and mean nothing.
 
     Args:
-        splits: their groups and pictures in val_select, val_calib and test are looked for; `data.on_overlap` says
-            whether a row that overlaps leaves or is an error.
-        commits: of the sources on the Hub, which revision of them is meant; the main branch where there is none.
+        sources: Folders or Hub dataset ids.
+        config: Settings of the labelled data. `on_overlap` decides about rows that overlap val or test.
+        splits: Splits of the labelled data. Their groups and pictures in val_select, val_calib and test are excluded.
+        commits: Revisions of the Hub sources. A source without one is read from its main branch.
 
     Returns:
-        One `Rows` a source, and the rows left out: id -> reason.
+        One `Rows` per source, and the rows left out as id -> reason.
 
     Raises:
-        DataError: as `load_unlabelled` says, an unreadable image with `data.on_bad_image: error`, overlap with
-            `data.on_overlap: error`, or a source of which nothing is left.
+        DataError: As `load_unlabelled` does, or if an image cannot be read (`data.on_bad_image=error`), a row overlaps
+            (`data.on_overlap=error`), or no row of a source is left.
     """
     held = [i for role in _PROTECTED for i in splits.positions(role)]
     pictures = {splits.sha256[i]: splits.ids[i] for i in held}
@@ -78,7 +79,7 @@ def unlabelled_rows(
 
 
 def joined(parts: Sequence[Rows]) -> Rows:
-    """Rows of several sources as one, with nothing but images."""
+    """Join the rows of several sources. Only the image column is kept."""
     from datasets import concatenate_datasets
 
     if len(parts) == 1:

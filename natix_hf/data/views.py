@@ -1,4 +1,4 @@
-"""torch datasets over `datasets` rows: augmented training views, views as `predict` sees them, cached features."""
+"""torch datasets over rows: augmented training views, the views that `predict` sees, and cached features."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Item = dict[str, Any]
 
 
 class TrainViews(Dataset[Item]):
-    """Augmented views of the decode-once copies, indexed by `(epoch, row)`.
+    """Augmented views of the decoded copies, indexed by `(epoch, row)`.
 
-    Yields `pixel_values` float32 [3, size, size], normalised, and `labels`.
+    An item holds `pixel_values` float32 [3, size, size], normalised, and `labels`.
     """
 
     def __init__(self, rows: Rows, config: Augment, size: int, mean: list[float], std: list[float], seed: int) -> None:
@@ -42,7 +42,7 @@ class TrainViews(Dataset[Item]):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Item]:
-        """A whole batch, as a DataLoader asks for it: what numpy and `datasets` cost a call is shared by its rows."""
+        """Make a whole batch. The DataLoader calls this, so that a batch pays the overhead of `datasets` only once."""
         copies = pixels_of(self.decoded, [row for _, row in keys])
         pixels = np.empty((len(keys), 3, self.size, self.size), dtype=np.float32)
         for place, (epoch, row) in enumerate(keys):
@@ -56,9 +56,9 @@ class TrainViews(Dataset[Item]):
 
 
 class MaskedViews(Dataset[Item]):
-    """`TrainViews` without labels, with the random order of patches that a masked autoencoder hides by.
+    """`TrainViews` without labels but with noise, by which a masked autoencoder picks the patches to mask.
 
-    Indexed by `(epoch, row)`. Yields `pixel_values` and `noise` float32 [patches].
+    Indexed by `(epoch, row)`. An item holds `pixel_values` and `noise` float32 [patches].
     """
 
     def __init__(self, views: TrainViews, patches: int) -> None:
@@ -72,17 +72,20 @@ class MaskedViews(Dataset[Item]):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Item]:
-        """A whole batch, as a DataLoader asks for it."""
+        """Make a whole batch. The DataLoader calls this."""
         items = []
         for (epoch, row), view in zip(keys, self.views.__getitems__(keys), strict=True):
-            # The last word keeps these numbers apart from those that the view itself was drawn with.
+            # The final 1 makes these draws independent of the draws of the view.
             noise = np.random.default_rng([self.views.seed, epoch, row, 1]).random(self.patches, dtype=np.float32)
             items.append({"pixel_values": view["pixel_values"], "noise": torch.from_numpy(noise)})
         return items
 
 
 class AskedViews(Dataset[Item]):
-    """What a model reads of what it is asked. Yields `pixel_values` float32 [3, H, W] and `labels`, by answer."""
+    """Preprocessed pictures of `Asked`, one per answer.
+
+    An item holds `pixel_values` float32 [3, H, W] and `labels`.
+    """
 
     def __init__(self, asked: Asked, preprocess: Callable[[Image.Image], torch.Tensor]) -> None:
         self.asked = asked
@@ -96,15 +99,16 @@ class AskedViews(Dataset[Item]):
         return self.__getitems__([i])[0]
 
     def __getitems__(self, answers: Sequence[int]) -> list[Item]:
-        """A whole batch, as a DataLoader asks for it."""
+        """Make a whole batch. The DataLoader calls this."""
         pictures = zip(self.asked.pictures_of(answers), answers, strict=True)
         return [{"pixel_values": self.preprocess(image), "labels": int(self.labels[i])} for image, i in pictures]
 
 
 class FeatureViews(Dataset[Item]):
-    """Cached features, float32 [views, n, d]: epoch e reads view e modulo the number of views.
+    """Cached features, float32 [views, n, d]. Epoch e reads view e modulo the number of views.
 
-    Indexed by `(epoch, row)` in training and by `row` in evaluation (view 0). Yields `features` [d] and `labels`.
+    Indexed by `(epoch, row)` in training and by `row` in evaluation, which reads view 0. An item holds `features` [d]
+    and `labels`.
     """
 
     def __init__(self, features: np.ndarray, labels: np.ndarray) -> None:
@@ -118,14 +122,14 @@ class FeatureViews(Dataset[Item]):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Item]:
-        """A whole batch, as a DataLoader asks for it."""
+        """Make a whole batch. The DataLoader calls this."""
         pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
         views, rows = [epoch % len(self.features) for epoch, _ in pairs], [row for _, row in pairs]
         values = torch.from_numpy(np.asarray(self.features)[views, rows])
         return [{"features": values[i], "labels": int(self.labels[row])} for i, row in enumerate(rows)]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A spawned worker maps the file again; pickle would send it a copy of all features.
+        # A spawned worker maps the file itself. Pickling the array would send it a copy of all features.
         whole_file = isinstance(getattr(self.features, "base", None), mmap)
         if isinstance(self.features, np.memmap) and whole_file:
             return _map_features, (str(self.features.filename), self.labels)

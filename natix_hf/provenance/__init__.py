@@ -1,1 +1,1 @@
-"""What was made from what: atomic files, checksums, manifests and run folders."""
+"""Provenance of results: atomic files, checksums, manifests and the errors of the Hub."""

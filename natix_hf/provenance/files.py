@@ -1,7 +1,7 @@
 """Atomic writes and checksums.
 
-A reader sees the old file or the whole new one, never a half: write to a temporary name in the same folder, flush and
-fsync, then `os.replace`.
+A reader sees either the old file or the complete new one. Each write goes to a temporary name in the same folder,
+is flushed with fsync, and then replaces the target with `os.replace`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _temporary_sibling(path: Path) -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; what is written there becomes `path` when the block ends well."""
+    """Yield a temporary path beside `path`. The file written there becomes `path` if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(path)
     try:
@@ -44,7 +44,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty temporary folder beside `path` that replaces `path` when the block ends well."""
+    """Yield an empty temporary folder beside `path`. It replaces `path` if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(path)
     temporary.mkdir()
@@ -54,7 +54,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             with (temporary / file).open("rb+") as handle:
                 os.fsync(handle.fileno())
         old = _temporary_sibling(path)
-        if path.exists():  # set aside whole, so that no moment finds half of it under its name
+        if path.exists():  # move the old folder aside in one step, so that `path` is never half deleted
             os.replace(path, old)
         try:
             os.replace(temporary, path)
@@ -71,13 +71,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _name(error: OSError, path: Path) -> None:
-    """A full disk does not say for which file it was too full."""
+    """Add the file name to an error of the disk, which names none."""
     if error.errno is not None and error.filename is None:
         error.filename = str(path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` as UTF-8 with Unix line ends, so that its checksum is the same on every system."""
+    """Write `text` as UTF-8 with Unix line ends, so that its checksum is the same on every system."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(text.encode("utf-8"))
 
@@ -87,53 +87,53 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file that this package wrote.
+    """Read a JSON file that this package wrote.
 
     Raises:
-        VerificationError: the file is missing or is not JSON; the line names it.
+        VerificationError: If the file is missing or is not JSON. The message names the file.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise VerificationError(f"{path} is missing") from None
-    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number with thousands of digits
         raise VerificationError(
             f"{path} is not readable JSON ({error}): it was damaged after it was written"
         ) from None
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, streamed."""
+    """Compute the sha256 of a file in a stream."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def json_sha256(value: Any) -> str:
-    """sha256 of the canonical JSON of `value`: sorted keys, no white space."""
+    """Compute the sha256 of the canonical JSON of `value`: sorted keys, no white space."""
     return hashlib.sha256(
         json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     ).hexdigest()
 
 
 def ids_sha256(ids: Iterable[str]) -> str:
-    """sha256 of a set of row ids: the order in which they were read does not matter."""
+    """Compute the sha256 of a set of row ids. The order of the ids does not matter."""
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
 def list_files(folder: Path) -> list[str]:
-    """Every file under `folder` as a sorted relative POSIX path; unfinished temporary files are left out."""
+    """List every file under `folder` as a sorted relative POSIX path, without unfinished temporary files."""
     found = (path for path in folder.rglob("*") if path.is_file() and not _unfinished(path, folder))
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def list_temporaries(folder: Path) -> list[str]:
-    """What interrupted writes left under `folder`: the topmost temporary files and folders, sorted."""
+    """List the topmost temporary files and folders that interrupted writes left under `folder`, sorted."""
     found = [path for path in folder.rglob(f"{TEMPORARY_PREFIX}*") if not _unfinished(path.parent, folder)]
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Sweeps up after writes that were killed."""
+    """Remove the temporary files and folders that interrupted writes left under `folder`."""
     for name in list_temporaries(folder):
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -144,9 +144,10 @@ def _unfinished(path: Path, folder: Path) -> bool:
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """sha256 over the relative name, size and first 64 KiB of every file: what a folder holds, not where it lies.
+    """Compute the sha256 over the relative name, size and first 64 KiB of every file in a folder.
 
-    Cheap on many gigabytes; an edit deep inside a file that keeps its size is not seen.
+    The location of the folder does not matter. This is fast on many gigabytes, but misses an edit beyond the first
+    64 KiB that keeps the file's size.
     """
     facts = []
     for name in list_files(folder):
@@ -157,14 +158,14 @@ def folder_fingerprint(folder: Path) -> str:
 
 
 def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """`{relative path: {"sha256", "size"}}` of the named files under `folder`."""
+    """Describe the named files under `folder` as `{relative path: {"sha256", "size"}}`; sizes are in bytes."""
     return {
         name: {"sha256": file_sha256(folder / name), "size": (folder / name).stat().st_size} for name in sorted(names)
     }
 
 
 def check_files(folder: Path, described: dict[str, dict[str, Any]]) -> list[str]:
-    """One line for every described file that is missing or differs; an empty list if all is well."""
+    """List one line for every described file that is missing or differs. The list is empty if all files are right."""
     problems = []
     for name, facts in described.items():
         path = folder / name

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: which commit an id stands for, and what its client raises as one line with what to do."""
+"""The Hugging Face Hub: resolve ids to commits, and turn the client's exceptions into errors of one line."""
 
 from __future__ import annotations
 
@@ -14,39 +14,41 @@ from natix_hf.errors import HubError, UsageError, first_line
 Kind = Literal["model", "dataset"]
 _NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
-# What a disk says without naming a file; anything else without one may come from a socket.
+# Errors of a disk that may come without a file name. Other errors without a file name may come from a socket.
 _OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 def is_repo_id(text: str) -> bool:
-    """Whether `text` can be `org/name`."""
+    """Check that `text` is a valid repository id, `org/name`."""
     named = re.fullmatch(rf"{_NAME}/{_NAME}", text, re.ASCII) is not None
     return named and ".." not in text and "--" not in text and len(text) <= 96 and not text.endswith(".git")
 
 
 def require_repo_id(text: str) -> None:
-    """Raises `UsageError` unless `text` can be `org/name`."""
+    """Raise `UsageError` unless `text` is a valid repository id, `org/name`."""
     if not is_repo_id(text):
         raise UsageError(f"{text!r} cannot be a repository: name it as org/name")
 
 
 def is_tag(text: str) -> bool:
-    """Whether `text` can be the name of a tag."""
+    """Check that `text` is a valid tag name."""
     return re.fullmatch(_NAME, text, re.ASCII) is not None and ".." not in text
 
 
 @contextmanager
 def hub_errors(repo_id: str, doing: str, outcome: str, in_doubt: str | None = None) -> Iterator[None]:
-    """What the Hub's client raises, as one line.
+    """Turn the exceptions of the Hub's client into errors of one line.
 
     Args:
-        doing: for the line, as in `push to`.
-        outcome: what is left of it, as in `nothing was published`.
-        in_doubt: the same where the Hub may have done it before its answer was lost. None: it changes nothing there.
+        repo_id: The repository, for the message.
+        doing: The action, for the message, such as `push to`.
+        outcome: The state after a failure, such as `nothing was published`.
+        in_doubt: The state if the Hub may have acted before its answer was lost. None: the same as `outcome`.
 
     Raises:
-        UsageError: no such repository, no right to it, or no token. HubError: the Hub or the connection failed.
-        OSError: a file of this machine, or its disk, and not the Hub.
+        UsageError: If there is no such repository, no right to it, or no token.
+        HubError: If the Hub or the connection failed.
+        OSError: If a local file or disk failed, not the Hub.
     """
     from huggingface_hub import get_token
     from huggingface_hub.errors import (
@@ -56,11 +58,11 @@ def hub_errors(repo_id: str, doing: str, outcome: str, in_doubt: str | None = No
         OfflineModeIsEnabled,
     )
 
-    http_error: Any = HfHubHTTPError.__bases__[0]  # of the httpx that the client brings, whichever that is
+    http_error: Any = HfHubHTTPError.__bases__[0]  # the error class of the HTTP library that the client uses
     begin, doubt = f"{doing} {repo_id}", in_doubt or outcome
     token = get_token()
-    if token is not None and not (token.isascii() and token.isprintable()):  # the client would print it
-        raise UsageError(f"{begin}: the token holds a character that none has, it was copied wrongly: {LOG_IN}")
+    if token is not None and not (token.isascii() and token.isprintable()):  # the client's own error would print it
+        raise UsageError(f"{begin}: the token contains an invalid character, so it was copied wrongly: {LOG_IN}")
     try:
         yield
     except LocalTokenNotFoundError:
@@ -77,19 +79,19 @@ def hub_errors(repo_id: str, doing: str, outcome: str, in_doubt: str | None = No
         if answer is not None:
             raise _told(answer, begin, outcome, doubt) from None
         broken = next((cause for cause in _causes(error) if isinstance(cause, http_error)), None)
-        what = "the connection failed" if broken or isinstance(error, OSError) else "the Hub's answer makes no sense"
+        what = "the connection failed" if broken or isinstance(error, OSError) else "the Hub sent an invalid answer"
         raise HubError(f"{begin}: {what} ({first_line(broken or error)}); {doubt}: run the same again") from None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The client wraps what happened in other errors: an upload's in a RuntimeError, a download's in others."""
+    """Yield an error and its causes. The client wraps the original error, an upload's in a RuntimeError."""
     while error is not None:
         yield error
         error = error.__cause__
 
 
 def _is_local(error: BaseException) -> bool:
-    """Whether a file or the disk of this machine is to blame."""
+    """Check that a local file or the local disk caused the error."""
     named = isinstance(error, OSError) and error.errno is not None and error.filename is not None
     return named or (isinstance(error, OSError) and error.errno in _OF_A_DISK)
 
@@ -98,35 +100,42 @@ def _told(error: Any, begin: str, outcome: str, doubt: str) -> UsageError | HubE
     status = error.response.status_code
     said = first_line(error.server_message or error)
     if status == 401:
-        refused = "the token is not accepted, or there is none, or no such repository"
+        refused = "the token is not accepted, or there is no token or no such repository"
         return UsageError(f"{begin}: {refused}; {outcome}: {LOG_IN}")
     if status == 403:
-        return UsageError(f"{begin}: this token has no right to do that ({said}); {outcome}: use one that has")
+        return UsageError(f"{begin}: this token has no right to do that ({said}); {outcome}: use one that has it")
     if status == 404:
         return UsageError(
-            f"{begin}: there is no such repository or revision, or this token must not see it; {outcome}"
+            f"{begin}: there is no such repository or revision, or this token may not read it; {outcome}"
         )
     again = f"{outcome}: run the same again"
     if status == 409:
-        return HubError(f"{begin}: it exists already, or somebody else is at work on it ({said}); {again}")
+        return HubError(f"{begin}: it already exists, or somebody else is changing it ({said}); {again}")
     if status == 412:
-        return HubError(f"{begin}: it moved meanwhile, somebody else has committed to it; {again}")
+        return HubError(f"{begin}: the branch has moved meanwhile, somebody else committed to it; {again}")
     if status == 429:
         return HubError(
-            f"{begin}: the Hub wants fewer requests (429); {outcome}: wait some minutes, then run it again"
+            f"{begin}: the Hub got too many requests (429); {outcome}: wait some minutes, then run it again"
         )
     if status >= 500:
-        return HubError(f"{begin}: the Hub fails at the moment ({status}); {doubt}: run the same again later")
-    return HubError(f"{begin}: the Hub refuses ({status}: {said}); {outcome}")
+        return HubError(f"{begin}: the Hub has an error of its own ({status}); {doubt}: run the same again later")
+    return HubError(f"{begin}: the Hub refused the request ({status}: {said}); {outcome}")
 
 
 def hub_origin(repo_id: str, kind: Kind, revision: str | None = None) -> dict[str, Any]:
-    """`{"repo", "commit", "license"}`: the commit that `revision` (None: the main branch) stands for now, and the
-    licence that its card states, None if none. Where the Hub cannot be reached the licence is None and the commit that
-    of the cache, None if it is not there either.
+    """Look up the commit and the licence of a repository.
+
+    Args:
+        repo_id: `org/name`.
+        kind: `model` or `dataset`.
+        revision: A branch, tag or commit. None: the main branch.
+
+    Returns:
+        `{"repo", "commit", "license"}`. `commit` is the current commit of `revision`; `license` is what the card
+        states, or None. If the Hub cannot be reached, `license` is None and `commit` comes from the cache, or is None.
 
     Raises:
-        UsageError: the Hub was reached, and there is no such repository or no right to it.
+        UsageError: If the Hub was reached, but there is no such repository or no right to it.
     """
     from huggingface_hub import HfApi
 
@@ -141,7 +150,7 @@ def hub_origin(repo_id: str, kind: Kind, revision: str | None = None) -> dict[st
 
 
 def _cached_commit(repo_id: str, kind: Kind, revision: str | None) -> str | None:
-    """What a branch or tag stood for when the Hub was reached last."""
+    """The commit of a branch or tag when the Hub was last reached."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 

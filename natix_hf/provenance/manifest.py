@@ -1,4 +1,4 @@
-"""The manifest of a phase: written last, it says what the phase read, what it wrote and where it ran."""
+"""The manifest of a phase. It is written last and records what the phase read and wrote, and where it ran."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from natix_hf.provenance.files import check_files, describe_files, json_sha256, 
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
-# What makes a phase's result; times, host and package versions are facts beside it.
+# Keys that identify a result. Times, host and package versions are recorded but do not identify it.
 _IDENTITY = ("phase", "section_sha256", "upstream", "rows", "files")
 _PACKAGES = ("natix_hf", "torch", "transformers", "accelerate", "peft", "datasets", "numpy", "scikit-learn", "pillow")
 
 
 @dataclass
 class Draft:
-    """What a phase knows about itself when it begins; `write_manifest` adds the files and the host."""
+    """The part of a manifest that is known when a phase begins. `write_manifest` adds the files and the host."""
 
     run_id: str
     recipe: str
@@ -33,17 +33,23 @@ class Draft:
     upstream: dict[str, str]
     seed: int
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    hub: dict[str, Any] = field(default_factory=dict)  # what was read from the Hub, at which commit
+    hub: dict[str, Any] = field(default_factory=dict)  # repositories read from the Hub, with their commits
     started: float = field(default_factory=time.time)
 
 
 def write_manifest(
     folder: Path, draft: Draft, metrics: dict[str, Any], exclude: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Describes every file of `folder` and writes `manifest.json` last. Returns the manifest.
+    """Describe every file of `folder` and write `manifest.json` last.
 
     Args:
-        exclude: files and folders directly under `folder` that are no part of the result.
+        folder: The folder of the phase.
+        draft: The facts known before.
+        metrics: Figures of the phase, as JSON values.
+        exclude: Files and folders directly under `folder` that are not part of the result.
+
+    Returns:
+        The manifest.
     """
     outside = (MANIFEST, *exclude)
     files = describe_files(folder, (name for name in list_files(folder) if name.split("/")[0] not in outside))
@@ -73,20 +79,20 @@ def write_manifest(
 
 
 def manifest_digest(manifest: dict[str, Any]) -> str:
-    """sha256 over what makes the result (settings, upstream, rows, files): equal results have equal digests."""
+    """Compute the sha256 over settings, upstream, rows and files. Equal results have equal digests."""
     return json_sha256({key: manifest.get(key) for key in _IDENTITY})
 
 
 def manifest_seal(manifest: dict[str, Any]) -> str:
-    """sha256 over all of a manifest: its figures and facts cannot be edited unnoticed either."""
+    """Compute the sha256 over the whole manifest, so that an edit of any figure or fact is noticed."""
     return json_sha256({key: value for key, value in manifest.items() if key != "seal"})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Reads and checks the shape of a manifest.
+    """Read a manifest and check its keys, digest and seal.
 
     Raises:
-        VerificationError: missing, unreadable, of another schema, or edited by hand.
+        VerificationError: If it is missing, unreadable, of another schema, or was edited.
     """
     path = folder / MANIFEST
     manifest = read_json(path)
@@ -102,7 +108,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def manifest_problems(folder: Path) -> list[str]:
-    """What is wrong with a finished phase folder: one line each, empty if all is well."""
+    """List the problems of a finished phase folder, one line each. The list is empty if there are none."""
     try:
         manifest = read_manifest(folder)
     except VerificationError as error:
@@ -121,7 +127,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit and dirty flag of the checkout this package runs from; None for an installed package."""
+    """Commit and dirty flag of the checkout that this package runs from. None for an installed package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -138,5 +144,5 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def host_facts() -> dict[str, Any]:
-    """System, machine and number of cores: enough to explain a figure, nothing that names a person or a host."""
+    """System, machine and number of cores. They explain a figure without naming a person or a host."""
     return {"system": platform.system(), "machine": platform.machine(), "cpu_count": os.cpu_count()}

@@ -1,4 +1,4 @@
-"""Results as typed files: a frozen dataclass that writes itself as JSON and reads itself back, checked."""
+"""Typed result files: frozen dataclasses that are written as JSON and checked when they are read."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, ge
 from natix_hf.errors import VerificationError
 from natix_hf.provenance.files import read_json, write_json
 
-# Metadata of a field that is left out of the file where it is None.
+# Metadata of a field that the file omits if it is None.
 OPTIONAL = {"optional": True}
 
 
 class Stored:
-    """Base of a frozen dataclass that lies in a file of its own.
+    """Base of a frozen dataclass that has a file of its own.
 
-    `FILE` is its name in the folder, `SCHEMA` the number that the file carries. A file without one is of schema 1.
+    `FILE` is the file's name in the folder. `SCHEMA` is the schema number in the file. A file without a number has
+    schema 1.
     """
 
     FILE: ClassVar[str]
     SCHEMA: ClassVar[int] = 1
 
     def content(self) -> dict[str, Any]:
-        """What the file holds."""
+        """The content of the file as JSON values."""
         return {"schema": self.SCHEMA, **to_json(self)}
 
     def write(self, folder: Path) -> None:
@@ -33,17 +34,21 @@ class Stored:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Reads the file of this type in `folder`.
+        """Read the file of this type in `folder`.
 
         Raises:
-            VerificationError: it is missing, damaged, or of another schema; the line names the file.
+            VerificationError: If it is missing, damaged or of another schema. The message names the file.
         """
         path = folder / cls.FILE
         return cls.parse(read_json(path), path)
 
     @classmethod
     def parse(cls, content: Any, path: Path) -> Self:
-        """The value that a file's JSON holds; `path` is for the error line."""
+        """Build the value from the content of a file. `path` is for the error message.
+
+        Raises:
+            VerificationError: If the content is damaged or of another schema.
+        """
         schema = content.get("schema", 1) if isinstance(content, dict) else None
         if schema != cls.SCHEMA:
             raise VerificationError(
@@ -57,7 +62,7 @@ class Stored:
 
 
 def to_json(value: Any) -> Any:
-    """Plain JSON values. The order of the fields is the order of the keys."""
+    """Convert a value to plain JSON values. The keys keep the order of the fields."""
     if dataclasses.is_dataclass(value):
         return {
             field.metadata.get("key", field.name): to_json(item)
@@ -72,10 +77,15 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(hint: Any, value: Any, where: str = "") -> Any:
-    """The inverse of `to_json` for a type: a dataclass, `list`, `dict`, `tuple`, a union of them, or a plain value.
+    """Build a value of the type `hint` from JSON values. This is the inverse of `to_json`.
+
+    Args:
+        hint: A dataclass, `list`, `dict`, `tuple`, `Literal`, an optional one of these, or a plain type.
+        value: The JSON value.
+        where: Key of the value, for the error message.
 
     Raises:
-        ValueError: a key is missing or unknown, or a value is of another type; the text names the key.
+        ValueError: If a key is missing or unknown, or a value has another type. The message names the key.
     """
     if dataclasses.is_dataclass(hint):
         return _dataclass_from_json(hint, value, where)

@@ -1,4 +1,4 @@
-"""Self-supervised learning on unlabelled images: ExPLoRA and its objectives. Light: imports torch when asked."""
+"""Self-supervised training on unlabelled images: ExPLoRA and its objectives. torch is imported on first access."""
 
 from __future__ import annotations
 

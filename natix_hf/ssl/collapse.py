@@ -1,4 +1,4 @@
-"""Whether self-supervised learning has collapsed: every picture gets the same answer."""
+"""Detect the collapse of self-supervised training, where every picture gets the same features."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ import numpy as np
 
 from natix_hf.errors import RunError
 
-# A healthy spread is about 1; random backbones and short trainings stay above .1 (tests/ssl).
+# A healthy spread is about 1. Random backbones and short trainings stay above 0.1 (tests/ssl).
 _LEAST_SPREAD = 0.02
 _LEAST_RANK = 1.5
-# Entropies, as shares of log K, that count as 0 and as 1.
+# Entropies below and above these shares of log K count as 0 and 1.
 _NO_ENTROPY, _FULL_ENTROPY = 0.02, 0.995
 
 
 def feature_figures(features: np.ndarray) -> dict[str, float]:
-    """Spread and effective rank of features.
+    """Compute the spread and the effective rank of features.
+
+    `spread` is the standard deviation over pictures of the L2-normalised features, averaged over the dimensions and
+    multiplied by sqrt(d) (Chen and He, arXiv:2011.10566). It is 1 for uniform directions. `rank` is the exponential of
+    the entropy of the singular values of the centred features (RankMe, arXiv:2210.02885). Both are 0 if all pictures
+    have the same features.
 
     Args:
-        features: float [n, d], one row a picture.
+        features: float [n, d], one row per picture.
 
     Returns:
-        `spread`: standard deviation over pictures of the L2-normalised features, mean over dimensions, times sqrt(d):
-        1 where directions are uniform, 0 where all pictures agree (Chen and He, arXiv 2011.10566).
-        `rank`: exponential of the entropy of the singular values of the centred features (RankMe, arXiv 2210.02885);
-        0 where all pictures agree.
+        `spread` and `rank`.
 
     Raises:
-        RunError: a feature is NaN or infinite.
+        RunError: If a feature is NaN or infinite.
     """
     if not np.isfinite(features).all():
         raise RunError("the backbone answers NaN or infinity: lower phase4.learning_rate")
@@ -46,11 +48,11 @@ def feature_figures(features: np.ndarray) -> dict[str, float]:
 
 
 def collapse_reason(figures: Mapping[str, float]) -> str | None:
-    """Why training has collapsed, or None.
+    """Give the reason why training has collapsed, or None if it has not.
 
     Args:
-        figures: any of `spread` and `rank` of features (`feature_figures`), `target_entropy` (mean entropy of the
-            teacher's assignments) and `usage_entropy` (entropy of their mean), both as shares of log K.
+        figures: Any of `spread` and `rank` of features (`feature_figures`), `target_entropy` (mean entropy of the
+            teacher's targets) and `usage_entropy` (entropy of the mean target). The entropies are shares of log K.
     """
     spread, rank = figures.get("spread", math.inf), figures.get("rank", math.inf)
     if spread < _LEAST_SPREAD:
@@ -60,6 +62,6 @@ def collapse_reason(figures: Mapping[str, float]) -> str | None:
     if figures.get("usage_entropy", 1.0) < _NO_ENTROPY:
         return "the teacher assigns every picture to the same prototype (entropy 0)"
     if figures.get("target_entropy", 0.0) > _FULL_ENTROPY:
-        # The cross-entropy against flat targets cannot fall below log K, whatever the student does.
-        return "the teacher's targets are flat, so that the loss is stuck at log K"
+        # Whatever the student does, the cross-entropy against flat targets cannot fall below log K.
+        return "the teacher's targets are flat, so the loss is stuck at log K"
     return None

@@ -1,7 +1,7 @@
-"""The DINOv2 objective (Oquab et al., arXiv 2304.07193): a student learns to answer as its own average does.
+"""The DINOv2 objective (Oquab et al., arXiv:2304.07193): a student learns to predict the output of its teacher.
 
-The teacher is the moving average of the student. It sees whole global crops; the student sees them with patches
-masked, and small local crops beside them.
+The teacher is a moving average of the student. It sees complete global crops. The student sees the same crops with
+some patches masked, and additional small local crops.
 """
 
 from __future__ import annotations
@@ -27,37 +27,38 @@ from natix_hf.ssl.heads import ProjectionHead
 from natix_hf.ssl.losses import Centre, centred_targets, dino_loss, ibot_loss, koleo_loss, sinkhorn_targets
 from natix_hf.ssl.objective import PlainObjective
 
-# Parts of the module that no gradient moves.
+# Parts of the module that get no gradient.
 _UNTRAINED = ("teacher.", "teacher_heads.", "centres.")
 
 
 class DinoV2Objective(PlainObjective):
-    """DINO + iBOT + KoLeo, with everything that changes in a step. `natix_hf.ssl.objective` says how it is driven.
+    """The losses DINO, iBOT and KoLeo with their teacher, heads and schedules.
 
-    Every parameter with `requires_grad` gets a gradient in every step, whatever the masks. With gradient accumulation
-    each forward is a batch of its own to Sinkhorn and KoLeo.
+    `natix_hf.ssl.objective` describes the interface. Every parameter with `requires_grad` gets a gradient in every
+    step, whatever the masks. With gradient accumulation, Sinkhorn and KoLeo treat each forward pass as a batch of its
+    own.
 
     Args:
-        student: ViT, DINOv2 or DINOv2 with registers, or a PeftModel around one. What it trains is the caller's
-            choice, but that a pooler is frozen, and that a ViT without a mask token gets one: the student alone, so
-            that the teacher stays what its class can load.
-        teacher: of the same structure; set equal to the student here, and frozen.
-        config: heads, targets, schedules.
-        seed: of the heads' initial weights.
+        student: ViT, DINOv2 or DINOv2 with registers, or a PeftModel around one. The caller chooses its trainable
+            weights, with two exceptions. A pooler is frozen. A ViT without a mask token gets one in the student only,
+            so that the teacher keeps the structure that its class can load.
+        teacher: A model of the same structure. Its weights are set to those of the student and frozen.
+        config: Heads, targets and schedules.
+        seed: Seed of the initial weights of the heads.
     """
 
     sections: ClassVar[dict[str, type]] = {"dinov2": DinoV2Config, "crops": CropConfig}
 
     @classmethod
     def check(cls, backbone: PreTrainedModel, image_size: int, **sections: Any) -> None:
-        """Refuse crops that the backbone's patches do not divide. Raises RecipeError."""
+        """Check that the crop sizes are multiples of the patch size. Raises RecipeError if not."""
         sections["crops"].local_pixels(image_size, backbone.config.patch_size)
 
     @classmethod
     def build(
         cls, student: nn.Module, image_size: int, seed: int, decoder: Any, *, dinov2: DinoV2Config, crops: CropConfig
     ) -> Self:
-        """Make the objective with a copy of the student as teacher; a decoder plays no part."""
+        """Make the objective with a copy of the student as teacher. `decoder` is not used."""
         return cls(student, copy.deepcopy(student), dinov2, seed)
 
     @classmethod
@@ -65,7 +66,7 @@ class DinoV2Objective(PlainObjective):
         cls, images: Rows, processor: Any, patch_size: int, augment: Augment, seed: int, *, dinov2: DinoV2Config,
         crops: CropConfig,
     ) -> Dataset[Any]:  # fmt: skip
-        """Make multi-crop views with masks; `augment` plays no part."""
+        """Make multi-crop views with masks. `augment` is not used."""
         size, mean, std = int(processor.size["height"]), processor.image_mean, processor.image_std
         masks = (dinov2.mask_share, dinov2.mask_ratio)
         return MultiCropViews(images.decoded, crops, size, patch_size, mean, std, seed, *masks)
@@ -94,7 +95,7 @@ class DinoV2Objective(PlainObjective):
         self.train()
 
     def train(self, mode: bool = True) -> Self:
-        """As ever, but that the teacher never drops anything."""
+        """Set the mode of the student. The teacher always stays in evaluation mode, so it never uses dropout."""
         super().train(mode)
         self.teacher.eval()
         self.teacher_heads.eval()
@@ -103,19 +104,19 @@ class DinoV2Objective(PlainObjective):
     def forward(
         self, global_crops: torch.Tensor, local_crops: torch.Tensor, masks: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """One batch.
+        """Compute the loss and figures of one batch.
 
         Args:
-            global_crops: [b, 2, 3, S, S].
-            local_crops: [b, l, 3, s, s]; l may be 0.
-            masks: bool [b, 2, patches of a global crop], True: hidden from the student.
+            global_crops: float [b, 2, 3, S, S].
+            local_crops: float [b, l, 3, s, s]; l may be 0.
+            masks: bool [b, 2, patches of a global crop]; True hides a patch from the student.
 
         Returns:
-            `loss`; without gradient its parts `dino`, `ibot` and `koleo` (not weighted); as shares of log K,
-            `target_entropy` (mean entropy of the targets of the cls tokens) and `usage_entropy` (entropy of the mean
-            target); and `feature_std` (standard deviation of the teacher's L2-normalised cls features over this rank's
-            crops, mean over the dimensions, times the root of their number: about 1 where directions are uniform, 0
-            where all agree).
+            `loss`, and without gradient: the unweighted parts `dino`, `ibot` and `koleo`; `target_entropy`, the mean
+            entropy of the targets of the cls tokens; `usage_entropy`, the entropy of the mean target; and
+            `feature_std`. Entropies are shares of log K. `feature_std` is the standard deviation of the teacher's
+            L2-normalised cls features over the crops of this rank, averaged over the d dimensions and multiplied by
+            sqrt(d). It is about 1 for uniform directions and 0 if all features are the same.
         """
         config = self.settings
         batch = len(global_crops)
@@ -147,18 +148,18 @@ class DinoV2Objective(PlainObjective):
         }
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """What Trainer calls for `activation_checkpointing: true`."""
+        """Turn on activation checkpointing. Trainer calls this for `activation_checkpointing: true`."""
         plain_backbone(self.student).activation_checkpointing_enable(**kwargs)
 
     def on_step_begin(self, step: int, total_steps: int) -> None:
-        """Sets the teacher's temperature and momentum for the step after `step` steps of `total_steps`."""
+        """Set the teacher's temperature and momentum for the next step, after `step` of `total_steps` steps."""
         low, high = self.settings.teacher_temperature
         warmup = self.settings.temperature_warmup * total_steps
         self.teacher_temperature = high if step >= warmup else low + (high - low) * step / warmup
         self.momentum = _cosine(self.settings.ema[0], self.settings.ema[1], step, total_steps)
 
     def on_gradients(self, step: int, total_steps: int) -> None:
-        """Takes the prototypes' gradients away during the first steps: targets of a moving head teach nothing yet."""
+        """Zero the gradients of the prototypes in the first steps, while the targets of the new heads mean nothing."""
         if step >= round(self.settings.freeze_last_layer * total_steps):
             return
         for head in self.student_heads.values():
@@ -168,36 +169,36 @@ class DinoV2Objective(PlainObjective):
                 gradient.zero_()
 
     def on_step_end(self, step: int, total_steps: int) -> None:
-        """Moves the teacher, its heads and the centres; every rank must call."""
+        """Update the teacher, its heads and the centres. Every rank must call this."""
         self._move_teacher(self.momentum)
         for centre in self.centres.values():
             assert isinstance(centre, Centre)
             centre.update()
 
     def weight_decay(self, step: int, total_steps: int, start: float) -> float:
-        """The weight decay after `step` of `total_steps`: from `start` to the configured end along a cosine."""
+        """Weight decay after `step` of `total_steps` steps, on a cosine from `start` to `weight_decay_end`."""
         end = self.settings.weight_decay_end
         return start if end is None else _cosine(start, end, step, total_steps)
 
     def untrained_state(self) -> dict[str, torch.Tensor]:
-        """Copies of teacher, its heads and centres."""
+        """Copy the teacher, its heads and the centres."""
         return {name: value.detach().to("cpu", copy=True) for name, value in self._untrained().items()}
 
     @torch.no_grad()
     def load_untrained_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Takes back what `untrained_state` gave.
+        """Restore the result of `untrained_state`.
 
         Raises:
-            VerificationError: it is that of another model.
+            VerificationError: If it belongs to another model.
         """
         own = self._untrained()
         if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
-            raise VerificationError("the stored teacher is that of another model or other heads: begin a new run")
+            raise VerificationError("the stored teacher belongs to another model or other heads: begin a new run")
         for name, value in state.items():
             own[name].copy_(value)
 
     def backbone(self) -> nn.Module:
-        """The teacher's: what is kept of a run."""
+        """The teacher, which is kept after training."""
         return self.teacher
 
     def _make_heads(self, width: int) -> nn.ModuleDict:
@@ -220,12 +221,12 @@ class DinoV2Objective(PlainObjective):
 
     @torch.no_grad()
     def _move_teacher(self, momentum: float) -> None:
-        """teacher <- momentum * teacher + (1 - momentum) * student, parameters and buffers, heads too."""
+        """Set teacher <- momentum * teacher + (1 - momentum) * student, for parameters and buffers, heads included."""
         for target, source in ((self.teacher, self.student), (self.teacher_heads, self.student_heads)):
             new = dict(source.named_parameters()) | dict(source.named_buffers())
             for name, value in [*target.named_parameters(), *target.named_buffers()]:
                 if value.is_floating_point():
-                    value.lerp_(new[name], 1 - momentum)  # leaves equal values bit-equal
+                    value.lerp_(new[name], 1 - momentum)  # keeps equal values bit-equal
                 else:
                     value.copy_(new[name])
 
@@ -233,10 +234,10 @@ class DinoV2Objective(PlainObjective):
 def _tokens(
     model: nn.Module, pixels: torch.Tensor, masks: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """cls tokens [n, d] and patch tokens [n, patches, d] of [n, 3, H, W], with masked patches hidden."""
+    """Compute cls tokens [n, d] and patch tokens [n, patches, d] of pictures [n, 3, H, W], with patches masked."""
     config = plain_backbone(model).config
     arguments: dict[str, Any] = {"bool_masked_pos": masks}
-    if has_fixed_size(config.model_type):  # the others interpolate their positions without being asked
+    if has_fixed_size(config.model_type):  # other models always interpolate their position embeddings
         arguments["interpolate_pos_encoding"] = True
     tokens = model(pixel_values=pixels, **arguments).last_hidden_state
     return tokens[:, 0], tokens[:, prefix_tokens(config) :]

@@ -1,4 +1,4 @@
-"""The recipe's `phase4.dinov2:` section. Light: imports nothing heavy."""
+"""The recipe's `phase4.dinov2:` section. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from natix_hf.section import Section
 
 @dataclass(frozen=True)
 class DinoV2Config(Section):
-    """The DINOv2 objective: heads, targets and schedules, which are fitted to the number of steps."""
+    """Settings of the DINOv2 objective: heads, targets and schedules. Schedules scale with the number of steps."""
 
     place: ClassVar[str] = "phase4.dinov2"
 
-    n_prototypes: Annotated[int, "Prototypes of each head."] = 8192
-    head_hidden: Annotated[int, "Width of a head's hidden layers."] = 2048
+    n_prototypes: Annotated[int, "Number of prototypes of each head."] = 8192
+    head_hidden: Annotated[int, "Width of the hidden layers of a head."] = 2048
     bottleneck: Annotated[int, "Width of the vectors that are compared with the prototypes."] = 256
     separate_ibot_head: Annotated[
-        bool, "Give the patches a head of their own; false sends them through the head of the cls token."
+        bool, "Use a separate head for the patches; false uses the head of the cls token for them."
     ] = True
-    targets: Annotated[Literal["sinkhorn", "centre"], "How the teacher's targets are spread over prototypes."] = (
+    targets: Annotated[Literal["sinkhorn", "centre"], "How the teacher's targets are spread over the prototypes."] = (
         "sinkhorn"
     )
     student_temperature: Annotated[float, "Temperature of the student's softmax."] = 0.1
-    teacher_temperature: Annotated[list[float], "Temperature of the teacher's softmax, from and to."] = field(
-        default_factory=lambda: [0.04, 0.07]
+    teacher_temperature: Annotated[list[float], "Temperature of the teacher's softmax at the start and the end."] = (
+        field(default_factory=lambda: [0.04, 0.07])
     )
     temperature_warmup: Annotated[float, "Share of the steps in which the teacher's temperature rises."] = 0.3
-    ema: Annotated[list[float], "Momentum of the teacher, from and to, along a cosine."] = field(
+    ema: Annotated[list[float], "Momentum of the teacher at the start and the end, along a cosine."] = field(
         default_factory=lambda: [0.992, 1.0]
     )
     weight_decay_end: Annotated[
-        float | None, "The weight decay at the end, reached from phase4.weight_decay along a cosine; null: constant."
+        float | None, "Weight decay at the end, reached from phase4.weight_decay along a cosine; null: constant."
     ] = 0.4
     ibot_weight: Annotated[float, "Weight of the iBOT loss on masked patches."] = 1.0
     koleo_weight: Annotated[float, "Weight of the KoLeo loss, which spreads the features."] = 0.1
-    freeze_last_layer: Annotated[float, "Share of the steps, at the start, in which the prototypes are frozen."] = 0.05
-    mask_share: Annotated[float, "Share of the global crops that the student sees masked."] = 0.5
-    mask_ratio: Annotated[list[float], "Least and most share of masked patches in such a crop."] = field(
+    freeze_last_layer: Annotated[float, "Share of the steps, from the start, with frozen prototypes."] = 0.05
+    mask_share: Annotated[float, "Share of the global crops in which patches are masked for the student."] = 0.5
+    mask_ratio: Annotated[list[float], "Smallest and largest share of masked patches in such a crop."] = field(
         default_factory=lambda: [0.1, 0.5]
     )
 

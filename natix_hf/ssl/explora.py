@@ -1,4 +1,4 @@
-"""What ExPLoRA trains of a backbone (Khanna et al., arXiv 2406.10973): LoRA on most blocks, one block, all norms."""
+"""The trainable weights of ExPLoRA (Khanna et al., arXiv:2406.10973): LoRA on most blocks, one block, all norms."""
 
 from __future__ import annotations
 
@@ -17,19 +17,37 @@ LORA_TARGETS = ["q_proj", "v_proj"]
 def apply_explora(
     backbone: PreTrainedModel, rank: int = 64, alpha: float | None = None, unfreeze_blocks: Sequence[int] = (-1,)
 ) -> PeftModel:
-    """The adapted, trainable backbone: LoRA on q and v of every block but `unfreeze_blocks`, and those blocks, every
-    normalisation layer and the cls token trained as they are; everything else frozen.
+    """Prepare a backbone for ExPLoRA training.
 
-    `save_pretrained` of the result would write the LoRA keys only: merge first, then save the whole backbone.
+    Source: Khanna et al., arXiv:2406.10973. The blocks `unfreeze_blocks`, every normalisation layer and the cls token
+    are trained in full. All other blocks get LoRA on their queries and values. Everything else is frozen.
+
+    `save_pretrained` of the result writes only the LoRA weights. To save the whole backbone, merge it first with
+    `merge_and_unload()`.
 
     Args:
-        backbone: ViT, DINOv2 (with registers) or DINOv3, without a head. It is changed in place.
-        rank: r of LoRA; the paper's 64.
-        alpha: LoRA is scaled by alpha / rank; None: alpha = rank. (The paper's code defaults to 1.)
-        unfreeze_blocks: their numbers, negative ones from the end.
+        backbone ([`~transformers.PreTrainedModel`]): ViT, DINOv2, DINOv2 with registers or DINOv3, without a head. It
+            is changed in place.
+        rank (`int`, defaults to 64): Rank of LoRA. The default is the paper's.
+        alpha (`float`, *optional*): LoRA is scaled by `alpha / rank`. `None` sets it to `rank`. The paper's code
+            defaults to 1.
+        unfreeze_blocks (sequence of `int`, defaults to `(-1,)`): Numbers of the blocks to train in full. Negative
+            numbers count from the end.
+
+    Returns:
+        [`~peft.PeftModel`]: The backbone with LoRA.
 
     Raises:
-        RecipeError: no such block, or no block left for LoRA.
+        [`RecipeError`]: If there is no such block, or no block is left for LoRA.
+
+    Example:
+        ```python
+        from transformers import AutoModel
+        from natix_hf.ssl import apply_explora
+
+        backbone = apply_explora(AutoModel.from_pretrained("facebook/dinov2-base"), rank=16)
+        backbone.print_trainable_parameters()
+        ```
     """
     prefix, blocks = block_list(backbone)
     whole, adapted = divide_blocks(backbone, unfreeze_blocks)
@@ -50,10 +68,10 @@ def apply_explora(
 
 
 def unfreeze_blocks_alone(backbone: PreTrainedModel, unfreeze_blocks: Sequence[int] = (-1,)) -> PreTrainedModel:
-    """What ExPLoRA is compared with in its paper: those blocks trained as they are, everything else frozen.
+    """Train only some blocks and freeze everything else. The ExPLoRA paper uses this as a baseline.
 
     Raises:
-        RecipeError: no such block.
+        RecipeError: If there is no such block.
     """
     blocks = block_list(backbone)[1]
     backbone.requires_grad_(False)
@@ -65,10 +83,10 @@ def unfreeze_blocks_alone(backbone: PreTrainedModel, unfreeze_blocks: Sequence[i
 def divide_blocks(
     backbone: PreTrainedModel, unfreeze_blocks: Sequence[int], adapt_others: bool = True
 ) -> tuple[list[int], list[int]]:
-    """Numbers of the blocks that are trained as they are, and of the others.
+    """List the numbers of the blocks to train in full, and of the other blocks.
 
     Raises:
-        RecipeError: no such block, or with `adapt_others` no other one.
+        RecipeError: If there is no such block, or `adapt_others` is true and there is no other block.
     """
     count, given = len(block_list(backbone)[1]), list(unfreeze_blocks)
     if not all(-count <= number < count for number in given):
@@ -83,12 +101,12 @@ def divide_blocks(
 
 
 def block_list(backbone: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Name and list of a backbone's transformer blocks."""
+    """Name and list of the transformer blocks of a backbone."""
     return next((name, module) for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList))
 
 
 def plain_backbone(model: nn.Module) -> PreTrainedModel:
-    """The backbone itself, with or without a PeftModel around it."""
+    """Unwrap the backbone from a PeftModel. A plain backbone is returned as it is."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(inner, PreTrainedModel)
     return inner

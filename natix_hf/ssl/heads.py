@@ -1,4 +1,4 @@
-"""From a token to its similarity to learned prototypes."""
+"""The projection head, which compares a token with learned prototypes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch.nn.utils.parametrizations import weight_norm
 
 
 class ProjectionHead(nn.Module):
-    """Three layers, a unit vector, and its cosine to each prototype.
+    """Three layers that end in a unit vector, and its cosine similarity to each prototype.
 
-    Initial weights come from torch's global generator: seed it around the constructor.
+    The initial weights come from torch's global generator. Seed it before you make a head.
 
     Args:
-        in_dim: width of a token.
-        n_prototypes: outputs.
-        hidden: width of the two hidden layers.
-        bottleneck: width of the unit vector.
+        in_dim: Width of a token.
+        n_prototypes: Number of outputs.
+        hidden: Width of the two hidden layers.
+        bottleneck: Width of the unit vector.
     """
 
     def __init__(self, in_dim: int, n_prototypes: int, hidden: int = 2048, bottleneck: int = 256) -> None:
@@ -28,23 +28,23 @@ class ProjectionHead(nn.Module):
         last = nn.Linear(bottleneck, n_prototypes, bias=False)
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
-                # About .02 at the published width. A fixed .02 in a narrow head gives vectors near 0, whose direction
-                # has gradients in the thousands.
+                # This is about 0.02 at the published width. In a narrow head, a fixed 0.02 gives vectors close to 0,
+                # and the gradients of their direction reach thousands.
                 nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5)
                 nn.init.zeros_(layer.bias)
         self.last = weight_norm(last)
-        # The length of a prototype stays 1: a learned one would undo the temperature.
+        # The length of a prototype stays 1. A learned length would undo the temperature.
         length = self.last.parametrizations.weight.original0
         nn.init.ones_(length)
         length.requires_grad_(False)
 
     @property
     def prototypes(self) -> nn.Parameter:
-        """The trained directions [n_prototypes, bottleneck]; only their direction counts."""
+        """The trained prototypes [n_prototypes, bottleneck]. Only their direction counts."""
         directions: nn.Parameter = self.last.parametrizations.weight.original1
         return directions
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """[n, in_dim] -> cosines [n, n_prototypes]; n may be 0, and every weight is part of the graph even then."""
+        """Map tokens [n, in_dim] to cosines [n, n_prototypes]. All weights are in the graph, even for n = 0."""
         cosines: torch.Tensor = self.last(normalize(self.mlp(tokens).float(), dim=-1))
         return cosines

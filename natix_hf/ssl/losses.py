@@ -1,8 +1,8 @@
-"""The parts of the DINOv2 objective (DINO, iBOT, KoLeo) and the teacher's targets, in float32 whatever comes in.
+"""The losses of DINOv2 (DINO, iBOT, KoLeo) and the teacher's targets. All of them compute in float32.
 
-Written so that the average over ranks of values and gradients, which is what DDP takes, is that of one process with
-all the rows. What needs the rows of all ranks (Sinkhorn, centring, KoLeo) calls collectives where there are several;
-then every rank must make the same calls.
+DDP averages values and gradients over ranks. Each loss is written so that this average equals the result of one
+process with all rows. Sinkhorn, centring and KoLeo need the rows of all ranks and use collectives, so every rank must
+make the same calls.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ def world_size() -> int:
 
 @torch.no_grad()
 def sinkhorn_targets(logits: torch.Tensor, temperature: float, n_iterations: int = 3) -> torch.Tensor:
-    """Assignments of samples to prototypes that use all prototypes alike (Sinkhorn-Knopp), over all ranks.
+    """Assign samples to prototypes so that all prototypes are used equally, over all ranks (Sinkhorn-Knopp).
 
     Each iteration scales the columns of exp(logits / temperature) to equal sums, then the rows to sums of 1. The
-    number of samples cancels, so ranks may hold different numbers of them, or none.
+    number of samples cancels out, so ranks may hold different numbers of samples, or none.
 
     Args:
-        logits: [n, prototypes] of this rank's samples; those of one prototype within 87 temperatures of each other
-            (cosines at .04 are within 50).
+        logits: float [n, prototypes] for the samples of this rank. The logits of a prototype must lie within 87
+            temperatures of each other; cosines at a temperature of 0.04 lie within 50.
+        temperature: Temperature of the teacher's softmax.
+        n_iterations: Number of iterations.
 
     Returns:
-        float32 [n, prototypes], rows sum to 1.
+        float32 [n, prototypes]; each row sums to 1.
     """
     with _full_precision(logits):
         masses = logits.float() / temperature
-        # A factor to a column changes nothing, because columns are scaled first: each gets a largest mass of 1.
+        # Columns are scaled first, so a factor per column changes nothing. Give each column a largest mass of 1.
         highest = masses.amax(dim=0) if len(masses) else masses.new_full((masses.shape[1],), -torch.inf)
         if world_size() > 1:
             dist.all_reduce(highest, dist.ReduceOp.MAX)
@@ -48,17 +50,26 @@ def sinkhorn_targets(logits: torch.Tensor, temperature: float, n_iterations: int
 
 
 def centred_targets(logits: torch.Tensor, centre: torch.Tensor, temperature: float) -> torch.Tensor:
-    """softmax((logits - centre) / temperature) of [n, prototypes] and [prototypes], without gradient."""
+    """Compute softmax((logits - centre) / temperature) without gradient.
+
+    Args:
+        logits: float [n, prototypes].
+        centre: float [prototypes].
+        temperature: Temperature of the teacher's softmax.
+
+    Returns:
+        float32 [n, prototypes]; each row sums to 1.
+    """
     with torch.no_grad(), _full_precision(logits):
         return ((logits.float() - centre) / temperature).softmax(dim=-1)
 
 
 class Centre(nn.Module):
-    """Running mean of the teacher's logits over batches of all ranks: what `centred_targets` takes off.
+    """Running mean of the teacher's logits over the batches of all ranks. `centred_targets` subtracts it.
 
     Args:
-        n_prototypes: width of the logits.
-        momentum: of the running mean.
+        n_prototypes: Width of the logits.
+        momentum: Momentum of the running mean.
     """
 
     centre: torch.Tensor
@@ -67,18 +78,18 @@ class Centre(nn.Module):
         super().__init__()
         self.momentum = momentum
         self.register_buffer("centre", torch.zeros(n_prototypes))
-        # No buffer: DDP would overwrite it with rank 0's between two batches of one step.
-        self._seen: torch.Tensor | None = None  # sum of the logits, then their number, since the last update
+        # This is not a buffer, because DDP would overwrite it with rank 0's between two batches of one step.
+        self._seen: torch.Tensor | None = None  # sum of the logits since the last update, then their number
 
     @torch.no_grad()
     def observe(self, logits: torch.Tensor) -> None:
-        """Notes [n, prototypes] of this rank for the next update."""
+        """Record logits [n, prototypes] of this rank for the next update."""
         seen = torch.cat([logits.float().sum(dim=0), logits.new_full((1,), len(logits), dtype=torch.float32)])
         self._seen = seen if self._seen is None else self._seen + seen
 
     @torch.no_grad()
     def update(self) -> None:
-        """Moves the centre towards the mean of what all ranks noted since the last update; every rank must call."""
+        """Move the centre towards the mean of all logits recorded since the last update. Every rank must call this."""
         seen = torch.zeros(len(self.centre) + 1, device=self.centre.device) if self._seen is None else self._seen
         self._seen = None
         if world_size() > 1:
@@ -93,19 +104,20 @@ def dino_loss(
     teacher_globals: torch.Tensor,
     temperature: float = 0.1,
 ) -> torch.Tensor:
-    """Cross-entropy between crops of one image, never of a crop with itself.
+    """Compute the cross-entropy between different crops of an image.
 
     Args:
-        student_globals: logits [b, 2, prototypes].
-        student_locals: logits [b, local crops, prototypes]; there may be none.
-        teacher_globals: targets [b, 2, prototypes], rows sum to 1.
+        student_globals: Logits [b, 2, prototypes].
+        student_locals: Logits [b, local crops, prototypes]; there may be no local crops.
+        teacher_globals: Targets [b, 2, prototypes]; each row sums to 1.
+        temperature: Temperature of the student's softmax.
 
     Returns:
-        The mean over the b images and the 2 + 2 * local crops pairs.
+        The mean over the b images and their 2 + 2 * local crops pairs.
     """
     with _full_precision(student_globals):
         globals_, locals_ = (_log_softmax(logits, temperature) for logits in (student_globals, student_locals))
-        # Linear in the log-probabilities: one product with the sum over the local crops stands for all pairs.
+        # The loss is linear in the log-probabilities, so one product with the sum over local crops covers all pairs.
         pairs = teacher_globals * globals_.flip(1) + teacher_globals * locals_.sum(dim=1, keepdim=True)
         return -pairs.sum() / (len(globals_) * (2 + 2 * locals_.shape[1]))
 
@@ -113,16 +125,19 @@ def dino_loss(
 def ibot_loss(
     student_tokens: torch.Tensor, teacher_tokens: torch.Tensor, masks: torch.Tensor, temperature: float = 0.1
 ) -> torch.Tensor:
-    """Cross-entropy at the masked patches; every masked image counts alike, one without a mask counts as 0.
+    """Compute the cross-entropy at the masked patches.
+
+    Every masked image has the same weight. An image without a mask adds 0.
 
     Args:
-        student_tokens: logits [m, prototypes] of the m masked patches, image by image.
-        teacher_tokens: targets [m, prototypes] at the same places, rows sum to 1.
-        masks: bool [images, patches] with m True.
+        student_tokens: Logits [m, prototypes] of the m masked patches, image by image.
+        teacher_tokens: Targets [m, prototypes] at the same patches; each row sums to 1.
+        masks: bool [images, patches] with m True values.
+        temperature: Temperature of the student's softmax.
 
     Returns:
-        The sum over tokens, each by 1 / (masked patches of its image), by the number of images. 0 where m is 0, still
-        part of the graph.
+        The mean over the masked patches of each image, averaged over all images. It is 0 if m is 0, and still part of
+        the graph.
     """
     with _full_precision(student_tokens):
         per_token = -(teacher_tokens * _log_softmax(student_tokens, temperature)).sum(dim=-1)
@@ -132,13 +147,17 @@ def ibot_loss(
 
 
 def koleo_loss(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    """Minus the mean log distance of each unit vector to its nearest neighbour among those of all ranks.
+    """Compute the negative mean log distance of each normalised vector to its nearest neighbour on any rank.
 
-    Its value is that of all rows, on every rank. Its gradient is the own rows' share of it, times the number of ranks:
-    DDP's average then is the gradient of all rows, those pairs included whose two ends are on different ranks.
+    Every rank returns the value over all rows. The gradient on a rank is the share of its own rows, multiplied by the
+    number of ranks. DDP's average is then the gradient over all rows, including pairs on different ranks.
 
     Args:
-        features: [b, d], not normalised; b equal on all ranks. A single vector has no neighbour: 0.
+        features: float [b, d], not normalised. All ranks must have the same b.
+        eps: Added to each distance.
+
+    Returns:
+        The loss. It is 0 for a single vector, which has no neighbour.
     """
     with _full_precision(features):
         own = normalize(features.float(), dim=-1)
@@ -154,7 +173,7 @@ def koleo_loss(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
 
 
 def _rows_of_all_ranks(own: torch.Tensor) -> torch.Tensor:
-    """[ranks * b, d] of the ranks in order; a gradient flows into the own rows only."""
+    """Gather the rows of all ranks, [ranks * b, d] in the order of the ranks. Gradients reach only the own rows."""
     if world_size() == 1:
         return own
     parts = [torch.empty_like(own) for _ in range(world_size())]
@@ -168,5 +187,5 @@ def _log_softmax(logits: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 def _full_precision(tensor: torch.Tensor) -> torch.autocast:
-    """Keeps an autocast around the caller from rounding products of float32 to 16 bits."""
+    """Turn off autocast, so that float32 products are not rounded to 16 bits."""
     return torch.autocast(tensor.device.type, enabled=False)

@@ -1,7 +1,8 @@
-"""Masked-autoencoding extension of a plain encoder (He et al., arXiv 2111.06377): it sees the visible patches only.
+"""The masked autoencoding objective (He et al., arXiv:2111.06377) around a plain encoder.
 
-The decoder is `transformers`' own and is thrown away. It starts from random weights, or is that of a ViT-MAE
-checkpoint: then it stays as it is but for LoRA and its norms, as in ExPLoRA (Khanna et al., arXiv 2406.10973).
+The encoder sees the visible patches only. The decoder is the one of `transformers` and is discarded after training.
+It starts from random weights or comes from a ViT-MAE checkpoint. A pretrained decoder is frozen except for LoRA and
+its norms, as in ExPLoRA (Khanna et al., arXiv:2406.10973).
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from natix_hf.ssl.explora import LORA_TARGETS, block_list, plain_backbone
 from natix_hf.ssl.mae_config import MaeConfig
 from natix_hf.ssl.objective import PlainObjective
 
-_DECODER_RANK = 8  # r in the paper; alpha = r here
+_DECODER_RANK = 8  # the paper's rank; alpha is the same here
 
 
 class MaskedAutoencoder(PlainObjective):
-    """Predicts the pixels of the patches that the encoder did not see.
+    """An encoder and a decoder that predicts the pixels of the masked patches.
 
     Args:
-        encoder: a ViT, DINOv2 or DINOv2-with-registers backbone, or a PeftModel around one.
-        config: share of masked patches, size of the decoder, whether its targets are normalised by patch.
-        image_size: px of the square views.
-        seed: of the decoder's fresh weights: all of them, or those of its LoRA.
-        decoder: a pretrained one, for this encoder and image size; it is changed in place. None: a fresh one.
+        encoder: A ViT, DINOv2 or DINOv2 with registers, or a PeftModel around one.
+        config: Share of masked patches, size of the decoder, and normalisation of the targets.
+        image_size: Side of the square views in px.
+        seed: Seed of the decoder's new weights: all of them, or its LoRA weights.
+        decoder: A pretrained decoder for this encoder and image size. It is changed in place. None: a new decoder.
     """
 
     sections: ClassVar[dict[str, type]] = {"mae": MaeConfig}
@@ -52,7 +53,7 @@ class MaskedAutoencoder(PlainObjective):
     def views(
         cls, images: Rows, processor: Any, patch_size: int, augment: Augment, seed: int, *, mae: MaeConfig
     ) -> Dataset[Any]:
-        """Make crops and flips alone: what a masked autoencoder learns from is the picture itself."""
+        """Make views with crops and flips only, because a masked autoencoder needs no other augmentation."""
         size, mean, std = int(processor.size["height"]), processor.image_mean, processor.image_std
         shapes = AugmentConfig() if augment == "challenge" else augment
         plain = replace(shapes, crop_scale=mae.crop_scale, rotate=0.0, jitter=0.0, grey=0.0, blur=0.0, erase=0.0)
@@ -73,19 +74,19 @@ class MaskedAutoencoder(PlainObjective):
             self.decoder = _fresh_decoder(inner.config, config, (image_size // self.patch_size) ** 2)
         else:
             self.decoder = _adapted_decoder(decoder)
-        for name, parameter in inner.named_parameters():  # plays no part here; DDP would wait for its gradient
+        for name, parameter in inner.named_parameters():  # the encoder's mask token is unused; DDP would wait for it
             if name.endswith("mask_token"):
                 parameter.requires_grad_(False)
 
     def forward(self, pixel_values: torch.Tensor, noise: torch.Tensor) -> dict[str, Any]:
-        """The loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
             pixel_values: float32 [n, 3, H, W], normalised.
-            noise: float [n, patches]; the patches with the least noise are seen.
+            noise: float [n, patches]. The patches with the smallest noise stay visible.
 
         Returns:
-            `loss`: mean squared error over the hidden patches of all images.
+            `loss`, the mean squared error over the masked patches of all images.
         """
         order = noise.argsort(dim=1)
         visible = order[:, : max(1, round(order.shape[1] * (1 - self.mask_ratio)))]
@@ -103,15 +104,20 @@ class MaskedAutoencoder(PlainObjective):
         return self.encoder
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """What Trainer calls for `activation_checkpointing: true`."""
+        """Turn on activation checkpointing. Trainer calls this for `activation_checkpointing: true`."""
         plain_backbone(self.encoder).activation_checkpointing_enable(**kwargs)
 
 
 def encode_visible(encoder: nn.Module, pixel_values: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """Tokens of the encoder when it sees the `visible` patches alone: float [n, 1 + v, d], the cls token first.
+    """Encode only the visible patches.
 
     Args:
-        visible: int64 [n, v], numbers of patches in row order.
+        encoder: A ViT, DINOv2 or DINOv2 with registers, or a PeftModel around one.
+        pixel_values: float32 [n, 3, H, W], normalised.
+        visible: int64 [n, v], numbers of the visible patches in row order.
+
+    Returns:
+        Tokens, float [n, 1 + v, d], with the cls token first.
     """
     backbone: Any = plain_backbone(encoder)
     embeddings: torch.Tensor = backbone.embeddings(pixel_values)
@@ -125,7 +131,7 @@ def encode_visible(encoder: nn.Module, pixel_values: torch.Tensor, visible: torc
 
 
 def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """float [n, c, H, W] -> [n, patches in row order, patch_size * patch_size * c], as the decoder orders them."""
+    """Cut pictures [n, c, H, W] into patches [n, patches, patch_size * patch_size * c], in the decoder's order."""
     n, channels, height, width = pixel_values.shape
     rows, columns = height // patch_size, width // patch_size
     grid = pixel_values.reshape(n, channels, rows, patch_size, columns, patch_size)
@@ -149,7 +155,7 @@ def _fresh_decoder(encoder: Any, config: MaeConfig, patches: int) -> ViTMAEDecod
 
 
 def _adapted_decoder(decoder: ViTMAEDecoder) -> ViTMAEDecoder:
-    """LoRA on q and v of every layer, and the norms; the rest frozen: mask token, embedding and prediction too."""
+    """Train LoRA on the queries and values of every layer, and the norms. Everything else is frozen."""
     layers = range(len(decoder.decoder_layers))
     targets = [f"decoder_layers.{number}.attention.{name}" for number in layers for name in LORA_TARGETS]
     inject_adapter_in_model(LoraConfig(r=_DECODER_RANK, lora_alpha=_DECODER_RANK, target_modules=targets), decoder)
@@ -160,7 +166,7 @@ def _adapted_decoder(decoder: ViTMAEDecoder) -> ViTMAEDecoder:
 
 
 def _initialise(module: nn.Module) -> None:
-    # The official MAE: Xavier for linear layers. transformers initialises a decoder only inside its own model.
+    # Xavier for linear layers, as in the official MAE. transformers initialises a decoder only inside its own model.
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

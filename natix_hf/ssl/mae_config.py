@@ -1,4 +1,4 @@
-"""The recipe's `phase4.mae:` section. Light: imports nothing heavy."""
+"""The recipe's `phase4.mae:` section. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from natix_hf.section import Section
 
 @dataclass(frozen=True)
 class MaeConfig(Section):
-    """The mae objective: masked autoencoding (He et al., arXiv 2111.06377)."""
+    """Settings of the mae objective, masked autoencoding (He et al., arXiv:2111.06377)."""
 
     place: ClassVar[str] = "phase4.mae"
 
-    mask_ratio: Annotated[float, "Share of the patches that the encoder does not see."] = 0.75
+    mask_ratio: Annotated[float, "Share of the patches that are hidden from the encoder."] = 0.75
     norm_pix_loss: Annotated[bool, "Normalise the target pixels of each patch."] = True
-    decoder_layers: Annotated[int, "Layers of the decoder; a pretrained decoder of a ViT-MAE has its own."] = 2
-    decoder_width: Annotated[int, "Width of the decoder; a pretrained decoder of a ViT-MAE has its own."] = 96
-    decoder_heads: Annotated[int, "Attention heads of the decoder; a pretrained decoder has its own."] = 3
-    crop_scale: Annotated[list[float], "Least and most share of the image's area in a training view."] = field(
+    decoder_layers: Annotated[int, "Number of decoder layers; a pretrained ViT-MAE decoder keeps its own."] = 2
+    decoder_width: Annotated[int, "Width of the decoder; a pretrained ViT-MAE decoder keeps its own."] = 96
+    decoder_heads: Annotated[int, "Number of attention heads; a pretrained ViT-MAE decoder keeps its own."] = 3
+    crop_scale: Annotated[list[float], "Smallest and largest share of the image's area in a training view."] = field(
         default_factory=lambda: [0.35, 1.0]
     )
 

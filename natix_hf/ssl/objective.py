@@ -1,4 +1,4 @@
-"""What a self-supervised objective is: one class with its method, its settings and its views."""
+"""The interface of a self-supervised objective: one class that holds its method, settings and views."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from natix_hf.data.rows import Rows
 
 
 class Objective(Protocol):
-    """A module whose forward takes a batch of views and returns `{"loss": scalar, ...figures without gradient}`.
+    """A module whose forward pass takes a batch of views and returns `{"loss": scalar, ...}` with other figures.
+
+    The other figures have no gradient. A module must not have an attribute `config`, because Trainer would write into
+    it as into the config of a transformers model. `step` counts optimizer steps. `on_step_begin` and `on_gradients`
+    get the number of steps done before, `on_step_end` gets the number including the current one.
 
     Attributes:
-        sections: settings that the objective takes, by name: a frozen dataclass whose defaults are the method's. The
-            names are those of the sections of `phase4:` in a recipe. `check`, `build` and `views` get an instance of
-            each by keyword.
-        takes_decoder: whether `build` can use a decoder that was pretrained with the backbone.
-        decoder_from: "pretrained" or "fresh" where the objective has a decoder, which is thrown away; else None.
-
-    A module must not call an attribute `config`: Trainer writes into it, as it does into that of a transformers model.
-
-    `step` counts optimizer steps: `on_step_begin` and `on_gradients` get the number done before, `on_step_end` the
-    number done.
+        sections: Settings of the objective: the name of each section under `phase4:`, and its frozen dataclass. The
+            defaults are those of the method. `check`, `build` and `views` get one instance of each by keyword.
+        takes_decoder: Whether `build` can use a decoder that was pretrained with the backbone.
+        decoder_from: "pretrained" or "fresh" if the objective has a decoder, which is discarded after training. None
+            if it has no decoder.
     """
 
     sections: ClassVar[dict[str, type]]
@@ -35,51 +34,51 @@ class Objective(Protocol):
 
     @classmethod
     def check(cls, backbone: PreTrainedModel, image_size: int, **sections: Any) -> None:
-        """Refuse settings that do not fit the backbone, which may be on the meta device. Raises RecipeError."""
+        """Check that the settings fit the backbone, which may be on the meta device. Raises RecipeError if not."""
 
     @classmethod
     def build(cls, student: nn.Module, image_size: int, seed: int, decoder: Any, **sections: Any) -> Self:
-        """Make the objective around a student whose trainable weights have been chosen.
+        """Make the objective around a student whose trainable weights are already chosen.
 
         Args:
-            student: a backbone, or a PeftModel around one.
-            image_size: px of the square views.
-            seed: of fresh weights.
-            decoder: one that was pretrained with the backbone, or None.
+            student: A backbone, or a PeftModel around one.
+            image_size: Side of the square views in px.
+            seed: Seed of new weights.
+            decoder: A decoder that was pretrained with the backbone, or None.
         """
 
     @classmethod
     def views(
         cls, images: Rows, processor: Any, patch_size: int, augment: Augment, seed: int, **sections: Any
     ) -> Dataset[Any]:
-        """Make the training views: indexed by `(epoch, row)`, each drawn from (seed, epoch, row) alone."""
+        """Make the training views, indexed by `(epoch, row)`. Their draws depend only on (seed, epoch, row)."""
 
     def __call__(self, **batch: torch.Tensor) -> dict[str, Any]: ...
 
     def backbone(self) -> Any:
-        """Return what is kept: the adapted encoder (the teacher's, where there is a teacher)."""
+        """Return the encoder that is kept after training. With a teacher it is the teacher's."""
 
     def on_step_begin(self, step: int, total_steps: int) -> None:
-        """Set what follows a schedule."""
+        """Set all values that follow a schedule."""
 
     def weight_decay(self, step: int, total_steps: int, start: float) -> float:
-        """Return the weight decay of the coming step; `start` is the one that was asked for."""
+        """Return the weight decay for the next step. `start` is the configured one."""
 
     def on_gradients(self, step: int, total_steps: int) -> None:
-        """Called after backward, before the optimizer."""
+        """Change gradients. Called after the backward pass, before the optimizer step."""
 
     def on_step_end(self, step: int, total_steps: int) -> None:
-        """Called after the optimizer: moving averages."""
+        """Update moving averages. Called after the optimizer step."""
 
     def untrained_state(self) -> dict[str, torch.Tensor]:
-        """Return copies of what changes without a gradient; a checkpoint holds them beside the trained parameters."""
+        """Return copies of all tensors that change without a gradient. A checkpoint stores them."""
 
     def load_untrained_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Take back what `untrained_state` gave, strictly."""
+        """Restore the result of `untrained_state`. Names and shapes must match."""
 
 
 class PlainObjective(nn.Module):
-    """The parts of `Objective` that most objectives leave empty: no schedule, no teacher, nothing to check."""
+    """A base class for an objective without a schedule, a teacher or checks of its own."""
 
     sections: ClassVar[dict[str, type]] = {}
     takes_decoder: ClassVar[bool] = False
@@ -90,20 +89,20 @@ class PlainObjective(nn.Module):
         """Accept every backbone."""
 
     def on_step_begin(self, step: int, total_steps: int) -> None:
-        """Do nothing: there is no schedule."""
+        """Do nothing, because there is no schedule."""
 
     def weight_decay(self, step: int, total_steps: int, start: float) -> float:
         """Keep the weight decay constant."""
         return start
 
     def on_gradients(self, step: int, total_steps: int) -> None:
-        """Do nothing: no part is held back."""
+        """Do nothing, because no gradient needs a change."""
 
     def on_step_end(self, step: int, total_steps: int) -> None:
-        """Do nothing: there is no moving average."""
+        """Do nothing, because there is no moving average."""
 
     def untrained_state(self) -> dict[str, torch.Tensor]:
-        """Return nothing: every change has a gradient."""
+        """Return nothing, because all changes come from gradients."""
         return {}
 
     def load_untrained_state(self, state: dict[str, torch.Tensor]) -> None:

@@ -1,7 +1,7 @@
-"""The self-supervised objectives by name. Light: the module of an objective is imported when it is asked for.
+"""The table of self-supervised objectives. The module of an objective is imported only when it is needed.
 
-To add one: a module with its class ([`natix_hf.ssl.objective`] says what it offers), a module with its settings if it
-has any, and here a row in `OBJECTIVES` and a field in `ObjectiveSections`, so that a recipe can set them.
+To add an objective, write a module with its class (see `natix_hf.ssl.objective`) and a module with its settings if it
+has any. Then add a row to `OBJECTIVES` and a field to `ObjectiveSections`, so that a recipe can set them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from natix_hf.ssl.mae_config import MaeConfig
 if TYPE_CHECKING:
     from natix_hf.ssl.objective import Objective
 
-# Name -> the class, or where it is, as `module:class`.
+# Name -> the class, or its place as `module:class`.
 OBJECTIVES: dict[str, str | type[Any]] = {
     "dinov2": "natix_hf.ssl.dinov2:DinoV2Objective",
     "mae": "natix_hf.ssl.mae:MaskedAutoencoder",
@@ -40,10 +40,10 @@ class ObjectiveSections(Section):
 
 
 def objective_class(name: str) -> type[Objective]:
-    """The class of an objective.
+    """Look up the class of an objective.
 
     Raises:
-        RecipeError: there is none of this name.
+        RecipeError: If there is no objective of this name.
     """
     if name not in OBJECTIVES:
         raise RecipeError(f"phase4.objective is {name!r}: allowed is {' | '.join(OBJECTIVES)}")
@@ -56,19 +56,21 @@ def objective_class(name: str) -> type[Objective]:
 
 
 def default_objective(model_type: str) -> str:
-    """The objective that the public weights of such a backbone were trained with."""
+    """Name of the objective that the public weights of backbones of this type were pretrained with."""
     found = architecture_of(model_type)
     return "mae" if found is None or found.objective is None else found.objective
 
 
 def takes_decoder(name: str | None) -> bool:
-    """Whether an objective can use a pretrained decoder. `None`, the backbone's default objective, can: a backbone
-    with a decoder was trained by masked autoencoding."""
+    """Whether an objective can use a pretrained decoder.
+
+    None, the backbone's default objective, can: a backbone with a decoder was trained by masked autoencoding.
+    """
     return name is None or objective_class(name).takes_decoder
 
 
 def settings_of(objective: type[Objective], given: Any) -> dict[str, Any]:
-    """The sections of an objective: those that `given` (a mapping, or an object) holds, and defaults for the rest."""
+    """Collect the settings of an objective from `given`, a mapping or an object. A missing section gets defaults."""
     held = given if isinstance(given, dict) else vars(given)
     found = {name: held.get(name) for name in objective.sections}
     return {name: cls() if found[name] is None else found[name] for name, cls in objective.sections.items()}

@@ -1,4 +1,4 @@
-"""What a frozen backbone knows: features of pictures as `predict` sees them, nearest neighbours, a linear probe."""
+"""Probes of a frozen backbone: a linear classifier and nearest neighbours on its features."""
 
 from __future__ import annotations
 
@@ -25,11 +25,17 @@ _NEIGHBOURS = 20
 def backbone_features(
     backbone: nn.Module, views: Dataset[Any], rows: Sequence[int], batch_size: int, workers: int = 0
 ) -> np.ndarray:
-    """[cls token ; mean of the patch tokens] of chosen rows: float32 [n, 2 d].
+    """Compute the features of some rows: the cls token, followed by the mean of the patch tokens.
 
     Args:
-        backbone: a ViT, DINOv2 or DINOv3, or a PeftModel around one, on any device; its mode is left as it was.
-        views: `views[row]` yields `pixel_values`.
+        backbone: A ViT, DINOv2 or DINOv3, or a PeftModel around one, on any device. Its mode is restored afterwards.
+        views: Dataset whose items hold `pixel_values`, by row.
+        rows: Rows to read.
+        batch_size: Pictures per batch.
+        workers: Processes that load pictures.
+
+    Returns:
+        float32 [n, 2 d].
     """
     inner = plain_backbone(backbone)
     training, device = inner.training, next(inner.parameters()).device
@@ -48,8 +54,15 @@ def backbone_features(
 def probe_scores(
     train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
 ) -> dict[str, float]:
-    """AUROC on `test` of a logistic regression (`linear_auroc`) and of 20 nearest neighbours by cosine (`knn_auroc`),
-    both fitted on `train`; features float [n, d], labels 0 or 1."""
+    """Score a logistic regression and 20 nearest neighbours (by cosine) on features.
+
+    Args:
+        train, test: Features to fit on and to score on, float [n, d].
+        train_labels, test_labels: Labels, 0 or 1.
+
+    Returns:
+        The AUROC on `test` as `linear_auroc` and `knn_auroc`.
+    """
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
     nearest = KNeighborsClassifier(min(_NEIGHBOURS, len(train)), metric="cosine")
     scores = {}

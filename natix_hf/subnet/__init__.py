@@ -1,4 +1,4 @@
-"""What the StreetVision subnet asks of a miner, and what it pays. Importing this imports nothing heavy."""
+"""The StreetVision subnet: its challenges, its reward and its identifiers. This module imports nothing heavy."""
 
 from __future__ import annotations
 

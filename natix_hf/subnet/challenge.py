@@ -1,8 +1,9 @@
-"""What the validator makes of a real picture before it sends it: four levels, then JPEG.
+"""Challenges: how the validator changes a real picture before it sends it to a miner.
 
-Behaviour of the subnet's public code (v2.0.4, January 2026), in PIL and numpy. A quarter of the pictures each: level 0
-is cut to its centre square; 1 is rotated and cropped at random; 2 and 3 are then distorted. Half of what a miner is
-asked about is synthetic; nothing here makes those.
+This is the behaviour of the subnet's public code (v2.0.4, January 2026), in PIL and numpy. A quarter of the pictures
+falls on each level. Level 0 crops the centre square. Level 1 rotates and crops at random. Levels 2 and 3 also distort
+the picture. All are then stored as JPEG. Half of a miner's challenges are synthetic pictures; this module does not
+make those.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from PIL import Image
 SIZE = 224
 LEVELS = (0, 1, 2, 3)
 MOST_DEGREES, LEAST_AREA = 20.0, 0.2
-# By level, in the order in which they are applied, and the strongest that is drawn; 0 is none of it.
+# Distortions of each level in the order of application, with the largest strength that is drawn. 0 means none.
 DISTORTIONS = {
     0: {},
     1: {},
@@ -29,7 +30,7 @@ _SATURATION, _CONTRAST, _RESAMPLING = (1.0, 0.4, 0.3), (1.0, 0.85, 0.725), (1, 2
 _NOISE_VARIANCE, _BLUR_KERNEL = (0.0, 0.001, 0.002), (0, 7, 9)
 _JPEG_QUALITY = 75
 _LUMA = (0.299, 0.587, 0.114)
-# What a unit of noise on (Y, Cb, Cr) in video range moves (R, G, B) by: OpenCV's YCrCb of 0 to 255.
+# Change of (R, G, B) per unit of noise on (Y, Cb, Cr) in video range, with OpenCV's YCrCb conversion for 0 to 255.
 _NOISE_TO_RGB = np.array([[1.0, 0.0, 1.403], [1.0, -0.344, -0.714], [1.0, 1.773, 0.0]]) * (
     255 * 255 / np.array([235 - 16, 240 - 16, 240 - 16])
 )
@@ -37,8 +38,13 @@ _NOISE_TO_RGB = np.array([[1.0, 0.0, 1.403], [1.0, -0.344, -0.714], [1.0, 1.773,
 
 @dataclass(frozen=True)
 class Challenge:
-    """How one picture is changed: `degrees` counter-clockwise, then `crop` (left, top, side) in px, then distortions
-    by strength."""
+    """The changes of one picture, in order of application.
+
+    Args:
+        degrees (`float`): Rotation, counter-clockwise.
+        crop (`tuple[int, int, int]`): Left, top and side of the square crop in px.
+        strengths (`dict[str, int]`): Strength of each distortion, by name; 0 leaves it out.
+    """
 
     degrees: float
     crop: tuple[int, int, int]
@@ -46,18 +52,25 @@ class Challenge:
 
 
 def challenge_image(image: Image.Image, level: int, seed: int) -> Image.Image:
-    """What the validator would send of a picture.
+    """Change a picture as the validator does before it sends it.
+
+    Source: the subnet's public code, v2.0.4, January 2026.
 
     Args:
-        image: any size and mode.
-        level: 0 to 3.
-        seed: not negative; with the level it decides everything.
+        image (`PIL.Image.Image`): A picture of any size and mode.
+        level (`int`): 0 to 3. Level 0 crops the centre; 1 rotates and crops; 2 and 3 also distort.
+        seed (`int`): At least 0. The seed and the level decide every draw.
 
     Returns:
-        RGB, 224 x 224 px, after its JPEG.
+        `PIL.Image.Image`: An RGB picture of 224 x 224 px, decoded from JPEG.
 
     Raises:
-        ValueError: there is no such level, or the seed is negative.
+        `ValueError`: If there is no such level or the seed is negative.
+
+    Example:
+        >>> from PIL import Image
+        >>> challenge_image(Image.new("RGB", (640, 480)), level=3, seed=0).size
+        (224, 224)
     """
     generator = np.random.default_rng([seed, level])
     challenge = draw_challenge(image.width, image.height, level, generator)
@@ -65,7 +78,16 @@ def challenge_image(image: Image.Image, level: int, seed: int) -> Image.Image:
 
 
 def draw_challenge(width: int, height: int, level: int, generator: np.random.Generator) -> Challenge:
-    """Draws what level 0 to 3 does to a picture of that many px."""
+    """Draw the changes of one level for a picture of this size.
+
+    Args:
+        width, height (`int`): Size of the picture in px.
+        level (`int`): 0 to 3.
+        generator (`np.random.Generator`): Source of every draw.
+
+    Raises:
+        `ValueError`: If there is no such level.
+    """
     if level not in LEVELS:
         raise ValueError(f"level must be one of {LEVELS}, found {level}")
     if level == 0:
@@ -78,8 +100,10 @@ def draw_challenge(width: int, height: int, level: int, generator: np.random.Gen
 
 
 def _draw_crop(width: int, height: int, generator: np.random.Generator) -> tuple[int, int, int]:
-    """A square of .2 to 1 of the area, ten attempts for one that fits, else the centre square: as torchvision's
-    RandomResizedCrop with an aspect of 1."""
+    """Draw a square of 0.2 to 1 of the area, as torchvision's RandomResizedCrop does with an aspect ratio of 1.
+
+    After ten squares that do not fit it is the centre square.
+    """
     for _ in range(10):
         side = round(math.sqrt(width * height * float(generator.uniform(LEAST_AREA, 1.0))))
         if 0 < side <= min(width, height):
@@ -90,7 +114,10 @@ def _draw_crop(width: int, height: int, generator: np.random.Generator) -> tuple
 
 
 def apply_challenge(image: Image.Image, challenge: Challenge, generator: np.random.Generator) -> Image.Image:
-    """The view of 224 px, before its JPEG; of an RGB picture. The generator draws the noise."""
+    """Apply a challenge to an RGB picture. Returns the view of 224 x 224 px before JPEG.
+
+    The generator draws the noise.
+    """
     view = _rotated_crop(image, challenge).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     for name, strength in challenge.strengths.items():
         if strength:
@@ -99,31 +126,33 @@ def apply_challenge(image: Image.Image, challenge: Challenge, generator: np.rand
 
 
 def jpeg(image: Image.Image, quality: int = _JPEG_QUALITY) -> Image.Image:
-    """As it comes out of a JPEG file."""
+    """Encode a picture as JPEG and decode it again."""
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=quality)
     return Image.open(buffer).convert("RGB")
 
 
 def _rotated_crop(image: Image.Image, challenge: Challenge) -> Image.Image:
-    """The crop of the picture rotated about its centre: nearest neighbour, black beyond its edge, its size kept. Only
-    the pixels of the crop are computed."""
+    """Rotate about the centre and crop, with nearest-neighbour sampling and black beyond the edge.
+
+    Only the pixels of the crop are computed.
+    """
     left, top, side = challenge.crop
     if challenge.degrees == 0:
         return image.crop((left, top, left + side, top + side))
     angle = -math.radians(challenge.degrees)
     cos, sin = math.cos(angle), math.sin(angle)
     x, y = image.width / 2, image.height / 2
-    # Where a pixel of the crop lies in the picture: turn (left + px - x, top + py - y) back, then move to the centre.
+    # Position of a crop pixel in the picture: rotate (left + px - x, top + py - y) back, then add the centre.
     across = (cos, sin, cos * (left - x) + sin * (top - y) + x)
     down = (-sin, cos, -sin * (left - x) + cos * (top - y) + y)
-    # PIL turns AFFINE into fixed point, which is off by thousandths of a pixel; PERSPECTIVE stays in float.
+    # PIL computes AFFINE in fixed point, which is off by thousandths of a pixel. PERSPECTIVE uses floats.
     matrix = (*across, *down, 0.0, 0.0)
     return image.transform((side, side), Image.Transform.PERSPECTIVE, matrix, Image.Resampling.NEAREST)
 
 
 def _saturation(view: Image.Image, strength: int, _: Any) -> Image.Image:
-    """Chroma scaled around grey. The validator cuts off decimals, PIL rounds: hence half a grey level less."""
+    """Scale the chroma around grey. The validator truncates and PIL rounds, so half a grey level is subtracted."""
     share = _SATURATION[strength]
     rows = [[(share if i == j else 0.0) + (1 - share) * _LUMA[j] for j in range(3)] + [-0.5] for i in range(3)]
     return view.convert("RGB", [value for row in rows for value in row])
@@ -135,7 +164,7 @@ def _contrast(view: Image.Image, strength: int, _: Any) -> Image.Image:
 
 
 def _resampling(view: Image.Image, strength: int, _: Any) -> Image.Image:
-    """Down by 2 or 3 and up again, bilinear between the nearest four pixels; the validator calls it JPEG."""
+    """Downsample by 2 or 3 and upsample again, both bilinear. The validator calls this distortion JPEG."""
     small = SIZE // _RESAMPLING[strength]
     centres = (np.arange(small) + 0.5) * SIZE / small - 0.5
     low = centres.astype(np.int64)
@@ -147,7 +176,7 @@ def _resampling(view: Image.Image, strength: int, _: Any) -> Image.Image:
 
 
 def _noise(view: Image.Image, strength: int, generator: np.random.Generator) -> Image.Image:
-    """Gaussian noise on each of Y, Cb and Cr, which are linear in R, G and B: so is what it adds."""
+    """Add Gaussian noise to Y, Cb and Cr. They are linear in R, G and B, so the noise is added to these directly."""
     pixels = np.asarray(view, dtype=np.float32)
     noise = generator.standard_normal(pixels.shape, dtype=np.float32)
     noise *= math.sqrt(_NOISE_VARIANCE[strength])

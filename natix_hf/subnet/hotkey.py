@@ -1,4 +1,4 @@
-"""Hotkeys: addresses of the Bittensor chain in the SS58 format, told from a typing error by their checksum."""
+"""Hotkeys: addresses of the Bittensor chain in the SS58 format. Their checksum reveals typing errors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ _ACCOUNT_BYTES, _CHECKSUM_BYTES = 32, 2
 
 
 def is_hotkey(address: str) -> bool:
-    """Whether `address` is the SS58 form of an account of 32 bytes, its checksum right, for whichever network.
+    """Check that an address is a valid SS58 address of a 32-byte account, on any network.
 
-    Source: docs.polkadot.com, "SS58 address format": network prefix (one byte, or two from 64 on), account, and the
-    first two bytes of blake2b-512 over `SS58PRE` and both.
+    Source: docs.polkadot.com, "SS58 address format". An address consists of the network prefix (one byte, or two for
+    networks from 64 on), the account, and a checksum. The checksum is the first two bytes of blake2b-512 over
+    `SS58PRE`, the prefix and the account.
+
+    Args:
+        address (`str`): The address in base58.
+
+    Returns:
+        `bool`: True if the length, the prefix and the checksum are right.
 
     Example:
         >>> is_hotkey("5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY")

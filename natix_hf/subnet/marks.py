@@ -1,4 +1,4 @@
-"""Marks of an exam: rates by level, and what they would pay."""
+"""Marks of an exam: the rates at each level and the expected reward."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from natix_hf.subnet.rewards import expected_reward
 
 @dataclass(frozen=True)
 class LevelRates:
-    """Rates of the answers at one level of the exam. The MCC is that at a prior of 0.5."""
+    """Rates of the answers at one level of the exam. The MCC assumes a prior of 0.5."""
 
     tpr: float
     tnr: float
@@ -22,7 +22,7 @@ class LevelRates:
 
 @dataclass(frozen=True)
 class Paid:
-    """What a pair of rates would pay: the mean reward, and the range of 95% of single rewards."""
+    """Reward for a pair of rates: the mean, and the range that holds 95% of the single rewards."""
 
     tpr: float
     tnr: float
@@ -32,12 +32,15 @@ class Paid:
 
 @dataclass(frozen=True)
 class ExamMarks:
-    """How a model did in the exam.
+    """Results of a model in the exam.
 
-    `rows` and `positives` count pictures, `views` all answers. `levels` has the rates of levels "0" to "3" and of
-    "all". `rewards` has one entry for each way of deciding: `fitted`, by the threshold; `half`, without it, at
-    probability 0.5 of the model; `best`, by the threshold that is best on these very views, which nobody knows
-    beforehand.
+    Args:
+        rows, positives (`int`): Number of pictures, and of pictures with label 1.
+        views (`int`): Number of answers.
+        levels (`dict[str, LevelRates]`): Rates of levels "0" to "3" and of "all".
+        rewards (`dict[str, Paid]`): Reward for each way to decide. `fitted` uses the given threshold. `half` cuts the
+            model's probability at 0.5. `best` uses the threshold that is best on these views; it is not known in
+            advance.
     """
 
     rows: int
@@ -50,12 +53,17 @@ class ExamMarks:
 def mark_exam(
     logits: np.ndarray, labels: np.ndarray, levels: np.ndarray, views: int, threshold_logit: float
 ) -> ExamMarks:
-    """Marks the answers to exam views. A model answers "roadwork" where its logit is above the threshold.
+    """Mark the answers to exam views. The answer is "roadwork" if the logit is above the threshold.
 
     Args:
-        logits: float [n], one for each view. labels: 0 or 1, [n], both present. levels: of the views, 0 to 3, [n].
-        views: of each picture.
-        threshold_logit: a logit.
+        logits (`np.ndarray` of float, shape `(n,)`): One logit per view.
+        labels (`np.ndarray` of shape `(n,)`): 0 or 1; both must occur.
+        levels (`np.ndarray` of shape `(n,)`): Level of each view, 0 to 3.
+        views (`int`): Number of views per picture.
+        threshold_logit (`float`): Decision threshold, as a logit.
+
+    Returns:
+        [`ExamMarks`]: Rates by level and rewards.
     """
     best = select_threshold(logits, labels, target_prior=0.5).threshold
     ways = {"fitted": threshold_logit, "half": 0.0, "best": best}

@@ -1,4 +1,4 @@
-"""What the subnet pays: the validator's formula over a miner's history, and what to expect of a pair of rates."""
+"""The subnet's reward: the validator's formula for a history of answers, and the expected reward for two rates."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ from natix_hf.metrics.arrays import Floats, Labels, as_labels, check_lengths
 from natix_hf.metrics.classification import matthews
 
 LONG_WINDOW, SHORT_WINDOW = 100, 10
-NO_ANSWER = -1.0  # an error, a time-out, an abstention
+NO_ANSWER = -1.0  # stands for an error, a time-out or an abstention
 
 
 def reward(probabilities: Any, labels: Any) -> float:
-    """The reward for the last answer of a history, by the subnet's public code (v2.0.4, January 2026).
+    """Compute the reward for the last answer of a history.
 
-    `(.5 MCC of the last 100 + .5 accuracy of the last 10)` cubed. Probabilities are rounded, exactly .5 down to "no".
-    MCC is 0 where it is negative or labels or answers are of one class. An answer of -1 earns 0 and is left out of
-    both windows, though it takes its place in them; a probability outside [0, 1] earns 0 and is rounded as any other,
-    so that it may be a third class.
+    Source: the subnet's public code, v2.0.4, January 2026. The reward is the cube of
+    `0.5 * MCC of the last 100 answers + 0.5 * accuracy of the last 10`. Probabilities are rounded; exactly 0.5 becomes
+    "no". The MCC is 0 if it is negative, or if the labels or the answers are of one class. An answer of -1 earns 0 and
+    is ignored in both windows, but still occupies a place in them. A probability outside [0, 1] earns 0. It is rounded
+    like any other answer and may therefore count as a third class.
 
     Args:
-        probabilities, labels (`array-like` of shape `(n,)`): oldest first; -1 for no answer; labels 0 or 1.
+        probabilities (`array-like` of shape `(n,)`): P(roadwork) of each answer, oldest first; -1 for no answer.
+        labels (`array-like` of shape `(n,)`): The true labels, 0 or 1.
 
     Returns:
-        `float` from 0 to 1.
+        `float`: The reward, from 0 to 1.
 
     Raises:
-        [`DataError`]: the labels are not what they must be. [`UsageError`]: lengths differ, or a probability is NaN.
+        [`DataError`]: If the labels are invalid or the lengths differ.
+        [`UsageError`]: If a probability is NaN.
 
     Example:
         >>> round(reward([0.9, 0.2, 0.8, 0.4] * 25, [1, 0, 1, 1] * 25), 4)
@@ -39,7 +42,7 @@ def reward(probabilities: Any, labels: Any) -> float:
     p = np.asarray(probabilities, dtype=np.float64)
     check_lengths(probabilities=p, labels=y)
     if np.isnan(p).any():
-        raise UsageError("probabilities hold NaN: the validator would take no such answer")
+        raise UsageError("probabilities hold NaN, which the validator does not accept: use -1 for no answer")
     if p[-1] == NO_ANSWER or not 0 <= p[-1] <= 1:
         return 0.0
     long, short = slice(-LONG_WINDOW, None), slice(-SHORT_WINDOW, None)
@@ -61,14 +64,21 @@ def _accuracy(p: Floats, labels: Labels) -> float:
 
 
 def expected_reward(tpr: float, tnr: float, histories: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean reward of a miner with these rates, and the range of 95 % of its single rewards, from simulated histories
-    of 100 independent answers with labels that are 1 half of the time.
+    """Estimate the reward of a miner with these rates by simulation.
+
+    Each simulated history has 100 independent answers. Half of the labels are 1 on average.
 
     Args:
-        tpr, tnr (`float`): shares of the pictures with and without roadwork that are answered rightly.
+        tpr (`float`): Share of the pictures with roadwork that are answered correctly.
+        tnr (`float`): Share of the pictures without roadwork that are answered correctly.
+        histories (`int`, defaults to 2000): Number of simulated histories.
+        seed (`int`, defaults to 0): Seed of the simulation.
+
+    Returns:
+        `tuple[float, float, float]`: Mean reward, and the lower and upper end of the range of 95% of single rewards.
 
     Raises:
-        [`UsageError`]: for a rate outside [0, 1], or fewer than one history.
+        [`UsageError`]: If a rate is outside [0, 1], or `histories` is below 1.
 
     Example:
         >>> [round(value, 2) for value in expected_reward(1.0, 1.0)]

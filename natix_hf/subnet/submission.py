@@ -1,4 +1,4 @@
-"""What the subnet wants beside a model: the five fields of `model_card.json`."""
+"""The five fields of `model_card.json`, which the subnet requires beside a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from typing import Any
 
 
 def five_fields(model_name: str, description: str, version: str, submitted_by: str | None) -> dict[str, Any] | None:
-    """The five fields of the subnet's `model_card.json`; None without a hotkey, which nobody else can fill in."""
+    """Build the subnet's `model_card.json`. Returns None without a hotkey, because only the miner knows it.
+
+    Args:
+        model_name, description, version (`str`): Text of the fields.
+        submitted_by (`str`, *optional*): The miner's hotkey.
+
+    Returns:
+        `dict` or `None`: The five fields; `submission_time` is the current time in seconds since 1970.
+    """
     if submitted_by is None:
         return None
     return {

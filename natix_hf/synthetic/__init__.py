@@ -1,8 +1,8 @@
 """The built-in data source `synthetic`: seeded videos of small street scenes, with and without roadwork.
 
-It needs no download, and gives the same decoded pixels on every machine under the pinned versions of numpy and Pillow.
-The label decides one thing only: whether the scene's roadwork or its stand-ins (look-alikes of similar colours) are
-drawn. Everything in a scene comes from random numbers that were drawn without knowing the label.
+It needs no download. With the pinned versions of numpy and Pillow it gives the same decoded pixels on every machine.
+The label decides only if the scene's roadwork or its stand-ins (look-alikes of similar colours) are drawn. All random
+numbers of a scene are drawn independently of the label.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 __all__ = ["SyntheticConfig", "build_synthetic", "label_of", "render"]
 
-# The last word of a stream's key. A key must not be shortened instead: SeedSequence pads with zeros.
+# Last number of a stream's key. All keys have the same length, because SeedSequence pads shorter ones with zeros.
 _LABEL, _SCENE, _FRAMES = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class SyntheticConfig(Section):
-    """The built-in street scenes, for `data.source: synthetic`."""
+    """Settings of the built-in street scenes, for `data.source: synthetic`."""
 
     place: ClassVar[str] = "data.synthetic"
 
-    camera: Annotated[Literal["a", "b"], "Which of two cameras: they differ in horizon, colour, noise and city."] = "b"
+    camera: Annotated[Literal["a", "b"], "One of two cameras with different horizon, colour, noise and city."] = "b"
     videos: Annotated[int, "Number of videos; each is one group."] = 1400
-    frames: Annotated[int, "Frames of each video."] = 3
+    frames: Annotated[int, "Number of frames per video."] = 3
     image_size: Annotated[int, "Height and width of a frame in px."] = 64
     positive_share: Annotated[float, "Share of videos with roadwork."] = 0.6
     seed: Annotated[int, "Seed of the scenes."] = 0
@@ -61,15 +61,15 @@ def _scene(camera: str, seed: int, video: int) -> Scene:
 
 
 def label_of(config: SyntheticConfig, video: int) -> int:
-    """1 if the video shows roadwork, else 0. Videos are independent of each other: 1 with chance positive_share."""
+    """Label of a video: 1 if it shows roadwork, else 0. Each label is drawn independently with `positive_share`."""
     return int(_dice(config.seed, CAMERAS[config.camera].index, video, _LABEL).chance(config.positive_share))
 
 
 def render(config: SyntheticConfig, video: int, frame: int) -> Image.Image:
-    """One frame, RGB uint8, image_size x image_size px; its label is `label_of(config, video)`.
+    """Draw one frame, an RGB picture of image_size x image_size px. Its label is `label_of(config, video)`.
 
-    The pixels depend on camera, seed, image_size, video, frame and the label; not on how many videos or frames there
-    are, so `video` and `frame` may lie beyond config.videos and config.frames.
+    The pixels depend on camera, seed, image_size, video, frame and label. They do not depend on the number of videos
+    or frames, so `video` and `frame` may exceed `config.videos` and `config.frames`.
     """
     return _draw(config, video, frame, label_of(config, video))
 
@@ -82,7 +82,7 @@ def _draw(config: SyntheticConfig, video: int, frame: int, label: int) -> Image.
 
 
 def _examples(config: dict[str, Any], drawing: str) -> Iterator[dict[str, Any]]:
-    """All rows, sorted by class. `drawing` is not read: it makes datasets' cache key change with the code."""
+    """Yield all rows, sorted by class. `drawing` is unused; it makes datasets' cache key change with the code."""
     settings = SyntheticConfig(**config)
     city = CAMERAS[settings.camera].city
     labels = [label_of(settings, video) for video in range(settings.videos)]
@@ -108,7 +108,7 @@ def _examples(config: dict[str, Any], drawing: str) -> Iterator[dict[str, Any]]:
 
 @lru_cache(maxsize=1)
 def _drawing_digest() -> str:
-    """What the pixels depend on besides the configuration: this package's source and the drawing libraries."""
+    """Digest of everything else that decides the pixels: the source of this package and the drawing libraries."""
     digest = hashlib.sha256(f"numpy {np.__version__} pillow {PIL.__version__}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
@@ -116,12 +116,12 @@ def _drawing_digest() -> str:
 
 
 def build_synthetic(config: SyntheticConfig) -> datasets.Dataset:
-    """All frames of all videos, one row each, **sorted by class** (label 0 first) as in the subnet's data.
+    """Build a dataset with one row per frame, **sorted by class** (label 0 first) as in the subnet's data.
 
     Columns: image (PNG), id ("b-00012-1"), label (int64), scene_description ("" without roadwork), video_info.vid_id
     ("b-00012"), video_info.frame_id, scene_level_tags.daytime ("day", "night"), scene_level_tags.weather ("clear",
-    "rain", "fog"), scene_level_tags.scene_environment ("urban", "suburban", "rural"), city_name. The rows are written
-    once into datasets' cache (HF_DATASETS_CACHE) and read from there by every later call with an equal configuration.
+    "rain", "fog"), scene_level_tags.scene_environment ("urban", "suburban", "rural"), city_name. The first call writes
+    the rows into datasets' cache (HF_DATASETS_CACHE). Later calls with an equal configuration read them from there.
     """
     import datasets
 

@@ -1,6 +1,6 @@
-"""The things that stand in a synthetic street: roadwork, what can be taken for it, and ordinary traffic.
+"""The things in a synthetic street: roadwork, look-alikes, and ordinary traffic.
 
-Every drawer takes a `Pen` (metres from the foot of the thing, y upwards) and a `Thing`, and draws on the pen's canvas.
+Each function takes a `Pen` and a `Thing` and draws on the pen's canvas, in metres from the foot of the thing, y up.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GLASS: Colour = (58, 70, 84)
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing of a scene: x metres right of the road's middle, z metres ahead of the first frame's camera."""
+    """One thing of a scene, x metres right of the road's middle and z metres ahead of the first frame's camera."""
 
     kind: str
     x: float
@@ -35,7 +35,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Pen:
-    """Draws in metres around one foot point on the canvas; `shade` turns a paint into what the camera sees there."""
+    """Draws in metres around a foot point on the canvas. `shade` gives the colour in which the camera sees a paint."""
 
     draw: ImageDraw.ImageDraw
     foot_x: float
@@ -49,7 +49,7 @@ class Pen:
 
     def rect(self, x0: float, y0: float, x1: float, y1: float, paint: Colour, glow: bool = False) -> None:
         (left, bottom), (right, top) = self.at(min(x0, x1), y0), self.at(max(x0, x1), y1)
-        # Pillow's corners are inclusive: without the -1 a thin post would be drawn half as wide again.
+        # Pillow's corners are inclusive. Without the -1 a thin post would be drawn 50% too wide.
         self.draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), fill=self.shade(paint, glow))
 
     def oval(self, x0: float, y0: float, x1: float, y1: float, paint: Colour, glow: bool = False) -> None:
@@ -129,7 +129,7 @@ def excavator(pen: Pen, thing: Thing) -> None:
 
 
 def car(pen: Pen, thing: Thing) -> None:
-    """A car or van: seen from behind, oncoming, or from the side (variant 0, 1, 2)."""
+    """Draw a car or van, seen from behind, oncoming, or from the side (variant 0, 1, 2)."""
     _shadow(pen, 2.1 if thing.variant == 2 else 1.0)
     if thing.variant == 2:
         side = -1.0 if thing.mirror else 1.0
@@ -195,7 +195,7 @@ def round_sign(pen: Pen, thing: Thing) -> None:
 
 
 def awning(pen: Pen, thing: Thing) -> None:
-    """A kiosk under a red and white striped awning."""
+    """Draw a kiosk under a red and white striped awning."""
     pen.rect(-1.5, 0.0, 1.5, 2.4, (116, 96, 82))
     pen.rect(-1.3, 0.9, 1.3, 1.9, (60, 52, 48))
     for stripe in range(8):

@@ -1,4 +1,4 @@
-"""One frame of a scene, as pixels: the ground by rows, everything else by polygons, then what the camera adds."""
+"""Render one frame of a scene: the ground by rows, everything else as polygons, then the effects of the camera."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OVERSAMPLING = 3
 _NEAR = 0.9  # metres; nothing nearer is drawn
 _Floats = npt.NDArray[np.float64]
 
-# (daytime, weather) -> colour at the zenith, colour at the horizon, which is also the haze
+# (daytime, weather) -> colour at the zenith, and colour of the horizon and the haze
 _SKIES: dict[tuple[str, str], tuple[Colour, Colour]] = {
     ("day", "clear"): ((92, 146, 212), (192, 214, 232)),
     ("day", "rain"): ((112, 120, 132), (160, 166, 172)),
@@ -27,11 +27,11 @@ _SKIES: dict[tuple[str, str], tuple[Colour, Colour]] = {
 
 
 class _View:
-    """The pinhole camera of one frame: where a point of the street falls on the canvas, and in what colour."""
+    """The pinhole camera of one frame. It projects points of the street onto the canvas and computes their colour."""
 
     def __init__(self, camera: Camera, scene: Scene, frame: int, dice: Dice, canvas: int) -> None:
         self.scene, self.canvas = scene, canvas
-        # The car slows down: however many frames are asked for, it never drives through what stands ahead.
+        # The car slows down, so that it never drives through the things ahead, whatever the number of frames.
         driven = frame / (1.0 + frame / 6.0)
         self.offset = scene.step * driven
         self.middle = canvas * (0.5 + scene.pan * driven + dice.between(-0.006, 0.006))
@@ -43,7 +43,7 @@ class _View:
         self.zenith, self.haze = _SKIES[scene.daytime, scene.weather]
 
     def spot(self, x: float, y: float, z: float) -> tuple[int, int]:
-        """x metres right of the road's middle, y above the ground, z ahead of this frame's camera -> canvas px."""
+        """Project a point to canvas px: x metres right of the road's middle, y above ground, z ahead of the camera."""
         across = self.middle + self.focal_x * (x - self.scene.camera_x) / z
         return round(across), round(self.horizon + self.focal_y * (self.height - y) / z)
 
@@ -51,7 +51,7 @@ class _View:
         light = 1.0
         if self.night and not glow:
             reach = z / 9.0
-            light = 0.34 + 0.7 / (1.0 + reach * reach)  # street light, and the car's own head lamps
+            light = 0.34 + 0.7 / (1.0 + reach * reach)  # street light and the car's own headlights
         elif not glow:
             light = self.scene.light
         haze = z / (z + self.scene.haze)
@@ -67,7 +67,7 @@ class _View:
 
 
 def _rows(view: _View, paint: Colour, z: _Floats) -> _Floats:
-    """One colour at many distances (metres, n) -> what the camera sees (n, 3); `shade` for arrays."""
+    """Apply `shade` to one colour at many distances. Maps metres (n,) to colours (n, 3)."""
     reach = z / 9.0
     light = 0.34 + 0.7 / (1.0 + reach * reach) if view.night else np.full_like(z, view.scene.light)
     haze = (z / (z + view.scene.haze))[:, None]
@@ -101,7 +101,7 @@ def _ground_and_sky(camera: Camera, view: _View) -> Image.Image:
 def _strip(
     draw: ImageDraw.ImageDraw, view: _View, x: float, width: float, near: float, far: float, paint: Colour
 ) -> None:
-    """A flat rectangle on the road between two distances (of the first frame's camera)."""
+    """Draw a flat rectangle on the road between two distances from the first frame's camera."""
     near, far = max(near - view.offset, _NEAR), far - view.offset
     if far <= near:
         return
@@ -148,7 +148,7 @@ def _building(draw: ImageDraw.ImageDraw, view: _View, building: Building) -> Non
         return
     x = building.side * (view.scene.half_road + (2.5 if view.scene.environment == "urban" else 5.0))
     if view.spot(x, 0.0, far)[0] * building.side > (view.canvas if building.side > 0 else 0):
-        return  # wholly outside the picture
+        return  # completely outside the picture
     middle = (near + far) / 2.0
 
     def face(z0: float, z1: float, y0: float, y1: float, paint: Colour, glow: bool = False) -> None:
@@ -185,7 +185,7 @@ def _stand(draw: ImageDraw.ImageDraw, view: _View, thing: Thing) -> None:
 
 
 def _halos(view: _View, things: tuple[Thing, ...], size: int) -> _Floats:
-    """The warm light around street lamps at night, (size, size), 0 to about 1 per lamp."""
+    """Compute the warm light around street lamps at night, (size, size), from 0 to about 1 per lamp."""
     grid = (np.arange(size) + 0.5) / size
     total: _Floats = np.zeros((size, size))
     for thing in things:
@@ -224,7 +224,7 @@ def _expose(camera: Camera, view: _View, dice: Dice, image: Image.Image) -> Imag
     pixels = pixels * (np.array(camera.gain) * (view.exposure / 256.0)) + camera.black
     if camera.vignette:
         pixels = pixels * _vignette(size, camera.vignette)
-    # Two uniform integers make a triangular noise; a dark picture is amplified, so its noise is stronger.
+    # The sum of two uniform integers gives triangular noise. A dark picture is amplified, so its noise is stronger.
     width = camera.noise * 3 // 2 if view.night else camera.noise
     noise = dice.generator.integers(-width, width + 1, size=(2, size, size, 3), dtype=np.int16)
     pixels = pixels + (noise[0] + noise[1]) / 2.0
@@ -232,7 +232,7 @@ def _expose(camera: Camera, view: _View, dice: Dice, image: Image.Image) -> Imag
 
 
 def draw_frame(camera: Camera, scene: Scene, frame: int, dice: Dice, size: int, roadwork: bool) -> Image.Image:
-    """One frame, RGB uint8, size x size px. `roadwork`: with the scene's roadwork, else its stand-ins."""
+    """Draw one frame, RGB, size x size px. It shows the scene's roadwork if `roadwork` is true, else the stand-ins."""
     view = _View(camera, scene, frame, dice, size * _OVERSAMPLING)
     canvas = _ground_and_sky(camera, view)
     draw = ImageDraw.Draw(canvas)

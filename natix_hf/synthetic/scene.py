@@ -1,6 +1,6 @@
-"""What is where in one synthetic video, drawn from a seed. No pixel is made here.
+"""Draw the layout of one synthetic video from a seed. This file makes no pixels.
 
-Only +, -, *, / are used on random numbers: unlike exp, log or pow they give the same bits on every machine.
+Random numbers go through +, -, * and / only. These give the same bits on every machine, unlike exp, log or pow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Camera:
-    """How one camera and its city look. Lengths are metres, focal lengths and the horizon shares of the image."""
+    """The look of one camera and its city. Lengths are metres; focal lengths and horizon are shares of the image."""
 
     index: int
     city: str
@@ -56,7 +56,7 @@ CAMERAS: dict[str, Camera] = {
     ),
 }  # fmt: skip
 
-# kind -> (metres that its size counts, smallest and largest share of the image's height, may stand on the road)
+# kind -> (size in metres, smallest and largest share of the image's height, allowed on the road)
 _SIZES: dict[str, tuple[float, float, float, bool]] = {
     "cone": (1.0, 0.12, 0.40, True),
     "barrier": (1.15, 0.13, 0.38, True),
@@ -89,7 +89,7 @@ _CARS: tuple[Colour, ...] = (
 )  # fmt: skip
 _LEAVES: tuple[Colour, ...] = ((62, 104, 50), (82, 122, 58), (52, 88, 56), (104, 126, 60))
 _COATS: tuple[Colour, ...] = ((50, 70, 120), (120, 40, 48), (70, 70, 74), (170, 160, 140))
-# kind -> paints, variants (the number of them)
+# kind -> paints, number of variants
 _LOOKALIKES: tuple[tuple[str, tuple[Colour, ...], int], ...] = (
     ("car", (ORANGE, (236, 70, 30), (250, 120, 40)), 3),
     ("taxi", ((244, 190, 30), (248, 206, 60)), 3),
@@ -135,11 +135,11 @@ class Scene:
     buildings: tuple[Building, ...]
     things: tuple[Thing, ...]  # far to near, without roadwork
     roadwork: tuple[Thing, ...]  # added if the label is 1
-    standins: tuple[Thing, ...]  # look-alikes added if it is 0: else the mere amount of orange and red would tell it
+    standins: tuple[Thing, ...]  # look-alikes added if it is 0, so that the amount of orange and red is no clue
 
 
 class Dice:
-    """Floats and choices from one generator, by plain arithmetic on its 53-bit uniforms."""
+    """Random floats and choices from one generator, by plain arithmetic on its 53-bit uniforms."""
 
     def __init__(self, *key: int) -> None:
         self.generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
@@ -158,7 +158,7 @@ class Dice:
 
 
 def describe(roadwork: Sequence[Thing]) -> str:
-    """Names the roadwork in words, as "roadwork: 3 traffic cones, excavator"."""
+    """Describe the roadwork in words, such as "roadwork: 3 traffic cones, excavator"."""
     kinds = [thing.kind for thing in roadwork]
     parts = []
     for kind in dict.fromkeys(kinds):
@@ -170,9 +170,9 @@ def describe(roadwork: Sequence[Thing]) -> str:
 def _place(dice: Dice, camera: Camera, kind: str, half_road: float, camera_x: float) -> tuple[float, float]:
     metres, small, large, on_road = _SIZES[kind]
     roll = dice.between(0.0, 1.0)
-    share = small + (large - small) * roll * (0.6 + 0.4 * roll)  # small and far is the more common
+    share = small + (large - small) * roll * (0.6 + 0.4 * roll)  # small and distant things are more common
     z = camera.focal_y * metres / share
-    # Beyond the nearest visible ground, and so that a few frames' drive does not pass it.
+    # Place it beyond the nearest visible ground, far enough that the car does not pass it within a few frames.
     z = max(z, 1.12 * camera.focal_y * camera.height / (1.0 - camera.horizon) + 0.5)
     x = camera_x + dice.between(-0.4, 0.4) * z / camera.focal_x
     if on_road:
@@ -244,7 +244,7 @@ def _ordinary(dice: Dice, environment: str, half_road: float) -> list[Thing]:
 
 
 def draw_scene(camera: Camera, dice: Dice) -> Scene:
-    """Draws a scene. It knows no label: that decides later whether its `roadwork` or its `standins` are shown."""
+    """Draw a scene without a label. The label decides later if its `roadwork` or its `standins` are shown."""
     night = dice.chance(camera.night)
     roll = dice.between(0.0, 1.0)
     weather = "rain" if roll < camera.rain else "fog" if roll < camera.rain + camera.fog else "clear"
@@ -279,7 +279,7 @@ def draw_scene(camera: Camera, dice: Dice) -> Scene:
     standins = _lookalikes(dice, camera, half_road, camera_x, dice.pick((0, 1, 2, 2, 3, 3)))
     roadwork = _roadwork(dice, camera, half_road, camera_x)
     if dice.chance(0.3):
-        # Something ordinary stands before the (possible) roadwork; with label 0 too, or it would tell the label.
+        # Put something ordinary in front of the roadwork, with label 0 too, so that it is no clue to the label.
         hidden = roadwork[0]
         kind = dice.pick(("car", "person", "tree", "bush"))
         paint = dice.pick(_CARS if kind == "car" else _COATS if kind == "person" else _LEAVES)

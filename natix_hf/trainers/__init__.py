@@ -1,1 +1,1 @@
-"""Trainer subclasses and the supervised stage that phases share."""
+"""Trainer subclasses, their callbacks, and the training stages that the phases use."""

@@ -1,4 +1,4 @@
-"""AdaLoRA moves its ranks about as it trains: PEFT must be called after every step, while gradients are there."""
+"""Support for AdaLoRA. It reallocates its ranks in training, so PEFT needs a call in every step with gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MEMORY = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 class AdaLoraCallback(TrainerCallback):
-    """Calls `update_and_allocate` with the steps done, and keeps the allocator's averages over a resume."""
+    """Call `update_and_allocate` in every step, and keep the allocator's averages over a resume."""
 
     def __init__(self, model: PeftModel) -> None:
         self.tuner: Any = model.base_model

@@ -1,4 +1,4 @@
-"""TrainingArguments and their checks, for every stage that trains."""
+"""Build and check TrainingArguments for every stage that trains."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from transformers.training_args import OptimizerNames
 from natix_hf.errors import RecipeError, UsageError, first_line
 from natix_hf.models.device import runs_on_cpu
 
-# Optimizers that need the model itself, so that they cannot be tried beforehand.
+# Optimizers that need the model itself, so they cannot be checked in advance.
 _NEED_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
-_OUTPUT = "trainer_output"  # as in transformers
+_OUTPUT = "trainer_output"  # the default of transformers
 
 
 def training_arguments(training: dict[str, Any], output_dir: Path, where: str = "phase1") -> TrainingArguments:
-    """Build TrainingArguments from the settings of a section, completed by what this process needs.
+    """Build TrainingArguments from the settings of a section and the needs of this process.
 
     Args:
-        training: fields of `transformers.TrainingArguments`.
-        output_dir: folder of the checkpoints.
-        where: name of the section, for errors.
+        training: Fields of `transformers.TrainingArguments`.
+        output_dir: Folder of the checkpoints.
+        where: Name of the section, for error messages.
 
     Raises:
-        RecipeError: transformers refuses the values.
-        UsageError: the process was launched wrongly (`require_one_device`).
+        RecipeError: If transformers refuses the values.
+        UsageError: If the process was launched wrongly (`require_one_device`).
     """
     on_cpu = runs_on_cpu()
     if on_cpu and training.get("fp16"):
-        raise RecipeError(f"{where}.fp16 needs a GPU: use bf16, or leave it out")
+        raise RecipeError(f"{where}.fp16 needs a GPU: use bf16, or remove the key")
     settings: dict[str, Any] = {
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,
         "dataloader_persistent_workers": training.get("dataloader_num_workers", 0) > 0,
         "logging_nan_inf_filter": False,
-        "label_names": ["labels"],  # Trainer looks for it in forward(), and a head on features has none there
+        "label_names": ["labels"],  # Trainer looks for them in forward(), but a head on features has none there
         "disable_tqdm": not sys.stderr.isatty(),
         "greater_is_better": not str(training.get("metric_for_best_model", "")).endswith(("loss", "nll")),
-        "restore_callback_states_from_checkpoint": True,  # early stopping goes on counting after a resume
+        "restore_callback_states_from_checkpoint": True,  # early stopping keeps its count after a resume
     }
     try:
         arguments = TrainingArguments(output_dir=str(output_dir), **(settings | training))
@@ -61,14 +61,15 @@ def training_arguments(training: dict[str, Any], output_dir: Path, where: str = 
 def given_or_default(
     args: TrainingArguments | dict[str, Any] | None, defaults: dict[str, Any], where: str
 ) -> TrainingArguments:
-    """The `args` of a trainer as a person may give them.
+    """Complete the `args` of a trainer.
 
     Args:
-        args: TrainingArguments are taken as they are; a dict overrides `defaults`; None means `defaults`.
-        where: name of the trainer, for errors.
+        args: TrainingArguments are used unchanged. A dict overrides `defaults`. None uses `defaults`.
+        defaults: Fields of `transformers.TrainingArguments`.
+        where: Name of the trainer, for error messages.
 
     Raises:
-        RecipeError, UsageError: as `training_arguments`.
+        RecipeError, UsageError: As `training_arguments` does.
     """
     if isinstance(args, TrainingArguments):
         require_one_device(args)
@@ -78,11 +79,11 @@ def given_or_default(
 
 
 def require_one_device(arguments: TrainingArguments) -> None:
-    """Refuse a launch that would train wrongly without saying so.
+    """Refuse a launch that would silently train wrongly.
 
     Raises:
-        UsageError: launched processes do not see each other, or one process sees several GPUs, which Trainer would
-            wrap in DataParallel.
+        UsageError: If the launched processes are not connected, or one process sees several GPUs. Trainer would wrap
+            the model in DataParallel then.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if arguments.world_size != launched:
@@ -92,15 +93,15 @@ def require_one_device(arguments: TrainingArguments) -> None:
     if arguments.n_gpu > 1:
         raise UsageError(
             f"this process sees {arguments.n_gpu} GPUs: start it with `natix-hf run` or `accelerate launch`, "
-            "or show it one GPU with CUDA_VISIBLE_DEVICES=0"
+            "or restrict it to one GPU with CUDA_VISIBLE_DEVICES=0"
         )
 
 
 def check_training(training: dict[str, Any], output_dir: Path, where: str = "phase1") -> None:
-    """Refuse now what transformers would refuse only when training begins: optimizer, schedule, reporting.
+    """Check optimizer, schedule and reporting now. transformers would check them only when training begins.
 
     Raises:
-        RecipeError, UsageError: as `training_arguments`.
+        RecipeError, UsageError: As `training_arguments` does.
     """
     arguments = training_arguments(training, output_dir, where)
     try:
@@ -116,26 +117,26 @@ def check_training(training: dict[str, Any], output_dir: Path, where: str = "pha
 
 
 def training_refused(error: Exception, where: str) -> RecipeError:
-    """The one line for settings that transformers does not accept."""
+    """Make the error for settings that transformers does not accept."""
     return RecipeError(f"{where}: transformers refuses these settings: {first_line(error)}")
 
 
 def require_a_batch(arguments: TrainingArguments, rows: int, where: str) -> None:
-    """Refuse `dataloader_drop_last` where no batch is full.
+    """Refuse `dataloader_drop_last` if the rows do not fill one batch.
 
     Raises:
-        UsageError: nothing would be left to train on.
+        UsageError: If no training batch would be left.
     """
     batch = arguments.per_device_train_batch_size * arguments.world_size
     if arguments.dataloader_drop_last and rows < batch:
         raise UsageError(
-            f"{where}.dataloader_drop_last leaves nothing of {rows} train rows in batches of {batch}: "
+            f"{where}.dataloader_drop_last leaves nothing: {rows} train rows do not fill one batch of {batch}: "
             "lower per_device_train_batch_size"
         )
 
 
 def optimizer_steps(arguments: TrainingArguments, rows: int) -> int:
-    """Optimizer steps of a whole training on so many rows."""
+    """Compute the number of optimizer steps of a whole training on this many rows."""
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
     batch = arguments.per_device_train_batch_size * arguments.world_size

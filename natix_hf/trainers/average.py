@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights: what is scored, chosen and kept in place of the last step's."""
+"""An exponential moving average of the weights, which is evaluated and kept instead of the last weights."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ AVERAGE = "average.safetensors"
 
 
 class WeightAverage(TrainerCallback):
-    """Average of a model's trainable parameters, updated after every optimizer step.
+    """Keep an average of a model's trainable parameters, updated after every optimizer step.
 
-    average <- d * average + (1 - d) * weights, with d = min(decay, (1 + step) / (10 + step)): the ramp, that of
-    TensorFlow's ExponentialMovingAverage, lets the random start fade within the first steps. d depends on the step
-    alone, so a resumed run goes on with the same numbers; equal weights on all ranks give equal averages.
+    The update is average <- d * average + (1 - d) * weights, with d = min(decay, (1 + step) / (10 + step)). This ramp
+    is that of TensorFlow's ExponentialMovingAverage; it makes the random start fade within the first steps. d depends
+    on the step only, so a resumed run continues with the same numbers. Equal weights on all ranks give equal averages.
 
     Args:
-        model: on the device where it will train.
-        decay: of the average, in (0, 1); about 1 / (1 - decay) steps count.
+        model: The model, on the device where it will train.
+        decay: Decay of the average, in (0, 1). It covers about the last 1 / (1 - decay) steps.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -41,14 +41,14 @@ class WeightAverage(TrainerCallback):
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes in the weights as they are after `step` optimizer steps (1, 2, …)."""
+        """Add the current weights, after `step` optimizer steps (1, 2, …)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, parameter in self._parameters.items():
             self._average[name].lerp_(parameter, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model holds the average inside, and its own weights again afterwards."""
+        """Give the model the average inside the block, and its own weights again afterwards."""
         self._swap()
         try:
             yield
@@ -66,7 +66,7 @@ class WeightAverage(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The model keeps the average; callbacks that were added later see it."""
+        """Give the model the average for good. Callbacks that were added later see it."""
         for name, parameter in self._parameters.items():
             parameter.copy_(self._average[name])
 
@@ -74,9 +74,9 @@ class WeightAverage(TrainerCallback):
         save_file(self._average, checkpoint / AVERAGE)
 
     def load(self, checkpoint: Path) -> None:
-        """Takes the average that `save` wrote.
+        """Load the average that `save` wrote.
 
         Raises:
-            VerificationError: it is missing, damaged, or that of another model.
+            VerificationError: If it is missing, damaged, or belongs to another model.
         """
         load_tensors(checkpoint / AVERAGE, self._average)

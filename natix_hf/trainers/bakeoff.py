@@ -1,7 +1,8 @@
-"""`adapter: auto`: short trainings of a few adapters of one size against each other, and the best one's name.
+"""The bake-off of `adapter: auto`: short trainings of several adapters of similar size, to choose the best.
 
-Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): all train for an eighth of the stage's steps, the better
-half for a quarter, until one is left. With four that takes as many steps as the stage itself.
+The method is successive halving (Jamieson and Talwalkar, arXiv:1502.07943). All adapters train for an eighth of the
+stage's steps, the better half for a quarter, and so on until one is left. With four adapters this takes as many steps
+as the stage itself.
 """
 
 from __future__ import annotations
@@ -28,38 +29,40 @@ from natix_hf.provenance.files import read_json, write_json
 from natix_hf.terminal import tell
 from natix_hf.trainers.config import SupervisedConfig
 
-TOLERANCE = 0.1  # of the budget
+TOLERANCE = 0.1  # allowed deviation from the budget, as a share
 MCC = "val_select_mcc_optimistic"
-_FIRST_SHARE = 8  # the first round trains for one part in so many of the stage's steps
-_LEAST_STEPS = 2  # AdaLoRA's budget needs them
+_FIRST_SHARE = 8  # the first round trains for 1/8 of the stage's steps
+_LEAST_STEPS = 2  # AdaLoRA's schedule needs at least two
 
-# (adapter, its options, settings of the training) -> MCC on val_select at its best threshold, of a model of its own
+# (adapter, its options, settings of the training) -> MCC on val_select at the best threshold of a newly trained model
 Trial = Callable[[str, dict[str, Any], dict[str, Any]], float]
 
 
 def bake_off(
     model: PreTrainedModel, config: SupervisedConfig, total_steps: int, trial: Trial, folder: Path
 ) -> tuple[SupervisedConfig, dict[str, Any]]:
-    """Chooses the adapter of a stage whose recipe says `auto`. Every rank calls it, and every rank gets the same.
+    """Choose the adapter of a stage whose recipe says `auto`. Every rank must call it and gets the same result.
 
     Args:
-        model: what will be trained; it is left as it is.
-        total_steps: optimizer steps of the whole training, of which the trials take shares.
-        folder: for the figures of finished trials, which are not trained again after an interruption. A trial that
-            was cut off begins anew.
+        model: The model of the stage. It is not changed.
+        config: Settings of the stage.
+        total_steps: Optimizer steps of the whole training. The trials take shares of it.
+        trial: Trains one adapter and returns its score.
+        folder: Folder for the figures of finished trials. After an interruption these are not trained again; an
+            unfinished trial starts over.
 
     Returns:
-        The configuration as if the recipe had named the winner, and the facts: `adapter`, `adapter_options`, and
-        `bakeoff`, rows of {adapter, options, trainable_parameters, round, steps, val_select_mcc_optimistic, kept},
-        with `left_out`, the reason, for one that did not take part.
+        The configuration with the winner as its adapter, and the facts: `adapter`, `adapter_options`, and `bakeoff`,
+        rows of {adapter, options, trainable_parameters, round, steps, val_select_mcc_optimistic, kept}. A row of an
+        adapter that did not take part has the reason in `left_out`.
 
     Raises:
-        RecipeError: too few steps, or an option that does not fit the model.
+        RecipeError: If there are too few steps, or an option does not fit the model.
     """
     if total_steps < _LEAST_STEPS:
         raise RecipeError(
-            f"{config.where}.adapter is 'auto', which compares trainings of {_LEAST_STEPS} steps and more: there is "
-            f"{total_steps} step, name an adapter"
+            f"{config.where}.adapter is 'auto', which needs at least {_LEAST_STEPS} optimizer steps, and there is "
+            f"{total_steps}: train longer, or name an adapter"
         )
     entrants = entrants_for(model, config.adapter_options, config.where)
     rows = [row | {"round": 0, "steps": 0, MCC: None, "kept": False} for row in entrants if "left_out" in row]
@@ -68,7 +71,7 @@ def bake_off(
     while len(left) > 1:
         settings = trial_settings(config.training_fields(), steps, total_steps)
         scored = [_score(row | {"round": number, "steps": steps}, trial, settings, folder) for row in left]
-        # Sorting is stable: what is equal in score and size stays in the order of the table.
+        # Sorting is stable, so adapters with equal score and size keep the order of the table.
         best = sorted(scored, key=lambda row: (-row[MCC], row["trainable_parameters"]))[: (len(scored) + 1) // 2]
         rows += [row | {"kept": row in best} for row in scored]
         left = [row for row, result in zip(left, scored, strict=True) if result in best]
@@ -76,25 +79,27 @@ def bake_off(
     name, options = left[0]["adapter"], left[0]["options"]
     if PartialState().is_main_process:
         told = ", ".join(f"{row['adapter']} {row[MCC]:.3f} at {row['steps']}" for row in rows if row["round"])
-        tell(f"{config.where}.adapter=auto takes {name} (MCC on val_select at so many steps: {told})")
+        tell(f"{config.where}.adapter=auto takes {name} (optimistic MCC on val_select by number of steps: {told})")
     facts = {"adapter": name, "adapter_options": options, "bakeoff": rows}
     return replace(config, adapter=name, adapter_options=options), facts
 
 
 def entrants_for(model: PreTrainedModel, options: dict[str, Any], where: str) -> list[dict[str, Any]]:
-    """Who takes part, in the order of the table, each as near to the budget as the model allows: the count of `lora`
-    at rank `options["r"]`, 8 if that is not given.
+    """List the adapters that take part, in the order of the table, each with a size close to the budget.
+
+    The budget is the number of trainable parameters of `lora` at rank `options["r"]`, or 8 if it is not given.
 
     Args:
-        model: it may be on the meta device.
-        options: `r` and `target_modules`, or neither.
+        model: The model. It may be on the meta device.
+        options: `r` and `target_modules`; both are optional.
+        where: Name of the section, for error messages.
 
     Returns:
-        Rows of {adapter, options, trainable_parameters}, the classifier layer not counted, with `left_out` where no
-        rank comes within 10 % of the budget.
+        Rows of {adapter, options, trainable_parameters}, without the classifier layer. A row has `left_out` if no rank
+        comes within 10% of the budget.
 
     Raises:
-        RecipeError: `target_modules` names nothing in the model, or what PEFT cannot adapt.
+        RecipeError: If `target_modules` names nothing in the model, or modules that PEFT cannot adapt.
     """
     with torch.device("meta"):
         shell: PreTrainedModel = AutoModelForImageClassification.from_config(copy.deepcopy(model.config))
@@ -115,7 +120,7 @@ def _entrant(
         return _sized(name, rank, factor) | modules
 
     count = functools.cache(lambda rank: _count(shell, name, options(rank), where))
-    # No one needs more: at lora's rank, times the factor for lokr, all but a saturated lokr have reached the budget.
+    # At lora's rank, times the factor for lokr, every adapter except a saturated lokr has reached the budget.
     ranks = range(1, (factor if name == "lokr" else 1) * rank + 1)
     reached = ranks[min(bisect_left(ranks, budget, key=count), len(ranks) - 1)]
     nearest = min([max(1, reached - 1), reached], key=lambda rank: abs(count(rank) - budget))
@@ -126,28 +131,31 @@ def _entrant(
 
 
 def _sized(name: str, rank: int, factor: int = 2) -> dict[str, Any]:
-    """Options of an entrant of this rank; the scale of each is that of the table's defaults, 1."""
+    """Options of an adapter of this rank. The scale is 1, as in the defaults of the table."""
     if name == "adalora":
-        # It starts with half as many ranks again as it ends with. What counts is the start, which the optimizer sees.
+        # It starts with 1.5 times its final rank. The optimizer sees the starting rank, so that one counts.
         return {"init_r": rank, "target_r": max(1, rank * 2 // 3), "lora_alpha": rank}
     if name == "lokr":
-        # A matrix [m, n] is the product of [factor, factor] and [m / factor, n / factor], the latter of this rank: at
-        # factor times lora's rank it has lora's count and factor² more. The smallest factor reaches the largest
-        # budgets, and comes nearest to any; a factor of 1 would be lora itself, times a number.
+        # A matrix [m, n] is the Kronecker product of [factor, factor] and [m / factor, n / factor]; the latter has
+        # this rank. At factor times lora's rank it has factor² more parameters than lora. The smallest factor reaches
+        # the largest budgets and the finest steps. A factor of 1 would be lora times a number.
         return {"r": rank, "alpha": rank, "decompose_factor": factor}
     return {"r": rank, "lora_alpha": rank}
 
 
 def _count(shell: PreTrainedModel, name: str, options: dict[str, Any], where: str) -> int:
-    """Trainable parameters of the adapter alone, by putting it around a copy of the model on the meta device."""
+    """Count the trainable parameters of the adapter alone, on a copy of the model on the meta device."""
     with torch.device("meta"):
         wrapped = add_adapter(copy.deepcopy(shell), name, options, total_steps=10**6, seed=0, where=where)
     return count_trainable(wrapped) - count_trainable(head_of(shell))
 
 
 def trial_settings(training: dict[str, Any], steps: int, total_steps: int) -> dict[str, Any]:
-    """Settings of a training of `steps` that runs through the stage's whole schedule, is scored once, at its end, and
-    saves nothing. A warm-up of so many steps becomes one of the same share."""
+    """Settings of a trial of `steps` steps.
+
+    The trial runs through the whole schedule, is scored once at its end, and saves nothing. A warm-up given as a
+    number of steps becomes the same share of the trial.
+    """
     warmup = training.get("warmup_steps") or 0
     return training | {
         "max_steps": steps,
@@ -163,20 +171,20 @@ def trial_settings(training: dict[str, Any], steps: int, total_steps: int) -> di
 
 
 def _score(row: dict[str, Any], trial: Trial, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """`row` with its figure, which is rank 0's on every rank: stored by an attempt that was cut off, or of a trial."""
+    """Add the score to `row`, from an interrupted attempt or from a new trial. Every rank gets rank 0's score."""
     path = folder / f"{row['round']}-{row['adapter']}.json"
     asked = row | {"world_size": PartialState().num_processes}
     figure = _agreed(_stored(path, asked) if PartialState().is_main_process else None)
     if figure is None:
         figure = _agreed(float(trial(row["adapter"], row["options"], settings)))
-        clear_device_cache(garbage_collection=True)  # the next model needs what this one held of the GPU
+        clear_device_cache(garbage_collection=True)  # free the GPU memory for the next model
         if PartialState().is_main_process:
             write_json(path, asked | {MCC: figure})
     return row | {MCC: figure}
 
 
 def _stored(path: Path, asked: dict[str, Any]) -> float | None:
-    """The figure of a finished trial of this very adapter, with as many steps on as many ranks."""
+    """Score of a finished trial with the same adapter, steps and number of ranks, or None."""
     try:
         found = read_json(path)
     except VerificationError:

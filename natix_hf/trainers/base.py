@@ -1,7 +1,7 @@
-"""A Trainer without the traps: what a checkpoint restores, how a loss is scaled, and when a run must stop.
+"""A Trainer that corrects `transformers.Trainer`: exact resume, loss scaling, and a stop when training diverges.
 
-Each override names the behaviour of transformers 5.23 that it corrects, and each has a test that fails without it.
-Five are overrides of private methods; the comment of each names the upstream issue, where one is known.
+Each override names the behaviour of transformers 5.23 that it corrects. Each has a test that fails without it. Five
+override private methods; their comments name the upstream issue if one is known.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ COMPLETE = "complete.json"
 
 
 class BaseTrainer(Trainer):
-    """`transformers.Trainer` with exact resume, complete checkpoints and a table in place of printed dicts.
+    """`transformers.Trainer` with exact resume, verified checkpoints, and a progress table instead of printed dicts.
 
     Args:
-        train_sampler: order of the training rows, and the epoch that each view is drawn from; None: Trainer's own
-            random order.
-        quiet: print nothing while training.
-        The others are those of `transformers.Trainer`.
+        train_sampler (`EpochSampler`, *optional*): Order of the training rows, and the epoch from which each view is
+            drawn. None uses Trainer's own random order.
+        quiet (`bool`, defaults to `False`): Print nothing while training.
+        args, kwargs: Arguments of `transformers.Trainer`.
     """
 
-    # transformers multiplies the gradient by the accumulation steps when compute_loss is overridden for a model whose
-    # forward takes **kwargs, unless it is told that the loss is a plain mean over the batch.
+    # If a subclass overrides compute_loss and the model's forward takes **kwargs, transformers multiplies the gradient
+    # by the accumulation steps. This attribute says that the loss is a plain mean over the batch, which prevents it.
     loss_is_scaled_for_ga = False
     columns: tuple[Column, ...] = SUPERVISED
 
@@ -60,11 +60,11 @@ class BaseTrainer(Trainer):
         self, *args: Any, train_sampler: EpochSampler | None = None, quiet: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        # Views have the columns that a model reads, and a transform of `datasets` needs columns that it does not.
+        # Views hold only the columns that the model reads, and a transform of `datasets` needs the other columns.
         self.args.remove_unused_columns = False
-        self.args.logging_nan_inf_filter = False  # it hides a NaN loss and trains on
+        self.args.logging_nan_inf_filter = False  # the filter would hide a NaN loss and keep training
         if self.args.label_names is None:
-            self.label_names = ["labels"]  # transformers looks in forward(), where a head on features has none
+            self.label_names = ["labels"]  # transformers looks in forward(), but a head on features has none there
         self._sampler = train_sampler
         self._data_wait = 0.0
         self._waiting_since = time.perf_counter()
@@ -79,38 +79,43 @@ class BaseTrainer(Trainer):
         """Train as `transformers.Trainer.train` does.
 
         Args:
-            resume_from_checkpoint: a checkpoint; True: the newest complete one of `args.output_dir`. Training goes on
-                from there to the same bits as an uninterrupted one.
+            resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint folder, or True for the newest complete
+                checkpoint in `args.output_dir`. The result is bit-equal to that of an uninterrupted training.
+            args, kwargs: Further arguments of `transformers.Trainer.train`.
 
         Raises:
-            RunError: with True, there is no complete checkpoint; or the loss became NaN or infinite.
+            [`RunError`]: If the loss becomes NaN or infinite, or `resume_from_checkpoint` is True and there is no
+                complete checkpoint.
         """
         if resume_from_checkpoint is True:
             newest = newest_complete_checkpoint(Path(str(self.args.output_dir)))
             if newest is None:
-                raise RunError(f"{self.args.output_dir} holds no complete checkpoint to resume from")
+                raise RunError(
+                    f"{self.args.output_dir} holds no complete checkpoint to resume from: "
+                    "train without resume_from_checkpoint"
+                )
             resume_from_checkpoint = str(newest)
-        with no_loading_bars():  # of checkpoints that are written and read
+        with no_loading_bars():  # writing and reading checkpoints would draw them
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[Any] | None:
-        # accelerate makes only RandomSampler agree across ranks; this sampler is a function of (seed, epoch). Trainer
-        # takes no sampler of one's own: transformers#8952 and #11460, both closed without one.
+        # accelerate synchronises only a RandomSampler across ranks. Our sampler depends only on (seed, epoch). Trainer
+        # accepts no custom sampler: transformers#8952 and #11460, both closed without a solution.
         return self._sampler if self._sampler is not None else super()._get_train_sampler(train_dataset)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """As in transformers, but `dataloader_drop_last` drops no row here."""
+        """Make the loader as transformers does, but keep every row, even with `dataloader_drop_last`."""
         with self._keeping_every_row():
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
-        """As in transformers, but `dataloader_drop_last` drops no row here."""
+        """Make the loader as transformers does, but keep every row, even with `dataloader_drop_last`."""
         with self._keeping_every_row():
             return super().get_test_dataloader(test_dataset)
 
     @contextmanager
     def _keeping_every_row(self) -> Iterator[None]:
-        # dataloader_drop_last is meant for training; Trainer drops the last evaluation rows with it, or all of them.
+        # dataloader_drop_last is meant for training, but Trainer also drops the last evaluation rows, or all of them.
         wanted, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             yield
@@ -118,8 +123,8 @@ class BaseTrainer(Trainer):
             self.args.dataloader_drop_last = wanted
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # A run that was cut off after its last step (while the model was merged, say) is resumed in the middle of an
-        # epoch, and Trainer would take one step more than max_steps. No upstream issue found (2026-11).
+        # A run that was interrupted after its last step, for example during the merge, resumes in the middle of an
+        # epoch. Trainer would then take one step more than max_steps. No upstream issue found (2026-11).
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
@@ -132,7 +137,7 @@ class BaseTrainer(Trainer):
         return batches
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add `data_wait`: the share of the time since the last log that was spent waiting for the loader."""
+        """Log figures and add `data_wait`, the share of the time since the last log spent waiting for the loader."""
         if "loss" in logs:
             _require_finite(logs["loss"], self.state.global_step, self.args.learning_rate)
             now = time.perf_counter()
@@ -146,11 +151,11 @@ class BaseTrainer(Trainer):
         return super().evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # Trainer writes checkpoints in place and later trusts the folder's name (transformers#35782): a marker with
-        # checksums, written last, tells the complete ones. Nothing is saved from a diverged run: its newest complete
-        # checkpoint must be worth resuming from.
+        # Trainer writes checkpoints in place and later trusts the folder's name (transformers#35782). We write a
+        # marker with checksums last, which identifies complete checkpoints. A diverged run saves nothing, so that its
+        # newest complete checkpoint is worth resuming from.
         self._require_finite_loss()
-        # Trainer deletes old checkpoints before this one is marked complete; a kill between the two would leave none.
+        # Trainer would delete old checkpoints before this one is marked complete. A kill in between would leave none.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -159,7 +164,7 @@ class BaseTrainer(Trainer):
         except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             raise RunError(
                 f"the checkpoint of step {self.state.global_step} could not be written to {self.args.output_dir} "
-                f"({first_line(error)}): free some space, the same --run-dir continues"
+                f"({first_line(error)}): free some space, then continue with the same --run-dir"
             ) from None
         finally:
             self.args.save_total_limit = limit
@@ -172,16 +177,16 @@ class BaseTrainer(Trainer):
             rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint)
 
     def save_extra(self, checkpoint: Path) -> None:
-        """Write what a subclass holds beside weights, optimizer and state. Called before the marker is written."""
+        """Write the further state of a subclass into a checkpoint. Called before the marker is written."""
 
     def load_extra(self, checkpoint: Path, best: bool) -> None:
-        """Read back what `save_extra` wrote; `best`: the best weights were loaded, not those to train on from."""
+        """Load what `save_extra` wrote. `best` is true if the best weights were loaded, and false on a resume."""
 
     def _require_finite_loss(self) -> None:
         _require_finite(float(self._tr_loss), self.state.global_step, self.args.learning_rate)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        # transformers#48805: Trainer loads with strict=False, and most tensors of a ViT or DINOv2 stay as they were.
+        # transformers#48805: Trainer loads with strict=False, and most tensors of a ViT or DINOv2 stay unchanged.
         self._load_weights(Path(resume_from_checkpoint), model)
         self.load_extra(Path(resume_from_checkpoint), best=False)
 
@@ -189,13 +194,13 @@ class BaseTrainer(Trainer):
         # transformers#48805, as above.
         best = Path(str(self.state.best_model_checkpoint))
         if (best / COMPLETE).is_file() and not _is_complete(best):
-            raise VerificationError(f"{best}, the best epoch, was damaged: remove {best.parent} and train again")
+            raise VerificationError(f"the best checkpoint {best} was damaged: remove {best.parent} and train again")
         self._load_weights(best, None)
         self.load_extra(best, best=True)
 
     def _load_weights(self, checkpoint: Path, model: nn.Module | None) -> None:
-        # Checkpoints of ViT and DINOv2 carry the Hub's key names, the live modules other ones. `from_pretrained`
-        # translates the names, and the rest is strict.
+        # Checkpoints of ViT and DINOv2 use the Hub's key names, which differ from those of the modules in memory.
+        # `from_pretrained` translates the names. Everything else is strict.
         target = self.accelerator.unwrap_model(self.model if model is None else model, keep_torch_compile=False)
         if isinstance(target, PreTrainedModel):
             state = load_strictly(type(target), checkpoint).state_dict()
@@ -204,9 +209,9 @@ class BaseTrainer(Trainer):
             load_tensors(checkpoint / SAFE_WEIGHTS_NAME, trained_tensors(target))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model: a whole transformers model as `save_pretrained` does, of anything else what is trained.
+        """Save a transformers model as `save_pretrained` does. For any other model save only the trained tensors.
 
-        The rest is a function of backbone and seed, and some tuners share frozen tensors between layers, which
+        The frozen tensors follow from the backbone and the seed. Some tuners also share them between layers, which
         safetensors refuses.
         """
         target = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
@@ -221,7 +226,7 @@ class BaseTrainer(Trainer):
 
 
 class _SetEpoch(TrainerCallback):
-    """Tells the sampler the epoch. accelerate does not reach it behind a skipping, sharding batch sampler."""
+    """Tell the sampler the epoch. accelerate cannot reach it behind its own batch samplers."""
 
     def __init__(self, sampler: EpochSampler) -> None:
         self.sampler = sampler
@@ -240,16 +245,16 @@ def _require_finite(loss: float, step: int, learning_rate: float) -> None:
 
 
 def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters that training changes, by name."""
+    """The trainable parameters of a model, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 @torch.no_grad()
 def load_tensors(path: Path, targets: dict[str, torch.Tensor]) -> None:
-    """Copies the tensors of a file into `targets`: the same names and shapes, or an error.
+    """Copy the tensors of a file into `targets`. Names and shapes must match.
 
     Raises:
-        VerificationError: the file is missing, damaged, or that of another model.
+        VerificationError: If the file is missing, damaged, or belongs to another model.
     """
     try:
         stored = load_file(path)
@@ -263,15 +268,15 @@ def load_tensors(path: Path, targets: dict[str, torch.Tensor]) -> None:
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Writes the marker that makes a checkpoint one to resume from: every file of it with size and sha256."""
+    """Write the marker of a complete checkpoint, with size and sha256 of every file."""
     names = [name for name in list_files(checkpoint) if name != COMPLETE]
     write_json(checkpoint / COMPLETE, {"files": describe_files(checkpoint, names)})
 
 
 def newest_complete_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the most steps whose marker was written and whose files are what it says, or None.
+    """Find the checkpoint with the most steps whose files match its marker. Returns None if there is none.
 
-    Trainer writes checkpoints in place and its own `get_last_checkpoint` trusts the folder's name.
+    transformers' own `get_last_checkpoint` trusts the folder's name, although checkpoints are written in place.
     """
     numbered = [(path.name.rpartition("-")[2], path) for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
     newest_first = sorted(((int(steps), path) for steps, path in numbered if steps.isdigit()), reverse=True)
@@ -279,7 +284,7 @@ def newest_complete_checkpoint(folder: Path) -> Path | None:
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    """By checksum: weights with a flipped byte load without a word."""
+    """Compare the checksums, because weights with a flipped byte load without an error."""
     try:
         return not check_files(checkpoint, read_json(checkpoint / COMPLETE)["files"])
     except (VerificationError, AttributeError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""The keys of a stage that trains, and those of the supervised stage. Light: imports nothing heavy."""
+"""The keys of every stage that trains, and of the supervised stage. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class Argument(str):
     """The meaning of a key that is a field of `transformers.TrainingArguments`."""
 
 
-# The names that transformers has; a test compares.
+# The names in transformers. A test compares them.
 Schedule = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
     "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay", "greedy",
 ]  # fmt: skip
-# Keys that some stages have and others have not.
-Epochs = Annotated[float, Argument("Passes over the training rows.")]
-LoggingSteps = Annotated[float, Argument("Log every so many optimizer steps; below 1 a share of all steps.")]
-SaveLimit = Annotated[int | None, Argument("Checkpoints to keep while training; null keeps all.")]
+# Keys that only some stages have.
+Epochs = Annotated[float, Argument("Number of passes over the training rows.")]
+LoggingSteps = Annotated[float, Argument("Optimizer steps between two log entries; below 1: a share of all steps.")]
+SaveLimit = Annotated[int | None, Argument("Number of checkpoints to keep while training; null keeps all.")]
 Workers = Annotated[int, Argument("Processes per device that prepare batches; 0 prepares them in the main process.")]
 
-# What the run folder, the export phase or the base Trainer decides.
+# Keys that the run folder, the export phase or the base Trainer decides.
 TRAINING_REFUSED: dict[str, str] = {
     "hub_token": "a token never belongs in a recipe: log in with `hf auth login` or set HF_TOKEN",
     "push_to_hub": "only phase 6 uploads, see phase6.push",
@@ -35,13 +35,13 @@ TRAINING_REFUSED: dict[str, str] = {
     "remove_unused_columns": "the Trainer keeps the columns that it needs",
     "resume_from_checkpoint": "an interrupted phase continues by itself, see --run-dir",
     "logging_nan_inf_filter": "it would hide a NaN loss, and a NaN must stop the run",
-    "data_seed": "`seed` decides the order of the rows and every view of them",
-    "batch_eval_metrics": "an epoch is scored on all its logits at once",
-    "prediction_loss_only": "an epoch is scored on its logits",
+    "data_seed": "`seed` decides the order of the rows and all their views",
+    "batch_eval_metrics": "an evaluation scores all logits at once",
+    "prediction_loss_only": "an evaluation needs the logits",
 }
 # The scores that `EvaluationMetrics` and the Trainer offer for choosing the best epoch.
 SCORES = ("mcc", "mcc_at_half", "auroc", "nll", "loss")
-# Bounds that transformers does not check, or checks only after every image was decoded: (keys, least, most).
+# Bounds that transformers does not check, or checks only after all images were decoded: (keys, smallest, largest).
 _BOUNDS: tuple[tuple[tuple[str, ...], float, float], ...] = (
     (("gradient_accumulation_steps", "eval_accumulation_steps", "save_total_limit", "ddp_timeout"), 1, math.inf),
     (("weight_decay", "max_grad_norm", "warmup_steps", "adam_epsilon", "dataloader_num_workers"), 0, math.inf),
@@ -57,26 +57,27 @@ _BELOW_1 = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSection(Section):
-    """A stage that trains: fields of `transformers.TrainingArguments` with defaults of our own, and `extra`.
+    """Settings of a stage that trains: fields of `transformers.TrainingArguments` with the project's defaults.
 
-    In a recipe every field of TrainingArguments stands beside the section's own keys. In Python, those without a
-    default here go into `extra`: `SupervisedConfig(learning_rate=1e-4, extra={"gradient_accumulation_steps": 4})`.
+    In a recipe, any other field of TrainingArguments can stand beside the section's own keys. In Python, put these
+    fields into `extra`: `SupervisedConfig(learning_rate=1e-4, extra={"gradient_accumulation_steps": 4})`.
     """
 
     learning_rate: Annotated[float, Argument("Peak learning rate, reached after the warm-up.")] = 5e-4
     weight_decay: Annotated[float, Argument("Weight decay of the optimizer.")] = 0.05
     lr_scheduler_type: Annotated[Schedule, Argument("How the learning rate changes after the warm-up.")] = "cosine"
     warmup_steps: Annotated[
-        float, Argument("Length of the warm-up: below 1 a share of all optimizer steps, otherwise their number.")
+        float, Argument("Length of the warm-up: below 1 a share of all optimizer steps, otherwise a number of steps.")
     ] = 0.1
-    per_device_train_batch_size: Annotated[int, Argument("Rows in one training batch of one device.")] = 64
+    per_device_train_batch_size: Annotated[int, Argument("Training rows per batch and device.")] = 64
     ddp_find_unused_parameters: Annotated[
-        bool | None, Argument("On several devices, search each step for parameters without a gradient, which is slow.")
+        bool | None,
+        Argument("On several devices, look for parameters without a gradient in each step, which is slow."),
     ] = False
     report_to: Annotated[
-        str | list[str] | None, Argument("Where curves are shown, such as tensorboard or trackio; none: nowhere.")
+        str | list[str] | None, Argument("Trackers that get the curves, such as tensorboard or trackio; or none.")
     ] = "none"
-    seed: Annotated[int, Argument("Seed of first weights, order of the rows and training views.")] = 42
+    seed: Annotated[int, Argument("Seed of the initial weights, the order of the rows and the training views.")] = 42
     extra: dict[str, Any] = field(default_factory=dict, metadata=NOT_A_KEY)  # any other field of TrainingArguments
 
     def check(self) -> None:
@@ -95,14 +96,14 @@ class TrainingSection(Section):
         require(steps == -1 or steps >= 1, self.key("max_steps"), steps, allowed)
 
     def training_fields(self) -> dict[str, Any]:
-        """The fields of `TrainingArguments` that this stage sets: those with a default here, then `extra`."""
+        """The fields of `TrainingArguments` that this stage sets: those with a default here, and `extra`."""
         return {name: getattr(self, name) for name in _argument_names(type(self))} | self.extra
 
     def with_training(self, changes: Mapping[str, Any]) -> Self:
-        """A copy with other fields of `TrainingArguments`, whether they have a default here or not.
+        """Copy the section with other values of any fields of `TrainingArguments`.
 
         Raises:
-            RecipeError: a field or value that cannot be right.
+            RecipeError: If a field is unknown or a value is invalid.
         """
         own = {name: value for name, value in changes.items() if name in _argument_names(type(self))}
         others = {name: value for name, value in changes.items() if name not in own}
@@ -112,7 +113,7 @@ class TrainingSection(Section):
         return super().mapping() | self.extra
 
     def plain(self) -> dict[str, Any]:
-        """As manifests have it since the first version: the fields of TrainingArguments are in one mapping."""
+        """Every key and its value as manifests store them, with the fields of TrainingArguments in one mapping."""
         values = super().plain()
         for name in ("extra", *_argument_names(type(self))):
             del values[name]
@@ -128,10 +129,10 @@ def _argument_names(cls: type[TrainingSection]) -> list[str]:
 
 
 def _checked(extra: Mapping[Any, Any], section: TrainingSection) -> dict[str, Any]:
-    """Fields of TrainingArguments without a default here, each with the type that transformers gives it.
+    """Check the fields of TrainingArguments in `extra` against the types in transformers.
 
     Raises:
-        RecipeError: refused, unknown or of the wrong type.
+        RecipeError: If a field is refused, unknown or of the wrong type.
     """
     if not isinstance(extra, Mapping):
         raise RecipeError(f"{section.key('extra')} is {extra!r}: expected a mapping of fields of TrainingArguments")
@@ -160,48 +161,52 @@ def _unknown(key: object, section: TrainingSection, hints: Mapping[str, Any]) ->
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedConfig(TrainingSection):
-    """A classifier trained on labelled rows; the best epoch on val_select is kept."""
+    """Settings of a classifier that is trained on labelled rows. The best epoch on val_select is kept."""
 
     adapter: Annotated[
         str,
-        "What is trained. none: the classifier layer alone, on features computed once; full: every weight; a "
-        "PEFT adapter by name, such as lora or dora: the adapter and the classifier layer; auto: the best of lora, "
-        "dora, adalora and lokr in a bake-off, which costs as many steps again.",
+        "The weights to train. none: only the classifier layer, on features computed once; full: all weights; the "
+        "name of a PEFT adapter, such as lora or dora: the adapter and the classifier layer; auto: the best of lora, "
+        "dora, adalora and lokr in a bake-off, which doubles the number of steps.",
     ] = "full"
     adapter_options: Annotated[
         dict[str, Any], "Options of the adapter's PEFT config class; for auto, r and target_modules."
     ] = field(default_factory=dict)
     feature_views: Annotated[
-        int, "With adapter: none, views per row: the first as predict sees the picture, the others augmented."
+        int, "Views per row with adapter: none. The first is the picture as predict sees it; the others are augmented."
     ] = 1
     early_stopping_patience: Annotated[
-        int | None, "Stop after so many evaluations without a better score; null never stops early."
+        int | None, "Number of evaluations without a better score after which training stops; null never stops early."
     ] = None
     ema_decay: Annotated[
-        float | None, "Keep a moving average of the weights over about 1 / (1 - ema_decay) steps; null is off."
+        float | None, "Keep a moving average of the weights over about 1 / (1 - ema_decay) steps; null turns it off."
     ] = None
     prior_by: Annotated[
         Literal["sampler", "loss"],
-        "How training meets data.target_prior: sampler draws the rarer class more often, loss weights it.",
+        "How training reaches data.target_prior: sampler draws the rarer class more often; loss gives it more weight.",
     ] = "sampler"
     num_train_epochs: Epochs = 10
-    per_device_eval_batch_size: Annotated[int, Argument("Rows in one evaluation batch of one device.")] = 128
+    per_device_eval_batch_size: Annotated[int, Argument("Evaluation rows per batch and device.")] = 128
     eval_strategy: Annotated[
-        Literal["no", "steps", "epoch"], Argument("When val_select is scored: never, every eval_steps or each epoch.")
+        Literal["no", "steps", "epoch"],
+        Argument("When to score val_select: never, every eval_steps steps, or after each epoch."),
     ] = "epoch"
     save_strategy: Annotated[
-        Literal["no", "steps", "epoch", "best"], Argument("When a checkpoint is written; best: at each better score.")
+        Literal["no", "steps", "epoch", "best"],
+        Argument(
+            "When to write a checkpoint: never, every save_steps steps, after each epoch, or at each best score."
+        ),
     ] = "epoch"
     save_total_limit: SaveLimit = 2
     metric_for_best_model: Annotated[
-        str | None, Argument(f"Score on val_select that decides the best checkpoint: {', '.join(SCORES)}.")
+        str | None, Argument(f"Score on val_select that chooses the best checkpoint: {', '.join(SCORES)}.")
     ] = "mcc"
     load_best_model_at_end: Annotated[
-        bool, Argument("Keep the weights of the best checkpoint; false keeps the last ones.")
+        bool, Argument("Keep the weights of the best checkpoint; false keeps the last weights.")
     ] = True
     logging_steps: LoggingSteps = 20
     dataloader_num_workers: Workers = 1
-    where: str = field(default="phase1", metadata=NOT_A_KEY)  # its place in the recipe, for errors
+    where: str = field(default="phase1", metadata=NOT_A_KEY)  # the place in the recipe, for error messages
 
     def key(self, name: str) -> str:
         return f"{self.where}.{name}"

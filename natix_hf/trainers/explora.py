@@ -1,4 +1,4 @@
-"""`ExploraTrainer`: self-supervised training of a backbone, probed as it goes, stopped when it collapses."""
+"""`ExploraTrainer`: self-supervised training of a backbone, with probes and a stop on collapse."""
 
 from __future__ import annotations
 
@@ -38,46 +38,52 @@ Probe = Callable[[nn.Module], dict[str, float]]
 
 
 class ExploraTrainer(BaseTrainer):
-    """Adapt a pretrained backbone to unlabelled images (ExPLoRA, Khanna et al., arXiv 2406.10973).
+    """Adapt a pretrained backbone to unlabelled images (ExPLoRA, Khanna et al., arXiv:2406.10973).
 
-    LoRA on the queries and values of most blocks, and whole blocks, norms and cls token, are trained by a
-    self-supervised objective; then LoRA is merged and the merged backbone is proven to answer as the trained one. An
-    evaluation is a probe of the backbone that would be kept; with labels the best one by linear probe is kept, without
-    labels the last one.
+    A self-supervised objective trains LoRA on the queries and values of most blocks. The blocks `unfreeze_blocks`, the
+    norms and the cls token are trained in full. When training ends, LoRA is merged, and the merged backbone is
+    compared with the trained one. Evaluations probe the current backbone. With labelled rows the best backbone by
+    linear probe is kept, otherwise the last one.
 
     Args:
-        model (`str`, `Path` or `PreTrainedModel`): a Hub id or folder of a pretrained ViT or DINOv2, or a model, whose
-            backbone is trained in place; or an `Objective`, made around one before.
-        objective (`str`, *optional*): "dinov2" or "mae", or another name of `natix_hf.ssl.objectives.OBJECTIVES`;
-            None: dinov2 for the DINOv2 family, mae for a plain ViT.
-        train_dataset (`datasets.Dataset`): with an image column, or a list of such rows. Labels are not trained on.
-        args (`TrainingArguments` or `dict`, *optional*): a dict overrides the project's defaults, None takes them:
-            2000 steps at learning rate 3e-4 (cosine, 10% warm-up), weight decay 0.04, batches of 64.
-            `TrainingArguments` are taken as they are, but that `probe_steps` decides when to evaluate and save.
-        eval_dataset (`datasets.Dataset`, *optional*): labelled rows that a probe is scored on. It is fitted on the
-            labels of `train_dataset`, or, where this is a dict {"train": ..., "test": ...}, on those of "train".
-        rank (`int`): r of LoRA.
-        alpha (`float`, *optional*): LoRA is scaled by alpha / rank; None: alpha = rank.
-        unfreeze_blocks (sequence of `int`): blocks trained as they are, without LoRA; -1 is the last.
-        trainable (`str`): "explora"; "blocks", those blocks alone; or "all", plain self-supervised pre-training.
-        settings (`dict`, *optional*): sections of the objective, as `{"mae": MaeConfig(mask_ratio=0.6)}`.
-        probe_steps (`int`): steps between two probes; 0: none, the last backbone is kept.
-        probe_rows (`int`): rows of each dataset that a probe reads at most.
-        augment (`AugmentConfig`, *optional*): crop shape and flips for "mae".
-        processing_class (*optional*): image processor with a square size; None: one is made for the model.
-        image_size (`int`, *optional*): px of the square pictures; None: the model's own, at most 224.
-        image_column, label_column (`str`): names of the columns.
-        probe: figures of `model.backbone()` for a `model` that is an `Objective`; called on one rank, the others get
-            its figures.
-        kwargs: further arguments of `transformers.Trainer`, and `train_sampler` and `quiet` of `BaseTrainer`.
+        model (`str`, `Path` or [`~transformers.PreTrainedModel`]): Hub id or folder of a pretrained ViT or DINOv2. Or
+            a model, whose backbone is trained in place. Or an `Objective` that already holds a backbone; then `probe`
+            is needed too.
+        objective (`str`, *optional*): `"dinov2"`, `"mae"`, or another name in `natix_hf.ssl.objectives.OBJECTIVES`.
+            `None` takes `"dinov2"` for the DINOv2 family and `"mae"` for a plain ViT.
+        train_dataset (`datasets.Dataset`): Rows with an image column, or a list of such rows. Training uses no labels.
+        args ([`~transformers.TrainingArguments`] or `dict`, *optional*): A dict overrides the project's defaults:
+            2000 steps at learning rate 3e-4 (cosine, 10% warm-up), weight decay 0.04, batches of 64. `None` uses them.
+            `TrainingArguments` are used unchanged, except that `probe_steps` decides when to evaluate and save.
+        eval_dataset (`datasets.Dataset` or `dict`, *optional*): Labelled rows on which a probe is scored. The probe is
+            fitted on the labels of `train_dataset`. A dict `{"train": ..., "test": ...}` gives rows for both.
+        rank (`int`, defaults to 64): Rank of LoRA.
+        alpha (`float`, *optional*): LoRA is scaled by `alpha / rank`. `None` sets it to `rank`.
+        unfreeze_blocks (sequence of `int`, defaults to `(-1,)`): Blocks to train in full, without LoRA. -1 is the
+            last block.
+        trainable (`str`, defaults to `"explora"`): `"explora"`; `"blocks"` for only `unfreeze_blocks`; or `"all"` for
+            plain self-supervised pre-training.
+        settings (`dict`, *optional*): Settings of the objective, such as `{"mae": MaeConfig(mask_ratio=0.6)}`.
+        probe_steps (`int`, defaults to 250): Steps between two probes. 0 makes no probes and keeps the last backbone.
+        probe_rows (`int`, defaults to 4000): Largest number of rows of each dataset that a probe reads.
+        augment (`AugmentConfig`, *optional*): Crop shape and flips for `"mae"`.
+        processing_class (*optional*): Image processor with a square size. `None` makes one for the model.
+        image_size (`int`, *optional*): Side of the square pictures in px. `None` takes the model's own, at most 224.
+        image_column (`str`, defaults to `"image"`): Name of the image column.
+        label_column (`str`, defaults to `"label"`): Name of the label column.
+        probe (`Callable`, *optional*): Computes figures of `model.backbone()` if `model` is an `Objective`. It is
+            called on one rank, and the other ranks get its figures.
+        kwargs: Further arguments of [`~transformers.Trainer`], and `train_sampler` and `quiet` of `BaseTrainer`.
 
     Attributes:
-        proof: figures of the merge, once training has ended; None before, and on other ranks.
+        proof (`dict`): Figures of the merge. `None` until training has ended.
 
     Raises:
-        UsageError, RecipeError: the model or a setting cannot be right. DataError: as `RoadworkTrainer`.
-        RunError (in training): the representation has collapsed (`collapse_reason`), or the loss became NaN.
-        MergeMismatchError (at the end of training): the merged backbone does not answer as the trained one did.
+        [`UsageError`], [`RecipeError`]: If the model or a setting is invalid.
+        [`DataError`]: If a column is missing, a label is not 0 or 1, a probe has only one label, or an image cannot be
+            read.
+        [`RunError`]: In training, if the features collapse (`collapse_reason`) or the loss becomes NaN or infinite.
+        [`MergeMismatchError`]: At the end of training, if the merged backbone differs from the trained one.
 
     Example:
         ```python
@@ -129,7 +135,7 @@ class ExploraTrainer(BaseTrainer):
                 model, processing_class, image_size, arguments.seed, _WHERE
             )
             decoder = build_decoder(source) if source is not None and takes_decoder(objective) else None
-            with arguments.main_process_first(desc="images"):  # the others read what rank 0 has decoded
+            with arguments.main_process_first(desc="images"):  # rank 0 decodes, the other ranks read its cache
                 images, labelled = self._rows(train_dataset, eval_dataset)
             require_a_batch(arguments, len(images), _WHERE)
             self._parts = make_pretraining(
@@ -164,14 +170,17 @@ class ExploraTrainer(BaseTrainer):
 
     @property
     def proof(self) -> dict[str, Any] | None:
-        """Figures of the proof that the merged backbone answers as the trained one did."""
+        """Figures of the comparison of the merged backbone with the trained one. None until training has ended."""
         return self._merge.proof if self._merge is not None else None
 
     def merged(self) -> PreTrainedModel:
-        """Return the plain merged backbone, read back from `<output_dir>/merged`, in evaluation mode.
+        """Load the plain merged backbone from `<output_dir>/merged`, in evaluation mode.
+
+        Returns:
+            [`~transformers.PreTrainedModel`]: The backbone without an adapter, in float32 on the CPU.
 
         Raises:
-            UsageError: it has not been trained by this trainer.
+            [`UsageError`]: If this trainer has not trained it yet.
         """
         folder = Path(str(self.args.output_dir)) / MERGED
         if self._parts is None or self.state.global_step == 0 or not (folder / "config.json").is_file():
@@ -181,17 +190,17 @@ class ExploraTrainer(BaseTrainer):
         return backbone
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, merge and prove. See `BaseTrainer.train`."""
+        """Train, merge LoRA, and compare the merged backbone with the trained one. See `BaseTrainer.train`."""
         if self.proof is not None:
-            raise UsageError(f"{_WHERE} has merged what it trained: make a new one to train on from merged()")
+            raise UsageError(f"{_WHERE} has already merged its model: make a new trainer from merged() to train on")
         if resume_from_checkpoint:
             self.args.eval_on_start = False
         result = super().train(resume_from_checkpoint, *args, **kwargs)
-        self.accelerator.wait_for_everyone()  # the other ranks read the backbone that the first has written
+        self.accelerator.wait_for_everyone()  # the other ranks read the backbone that rank 0 has written
         return result
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the merged backbone and its processor; while training, what is trained."""
+        """Save the merged backbone and its processor. During training, save the trained tensors."""
         if _internal_call or self.state.global_step == 0 or self._parts is None:
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
@@ -203,7 +212,7 @@ class ExploraTrainer(BaseTrainer):
         return folder
 
     def _rows(self, train_dataset: Any, eval_dataset: Any) -> tuple[Rows, tuple[Rows, Rows] | None]:
-        """The images, and the labelled rows to fit a probe on and to score it on."""
+        """Read the images, and the labelled rows on which a probe is fitted and scored."""
         image_column, label_column = self._columns
         if not is_plain(train_dataset, image_column):
             raise DataError(f"{_WHERE}: train_dataset needs an image column {image_column!r}")
@@ -213,13 +222,15 @@ class ExploraTrainer(BaseTrainer):
         fit, score = train_dataset, eval_dataset
         if isinstance(eval_dataset, dict):
             if set(eval_dataset) != {"train", "test"}:
-                raise DataError(f"{_WHERE}: eval_dataset has {', '.join(eval_dataset)}: give train and test, or rows")
+                raise DataError(
+                    f"{_WHERE}: eval_dataset has {', '.join(eval_dataset)}: give a dict of train and test, or rows"
+                )
             fit, score = eval_dataset["train"], eval_dataset["test"]
         found = []
         for rows, role in ((fit, "train"), (score, "eval")):
             found.append(rows_of(rows, role, image_column, label_column))
             if len(set(found[-1].labels.tolist())) < 2:
-                raise DataError(f"{_WHERE}: the {role} rows of a probe need both labels")
+                raise DataError(f"{_WHERE}: the {role} rows of the probe have only one label, they need both labels")
         return images, (found[0], found[1])
 
     def compute_loss(
@@ -234,10 +245,10 @@ class ExploraTrainer(BaseTrainer):
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the objective's own figures, of the last batch, and stop training on a collapse that they show."""
+        """Log figures, add those of the objective for the last batch, and stop training if they show a collapse."""
         if "loss" in logs:
             logs |= {name: round(float(value), 6) for name, value in self._figures.items()}
-            # One batch may look alike, and a fresh head is flat for some steps: several in a row do not.
+            # A single batch may look collapsed, and a new head is flat for some steps. Several logs in a row count.
             self._suspicious = self._suspicious + 1 if collapse_reason(logs) is not None else 0
             if self._suspicious >= _LOGS_IN_A_ROW:
                 self._require_no_collapse(logs)
@@ -259,7 +270,7 @@ class ExploraTrainer(BaseTrainer):
         if reason is not None:
             raise RunError(
                 f"self-supervised training has collapsed at step {self.state.global_step}: {reason}; "
-                "lower phase4.learning_rate, or take the other phase4.objective"
+                "lower phase4.learning_rate, or use the other phase4.objective"
             )
 
     def save_extra(self, checkpoint: Path) -> None:
@@ -275,7 +286,7 @@ class ExploraTrainer(BaseTrainer):
 
 
 class _Steps(TrainerCallback):
-    """Tell the objective about optimizer steps, set the weight decay that it wants, and probe the last step too."""
+    """Tell the objective about optimizer steps, set its weight decay, and probe after the last step."""
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
@@ -285,7 +296,7 @@ class _Steps(TrainerCallback):
     ) -> None:
         self.objective.on_step_begin(state.global_step, state.max_steps)
         decay = self.objective.weight_decay(state.global_step, state.max_steps, args.weight_decay)
-        # Trainer gives biases and norms a second group, without decay: it stays without.
+        # Trainer puts biases and norms into a second group without decay, which stays unchanged.
         kwargs["optimizer"].param_groups[0]["weight_decay"] = decay
 
     def on_pre_optimizer_step(
@@ -297,5 +308,5 @@ class _Steps(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.objective.on_step_end(state.global_step, state.max_steps)
-        if state.global_step >= state.max_steps:  # without any other probe too: nothing collapsed is kept
+        if state.global_step >= state.max_steps:  # probe at least here, so that no collapsed backbone is kept
             control.should_evaluate = True

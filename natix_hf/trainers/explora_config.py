@@ -1,4 +1,4 @@
-"""The recipe's `phase4:` section. Light: imports nothing heavy."""
+"""The recipe's `phase4:` section. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -17,41 +17,43 @@ _DECIDED_BY_PROBES = (
 
 @dataclass(frozen=True, kw_only=True)
 class ExploraConfig(ObjectiveSections, TrainingSection):
-    """ExPLoRA: the backbone is adapted without labels, then the supervised stage runs on it."""
+    """Settings of ExPLoRA. The backbone is adapted without labels, then the supervised stage trains a classifier."""
 
     place: ClassVar[str] = "phase4"
 
     objective: Annotated[
         str | None,
-        f"The self-supervised objective: {' | '.join(OBJECTIVES)}; null takes dinov2 for backbones of the DINOv2 "
-        "family and mae for a plain ViT.",
+        f"The self-supervised objective: {' | '.join(OBJECTIVES)}; null: dinov2 for backbones of the DINOv2 family, "
+        "mae for a plain ViT.",
     ] = None
     trainable: Annotated[
         Literal["explora", "blocks", "all"],
-        "Which weights are trained. explora: LoRA, norms, cls token and unfreeze_blocks; blocks: unfreeze_blocks "
-        "alone; all: every weight, which is plain self-supervised pre-training.",
+        "The weights to train. explora: LoRA, norms, cls token and unfreeze_blocks; blocks: only unfreeze_blocks; "
+        "all: all weights, which is plain self-supervised pre-training.",
     ] = "explora"
     rank: Annotated[int, "Rank of LoRA."] = 64
     alpha: Annotated[float | None, "LoRA is scaled by alpha / rank; null sets alpha to rank."] = None
-    unfreeze_blocks: Annotated[list[int], "Blocks that are trained whole, without LoRA; -1 is the last one."] = field(
+    unfreeze_blocks: Annotated[list[int], "Blocks to train in full, without LoRA; -1 is the last block."] = field(
         default_factory=lambda: [-1]
     )
     unlabelled: Annotated[
-        list[str], "Further sources of images, as folders or Hub dataset ids; their labels are never read."
+        list[str], "Additional sources of images, as folders or Hub dataset ids; their labels are never read."
     ] = field(default_factory=list)
-    use_labeled_data: Annotated[bool, "Train the classifier on the adapted backbone; false stops before it."] = True
+    use_labeled_data: Annotated[
+        bool, "Train the classifier on the adapted backbone; false stops after the self-supervised stage."
+    ] = True
     probe_steps: Annotated[
-        int, "Probe the backbone every so many steps and keep the best one; 0 keeps the last one."
+        int, "Steps between two probes of the backbone; the best one is kept. 0: no probes, the last one is kept."
     ] = 250
-    probe_rows: Annotated[int, "The most rows of each split that a probe reads."] = 4000
+    probe_rows: Annotated[int, "Largest number of rows of each split that a probe reads."] = 4000
     supervised: Annotated[
         SupervisedConfig | None, "The supervised stage on the adapted backbone, with phase1's keys; null: as phase1."
     ] = None
-    max_steps: Annotated[int, Argument("Optimizer steps; -1 trains for num_train_epochs.")] = 2000
+    max_steps: Annotated[int, Argument("Number of optimizer steps; -1 trains for num_train_epochs.")] = 2000
     learning_rate: float = 3e-4
     weight_decay: float = 0.04
     max_grad_norm: Annotated[
-        float, Argument("Gradients with a larger norm are scaled down to it; 0 turns this off.")
+        float, Argument("Largest norm of the gradients; larger gradients are scaled down. 0 turns this off.")
     ] = 3.0
     save_total_limit: SaveLimit = 2
     logging_steps: LoggingSteps = 20
@@ -65,11 +67,11 @@ class ExploraConfig(ObjectiveSections, TrainingSection):
         self.require(self.alpha is None or self.alpha > 0, "alpha", "above 0, or null")
         self.require(self.probe_steps >= 0, "probe_steps", "at least 0")
         self.require(self.probe_rows >= 20, "probe_rows", "at least 20")
-        if "num_train_epochs" in self.extra and self.max_steps != -1:  # max_steps would win without a word
+        if "num_train_epochs" in self.extra and self.max_steps != -1:  # max_steps would silently win
             epochs = self.extra["num_train_epochs"]
             raise RecipeError(
-                f"{self.key('num_train_epochs')} is {epochs!r}: it counts only with max_steps=-1, and max_steps is "
-                f"{self.max_steps}"
+                f"{self.key('num_train_epochs')} is {epochs!r}: it takes effect only with max_steps=-1, and max_steps "
+                f"is {self.max_steps}"
             )
         noise, smoothing = self.extra.get("neftune_noise_alpha"), self.extra.get("label_smoothing_factor", 0)
         require(noise is None, self.key("neftune_noise_alpha"), noise, "left out: it is for language models")

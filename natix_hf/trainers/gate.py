@@ -1,4 +1,4 @@
-"""`GateTrainer`: learns how far to trust a fixed classifier's answers, and is judged on rows it has not seen."""
+"""`GateTrainer`: learn a confidence for a fixed classifier's answers, and score it on rows not seen in training."""
 
 from __future__ import annotations
 
@@ -23,8 +23,16 @@ from natix_hf.trainers.gate_config import GateConfig
 
 
 class GateTrainer(BaseTrainer):
-    """Fits a `Gate` to `labels` float [n]: whether an answer was right (`correctness`, by cross-entropy), or the
-    probability of the true class (`confidnet`, by squared error; Corbière et al., arXiv 1910.04851)."""
+    """Train a [`Gate`] that estimates the confidence of each answer.
+
+    The targets are `labels`, float [n]. With `correctness` they say if the answer was right, and the loss is
+    cross-entropy. With `confidnet` they are the probability of the true class, and the loss is the squared error
+    (Corbière et al., arXiv:1910.04851).
+
+    Args:
+        method (`str`): `"correctness"` or `"confidnet"`.
+        args, kwargs: Arguments of `BaseTrainer`.
+    """
 
     def __init__(self, *args: Any, method: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -47,22 +55,31 @@ class GateTrainer(BaseTrainer):
 
 
 def gate_targets(method: str, logits: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
-    """float32 [n] in [0, 1]: was the answer at `threshold` right, or what probability had the true class."""
+    """Compute the targets of the gate, float32 [n] in [0, 1].
+
+    Args:
+        method: `correctness`: 1 where the answer at `threshold` is right. `confidnet`: probability of the true class.
+        logits: Logits of the classifier, float [n].
+        labels: Labels, 0 or 1, [n].
+        threshold: Decision threshold, as a logit.
+    """
     right = (logits > threshold) == (labels == 1)
     targets = right if method == "correctness" else expit(np.where(labels == 1, logits, -logits))
     return np.asarray(targets, dtype=np.float32)
 
 
 def train_gate(inputs: np.ndarray, targets: np.ndarray, config: GateConfig) -> Gate:
-    """A gate fitted to all given rows. Every rank calls it.
+    """Fit a gate to all given rows. Every rank must call it.
 
     Args:
-        inputs: `gate_inputs`, float32 [n, d]. targets: `gate_targets`, float32 [n].
+        inputs: Result of `gate_inputs`, float32 [n, d].
+        targets: Result of `gate_targets`, float32 [n].
+        config: Settings of the gate.
 
     Raises:
-        RunError: the training diverged.
+        RunError: If the training diverged.
     """
-    with tempfile.TemporaryDirectory() as scratch:  # seconds of training: nothing is saved on the way
+    with tempfile.TemporaryDirectory() as scratch:  # training takes seconds, so no checkpoints are kept
         settings = config.training_fields() | {"save_strategy": "no", "eval_strategy": "no", "logging_strategy": "no"}
         arguments = training_arguments(settings, Path(scratch), "phase3")
         torch.manual_seed(arguments.seed)
@@ -92,11 +109,14 @@ def train_gate(inputs: np.ndarray, targets: np.ndarray, config: GateConfig) -> G
 def cross_fit(
     inputs: np.ndarray, targets: np.ndarray, wrong: np.ndarray, groups: np.ndarray, config: GateConfig
 ) -> np.ndarray:
-    """Confidence of each row by a gate that has seen no row of its group, float64 [n].
+    """Compute the confidence of each row with a gate that has not seen the row's group, float64 [n].
 
     Args:
-        wrong: int64 [n], 1 where the answer was wrong; each fold gets its share of them.
-        groups: [n]; there are at least `config.folds`.
+        inputs: Result of `gate_inputs`, float32 [n, d].
+        targets: Result of `gate_targets`, float32 [n].
+        wrong: int64 [n], 1 where the answer was wrong. The folds are stratified by it.
+        groups: Group of each row, [n]. There must be at least `config.folds` groups.
+        config: Settings of the gate.
     """
     folds = StratifiedGroupKFold(config.folds, shuffle=True, random_state=config.seed)
     confidence = np.full(len(targets), np.nan)
@@ -106,7 +126,7 @@ def cross_fit(
 
 
 class _Pairs(Dataset[dict[str, torch.Tensor]]):
-    """Indexed by `(epoch, row)`. Yields `features` and `labels`."""
+    """Inputs and targets of the gate, indexed by `(epoch, row)`. An item holds `features` and `labels`."""
 
     def __init__(self, inputs: np.ndarray, targets: np.ndarray) -> None:
         self.inputs, self.targets = torch.from_numpy(inputs), torch.from_numpy(targets)

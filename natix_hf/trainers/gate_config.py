@@ -1,4 +1,4 @@
-"""The recipe's `phase3:` section. Light: imports nothing heavy."""
+"""The recipe's `phase3:` section. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _ONE_PASS = (
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig(TrainingSection):
-    """The learned gate, which estimates how far to trust each answer."""
+    """Settings of the learned gate, which estimates the confidence of each answer."""
 
     place: ClassVar[str] = "phase3"
 
     method: Annotated[
         Literal["correctness", "confidnet"],
-        "What the gate learns. correctness: whether the answer was right; confidnet: the probability of the true "
-        "class (arXiv 1910.04851).",
+        "What the gate predicts. correctness: if the answer is right; confidnet: the probability of the true class "
+        "(arXiv:1910.04851).",
     ] = "correctness"
     hidden: Annotated[int, "Width of the gate's hidden layer."] = 64
-    folds: Annotated[int, "Folds of the cross-fit on val_select; a group is never in two of them."] = 5
+    folds: Annotated[int, "Number of folds of the cross-fit on val_select; a group is never in two folds."] = 5
     n_resamples: Annotated[
-        int, "Bootstrap resamples of the paired comparison between the learned gate and the margin."
+        int, "Number of bootstrap resamples in the paired comparison of the learned gate with the margin."
     ] = 2000
     num_train_epochs: Epochs = 40
     learning_rate: float = 1e-3
@@ -40,6 +40,6 @@ class GateConfig(TrainingSection):
         self.require(self.n_resamples >= 100, "n_resamples", "at least 100")
         for key in _ONE_PASS:
             given = self.extra.get(key)
-            require(given is None, self.key(key), given, "left out: a gate trains for seconds and is never scored")
+            require(given is None, self.key(key), given, "left out: a gate trains for seconds and is never evaluated")
         smoothing = self.extra.get("label_smoothing_factor", 0)
-        require(smoothing == 0, self.key("label_smoothing_factor"), smoothing, "0: its targets stay as they are")
+        require(smoothing == 0, self.key("label_smoothing_factor"), smoothing, "0: a gate uses its targets unchanged")

@@ -1,4 +1,4 @@
-"""What the model card tells of a training, written down while it runs."""
+"""Record the facts of a training for the model card."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ _CURVE_ROWS = 10
 
 
 class TrainingFacts(TrainerCallback):
-    """Attributes:
-    facts: `settings` (text by name) from the beginning of training on, and at its end `curve`: rows of epoch, step,
-        train loss and the scores on val_select, at most ten of them, evenly spaced, with the last. They come from
-        the state of the Trainer, so that a resumed training tells all of it.
+    """Record the settings and the learning curve of a training.
+
+    Attributes:
+        facts: `settings`, as text by name, is set when training begins. `curve` is set when it ends: at most ten
+            evenly spaced rows of epoch, step, train loss and scores on val_select, including the last one. The curve
+            comes from the state of the Trainer, so it also covers the steps before a resume.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""`prove_merge`: merge an adapter, save the plain model, read it back, and compare it with what was trained."""
+"""`prove_merge`: merge an adapter, save the plain model, read it back, and compare it with the trained model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from natix_hf.errors import MergeMismatchError, UsageError, VerificationError, first_line
 
 TOLERANCE = 1e-4
-# Relative to the largest entry of a layer where that is above 1. The 35 tuners of the adapter table that merge into
+# Relative to the largest entry of a layer if that is above 1. All 35 tuners of the adapter table that merge into
 # linear layers stay below 2e-7.
 WEIGHT_TOLERANCE = 1e-5
 
@@ -33,28 +33,28 @@ def prove_merge(
     load: Callable[[Path], PreTrainedModel],
     tolerance: float = TOLERANCE,
 ) -> tuple[dict[str, Any], PreTrainedModel]:
-    """Merge a copy of `model` in float32 on the CPU, save it, read it back, and compare.
+    """Merge a copy of `model` in float32 on the CPU, save it, read it back, and compare it with the trained model.
 
-    The outputs of the trained model are taken before the merge, because PEFT merges in place. The merged weights are
-    compared with the linear map that each adapted layer computed before the merge (W + s·BA for LoRA). PEFT's own
-    formula for the merge plays no part in that, and an error in one entry shows even if no output depends on it.
+    The outputs of the trained model are computed before the merge, because PEFT merges in place. The merged weights
+    are compared with the linear map that each adapted layer computed before the merge (W + s·BA for LoRA). This check
+    does not use PEFT's own merge formula. It finds an error in one entry even if no output depends on it.
 
     Args:
-        model: A `PeftModel`, or a plain model, for which saving and reading back are proven. It is left as it is.
+        model: A `PeftModel`. Or a plain model, for which only saving and reading back are checked. It is not changed.
         batches: Inputs of `model.forward`, without labels.
         save: Writes the merged model and returns its folder.
-        load: Reads it back, strictly, in float32 on the CPU.
+        load: Reads the model back, strictly, in float32 on the CPU.
         tolerance: Largest allowed difference of any output.
 
     Returns:
-        The figures and the model as read back. Figures: `max_difference` and `mean_difference` of the outputs,
-        `tolerance`, `adapter_effect` (the largest difference of the outputs with and without the adapter), `images`
-        (rows), `merged_layers`, `weights_recomputed` (how many of these layers were compared with their own linear
-        map; the others, such as norms, only with PEFT's result), `max_weight_difference`, `weight_tolerance`,
-        `tensors_bit_equal` (tensors that no merge may change).
+        The figures, and the model as read back. Figures: `max_difference` and `mean_difference` of the outputs;
+        `tolerance`; `adapter_effect`, the largest difference of the outputs with and without the adapter; `images`,
+        the number of rows; `merged_layers`; `weights_recomputed`, the number of these layers that were compared with
+        their own linear map (others, such as norms, are compared only with PEFT's result); `max_weight_difference`;
+        `weight_tolerance`; and `tensors_bit_equal`, the number of tensors that a merge must not change.
 
     Raises:
-        [`MergeMismatchError`]: with the figures, where the saved model is not the trained one.
+        [`MergeMismatchError`]: If the saved model differs from the trained one. The message holds the figures.
     """
     trained = _float32_copy(model)
     with _full_precision():
@@ -96,7 +96,7 @@ def prove_merge(
 
 
 def _read_back(merged: nn.Module, folder: Path, load: Callable[[Path], PreTrainedModel]) -> PreTrainedModel:
-    # What is left of PEFT comes first: `load` may refuse the same, with less to tell.
+    # Check for leftovers of PEFT first. `load` may refuse them too, but with a less specific message.
     lost = _leftovers(merged, folder)
     if lost is not None:
         raise MergeMismatchError(f"the merged model in {folder} is not what was trained: {lost}")
@@ -110,11 +110,15 @@ def _read_back(merged: nn.Module, folder: Path, load: Callable[[Path], PreTraine
 
 @torch.no_grad()
 def outputs(model: nn.Module, batches: Sequence[Batch]) -> torch.Tensor:
-    """Every floating-point tensor that `model` returns for `batches`, as one flat tensor; the loss is left out."""
+    """Compute every floating-point output of `model` for `batches`, as one flat tensor without the loss.
+
+    Raises:
+        [`UsageError`]: If the model returns no such tensor.
+    """
     found: list[torch.Tensor] = []
     for batch in batches:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # a masked autoencoder draws its masks in eval mode too
+            torch.manual_seed(0)  # a masked autoencoder draws masks even in evaluation mode
             output = model(**batch)
         values = [value for name, value in output.items() if name != "loss"] if isinstance(output, Mapping) else output
         tensors = [values] if isinstance(values, torch.Tensor) else values
@@ -125,7 +129,7 @@ def outputs(model: nn.Module, batches: Sequence[Batch]) -> torch.Tensor:
 
 
 def merged_modules(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
-    """PEFT's modules inside a model, each with the module that it was put around, under its name after the merge."""
+    """Find PEFT's modules in a model. Maps the name after the merge to the module and the module that it wraps."""
     found: dict[str, tuple[nn.Module, nn.Module]] = {}
     for name, module in base_of(model).named_modules():
         if name.startswith(tuple(f"{outer}." for outer in found)):
@@ -139,12 +143,12 @@ def merged_modules(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
 
 
 def base_of(model: nn.Module) -> nn.Module:
-    """The model that an adapter was put into, or a plain model itself."""
+    """Unwrap the model inside a PeftModel. A plain model is returned as it is."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def merge_in_place(model: nn.Module) -> PreTrainedModel:
-    """Merge on the CPU in float32, where no setting of an accelerator costs accuracy, without a copy and unproven."""
+    """Merge without a copy and without a proof, on the CPU in float32, so that the result is exact."""
     nn.Module.to(model, device="cpu", dtype=torch.float32)
     with _full_precision():
         return _merge(model)
@@ -164,25 +168,25 @@ def _merge(model: nn.Module) -> PreTrainedModel:
 
 
 def _float32_copy(model: nn.Module) -> nn.Module:
-    # By way of the CPU, so that an accelerator never holds the model twice.
+    # Copy on the CPU, so that an accelerator never holds the model twice.
     device = next(model.parameters()).device
     nn.Module.to(model, device="cpu")
     copied = copy.deepcopy(model)
     nn.Module.to(model, device=device)
-    # accelerate puts mixed precision into the instance's own `forward`.
+    # accelerate replaces the instance's `forward` for mixed precision. Restore the original.
     original: Any = vars(copied).pop("_original_forward", None)
     if original is not None:
         copied.forward = original
     copied = nn.Module.to(copied, dtype=torch.float32).eval()
     base = base_of(copied)
     if isinstance(base, PreTrainedModel) and "flash" in str(base.config._attn_implementation):
-        base.set_attn_implementation("eager")  # flash attention knows neither float32 nor a CPU
+        base.set_attn_implementation("eager")  # flash attention supports neither float32 nor the CPU
     return copied
 
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """float32 products in float32, whatever `torch.set_float32_matmul_precision` was set to for the training."""
+    """Compute float32 products in full precision, whatever `torch.set_float32_matmul_precision` the training used."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -192,7 +196,7 @@ def _full_precision() -> Iterator[None]:
 
 
 def _unmerged_tensors(model: nn.Module, layers: dict[str, tuple[nn.Module, nn.Module]]) -> dict[str, torch.Tensor]:
-    """Every tensor that a merge must leave alone, under its name after the merge."""
+    """Every tensor that a merge must not change, by its name after the merge."""
     inside = tuple(f"{name}." for name in layers)
     found = {name: value for name, value in base_of(model).state_dict().items() if not name.startswith(inside)}
     for name, (wrapper, original) in layers.items():
@@ -210,9 +214,9 @@ def _linear_maps(layers: dict[str, tuple[nn.Module, nn.Module]]) -> dict[str, di
 
 @torch.no_grad()
 def _linear_map(layer: nn.Module) -> dict[str, torch.Tensor] | None:
-    """Weight and bias of the linear map that an adapted layer computes, found by feeding it unit vectors.
+    """Recompute weight and bias of the linear map of an adapted layer from its outputs for unit vectors.
 
-    None for a layer that is no linear map, or not of a type whose weight is known to be its matrix.
+    Returns None if the layer is not of a type that computes a linear map with its weight as the matrix.
     """
     if not isinstance(layer, BaseTunerLayer):
         return None
@@ -226,7 +230,7 @@ def _linear_map(layer: nn.Module) -> dict[str, torch.Tensor] | None:
         matrix = ask(torch.eye(width, dtype=torch.float32)) - bias
         weight = matrix.T if type(base) is nn.Linear else matrix
     elif type(base) is nn.Conv2d and base.padding == (0, 0) and base.dilation == (1, 1) and base.groups == 1:
-        # As the patch embedding of a ViT: a picture as large as the kernel gives one output.
+        # Like the patch embedding of a ViT: a picture of the size of the kernel gives one output.
         shape = base.weight.shape
         units = torch.eye(base.weight[0].numel(), dtype=torch.float32).view(-1, *shape[1:])
         bias = ask(torch.zeros(1, *shape[1:], dtype=torch.float32))[0, :, 0, 0]
@@ -239,7 +243,7 @@ def _linear_map(layer: nn.Module) -> dict[str, torch.Tensor] | None:
 def _weight_differences(
     expected: dict[str, dict[str, torch.Tensor]], state: dict[str, torch.Tensor]
 ) -> tuple[float, str | None]:
-    """The largest difference, and what is wrong with the first layer that exceeds the tolerance."""
+    """Compute the largest difference, and describe the first layer that exceeds the tolerance."""
     largest, problem = 0.0, None
     for layer, parts in expected.items():
         for part, weights in parts.items():

@@ -1,4 +1,4 @@
-"""`MergeValidationCallback`: when training ends, merge the adapter, save the plain model, and prove it the same."""
+"""`MergeValidationCallback`: merge the adapter when training ends, and compare the result with the trained model."""
 
 from __future__ import annotations
 
@@ -33,37 +33,51 @@ MERGED = "merged"
 
 
 class MergeValidationCallback(TrainerCallback):
-    """Merge the adapter when training ends, save the plain model, and prove that it is what was trained.
+    """Merge the adapter when training ends, save the plain model, and check that it equals the trained model.
 
-    It works in any `transformers.Trainer` whose model is a `PeftModel` that PEFT can merge, `modules_to_save`
-    included. The merged model is written to `<output_dir>/merged` in float32, with its config and the Trainer's
-    processing class, read back from there, and compared with what was trained ([`prove_merge`] lists the checks).
-    Afterwards `trainer.model` is the plain model on every rank, on the device and in the dtypes of the model that the
-    adapter was put into, so that `trainer.evaluate()`, `predict()` and `save_model()` use it. The trainer's optimizer
-    is dropped: it belongs to weights that are gone.
+    It works in any [`~transformers.Trainer`] whose model is a `PeftModel` that PEFT can merge, including
+    `modules_to_save`. The merged model is written to `<output_dir>/merged` in float32, with its config and the
+    Trainer's processing class. It is then read back and compared with the trained model; [`prove_merge`] lists the
+    checks. Afterwards `trainer.model` is the plain model on every rank, with the original device and dtypes.
+    `trainer.evaluate()`, `predict()` and `save_model()` use it. The trainer's optimizer is dropped, because the
+    weights that it updates no longer exist.
 
-    Add it last, so that it sees the weights that the other callbacks leave. On rank 0 it holds a float32 copy of the
-    model in host memory. A plain model, without an adapter, is saved and read back with the same comparison.
+    Add the callback last, so that it sees the weights that the other callbacks leave. Rank 0 holds a float32 copy of
+    the model in host memory. A plain model without an adapter is saved, read back and compared in the same way.
 
     Args:
-        rows (`int`, defaults to 32): How many rows to compare the outputs on. They are spread evenly over the
-            evaluation set, because data sets are often sorted by class; without an evaluation set, over the training
-            set. Of a dataset without a length the first rows are taken.
+        rows (`int`, defaults to 32): Number of rows on which to compare the outputs. They are spread evenly over the
+            evaluation set, because datasets are often sorted by class. Without an evaluation set they come from the
+            training set. A dataset without a length gives its first rows.
         tolerance (`float`, defaults to 1e-4): Largest allowed difference of any output.
-        model (`nn.Module`, *optional*): What to prove, where it is only a part of `trainer.model`, as the backbone
-            inside an objective. `trainer.model` is then left alone; the next three arguments are needed too.
-        images (`Callable`, *optional*): Gives float32 pixel values `[n, 3, H, W]`.
+        model (`nn.Module`, *optional*): The model to check if it is only a part of `trainer.model`, such as the
+            backbone inside an objective. `trainer.model` is then not replaced. It requires `images`, `save` and
+            `load`.
+        images (`Callable`, *optional*): Returns float32 pixel values of shape `(n, 3, H, W)`.
         save (`Callable`, *optional*): Writes the merged model and returns its folder.
-        load (`Callable`, *optional*): Reads it back, strictly.
+        load (`Callable`, *optional*): Reads the model back, strictly.
 
     Attributes:
         proof (`dict`): The figures of [`prove_merge`] and `rows_from` (`"evaluation"`, `"training"` or `"given"`).
-            None until training has ended.
+            `None` until training has ended.
 
     Raises:
-        [`UsageError`]: When training begins, for a model that cannot be merged or whose merge cannot be proven.
-        [`MergeMismatchError`]: When training ends, on every rank, with the figures. The unmerged weights lie in
+        [`UsageError`]: If `rows` is below 1. When training begins, if the model cannot be merged or checked.
+        [`MergeMismatchError`]: When training ends, on every rank, with the figures. The unmerged weights are then in
             `<output_dir>/unmerged.safetensors`, and `trainer.model` is still the trained `PeftModel`.
+
+    Example:
+        ```python
+        from natix_hf import MergeValidationCallback
+        from peft import LoraConfig, get_peft_model
+        from transformers import Trainer
+
+        model = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"]))
+        check = MergeValidationCallback()
+        trainer = Trainer(model, args, train_dataset=train, eval_dataset=test, callbacks=[check])
+        trainer.train()
+        check.proof["max_difference"]
+        ```
     """
 
     def __init__(
@@ -77,7 +91,7 @@ class MergeValidationCallback(TrainerCallback):
         load: Callable[[Path], PreTrainedModel] | None = None,
     ) -> None:
         if rows < 1:
-            raise UsageError(f"rows is {rows}: allowed is at least 1")
+            raise UsageError(f"rows is {rows}: it must be at least 1")
         self.rows = rows
         self.tolerance = tolerance
         self.proof: dict[str, Any] | None = None
@@ -101,7 +115,7 @@ class MergeValidationCallback(TrainerCallback):
         if state.is_world_process_zero:
             try:
                 told[0], stored = self._prove(model, trainer, Path(str(args.output_dir)) / UNMERGED)
-            except Exception as error:  # the other ranks wait to be told, whatever went wrong
+            except Exception as error:  # the other ranks wait for the outcome, whatever went wrong
                 failure, told[1] = error, str(error)
         self.proof, refused = broadcast_object_list(told)
         if failure is not None:
@@ -131,15 +145,20 @@ class MergeValidationCallback(TrainerCallback):
 
 
 def _calling_trainer() -> Trainer:
-    """The Trainer that runs the callback. transformers hands a callback the model and the loaders, but no way to
-    another evaluation set, and no way to replace the model; the Trainer is a few calls up the stack."""
+    """Find the Trainer that runs the callback, a few calls up the stack.
+
+    transformers passes a callback the model and the loaders. That is not enough to read another evaluation set or to
+    replace the model.
+    """
     frame = sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, Trainer):
             return owner
         frame = frame.f_back  # type: ignore[assignment]
-    raise UsageError("MergeValidationCallback was not called by a transformers.Trainer: add it to one")
+    raise UsageError(
+        "MergeValidationCallback was not called by a transformers.Trainer: pass it as Trainer(callbacks=[...])"
+    )
 
 
 def _require_provable(trainer: Trainer) -> None:
@@ -149,37 +168,39 @@ def _require_provable(trainer: Trainer) -> None:
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or trainer.is_model_parallel:
         raise UsageError(f"{what} is spread over several devices: train with plain DDP, or on one device")
     if trainer.args.world_size > 1 and trainer.model_wrapped is model:
-        # transformers 5.23 prepares a model once, and does not wrap for training what an evaluation has prepared.
-        raise UsageError(f"{what} was evaluated before, so its ranks would train apart: make a new Trainer")
+        # transformers 5.23 prepares a model once. A model prepared for evaluation is not wrapped for training.
+        raise UsageError(
+            f"{what} was evaluated before training, so the ranks would not synchronise: make a new Trainer"
+        )
     if not isinstance(base, PreTrainedModel):
         raise UsageError(f"{what} is not a transformers PreTrainedModel: give model, images, save and load")
     if getattr(base, "hf_quantizer", None) is not None:
         raise UsageError(f"{what} is quantised, and a merge would round it again: load it in float32 or bfloat16")
     if not isinstance(model, PeftModel):
         if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-            raise UsageError(f"{what} has an adapter but is no PeftModel: put it in by peft.get_peft_model")
+            raise UsageError(f"{what} has an adapter but is not a PeftModel: add the adapter by peft.get_peft_model")
         return
     for config in model.peft_config.values():
         kind = PeftType(config.peft_type).value.lower()
         if config.is_prompt_learning or kind in ("lily", "poly", "shadow", "xlora"):
-            reason = REFUSED.get(kind, "it adds to the input, which no weight can hold")
+            reason = REFUSED.get(kind, "it changes the input, which weights cannot store")
             raise UsageError(f"{what} has the adapter {kind}, which cannot be merged: {reason}")
 
 
 def _batches(trainer: Trainer, most: int) -> tuple[list[Batch], str]:
-    """Rows as the Trainer's own loader gives them, collated, on the CPU, in float32 and without labels."""
+    """Collate rows as the Trainer's own loader does, on the CPU, in float32 and without labels."""
     loader: Any
     if trainer.eval_dataset:
         first = next(iter(trainer.eval_dataset)) if isinstance(trainer.eval_dataset, dict) else None
         loader, source = trainer.get_eval_dataloader(first), "evaluation"
     else:
         loader, source = trainer.callback_handler.train_dataloader, "training"
-    # Not by iterating over the loader, which the other ranks would have to do at the same time.
+    # Read the dataset directly. Every rank would have to iterate over the loader at the same time.
     rows = _spread(loader.dataset, most)
     size = trainer.args.per_device_eval_batch_size
     labels = {*trainer.label_names, "labels", "label"}
     if getattr(getattr(trainer.model, "config", None), "is_encoder_decoder", False):
-        labels = set()  # the input of the decoder is made of them
+        labels = set()  # the decoder's input is made from the labels
     collated = [loader.collate_fn(rows[start : start + size]) for start in range(0, len(rows), size)]
     return [
         {name: _as_float32(value) for name, value in dict(batch).items() if name not in labels} for batch in collated
@@ -212,7 +233,7 @@ def _saver(trainer: Trainer) -> Callable[[PreTrainedModel], Path]:
 
 
 def _loader(base: nn.Module) -> Callable[[Path], PreTrainedModel]:
-    # Many base models draw a pooler at random that a model built without one does not have.
+    # Many base model classes add a random pooler on load, even if the model was built without one.
     without_pooler = getattr(base, "pooler", base) is None
     options = {"add_pooling_layer": False} if without_pooler else {}
     return lambda folder: load_strictly(type(base), folder, **options)
@@ -220,12 +241,12 @@ def _loader(base: nn.Module) -> Callable[[Path], PreTrainedModel]:
 
 def _save_unmerged(model: nn.Module, path: Path) -> None:
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    weights = trained or dict(model.named_parameters())  # a teacher has no gradients: then everything
+    weights = trained or dict(model.named_parameters())  # a teacher has no trainable parameters, so save all of it
     save_file({name: p.detach().cpu().contiguous() for name, p in weights.items()}, path)
 
 
 def _replace_model(trainer: Trainer, stored: PreTrainedModel | None) -> None:
-    """Make the plain model the Trainer's. The ranks that did not write merge what they trained, with equal result."""
+    """Replace the Trainer's model by the plain one. Ranks that did not write merge their own copy, which is equal."""
     trained: Any = trainer.model
     base: Any = base_of(trained)
     device, attention = next(trained.parameters()).device, base.config._attn_implementation
@@ -236,14 +257,14 @@ def _replace_model(trainer: Trainer, stored: PreTrainedModel | None) -> None:
     if plain.config._attn_implementation != attention:
         plain.set_attn_implementation(attention)
     plain.requires_grad_(True).eval()
-    # As in a Trainer that was given the plain model: nothing is prepared, and there is no optimizer.
+    # Reset the Trainer to the state of a new one with the plain model: nothing is prepared, and no optimizer exists.
     trainer.accelerator.free_memory()
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.model = trainer.model_wrapped = trainer.callback_handler.model = nn.Module.to(plain, device)
 
 
 def _dtypes_before(model: nn.Module) -> dict[str, torch.dtype]:
-    """The dtype of every tensor of the model that the adapter was put into, under its name after the merge."""
+    """Original dtype of every tensor of the base model, by its name after the merge."""
     layers = merged_modules(model)
     tensors: dict[str, torch.Tensor] = base_of(model).state_dict()
     for name, (_, original) in layers.items():

@@ -1,4 +1,4 @@
-"""The parts of a self-supervised training: what is trained, by which objective, and how it is probed."""
+"""Assemble a self-supervised training: the trainable weights, the objective, the views and the probe."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ BEST_BY = "linear_auroc"
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What `ExploraTrainer` is made of.
+    """The parts of an `ExploraTrainer`.
 
     Attributes:
-        given: objective, views, sampler and probe, by the names of its arguments.
-        objective: its name.
-        trainable: trained parameters of the backbone; heads and decoder, which are thrown away, are not counted.
-        labelled: whether the best backbone is chosen by a linear probe.
+        given: Objective, views, sampler and probe, as keyword arguments of the trainer.
+        objective: Name of the objective.
+        trainable: Number of trainable parameters of the backbone, without heads and decoder, which are discarded.
+        labelled: True if a linear probe chooses the best backbone.
     """
 
     given: dict[str, Any]
@@ -71,19 +71,22 @@ def make_pretraining(
     settings: dict[str, Any] | None = None,
     resuming: bool = False,
 ) -> Pretraining:
-    """Choose what of the backbone is trained, and build objective, views and probe.
+    """Choose the trainable weights of the backbone, and build objective, views and probe.
 
     Args:
-        backbone: changed in place.
-        probe_rows: labelled rows to fit a probe on and to score it on; None: there are no labels.
-        config: of the stage.
-        arguments: completed in place: when to probe, and by what to choose.
-        decoder: pretrained with the backbone, for a masked autoencoder; None: a fresh one.
-        settings: sections of the objective by name, in place of those of `config`.
-        resuming: training goes on from a checkpoint, so that the backbone is not probed before the first step.
+        backbone: The backbone. It is changed in place.
+        processor: Image processor of the backbone.
+        images: Rows to train on.
+        probe_rows: Labelled rows on which a probe is fitted and scored. None: there are no labels.
+        config: Settings of the stage.
+        augment: Augmentation of the training views.
+        arguments: Completed in place with the times of the probes and the score to choose by.
+        decoder: A decoder that was pretrained with the backbone. None: a new decoder.
+        settings: Sections of the objective by name. They replace those of `config`.
+        resuming: True if training resumes. The backbone is then not probed before the first step.
 
     Raises:
-        RecipeError: as `check_pretraining`.
+        RecipeError: As `check_pretraining` does.
     """
     seed, size, patch = arguments.seed, Preprocess(processor).image_size, backbone.config.patch_size
     name = config.objective or default_objective(backbone.config.model_type)
@@ -98,7 +101,7 @@ def make_pretraining(
     arguments.load_best_model_at_end = labelled
     arguments.metric_for_best_model = BEST_BY if labelled else None
     arguments.greater_is_better = True
-    arguments.eval_on_start = config.probe_steps > 0 and not resuming  # what the backbone knew before
+    arguments.eval_on_start = config.probe_steps > 0 and not resuming  # score the backbone before training
     preprocess = Preprocess(processor)
     given = {
         "model": model,
@@ -113,10 +116,10 @@ def make_pretraining(
 def check_pretraining(
     backbone: PreTrainedModel, config: ExploraConfig, image_size: int, settings: dict[str, Any] | None = None
 ) -> None:
-    """Refuse settings that do not fit the backbone, which may be on the meta device.
+    """Check that the settings fit the backbone, which may be on the meta device.
 
     Raises:
-        RecipeError
+        RecipeError: If they do not.
     """
     model_type = backbone.config.model_type
     found = architecture_of(model_type)
@@ -131,7 +134,7 @@ def check_pretraining(
 
 def _student(backbone: PreTrainedModel, config: ExploraConfig, seed: int) -> nn.Module:
     if config.trainable == "explora":
-        torch.manual_seed(seed)  # LoRA's first weights
+        torch.manual_seed(seed)  # LoRA's initial weights
         return apply_explora(backbone, config.rank, config.alpha, config.unfreeze_blocks)
     if config.trainable == "blocks":
         return unfreeze_blocks_alone(backbone, config.unfreeze_blocks)
@@ -139,7 +142,7 @@ def _student(backbone: PreTrainedModel, config: ExploraConfig, seed: int) -> nn.
 
 
 class Probes:
-    """Figures of a backbone: of its features, and of a linear and a nearest-neighbour probe where there are labels."""
+    """Compute figures of a backbone: of its features, and with labels also of a linear and a k-NN probe."""
 
     def __init__(
         self,
@@ -169,7 +172,7 @@ class Probes:
 
 
 def _some_of_each_label(labels: np.ndarray, most: int, seed: int) -> list[int]:
-    """At most about `most` rows, drawn within each label, at least two of each: a probe needs both."""
+    """Draw about `most` rows, with the share of each label kept and at least two rows of each."""
     rng = np.random.default_rng(seed)
     share = min(1.0, most / len(labels))
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]

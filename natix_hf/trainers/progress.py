@@ -1,4 +1,4 @@
-"""What a training prints: a header, then one line for each evaluation."""
+"""The progress table of a training: a header, then one line per evaluation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from natix_hf.terminal import tell
 
-# A column: its heading, its width, the key of the log that it shows, and the format of that figure.
+# A column: heading, width, key of the log, and format of the figure.
 Column = tuple[str, int, str, str]
 SUPERVISED: tuple[Column, ...] = (
     ("epoch", 6, "epoch", ".3g"),
@@ -29,16 +29,16 @@ SELF_SUPERVISED: tuple[Column, ...] = (
     ("spread", 6, "eval_spread", ".3f"),
     ("learning rate", 13, "learning_rate", ".2e"),
 )
-_ROWS_WITHOUT_SCORES = 10  # of a self-supervised training that is never probed on the way
+_ROWS_WITHOUT_SCORES = 10  # number of lines of a self-supervised training without probes
 _REFRESH_S = 1.0
 
 
 class ProgressTable(TrainerCallback):
-    """One line of a table for each evaluation, in place of transformers' dicts and bars.
+    """Print one table line per evaluation, instead of transformers' dicts and bars.
 
-    The lines go through `natix_hf.terminal.tell`, on the first rank alone. Train loss is the mean of what was logged
-    since the line before. On a terminal, a line that is overwritten shows the step and the time left in between
-    (`disable_tqdm=True` leaves it out).
+    Only the first rank prints, through `natix_hf.terminal.tell`. The train loss is the mean of the losses logged since
+    the previous line. On a terminal, a status line shows the step and the time left between evaluations;
+    `disable_tqdm=True` turns it off.
 
     Args:
         columns: `SUPERVISED` or `SELF_SUPERVISED`.
@@ -69,7 +69,7 @@ class ProgressTable(TrainerCallback):
         if "loss" in logs:
             self._losses.append(float(logs["loss"]))
             self._latest["learning_rate"] = logs.get("learning_rate")
-            on_the_way = state.global_step < state.max_steps  # the last step is always probed
+            on_the_way = state.global_step < state.max_steps  # the last step is always probed and gets a line then
             if _never_scored(args) and self.columns is SELF_SUPERVISED and on_the_way:
                 every = max(1, state.max_steps // _ROWS_WITHOUT_SCORES)
                 if state.global_step // every > (state.global_step - int(args.logging_steps)) // every:
@@ -83,7 +83,7 @@ class ProgressTable(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        # Of several evaluation sets the keys are `eval_<set>_mcc` and so on.
+        # With several evaluation sets the keys are `eval_<set>_mcc` and so on.
         found = {key: value for key, value in (metrics or {}).items() if key.startswith("eval_")}
         ends = {column[2]: column[2].removeprefix("eval") for column in self.columns if column[2].startswith("eval_")}
         scores = {key: next((v for k, v in found.items() if k.endswith(end)), None) for key, end in ends.items()}
@@ -146,7 +146,7 @@ def _cell(value: Any, width: int, form: str) -> str:
 
 
 def spell(seconds: int) -> str:
-    """A duration for people: `42 s`, `3 min 05`, `2 h 07`."""
+    """Write a duration as `42 s`, `3 min 05` or `2 h 07`."""
     if seconds < 60:
         return f"{seconds} s"
     if seconds < 3600:

@@ -1,4 +1,4 @@
-"""`RoadworkTrainer`: trains a yes/no image classifier and keeps it by its best MCC on the evaluation rows."""
+"""`RoadworkTrainer`: train a yes/no image classifier and keep the checkpoint with the best MCC."""
 
 from __future__ import annotations
 
@@ -39,46 +39,52 @@ MERGED = "merged"
 class RoadworkTrainer(BaseTrainer):
     """Train a vision transformer to answer one yes/no question about images.
 
-    It is a `transformers.Trainer`: `train`, `evaluate`, `predict` and `save_model` work as there. Training views are
-    augmented, drawn from (seed, epoch, row), so that a resumed training continues to the same bits. The loss is
-    cross-entropy over two labels; `label_smoothing_factor` is honoured.
+    It is a [`~transformers.Trainer`], with the usual `train`, `evaluate`, `predict` and `save_model`. Training views
+    are augmented. Their draws depend only on (seed, epoch, row), so a resumed training gives a bit-equal result. The
+    loss is the cross-entropy over two labels, with `label_smoothing_factor`.
 
     Args:
-        model (`str`, `Path` or `PreTrainedModel`): a Hub id or folder of a ViT or DINOv2, which gets a fresh head;
-            or a classifier of two labels, which is trained in place.
-        args (`TrainingArguments` or `dict`, *optional*): a dict overrides the project's defaults, None takes them: 10
+        model (`str`, `Path` or [`~transformers.PreTrainedModel`]): Hub id or folder of a ViT or DINOv2, which gets a
+            new head. Or a classifier with two labels, which is trained in place.
+        args ([`~transformers.TrainingArguments`] or `dict`, *optional*): A dict overrides the project's defaults: 10
             epochs at learning rate 5e-4 (cosine, 10% warm-up), weight decay 0.05, batches of 64, evaluation after
-            every epoch, the best checkpoint by MCC. `TrainingArguments` are taken as they are.
-        train_dataset (`datasets.Dataset`): with an image column and a label column (a `ClassLabel` of two names, 0 and
-            1, or booleans); or a list of such rows; or any torch dataset that yields `pixel_values` float32
-            [3, H, W] and `labels`, which is used as it is.
-        eval_dataset: the same, or a dict of them, of which the first decides the best checkpoint; None:
-            nothing is scored and the last weights are kept.
-        image_column (`str`): name of the image column.
-        label_column (`str`): name of the label column.
-        adapter (`str`): "full", all weights; "none", the head alone on features computed once; or a tuner of PEFT, as
-            "lora" or "dora" (`natix_hf.models.adapters`). A tuner is merged when training ends, the merged model is
-            read back and compared (`proof`), and `trainer.model` is the plain merged model.
-        adapter_options (`dict`, *optional*): options of the tuner's config, as `{"r": 16}`.
-        target_prior (`float`, *optional*): share of label 1 that the model will meet; None: as found in the rows.
-        prior_by (`str`): "sampler" or "loss": how training meets `target_prior`.
-        augment (`AugmentConfig` or "challenge", *optional*): of training views; None: the recipes' default.
-        processing_class (*optional*): image processor with a square size; None: one is made for the model.
-        image_size (`int`, *optional*): px of the square pictures; None: the model's own, at most 224.
-        feature_views (`int`): views of each row for `adapter="none"`.
-        ema_decay (`float`, *optional*): score, choose and keep an average of the weights.
-        class_weights (`list[float]`, *optional*): [weight of label 0, weight of label 1] in the loss.
-        adalora: callback of an AdaLoRA adapter that is around the model already.
-        kwargs: further arguments of `transformers.Trainer`, and `train_sampler` and `quiet` of `BaseTrainer`.
+            every epoch, the best checkpoint by MCC. `None` uses them. `TrainingArguments` are used unchanged.
+        train_dataset (`datasets.Dataset`): Rows with an image column and a label column, or a list of such rows.
+            Labels are a `ClassLabel` with two names, 0 and 1, or booleans. Or any torch dataset that yields
+            `pixel_values`, float32 of shape `(3, H, W)`, and `labels`; it is used unchanged.
+        eval_dataset (`datasets.Dataset` or `dict`, *optional*): As `train_dataset`, or a dict of such datasets; the
+            first one chooses the best checkpoint. `None`: nothing is scored and the last weights are kept.
+        image_column (`str`, defaults to `"image"`): Name of the image column.
+        label_column (`str`, defaults to `"label"`): Name of the label column.
+        adapter (`str`, defaults to `"full"`): `"full"` trains all weights. `"none"` trains only the head, on features
+            computed once. The name of a PEFT tuner, such as `"lora"` or `"dora"` (`natix_hf.models.adapters`), trains
+            the tuner and the head. A tuner is merged when training ends. The merged model is read back and compared
+            (`proof`), and becomes `trainer.model`.
+        adapter_options (`dict`, *optional*): Options of the tuner's config, such as `{"r": 16}`.
+        target_prior (`float`, *optional*): Share of label 1 that the model will meet in use. `None`: the share in the
+            rows.
+        prior_by (`str`, defaults to `"sampler"`): How training reaches `target_prior`: `"sampler"` draws the rarer
+            label more often; `"loss"` gives it more weight.
+        augment (`AugmentConfig` or `"challenge"`, *optional*): Augmentation of the training views. `None`: the default
+            of the recipes.
+        processing_class (*optional*): Image processor with a square size. `None` makes one for the model.
+        image_size (`int`, *optional*): Side of the square pictures in px. `None` takes the model's own, at most 224.
+        feature_views (`int`, defaults to 1): Number of views per row for `adapter="none"`.
+        ema_decay (`float`, *optional*): Decay of a moving average of the weights, which is scored and kept instead of
+            the last weights.
+        class_weights (`list[float]`, *optional*): Weights of label 0 and label 1 in the loss.
+        adalora (`AdaLoraCallback`, *optional*): Callback for an AdaLoRA adapter that the model already has.
+        kwargs: Further arguments of [`~transformers.Trainer`], and `train_sampler` and `quiet` of `BaseTrainer`.
 
     Attributes:
-        proof: figures of the merge, once a training with a tuner has ended; None before, and on other ranks.
+        proof (`dict`): Figures of the merge. `None` without a tuner, and until training has ended.
 
     Raises:
-        UsageError, RecipeError: the model is no yes/no classifier, or a setting cannot be right.
-        DataError: a column is missing, a label is not 0 or 1, there is only one label, an image cannot be read.
-        RunError (in training): the loss became NaN or infinite.
-        MergeMismatchError (at the end of training): the merged model does not answer as the trained one did.
+        [`UsageError`], [`RecipeError`]: If the model is not a classifier with two labels, or a setting is invalid.
+        [`DataError`]: If a column is missing, a label is not 0 or 1, all labels are the same, or an image cannot be
+            read.
+        [`RunError`]: In training, if the loss becomes NaN or infinite.
+        [`MergeMismatchError`]: At the end of training, if the merged model differs from the trained one.
 
     Example:
         ```python
@@ -129,7 +135,7 @@ class RoadworkTrainer(BaseTrainer):
         given |= {"class_weights": class_weights, "adalora": adalora}
         if pictures or adapter != "full" or not isinstance(model, nn.Module):
             if adapter == AUTO:
-                raise UsageError(f"{_WHERE}: adapter='auto' compares trainings: name an adapter, or run a recipe")
+                raise UsageError(f"{_WHERE}: adapter='auto' works only in a recipe: name an adapter, or run a recipe")
             config = SupervisedConfig(
                 adapter=adapter, adapter_options=adapter_options or {}, feature_views=feature_views, prior_by=prior_by,
                 ema_decay=ema_decay, where=_WHERE,
@@ -139,7 +145,7 @@ class RoadworkTrainer(BaseTrainer):
                 model, processing_class, image_size, arguments.seed, names, _WHERE
             )
             self._preprocess = Preprocess(processing_class)
-            with arguments.main_process_first(desc="images"):  # the others read what rank 0 has decoded
+            with arguments.main_process_first(desc="images"):  # rank 0 decodes, the other ranks read its cache
                 train = self._prepared(train_dataset, "train")
                 evaluation = None if isinstance(eval_dataset, dict) else self._prepared(eval_dataset, "eval")
             views = AugmentConfig() if augment is None else augment
@@ -165,29 +171,31 @@ class RoadworkTrainer(BaseTrainer):
             self._merge = MergeValidationCallback(
                 model=self._stage.adapted, images=self._first_images, save=self._save_merged, load=load_classifier
             )
-            self.add_callback(self._merge)  # the last one: it sees the weights that are kept
+            self.add_callback(self._merge)  # last, so that it sees the weights that are kept
 
     @property
     def proof(self) -> dict[str, Any] | None:
-        """Figures of the proof that the merged model answers as the trained one did."""
+        """Figures of the comparison of the merged model with the trained one. None until training has ended."""
         return self._merge.proof if self._merge is not None else None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, then leave the plain classifier in `trainer.model`. See `BaseTrainer.train`."""
+        """Train, and make the plain classifier `trainer.model`. See `BaseTrainer.train`."""
         stage = self._stage
         if stage is not None and self.model is stage.plain is not stage.given["model"]:
-            raise UsageError("this trainer has merged what it trained: make a new one to train on from its model")
+            raise UsageError(
+                f"{_WHERE} has already merged its model: make a new trainer from trainer.model to train on"
+            )
         result = super().train(resume_from_checkpoint, *args, **kwargs)
         if stage is not None and stage.given["model"] is not stage.plain:
             self._leave_plain_model(stage)
         return result
 
     def _leave_plain_model(self, stage: Stage) -> None:
-        if stage.adapted is not None:  # proven by now on a copy, on every rank
+        if stage.adapted is not None:  # the merge was already checked on a copy
             stage.adapted.merge_and_unload()
         plain: Any = nn.Module.to(stage.plain, device=self.args.device)
         self.model = self.model_wrapped = self.callback_handler.model = plain.eval()
-        self._average = self._adalora = None  # their weights are in the model
+        self._average = self._adalora = None  # the model now holds their weights
         self._asks_features = False
         if stage.pictures is not None:
             self.eval_dataset = stage.pictures
@@ -198,24 +206,24 @@ class RoadworkTrainer(BaseTrainer):
         return folder
 
     def _first_images(self) -> torch.Tensor:
-        """Pictures for the proof: of the evaluation rows, else of the training rows."""
+        """Pictures for the comparison, from the evaluation rows, or else from the training rows."""
         shown: Any = self.eval_dataset if self.eval_dataset is not None else self.train_dataset
         shown = next(iter(shown.values())) if isinstance(shown, dict) else shown
         return first_images(shown if self.eval_dataset is not None else FirstEpoch(shown, self._sampler is not None))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """As in transformers; a plain dataset is shown as `predict` shows it."""
+        """Make the loader as transformers does. A plain dataset is preprocessed as in `predict`."""
         return super().get_eval_dataloader(self._asked(eval_dataset, "eval"))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
-        """As in transformers; a plain dataset, with labels or without, is shown as `predict` shows it."""
+        """Make the loader as transformers does. A plain dataset, with or without labels, is preprocessed."""
         return super().get_test_dataloader(self._asked(test_dataset, "test"))
 
     def _is_plain(self, dataset: Any) -> bool:
         return is_plain(dataset, self._columns[0])
 
     def _tensors_only(self, dataset: Any, role: str) -> Any:
-        """Of a `datasets.Dataset` that holds tensors, the columns that a model reads; any other dataset as it is."""
+        """Reduce a `datasets.Dataset` of tensors to the model's columns. Any other dataset is returned as it is."""
         if isinstance(dataset, dict):
             return {name: self._tensors_only(rows, name) for name, rows in dataset.items()}
         if not isinstance(dataset, datasets.Dataset) or self._is_plain(dataset) or dataset.format["type"] == "custom":
@@ -226,22 +234,24 @@ class RoadworkTrainer(BaseTrainer):
         return dataset.select_columns([name for name in _TENSORS if name in dataset.column_names])
 
     def _prepared(self, dataset: Any, role: str) -> Any:
-        """Rows of a plain dataset, with both labels; any other dataset as it is."""
+        """Read the rows of a plain dataset, which must have both labels. Any other dataset is returned as it is."""
         if not self._is_plain(dataset):
             return dataset
         rows = rows_of(dataset, role, *self._columns)
         if len(set(rows.labels.tolist())) < 2:
-            raise DataError(f"{role}_dataset has label {rows.labels[0]} alone: rows of both labels are needed")
+            raise DataError(f"{role}_dataset has only label {rows.labels[0]}: it must have rows of both labels")
         return rows
 
     def _asked(self, dataset: Any, role: str) -> Any:
-        """A plain dataset through the preprocessing of `predict`; any other as it is."""
+        """Preprocess a plain dataset as `predict` does. Any other dataset is returned as it is."""
         if not self._is_plain(dataset):
             return dataset
         if self._asks_features:
-            raise UsageError(f"{_WHERE}: adapter='none' trains on features: call train() before asking about images")
+            raise UsageError(f"{_WHERE}: adapter='none' trains on features: call train() before you use images")
         if self._stage is None:
-            raise UsageError(f"{_WHERE} was made for prepared views: give evaluate and predict such views")
+            raise UsageError(
+                f"{_WHERE} was made with a dataset of pixel_values: give evaluate and predict such a dataset too"
+            )
         columns = dataset.column_names if hasattr(dataset, "column_names") else list(dataset[0]) if dataset else []
         image_column, label_column = self._columns
         labelled = label_column in columns
@@ -250,10 +260,11 @@ class RoadworkTrainer(BaseTrainer):
         return views if labelled else Unlabelled(views)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Score on the evaluation rows: MCC at their best threshold (optimistic), AUROC, NLL, loss.
+        """Score the model on the evaluation rows.
 
         Returns:
-            `eval_mcc`, `eval_mcc_at_half`, `eval_auroc`, `eval_nll`, `eval_loss` and transformers' timings.
+            `dict[str, float]`: `eval_mcc` (at the best threshold on the same rows, so it is optimistic),
+            `eval_mcc_at_half`, `eval_auroc`, `eval_nll`, `eval_loss`, and transformers' timings.
         """
         if self._average is None or not self.is_in_train:
             return super().evaluate(*args, **kwargs)
@@ -284,10 +295,10 @@ class RoadworkTrainer(BaseTrainer):
         logits = outputs["logits"].float()
         losses = cross_entropy(logits, labels, reduction="none", label_smoothing=self.args.label_smoothing_factor)
         if self._class_weights is not None:
-            # A plain mean, not torch's weighted one: that divides by the weights of the micro-batch, so that
-            # accumulation and several ranks would give another gradient than one large batch.
+            # Use a plain mean. torch's weighted mean divides by the weights of the micro-batch. Accumulation and
+            # several ranks would then give a different gradient than one large batch.
             losses = losses * logits.new_tensor(self._class_weights)[labels]
         loss = losses.mean()
-        if "penalty" in outputs:  # of an adapter that regularises itself
+        if "penalty" in outputs:  # from an adapter with its own regularisation
             loss = loss + outputs["penalty"]
         return (loss, {"logits": outputs["logits"]}) if return_outputs else loss

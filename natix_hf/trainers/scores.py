@@ -1,4 +1,4 @@
-"""How an epoch is scored."""
+"""The scores of an epoch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from natix_hf.models.classifier import logit_difference
 
 
 class EvaluationMetrics:
-    """`compute_metrics` of the Trainer, at the target prior.
+    """The `compute_metrics` function of the Trainer, at the target prior.
+
+    A call returns `mcc`, `mcc_at_half`, `auroc` and `nll`. `mcc` uses the best threshold on the same rows. It is
+    therefore optimistic and only compares epochs.
 
     Args:
-        target_prior: share of label 1; None: as found.
-
-    A call returns `mcc` (at the best threshold of these very rows: optimistic, for comparing epochs only),
-    `mcc_at_half`, `auroc` and `nll`.
+        target_prior: Share of label 1. None: the share in the rows.
     """
 
     def __init__(self, target_prior: float | None) -> None:

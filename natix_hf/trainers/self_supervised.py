@@ -1,4 +1,4 @@
-"""The self-supervised stage of a run: a backbone trained on images alone, the best one kept, merged and proven."""
+"""The self-supervised stage of a run: train a backbone on images, keep the best one, merge it and check the merge."""
 
 from __future__ import annotations
 
@@ -34,25 +34,30 @@ def pretrain_backbone(
     checkpoints: Path,
     decoder: ViTMAEDecoder | None = None,
 ) -> dict[str, Any]:
-    """Train on `images` without their labels and save the merged backbone, proven equal to the unmerged one.
+    """Train a backbone on `images` without labels, save the merged backbone, and compare it with the trained one.
 
     Args:
-        backbone: to start from, without a head; it is changed in place.
-        probe_rows: labelled rows to fit a probe on and to score it on (train, val_select); None: there are no labels,
+        backbone: The backbone to start from, without a head. It is changed in place.
+        processor: Image processor of the backbone.
+        images: Rows to train on.
+        probe_rows: Labelled rows on which a probe is fitted and scored (train, val_select). None: there are no labels,
             and the last backbone is kept.
-        augment: of the recipe; a masked autoencoder takes its flips and crop shapes, of `challenge` the default ones.
-        save: writes the merged backbone and returns its folder; called on one rank.
-        checkpoints: folder of the Trainer's checkpoints; training continues from there if it was cut off.
-        decoder: of a masked autoencoder, pretrained with the backbone; it is changed in place. None: a fresh one.
+        config: Settings of the stage.
+        augment: Augmentation of the recipe. A masked autoencoder uses its flips and crop shapes, or the default ones
+            with `challenge`.
+        save: Writes the merged backbone and returns its folder. It is called on one rank.
+        checkpoints: Folder of the checkpoints. An interrupted training continues from there.
+        decoder: A masked autoencoder's decoder that was pretrained with the backbone. It is changed in place. None: a
+            new decoder.
 
     Returns:
-        `history` (Trainer's log, probes among it), the objective and which decoder it had ("pretrained" or "fresh"),
-        best score by probe, its step and the score before training, trainable parameters of the backbone, `merge` (the
-        proof, on the writing rank), steps, seconds.
+        `history` (the Trainer's log with the probes); the objective, and its decoder ("pretrained" or "fresh"); the
+        best score by probe, its step, and the score before training; trainable parameters of the backbone; `merge`
+        (figures of the comparison); steps and seconds.
 
     Raises:
-        MergeMismatchError: the saved backbone does not answer as the trained one did.
-        RunError: training collapsed or diverged.
+        MergeMismatchError: If the saved backbone differs from the trained one.
+        RunError: If training collapsed or diverged.
     """
     arguments = training_arguments(config.training_fields(), checkpoints, "phase4")
     resume = newest_complete_checkpoint(checkpoints)

@@ -1,4 +1,4 @@
-"""The parts of a supervised training: what is trained, on which views, in which order, and how it is scored."""
+"""Assemble a supervised training: the trainable weights, the views, the order of the rows and the scoring."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from natix_hf.trainers.adalora import AdaLoraCallback
 from natix_hf.trainers.arguments import optimizer_steps
 from natix_hf.trainers.config import SupervisedConfig
 
-# Rows are prepared here; any other torch dataset yields what the model takes.
+# `Rows` are prepared here. Any other torch dataset must yield the model's inputs.
 Trained = Rows | Dataset[Any]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What `RoadworkTrainer` is made of.
+    """The parts of a `RoadworkTrainer`.
 
     Attributes:
-        given: model, datasets, sampler, class weights and callbacks, by the names of its arguments.
-        plain: the whole classifier, which `given["model"]` is, wraps, or is a part of.
-        adapted: the PeftModel around it; None without an adapter.
-        pictures: the evaluation rows as `predict` sees them; None: there are none.
+        given: Model, datasets, sampler, class weights and callbacks, as keyword arguments of the trainer.
+        plain: The whole classifier. `given["model"]` is the classifier itself, a wrapper around it, or a part of it.
+        adapted: The PeftModel around the classifier. None without an adapter.
+        pictures: The evaluation rows as `predict` sees them. None if there are no evaluation rows.
     """
 
     given: dict[str, Any]
@@ -59,20 +59,20 @@ def make_stage(
     target_prior: float | None,
     arguments: TrainingArguments,
 ) -> Stage:
-    """Put the adapter around the model and make the views of the rows.
+    """Add the adapter to the model and make the views of the rows.
 
     Args:
-        model: classifier of two labels; it is changed in place.
-        processor: the image processor that is saved with the model.
-        train, evaluation: `Rows`, or torch datasets that yield `pixel_values` and `labels`, which are used as they
-            are.
-        config: its `adapter`, `adapter_options`, `feature_views` and `prior_by`.
-        augment: of training views.
-        target_prior: share of label 1 to train for; None: as found.
+        model: A classifier with two labels. It is changed in place.
+        processor: The image processor that is saved with the model.
+        train, evaluation: `Rows`, or torch datasets that yield `pixel_values` and `labels` and are used unchanged.
+        config: Settings; `adapter`, `adapter_options`, `feature_views` and `prior_by` are used.
+        augment: Augmentation of the training views.
+        target_prior: Share of label 1 to train for. None: the share in the rows.
+        arguments: Settings of the training. With `adapter: none` the number of workers is set to 0.
 
     Raises:
-        RecipeError: the adapter does not fit the model.
-        DataError: `target_prior` or `adapter: none` needs rows, and `train` is another dataset.
+        RecipeError: If the adapter does not fit the model.
+        DataError: If `target_prior` or `adapter: none` is used and `train` is not `Rows`.
     """
     seed = arguments.seed
     if train is None and config.adapter != "full":
@@ -92,7 +92,7 @@ def make_stage(
         assert isinstance(train, Rows)
         given["model"] = Head(head_of(model))
         given |= _features(model, processor, train, evaluation, views, pictures, config, augment, arguments)
-        # Reading a batch of features takes less time than a worker takes to hand it over.
+        # Reading a batch of features takes less time than passing it from a worker.
         arguments.dataloader_num_workers, arguments.dataloader_persistent_workers = 0, False
     elif config.adapter != "full":
         steps = optimizer_steps(arguments, len(views))
@@ -108,13 +108,13 @@ def make_stage(
 
 
 def first_images(views: Any, most: int = 32) -> torch.Tensor:
-    """Some rows as `predict` sees them, float32 [n, 3, H, W]: evenly spaced, because rows may be sorted by class."""
+    """Stack evenly spaced rows as `predict` sees them, float32 [n, 3, H, W]. Rows may be sorted by class."""
     chosen = torch.linspace(0, len(views) - 1, min(most, len(views))).round().long().tolist()
     return torch.stack([torch.as_tensor(views[row]["pixel_values"]) for row in chosen])
 
 
 class FirstEpoch(Dataset[Any]):
-    """Training views of epoch 0 by row, where a sampler makes the keys."""
+    """Training views of epoch 0, indexed by row. `keyed` says that the views are indexed by `(epoch, row)`."""
 
     def __init__(self, views: Any, keyed: bool) -> None:
         self.views, self.keyed = views, keyed
@@ -127,7 +127,7 @@ class FirstEpoch(Dataset[Any]):
 
 
 class Unlabelled(Dataset[Any]):
-    """`pixel_values` alone."""
+    """Views without labels. An item holds only `pixel_values`."""
 
     def __init__(self, views: AskedViews) -> None:
         self.views = views
@@ -150,13 +150,17 @@ def _features(
     augment: Augment,
     arguments: TrainingArguments,
 ) -> dict[str, Any]:
-    """View 0 of every train row is what `predict` sees; views 1, 2, ... are augmented, drawn as epochs 1, 2, ..."""
+    """Cache the features of all rows.
+
+    View 0 of a train row is the picture as `predict` sees it. Views 1, 2, ... are augmented and drawn as in epochs 1,
+    2, ...
+    """
 
     def features(views: list[View], rows: Rows, extra: Any) -> Any:
         key = [processor.to_dict(), rows.role, ids_sha256(rows.ids), rows.decoded._fingerprint, extra]
         workers = arguments.dataloader_num_workers
         batch_size = arguments.per_device_eval_batch_size
-        with arguments.main_process_first(desc="features"):  # the others read what rank 0 has computed
+        with arguments.main_process_first(desc="features"):  # rank 0 computes, the other ranks read its cache
             return cached_features(model, views, key, batch_size, workers, arguments.device)
 
     plain: View = (AskedViews(ask(train), Preprocess(processor)), range(len(train)))

@@ -1,4 +1,4 @@
-"""What a trainer starts from: a model by id, folder or instance, and the processor of its pictures."""
+"""Prepare the model of a trainer from an id, a folder or an instance, and the matching image processor."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _USUAL_PX = 224
 def start_classifier(
     model: Any, processor: Any, image_size: int | None, seed: int, names: list[str] | None, where: str
 ) -> tuple[PreTrainedModel, Any]:
-    """A two-label classifier and its processor.
+    """Prepare a classifier with two labels and its processor.
 
     Args:
-        model: a Hub id or folder of a backbone or classifier, which gets a fresh head; or a classifier, which is
-            taken as it is and trained in place.
-        processor: of the pictures; None: one is made for the model.
-        image_size: px of the square pictures; None: the model's own, 224 at most where it takes any size.
-        seed: of the fresh head.
-        names: of labels 0 and 1; None: those of the project.
-        where: name of the trainer, for errors.
+        model: Hub id or folder of a backbone or classifier, which gets a new head. Or a classifier, which is used
+            as it is and trained in place.
+        processor: Image processor. None makes one for the model.
+        image_size: Side of the square pictures in px. None: the model's own size, at most 224 if it takes any size.
+        seed: Seed of the new head.
+        names: Names of labels 0 and 1. None: the project's names.
+        where: Name of the trainer, for error messages.
 
     Raises:
-        UsageError, RecipeError: no such model, or it is no classifier of two labels.
+        UsageError, RecipeError: If there is no such model, or it is not a classifier with two labels.
     """
     if isinstance(model, str | os.PathLike):
         config = model_config(os.fspath(model), processor, image_size)
@@ -43,7 +43,7 @@ def start_classifier(
     _require_model(model, where)
     if getattr(model.config, "num_labels", None) != 2 or not hasattr(model, "classifier"):
         raise UsageError(
-            f"{where}: {type(model).__name__} is no classifier of two labels: give a model id, or load it with "
+            f"{where}: {type(model).__name__} is not a classifier with two labels: give a model id, or load it with "
             "AutoModelForImageClassification.from_pretrained(..., num_labels=2)"
         )
     _free_of_mask_token(model)
@@ -53,7 +53,10 @@ def start_classifier(
 def start_backbone(
     model: Any, processor: Any, image_size: int | None, seed: int, where: str
 ) -> tuple[PreTrainedModel, Any, ModelConfig | None]:
-    """A backbone without a head, its processor, and where it was loaded from (None: it was given as an instance)."""
+    """Prepare a backbone without a head, its processor, and its source (None if `model` is an instance).
+
+    Args and errors are those of `start_classifier`.
+    """
     if isinstance(model, str | os.PathLike):
         config = model_config(os.fspath(model), processor, image_size)
         return build_backbone(config, seed), processor or make_processor(config), config
@@ -63,7 +66,11 @@ def start_backbone(
 
 
 def model_config(source: str, processor: Any, image_size: int | None) -> ModelConfig:
-    """The model section of a recipe for a backbone by id or folder."""
+    """Make the model section of a recipe for a backbone by id or folder.
+
+    Raises:
+        UsageError: If there is no such model.
+    """
     if image_size is None:
         folder = resolve_backbone(source)
         try:
@@ -79,7 +86,7 @@ def model_config(source: str, processor: Any, image_size: int | None) -> ModelCo
 def _config_of(model: PreTrainedModel, image_size: int | None) -> ModelConfig:
     size = image_size or _own_size(model.config, None)
     source = str(model.name_or_path or "")
-    if source:  # its own mean and standard deviation, where they can be found
+    if source:  # take its own mean and standard deviation, if they can be found
         return ModelConfig(backbone=source, image_size=size)
     return ModelConfig(config={"model_type": model.config.model_type}, image_size=size)
 
@@ -101,5 +108,5 @@ def _require_model(model: Any, where: str) -> None:
 
 def _free_of_mask_token(model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
-        if name.endswith("mask_token"):  # plays no part in classification; DDP waits for the gradient it never gets
+        if name.endswith("mask_token"):  # classification does not use it, and DDP would wait for its gradient
             parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The supervised stage of a run: a classifier trained on rows, the best checkpoint kept, saved as a plain model."""
+"""The supervised stage of a run: train a classifier, keep the best checkpoint, and save a plain model."""
 
 from __future__ import annotations
 
@@ -39,22 +39,30 @@ def train_classifier(
     checkpoints: Path,
     save: Callable[[PreTrainedModel], Path],
 ) -> dict[str, Any]:
-    """Train `model` in place and save it with its best weights, an adapter merged and the merge proven.
+    """Train `model` in place and save it as a plain model with its best weights.
 
-    Training continues from `checkpoints` if it was cut off.
+    An adapter is merged, and the merged model is compared with the trained one. An interrupted training continues from
+    `checkpoints`.
 
     Args:
-        config: `adapter: none` trains the head alone, on features computed once; `auto` chooses an adapter first.
-        target_prior: share of label 1 to train and score for; None: as found.
-        checkpoints: folder of the Trainer's checkpoints.
-        save: writes the plain model and returns its folder; called on the writing rank alone.
+        model: A classifier with two labels.
+        processor: Image processor of the model.
+        train, val_select: Rows to train on, and rows that choose the best checkpoint.
+        config: Settings of the stage. `adapter: none` trains only the head, on features computed once. `auto` chooses
+            an adapter first.
+        augment: Augmentation of the training views.
+        target_prior: Share of label 1 to train and score for. None: the share in the rows.
+        checkpoints: Folder of the checkpoints.
+        save: Writes the plain model and returns its folder. It is called only on the rank that writes.
 
     Returns:
-        What happened: `history` (Trainer's log), `card` (`TrainingFacts`), best score and step, seconds; with an
-        adapter of PEFT its modules, and `merge`, the proof; with `auto` also what `bake_off` tells.
+        The facts of the training: `history` (the Trainer's log), `card` (`TrainingFacts`), best score and step, and
+        seconds. With a PEFT adapter also the adapted modules and `merge`, the figures of the comparison. With `auto`
+        also the facts of `bake_off`.
 
     Raises:
-        MergeMismatchError: the saved model does not answer as the trained one did.
+        MergeMismatchError: If the saved model differs from the trained one.
+        RunError: If training diverged.
     """
     arguments = training_arguments(config.training_fields(), checkpoints, config.where)
     require_a_batch(arguments, len(train), config.where)
@@ -82,7 +90,7 @@ def train_classifier(
         proof = MergeValidationCallback(
             model=stage.adapted, images=lambda: first_images(stage.pictures), save=save, load=load_classifier
         )
-        trainer.add_callback(proof)  # the last one: it sees the weights that are kept
+        trainer.add_callback(proof)  # after the callbacks that change weights, so that it sees the kept weights
     card = TrainingFacts()
     trainer.add_callback(card)
     resume = newest_complete_checkpoint(checkpoints)

@@ -21,6 +21,7 @@ from natix_hf.calibration.risk_rows import one_row_per_group, subsample_to_prior
 from natix_hf.data.asked import Asked
 from natix_hf.errors import RunError
 from natix_hf.metrics import compute_metrics, group_weights, prior_weights
+from natix_hf.metrics.table import METRICS
 from natix_hf.models.gate import Gate, gate_inputs, save_gate
 from natix_hf.phases import phase5_scrc, phase6_evaluate
 from natix_hf.provenance.files import read_json
@@ -58,7 +59,8 @@ Run = Any
 def phase5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """`phase5(select, calib, **recipe)`: both reports of the phase; the run lies in `tmp_path`."""
     # smooth_ece takes seconds in every bootstrap; one test has it back.
-    monkeypatch.setattr(calibration_results, "ERRORS", ("ece", "brier", "nll"))
+    quick = {name: METRICS[name] for name in ("ece", "brier", "nll")}
+    monkeypatch.setattr(calibration_results, "calibration_scores", lambda: quick)
 
     def run(
         select: LogitTable, calib: LogitTable, prior: float | None = None, seed: int = 0, **section: Any

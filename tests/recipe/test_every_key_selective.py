@@ -12,6 +12,7 @@ from effects import Look, remembered, require_effect
 from given import decision, give_answers, rows_of
 
 from natix_hf.data.asked import Asked
+from natix_hf.metrics.table import METRICS
 from natix_hf.phases import phase3_gate, phase5_scrc
 from natix_hf.recipe import parse_recipe
 from natix_hf.results import calibration, plots
@@ -71,7 +72,7 @@ def look(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Look]:
         return SimpleNamespace(calibration=found["calibration"], risk=found["risk_control"])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "ERRORS", ("ece", "nll"))
+        patch.setattr(calibration, "calibration_scores", lambda: {name: METRICS[name] for name in ("ece", "nll")})
         for module in (phase3_gate, phase5_scrc):
             give_answers(patch, module, answers)
         for plot in ("reliability", "risk_coverage"):
