@@ -159,6 +159,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "no policy": (lambda b: (b / "policy.json").unlink(), ("policy.json",)),
     "no manifest": (lambda b: (b / BUNDLE_MANIFEST).unlink(), (BUNDLE_MANIFEST,)),
     "no JSON": (lambda b: (b / BUNDLE_MANIFEST).write_text("{"), (BUNDLE_MANIFEST,)),
+    "a folder": (lambda b: [(b / BUNDLE_MANIFEST).unlink(), (b / BUNDLE_MANIFEST).mkdir()], (BUNDLE_MANIFEST,)),
     "a list": (lambda b: (b / BUNDLE_MANIFEST).write_text("[]"), (BUNDLE_MANIFEST,)),
     "absolute": (lambda b: of_manifest(b, "/etc/passwd", {"sha256": "", "size": 0}), ("/etc/passwd",)),
     "pickle named": (lambda b: [(b / "pytorch_model.bin").write_text("x"), describe(b)], ("pytorch_model.bin",)),

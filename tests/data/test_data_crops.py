@@ -118,7 +118,6 @@ def test_every_key_of_a_crop_is_tried() -> None:
 
 @pytest.mark.parametrize("key", CHANGES)
 def test_each_key_changes_the_crops_that_it_names(key: str) -> None:
-    assert set(CHANGES) | {"local_crops", "local_size"} == set(CropConfig.__dataclass_fields__)
     change, expected = CHANGES[key]
     pairs = [(views(replace(NOTHING, **change), seed), views(NOTHING, seed)) for seed in range(8)]
     assert [any((one[i] != other[i]).any() for one, other in pairs) for i in range(3)] == expected
@@ -172,10 +171,10 @@ def test_a_local_crop_is_a_whole_number_of_patches(size: int, patch: int, expect
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("local_crops", -1), ("local_size", 0), ("global_scale", [0.5]), ("global_scale", [0, 1]),
-        ("local_scale", [0.4, 0.3]), ("ratio", [0, 1]), ("jitter", [0.1, 0.1, 0.1]), ("jitter", [1, 0, 0, 0]),
-        ("jitter", [0, 0, 0, 0.6]), ("jitter_share", 1.1), ("grey", -0.1), ("blur", [1, 1]), ("blur", [1, 1, 2]),
-        ("solarise", 2),
+        ("local_crops", -1), ("local_size", 0), ("global_scale", [0.5]), ("global_scale", [0.0, 1.0]),
+        ("local_scale", [0.4, 0.3]), ("ratio", [0.0, 1.0]), ("jitter", [0.1, 0.1, 0.1]),
+        ("jitter", [1.0, 0.0, 0.0, 0.0]), ("jitter", [0.0, 0.0, 0.0, 0.6]), ("jitter_share", 1.1), ("grey", -0.1),
+        ("blur", [1.0, 1.0]), ("blur", [1.0, 1.0, 2.0]), ("solarise", 2),
     ],
 )  # fmt: skip
 def test_impossible_settings_are_refused_by_name(key: str, value: Any) -> None:

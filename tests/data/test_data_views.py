@@ -27,6 +27,7 @@ from natix_hf.data.views import AskedViews, FeatureViews, TrainViews
 from natix_hf.errors import DataError, RecipeError
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import Preprocess, make_processor
+from natix_hf.section import key_types
 
 NOTHING = AugmentConfig(crop_scale=[1, 1], crop_ratio=[1, 1], flip=False, rotate=0, jitter=0)
 
@@ -59,7 +60,7 @@ CHANGES: dict[str, Any] = {
 
 @pytest.mark.parametrize("key", CHANGES)
 def test_each_key_changes_the_view(key: str) -> None:
-    assert set(CHANGES) == set(AugmentConfig.__dataclass_fields__)
+    assert set(CHANGES) == set(key_types(AugmentConfig))
     changed = replace(NOTHING, **{key: CHANGES[key]})
     # At 112 px, because a blur's radius is in proportion to the view: at 16 px it is a tenth of a pixel.
     assert any((view(changed, size=112, seed=s) != view(NOTHING, size=112, seed=s)).any() for s in range(8))
@@ -73,8 +74,8 @@ def test_without_augmentation_a_view_is_the_resized_image() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("crop_scale", [0.5]), ("crop_scale", [0.0, 1]), ("crop_scale", [0.9, 0.5]), ("crop_scale", [0.5, 1.1]),
-        ("crop_ratio", [2, 1]), ("crop_ratio", [0, 1]), ("rotate", -1), ("rotate", 181), ("jitter", 1.0),
+        ("crop_scale", [0.5]), ("crop_scale", [0.0, 1.0]), ("crop_scale", [0.9, 0.5]), ("crop_scale", [0.5, 1.1]),
+        ("crop_ratio", [2.0, 1.0]), ("crop_ratio", [0.0, 1.0]), ("rotate", -1), ("rotate", 181), ("jitter", 1.0),
         ("grey", 1.1), ("blur", -0.1), ("erase", 2),
     ],
 )  # fmt: skip
@@ -171,7 +172,7 @@ def test_an_original_view_is_the_preprocessed_original(rows: Rows) -> None:
 
 def test_an_original_that_cannot_be_read_names_its_row(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     views = original_views(rows)
-    monkeypatch.setattr(views, "source", [{"image": {"bytes": b"x", "path": None}}])
+    monkeypatch.setattr(views.asked, "cells", [{"image": {"bytes": b"x", "path": None}}])
     refused(DataError, lambda: views[0], rows.ids[0])
 
 

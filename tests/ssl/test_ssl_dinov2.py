@@ -268,9 +268,9 @@ def test_equal_pictures_show_as_a_collapse() -> None:
     ("key", "value"),
     [
         ("n_prototypes", 1), ("head_hidden", 0), ("bottleneck", 1), ("student_temperature", 0),
-        ("teacher_temperature", [0.04]), ("teacher_temperature", [0, 0.07]), ("temperature_warmup", 1.5),
+        ("teacher_temperature", [0.04]), ("teacher_temperature", [0.0, 0.07]), ("temperature_warmup", 1.5),
         ("ema", [0.9, 1.1]), ("ema", [0.9, 0.8]), ("ibot_weight", -1), ("koleo_weight", -1),
-        ("freeze_last_layer", -0.1), ("mask_share", 2), ("mask_ratio", [0.5, 0.1]), ("mask_ratio", [0, 0.5]),
+        ("freeze_last_layer", -0.1), ("mask_share", 2), ("mask_ratio", [0.5, 0.1]), ("mask_ratio", [0.0, 0.5]),
     ],
 )  # fmt: skip
 def test_impossible_settings_are_refused_by_name(key: str, value: Any) -> None:

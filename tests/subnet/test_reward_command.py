@@ -45,37 +45,37 @@ def by_hand(run: Path, source: Path, seed: int) -> tuple[np.ndarray, np.ndarray,
 def test_against_predict(seed: int, finished_run: Path, source: Path) -> None:
     decided, z, labels = by_hand(finished_run, source, seed)
     found = examine(load_bundle(finished_run), DataConfig(source=str(source), seed=seed))
-    assert (found["rows"], found["positives"]) == (12, labels.sum())
+    assert (found.rows, found.positives) == (12, labels.sum())
     for level in range(4):
-        rates = found["levels"][str(level)]
-        assert rates["tpr"] == pytest.approx(decided[labels == 1, level].mean())
-        assert rates["tnr"] == pytest.approx(1 - decided[labels == 0, level].mean())
-    whole = found["levels"]["all"]
+        rates = found.levels[str(level)]
+        assert rates.tpr == pytest.approx(decided[labels == 1, level].mean())
+        assert rates.tnr == pytest.approx(1 - decided[labels == 0, level].mean())
+    whole = found.levels["all"]
     weights = np.where(labels == 1, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
     every = np.repeat(labels, 4)
     mcc = matthews_corrcoef(every, decided.ravel(), sample_weight=np.repeat(weights, 4))
-    assert whole["mcc"] == pytest.approx(mcc)
-    paid = found["rewards"]
-    assert (paid["fitted"]["expected"], *paid["fitted"]["range"]) == expected_reward(whole["tpr"], whole["tnr"])
-    assert paid["half"]["tpr"] == pytest.approx((z[labels == 1] > 0).mean())
+    assert whole.mcc == pytest.approx(mcc)
+    paid = found.rewards
+    assert (paid["fitted"].expected, *paid["fitted"].range) == expected_reward(whole.tpr, whole.tnr)
+    assert paid["half"].tpr == pytest.approx((z[labels == 1] > 0).mean())
     best = max(  # over every threshold there is
         (z[labels == 1] > t).mean() + (z[labels == 0] <= t).mean() for t in np.append(np.unique(z), -np.inf)
     )
-    assert paid["best"]["tpr"] + paid["best"]["tnr"] >= best - 0.1
-    assert paid["best"]["expected"] >= paid["fitted"]["expected"] - 0.02
+    assert paid["best"].tpr + paid["best"].tnr >= best - 0.1
+    assert paid["best"].expected >= paid["fitted"].expected - 0.02
 
 
 def test_one_class_is_no_exam(finished_run: Path, tmp_path: Path) -> None:
     bundle = load_bundle(finished_run)
     one, both = (write_parquet_source(tmp_path / str(n), groups=4, positive_share=n) for n in (0.0, 0.5))
     refused(DataError, lambda: examine(bundle, DataConfig(source=str(one))), one, "class", 12)
-    assert examine(bundle, DataConfig(source=str(both)))["rows"] == 12  # all of them without a test split
+    assert examine(bundle, DataConfig(source=str(both))).rows == 12  # all of them without a test split
 
 
 def test_the_command(finished_run: Path, source: Path, command: Command) -> None:
     code, out, _ = command("reward", finished_run, "--data", source, "--label-rule", "scene_description")
-    assert code == 0 and "12 pictures, 6 " in out and out.count("reward ") == 3
+    assert code == 0 and "12 real pictures, 6 " in out and out.count("reward ") == 3
     found = examine(load_bundle(finished_run), DataConfig(source=str(source)))
-    assert f"reward {found['rewards']['fitted']['expected']:.3f}" in out
+    assert f"reward {found.rewards['fitted'].expected:.3f}" in out
     assert command("reward", finished_run, "--data", source, "--label-rule", "mine")[0] == 2
     assert command("reward", finished_run, "--data", "absent")[0] == 2
