@@ -110,7 +110,7 @@ def load_image_data(config: DataConfig, splits: Splits | None = None) -> ImageDa
             raise DataError(
                 f"{problems[lost]}; it was readable when the rows were divided: repair it, or begin a new run"
             )
-        # Row ids only name positions. The pixels show if the source is still the one that was divided.
+        # Row ids only name positions. The pixels show whether it is still the source that was divided.
         now = dict(zip(rows.ids, decoded["sha256"], strict=True))
         other = next((i for i, digest in zip(splits.ids, splits.sha256, strict=True) if now[i] != digest), None)
         if other is not None:

@@ -141,7 +141,7 @@ def _load_splits(source: str, config: DataConfig, key: str = "data.source") -> d
         given = "[FOLDER]" if key == _UNLABELLED else "FOLDER"
         raise DataError(f"{key}: there is no folder {source} (seen from {Path.cwd()}): set {key}={given}")
     if folder.is_dir() and config.revision is not None:
-        raise DataError(f"data.revision is for a dataset on the Hub: {source} is a folder")
+        raise DataError(f"data.revision is for a dataset on the Hub, but {source} is a folder: remove the key")
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             loaded: Any = load_from_disk(str(folder))
@@ -167,8 +167,8 @@ def _labels(dataset: Dataset, ids: list[str], config: DataConfig) -> np.ndarray:
         # `datasets` stores a missing label as -1.
         values = [None if value is None or value < 0 else int(value == positive) for value in values]
     elif config.positive_class is not None:
-        held = f"{config.label_column!r} holds {feature.dtype} values, remove the key"
-        raise DataError(f"data.positive_class is for named classes: {held}")
+        held = f"{config.label_column!r} holds {feature.dtype} values"
+        raise DataError(f"data.positive_class is for named classes, but {held}: remove the key")
     for row_id, value in zip(ids, values, strict=True):
         if not isinstance(value, int) or value not in (0, 1):
             raise DataError(f"row {row_id} of {config.source} has label {value!r}: labels must be 0 or 1")

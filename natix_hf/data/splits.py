@@ -108,7 +108,7 @@ def make_splits(
         i, reason = next(iter(overlaps.items()))
         raise DataError(
             f"{len(overlaps)} rows overlap between splits, the first is {ids[i]} ({reason}): "
-            "data.on_overlap=drop leaves them out"
+            "set data.on_overlap=drop to leave them out"
         )
     for i, reason in overlaps.items():
         kept[i] = False
@@ -183,13 +183,13 @@ def _require_both_classes(splits: Splits) -> None:
         if count["rows"] == 0:
             raise DataError(
                 f"no rows are left for {role}: the source has too few groups ({_group_total(splits)}) to divide"
-                + _besides(splits)
+                f"{_besides(splits)}, add more groups"
             )
         if count["positive_rows"] in (0, count["rows"]):
             missing = 1 if count["positive_rows"] == 0 else 0
             raise DataError(
                 f"{role} has no row with label {missing}: the source has too few groups of that class to divide"
-                + _besides(splits)
+                f"{_besides(splits)}, add more groups"
             )
 
 

@@ -58,12 +58,14 @@ def unlabelled_rows(
             elif config.on_overlap == "error":
                 raise DataError(
                     f"phase4.unlabelled: row {row_id} overlaps with row {other} of val or test: "
-                    "data.on_overlap=drop leaves such rows out"
+                    "set data.on_overlap=drop to leave such rows out"
                 )
             else:
                 left_out[row_id] = f"the same picture or group as row {other} of val or test"
         if not keep:
-            raise DataError(f"phase4.unlabelled: no row of {source} is left: all overlap or are unreadable")
+            raise DataError(
+                f"phase4.unlabelled: no row of {source} is left: all overlap or are unreadable, use another source"
+            )
         found.append(
             Rows(
                 role=ROLE,

@@ -90,12 +90,14 @@ def read_json(path: Path) -> Any:
     """Read a JSON file that this package wrote.
 
     Raises:
-        VerificationError: If the file is missing or is not JSON. The message names the file.
+        VerificationError: If the file is missing, is a folder or is not JSON. The message names the file.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise VerificationError(f"{path} is missing") from None
+    except IsADirectoryError:
+        raise VerificationError(f"{path} is a folder: it should be a file") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number with thousands of digits
         raise VerificationError(
             f"{path} is not readable JSON ({error}): it was damaged after it was written"

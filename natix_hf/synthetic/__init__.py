@@ -1,8 +1,8 @@
 """The built-in data source `synthetic`: seeded videos of small street scenes, with and without roadwork.
 
 It needs no download. With the pinned versions of numpy and Pillow it gives the same decoded pixels on every machine.
-The label decides only if the scene's roadwork or its stand-ins (look-alikes of similar colours) are drawn. All random
-numbers of a scene are drawn independently of the label.
+The label decides only whether the scene's roadwork or its stand-ins (look-alikes of similar colours) are drawn. All
+random numbers of a scene are drawn independently of the label.
 """
 
 from __future__ import annotations

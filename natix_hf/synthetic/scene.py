@@ -244,7 +244,7 @@ def _ordinary(dice: Dice, environment: str, half_road: float) -> list[Thing]:
 
 
 def draw_scene(camera: Camera, dice: Dice) -> Scene:
-    """Draw a scene without a label. The label decides later if its `roadwork` or its `standins` are shown."""
+    """Draw a scene without a label. The label decides later whether its `roadwork` or its `standins` are shown."""
     night = dice.chance(camera.night)
     roll = dice.between(0.0, 1.0)
     weather = "rain" if roll < camera.rain else "fog" if roll < camera.rain + camera.fog else "clear"

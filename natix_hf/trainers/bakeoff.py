@@ -61,8 +61,8 @@ def bake_off(
     """
     if total_steps < _LEAST_STEPS:
         raise RecipeError(
-            f"{config.where}.adapter is 'auto', which needs at least {_LEAST_STEPS} optimizer steps, and there is "
-            f"{total_steps}: train longer, or name an adapter"
+            f"{config.where}.adapter is 'auto', which compares trainings of {_LEAST_STEPS} steps or more, and "
+            f"there is {total_steps} step: train longer, or name an adapter"
         )
     entrants = entrants_for(model, config.adapter_options, config.where)
     rows = [row | {"round": 0, "steps": 0, MCC: None, "kept": False} for row in entrants if "left_out" in row]

@@ -262,7 +262,7 @@ def load_tensors(path: Path, targets: dict[str, torch.Tensor]) -> None:
         raise VerificationError(f"{path} cannot be loaded: {error}") from None
     shapes = {name: tensor.shape for name, tensor in targets.items()}
     if {name: tensor.shape for name, tensor in stored.items()} != shapes:
-        raise VerificationError(f"{path} holds the tensors of another model")
+        raise VerificationError(f"{path} holds the tensors of another model: begin a new run")
     for name, tensor in stored.items():
         targets[name].copy_(tensor)
 

@@ -25,7 +25,7 @@ from natix_hf.trainers.gate_config import GateConfig
 class GateTrainer(BaseTrainer):
     """Train a [`Gate`] that estimates the confidence of each answer.
 
-    The targets are `labels`, float [n]. With `correctness` they say if the answer was right, and the loss is
+    The targets are `labels`, float [n]. With `correctness` they say whether the answer was right, and the loss is
     cross-entropy. With `confidnet` they are the probability of the true class, and the loss is the squared error
     (Corbière et al., arXiv:1910.04851).
 

@@ -22,8 +22,8 @@ class GateConfig(TrainingSection):
 
     method: Annotated[
         Literal["correctness", "confidnet"],
-        "What the gate predicts. correctness: if the answer is right; confidnet: the probability of the true class "
-        "(arXiv:1910.04851).",
+        "What the gate predicts. correctness: whether the answer is right; confidnet: the probability of the true "
+        "class (arXiv:1910.04851).",
     ] = "correctness"
     hidden: Annotated[int, "Width of the gate's hidden layer."] = 64
     folds: Annotated[int, "Number of folds of the cross-fit on val_select; a group is never in two folds."] = 5

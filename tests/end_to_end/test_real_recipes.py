@@ -30,6 +30,7 @@ FEW_STEPS = [
 ]  # fmt: skip
 # The architecture behind each Hub id, tiny; patch and image size of the checkpoint's own config are kept.
 HUB_BACKBONES: dict[str, dict[str, Any]] = {
+    "facebook/dinov2-small": TINY["dinov2"] | {"image_size": 518},
     "facebook/dinov2-base": TINY["dinov2"] | {"image_size": 518},
     "facebook/dinov2-large": TINY["dinov2"] | {"image_size": 518},
     "facebook/dinov3-vitb16-pretrain-lvd1689m": TINY["dinov3_vit"] | {"patch_size": 16, "image_size": 224},
@@ -56,6 +57,7 @@ SCHEMAS = {
     "natix-network-org/roadwork": list(ROADWORK_COLUMNS),
     "../shared/data/gtsrb_roadwork": ["id", "label", "scene_description", "video_info.vid_id", "video_info.frame_id"],
     "../shared/data/fashion_shirt": ["id", "label", "scene_description", "kind"],
+    "photographs": ["label"],
 }
 TRAIN_VIDEOS, TEST_VIDEOS, SHARED_VIDEOS, FRAMES = 30, 8, 2, 2
 ELSEWHERE = ("quickstart",)  # test_packaging_wheel runs every phase of it

@@ -115,7 +115,7 @@ def test_the_card_says_which_weights_were_kept(best: bool, finished_run: Path, t
     metrics = manifest["metrics"]
     assert 0 < metrics["best_step"] < metrics["steps"]
     card = (finished_run / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
-    assert f"Kept: the weights of step {metrics['best_step' if best else 'steps']}." in card
+    assert f"The weights of step {metrics['best_step' if best else 'steps']} were kept." in card
 
 
 def test_no_path_is_published_though_the_folder_is_gone(

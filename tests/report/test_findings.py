@@ -59,7 +59,7 @@ def test_a_sound_run_has_no_warning(_whole_run: Path) -> None:
     assert find_warnings(_sound(_whole_run)) == []
 
 
-SHARE = "15\N{NO-BREAK SPACE}%"
+SHARE = "15%"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ WEAK: dict[str, tuple[Callable[[Any], None], tuple[Any, ...]]] = {
     "no temperature": (lambda f: _put(f, "calibration.no_optimum", True), ("temperature",)),
     "worse calibrated": (lambda f: _put(f, "calibration.ece_reduction_percent", -3.0), ("ECE",)),
     "miner": (lambda f: f.bundle_config.update(model_type="dinov3_vit"), ("dinov3_vit", "4.45.2")),
-    "noise": (lambda f: f.phases[0].manifest["section"]["data"].update(label_noise=0.02), ("2\xa0%", "label_noise")),
+    "noise": (lambda f: f.phases[0].manifest["section"]["data"].update(label_noise=0.02), ("2%", "label_noise")),
     "dropped": (lambda f: f.dropped.update({"twin of a test row": 3}), (3, "twin of a test row")),
     "dirty": (lambda f: f.phases[4].manifest.update(git={"commit": "c", "dirty": True}), ("phase 4",)),
     "versions": (lambda f: f.phases[6].manifest["packages"].update(torch="9.9"), ("torch", "9.9", "phase 6")),
