@@ -52,7 +52,8 @@ def test_a_row_reaches_evaluation_calibration_page_and_cards(finished_run: Path,
     export = finished_run / "phase6_export"
     column = Evaluation.read(export).as_found
     for name in ("youden", "sharpness"):
-        assert column.metrics[name] is not None and column.intervals[name][0] is not None
+        value, (low, high) = column.metrics[name], column.intervals[name]
+        assert value and low is not None and high is not None and low <= value <= high, name
     old = {name: value for name, value in column.metrics.items() if name not in ("youden", "sharpness")}
     assert list(old.items())[:17] == list(before.as_found.metrics.items())[:17]  # decisions are not calibrated
     fitted = CalibrationReport.read(finished_run / "phase5_scrc")
