@@ -101,7 +101,7 @@ class Inference:
         """The logits, float64 [n], and inputs of the classifier layer, float32 [n, d], of a dataset that yields
         `pixel_values`."""
         loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
-        bar = tqdm(loader, desc=label, disable=None if label else True)
+        bar = tqdm(loader, desc=label, disable=None if label else True, leave=False)
         answers = [self.answer(batch["pixel_values"]) for batch in bar]
         if not answers:
             return np.zeros(0), np.zeros((0, 0), dtype=np.float32)

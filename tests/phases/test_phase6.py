@@ -133,7 +133,7 @@ def test_no_path_is_published_though_the_folder_is_gone(
     for name in list_files(bundle):
         assert b"alice" not in (bundle / name).read_bytes(), name
     card = (bundle / "README.md").read_text(encoding="utf-8")
-    assert " weights.\n" in card and "\nframes, divided by group" in card
+    assert " weights.\n" in card and "\nframes, split by group" in card
 
 
 @pytest.mark.parametrize(("what", "again"), [("labels", 1), ("ids", 1), ("groups", 0)])
