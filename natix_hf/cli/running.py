@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from natix_hf.cli.app import Command, app
-from natix_hf.terminal import say, tell
+from natix_hf.terminal import log_to, say, tell
 
 
 @app.command(cls=Command)
@@ -37,10 +37,12 @@ def run(
     wanted = parse_phases(phases) if phases is not None else None
     folder = run_recipe(recipe, wanted, run_dir, accelerate_config, overrides or [])
     from natix_hf.cli.summary import summarise  # a refused recipe need not wait for it
+    from natix_hf.runs.folders import LOG
 
     tell()
-    for line in summarise(folder):
-        say(line)
+    with log_to(folder / LOG):
+        for line in summarise(folder):
+            say(line)
 
 
 @app.command(cls=Command)
