@@ -339,6 +339,7 @@ for name, step in {{
     "light, so far": lambda: heavy.update(("numpy", "yaml")),
     "metrics": lambda: (heavy.difference_update(("numpy", "yaml")), sys.modules["natix_hf"].metrics),
     "recipes": lambda: answer("recipes"),
+    "keys": lambda: answer("keys", "phase1"),
     "no such recipe": lambda: answer("run", "nonsense"),
     "a recipe": lambda: __import__("natix_hf.recipe").recipe.load_recipe("gtsrb_roadwork"),
 }}.items():
