@@ -42,7 +42,11 @@ def _panels(path: Path, title: str, count: int) -> Iterator[list[Axes]]:
     keys = [axes.get_legend_handles_labels() for axes in panels]
     handles, labels = ([part for key in keys for part in key[i]] for i in (0, 1))
     if handles:
-        figure.legend(handles, labels, loc="outside lower left", ncols=2, frameon=False, fontsize=9, handlelength=3)
+        style: dict[str, Any] = {"loc": "outside lower left", "frameon": False, "fontsize": 9, "handlelength": 3}
+        legend = figure.legend(handles, labels, ncols=2, **style)
+        if legend.get_window_extent().width > figure.bbox.width:  # a long label would be cut off
+            legend.remove()
+            figure.legend(handles, labels, ncols=1, **style)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
     with atomic_file(path) as temporary, Image.open(drawn) as image:
