@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-from facts import tells
+import conftest
 
 
 def refused(error: type[Exception], call: Callable[[], object], *facts: object) -> None:
     """`call` raises `error`, and its message of one line tells every fact."""
-    with pytest.raises(error) as caught:
+    with conftest.refused(error, *facts):
         call()
-    assert tells(caught.value, *facts)
