@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import os
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from facts import tells
-from PIL import Image
+from PIL import Image, features
 from refusals import refused
 
-from natix_hf.data.images import centre_square, describe_cell, open_image, pixel_sha256, shrink, tame_aspect, to_rgb
+from natix_hf.data.images import (
+    centre_square,
+    describe_cell,
+    open_image,
+    pixel_sha256,
+    shrink,
+    tame_aspect,
+)
 from natix_hf.errors import DataError
+from natix_hf.intake.formats import readable_endings
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
@@ -24,6 +35,12 @@ def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
 
 def noise(height: int = 6, width: int = 9, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def oriented(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes()
 
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -49,6 +66,16 @@ MODES: dict[str, tuple[bytes, tuple[int, int, int]]] = {
     "16-bit grey": (whole(40_000, np.uint16), (156,) * 3), "16-bit white": (whole(65_535, np.uint16), (255,) * 3),
     # A night picture with no bright pixel is as dark as its brightest value says, not 257 times brighter.
     "16-bit, dark": (whole(200, np.uint16), (1,) * 3), "float": (whole(99.6, np.float32, format="TIFF"), (100,) * 3),
+    "float to 1": (whole(0.5, np.float32, format="TIFF"), (128,) * 3),
+    "float to 65,535": (whole(40_000, np.float32, format="TIFF"), (156,) * 3),
+    "float below 0": (whole(-3, np.float32, format="TIFF"), (0,) * 3),
+    "no number": (whole(np.nan, np.float32, format="TIFF"), (0,) * 3),
+    "infinite": (whole(np.inf, np.float32, format="TIFF"), (255,) * 3),
+    "16-bit PGM, dark": (b"P5 3 2 65535\n" + b"\0\xc8" * 6, (1,) * 3),
+    # 12 bits in 16 are dark on purpose, unless the file says so.
+    "12 bits": (whole(2048, np.uint16, format="TIFF"), (8,) * 3),
+    "12 bits by MaxSampleValue": (whole(2048, np.uint16, format="TIFF", tiffinfo={281: 4095}), (128,) * 3),
+    "its brightest pixel": (whole(2048, np.uint16, format="TIFF", tiffinfo={281: 2048}), (8,) * 3),
 }  # fmt: skip
 
 
@@ -60,25 +87,26 @@ def test_every_mode_becomes_8_bit_rgb(mode: str) -> None:
     assert (np.asarray(open_image(encoded(Image.fromarray(ramp))))[0, :, 0] == np.arange(256)).all()
 
 
-TURNS: dict[int, Any] = {
-    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 6: lambda a: np.rot90(a, -1), 8: np.rot90
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("orientation", TURNS)
-def test_exif_rotation_is_undone_once(orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image = open_image(encoded(Image.fromarray(noise()), exif=exif))
-    assert (np.asarray(image) == TURNS[orientation](noise())).all()
-    assert to_rgb(image).tobytes() == image.tobytes(), "predict brings an opened image to RGB a second time"
+@pytest.mark.parametrize("kind", ["I;12", "float"])
+def test_deep_grey_is_scaled_as_one_picture(kind: str) -> None:
+    if kind == "float":
+        content = encoded(Image.fromarray(np.array([[0.0, 0.25, 1.0, np.nan, -1.0]], np.float32)), "TIFF")
+        assert np.asarray(open_image(content))[0, :, 0].tolist() == [0, 64, 255, 0, 0]
+    else:  # two pixels of 12 bits in three bytes, as BitsPerSample says
+        content = bytearray(encoded(Image.fromarray(np.zeros((1, 2), np.uint16)), "TIFF"))
+        at = content.index(struct.pack("<HHL", 258, 3, 1)) + 8
+        strip = content.index(struct.pack("<HHL", 273, 4, 1)) + 8
+        struct.pack_into("<H", content, at, 12)
+        struct.pack_into("<L", content, strip, len(content))
+        assert np.asarray(open_image(bytes(content) + b"\xff\xf8\x00"))[0, :, 0].tolist() == [255, 128]
 
 
 def test_every_kind_of_input_gives_the_same_picture(tmp_path: Path) -> None:
     pixels, file = noise(), tmp_path / "a picture.png"
     file.write_bytes(content := encoded(Image.fromarray(pixels)))
     cells = {"bytes": content, "path": None}, {"bytes": None, "path": str(file)}
-    inputs = [file, str(file), content, *cells, pixels, Image.fromarray(pixels)]
+    files = file, str(file), content, bytearray(content), io.BytesIO(content)
+    inputs = [*files, *cells, pixels, Image.fromarray(pixels)]
     assert {open_image(value).tobytes() for value in inputs} == {pixels.tobytes()}
     assert (np.asarray(open_image(pixels[..., 0])) == pixels[..., :1]).all()
 
@@ -96,7 +124,9 @@ WHOLE_PNG, WHOLE_JPEG = encoded(Image.fromarray(noise(64, 64))), encoded(Image.f
 NO_IMAGES: dict[str, Any] = {
     "no bytes": b"", "text": b"not an image", "half a PNG": WHOLE_PNG[: len(WHOLE_PNG) // 2],
     "half a JPEG": WHOLE_JPEG[: len(WHOLE_JPEG) // 2], "missing file": "/no/such/file.png",
-    "a folder": Path(__file__).parent, "not an image file": Path(__file__), "null cell": None,
+    "a folder": Path(__file__).parent, "not an image file": Path(__file__), "null cell": None, "device": os.devnull,
+    "an impossible path": "a\0b", "a path too long": "a" * 5000, "a drawing": b"%!PS-Adobe-3.0 EPSF-3.0\n",
+    "a pointer": b"version https://git-lfs.github.com/spec/v1\n", "HEIC": b"\0\0\0\x18ftypheic" + bytes(99),
     "empty cell": {"bytes": None, "path": None}, "no cell": {}, "float array": noise().astype(np.float64),
     "4-d array": np.zeros((2, 2, 2, 2), np.uint8), "no pixels": np.zeros((0, 4, 3), np.uint8), "a number": 3,
 }  # fmt: skip
@@ -119,6 +149,68 @@ def test_damaged_bytes_never_give_another_error() -> None:
                 open_image(bytes(damaged))
             except DataError as error:
                 assert "\n" not in str(error)
+
+
+LIBRARY_ERRORS = [
+    struct.error("unpack"), KeyError(7), IndexError(), OverflowError("big"), ZeroDivisionError(), EOFError(),
+    RuntimeError("codec"), MemoryError(), RecursionError(), UserWarning("Corrupt EXIF data"), AssertionError(),
+    ValueError("a\nb\x1b"), OSError(5, "x" * 9000), Image.DecompressionBombError("bomb"), NotImplementedError(),
+    UnicodeDecodeError("a", b"", 0, 1, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", LIBRARY_ERRORS, ids=lambda error: type(error).__name__)
+def test_any_error_of_a_library_is_the_picture_s(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise error
+
+    for place in ("PIL.Image.open", "PIL.Image.Image.convert"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, failing)
+            with pytest.raises(DataError) as caught:
+                open_image(WHOLE_PNG, "a\nname.png")
+            message = str(caught.value)
+            assert tells(message, "a?name.png") and message.isprintable() and len(message) < 300
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_passes(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("PIL.Image.open", interrupted)
+    with pytest.raises(error):
+        open_image(WHOLE_PNG)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe.jpg")
+    refused(DataError, lambda: open_image(pipe, str(pipe)), str(pipe), "no regular file")
+
+
+def test_the_endings_are_those_of_pictures_that_can_be_read() -> None:
+    endings = readable_endings()
+    assert {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".mpo", ".ppm", ".qoi"} <= endings
+    assert not endings & {".eps", ".ps", ".pdf", ".wmf", ".emf", ".iim", ".mpg", ".h5", ".fits", ".txt", ".json"}
+    assert all(ending.startswith(".") and ending == ending.lower() for ending in endings)
+    assert (".heic" in endings) == (importlib.util.find_spec("pillow_heif") is not None)
+    assert (".avif" in endings) == features.check("avif")
+
+
+@pytest.mark.parametrize(
+    ("side", "size"), [(108, (240, 135)), (136, (480, 270)), (300, (960, 540)), (541, (1920, 1080))]
+)
+def test_a_jpeg_is_decoded_no_larger_than_needed(side: int, size: tuple[int, int]) -> None:
+    ramp = np.add.outer(np.arange(1080), np.arange(1920))[..., None] * [0.08, 0.05, 0.03]
+    picture = Image.fromarray(ramp.astype(np.uint8))
+    content, whole_side = encoded(picture, "JPEG", quality=95, exif=oriented(6)), min(side, 1080)
+    image, full = open_image(content, at_least=side), open_image(content)
+    assert image.size == size[::-1] and full.size == (1080, 1920), "a phone's portrait"
+    difference = np.asarray(shrink(image, whole_side), int) - np.asarray(shrink(full, whole_side), int)
+    assert abs(difference).max() <= 3
+    png = encoded(picture.resize((192, 108)))
+    assert open_image(png, at_least=10).tobytes() == open_image(png).tobytes()
 
 
 def test_the_digest_is_of_the_picture_not_of_the_file() -> None:

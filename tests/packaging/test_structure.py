@@ -27,6 +27,7 @@ FLOORS = (
     "ssl",
     "models",
     "data",
+    "intake",
     "synthetic",
     "subnet",
     "calibration",

@@ -1,0 +1,1 @@
+"""What people bring: files, tables, archives and annotations, turned into rows."""
