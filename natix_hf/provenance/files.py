@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -145,18 +145,87 @@ def _unfinished(path: Path, folder: Path) -> bool:
     return any(part.startswith(TEMPORARY_PREFIX) for part in path.relative_to(folder).parts)
 
 
+def walk(root: Path, refuse: Callable[[str, str], None] | None = None) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield every regular file under a folder as (relative POSIX name, entry), folder by folder, sorted by name.
+
+    Links to folders are followed, each folder once.
+
+    Args:
+        refuse: Called with the name of each entry that is not yielded, and the reason.
+
+    Raises:
+        OSError: If `root` cannot be opened. A folder below it that cannot be opened is refused.
+    """
+    seen: dict[tuple[int, int], str] = {}
+    pending = [("", str(root))]
+    while pending:
+        prefix, folder = pending.pop()
+        try:
+            facts = os.stat(folder)
+            with os.scandir(folder) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError as error:
+            if not prefix:
+                raise
+            entries, reason = [], f"a folder that cannot be opened ({error.strerror})"
+        else:
+            first = seen.setdefault((facts.st_dev, facts.st_ino), prefix or ".")
+            reason = f"a link to a folder that is read as {first}" if first != (prefix or ".") else ""
+        if reason:
+            if refuse is not None:
+                refuse(prefix, reason)
+            continue
+        below = []
+        for entry in entries:
+            name = f"{prefix}/{entry.name}" if prefix else entry.name
+            if _is(entry.is_dir):
+                below.append((name, entry.path))
+            elif _is(entry.is_file):
+                yield name, entry
+            elif refuse is not None:
+                refuse(name, "a broken link" if entry.is_symlink() else "not a regular file")
+        pending += reversed(below)
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    try:
+        return kind()
+    except OSError:  # a link that leads to itself, or a folder without the right to look into it
+        return False
+
+
+_fingerprints: dict[Path, tuple[str, str]] = {}  # by folder: what `stat` said of its files, and the fingerprint
+
+
 def folder_fingerprint(folder: Path) -> str:
     """Compute the sha256 over the relative name, size and first 64 KiB of every file in a folder.
 
     The location of the folder does not matter. This is fast on many gigabytes, but misses an edit beyond the first
-    64 KiB that keeps the file's size.
+    64 KiB that keeps the file's size. A process that asks again reads no file unless a size or time has changed.
     """
-    facts = []
-    for name in list_files(folder):
-        with (folder / name).open("rb") as handle:
-            head = hashlib.sha256(handle.read(65536)).hexdigest()
-        facts.append([name, (folder / name).stat().st_size, head])
-    return json_sha256(facts)
+    found = sorted((name, entry) for name, entry in walk(folder) if not _unfinished(Path(name), Path()))
+    stats = [(name, entry.stat()) for name, entry in found]
+    seen = json_sha256([[os.fsencode(name).hex(), facts.st_size, facts.st_mtime_ns] for name, facts in stats])
+    known = _fingerprints.get(folder.resolve())
+    if known is not None and known[0] == seen:
+        return known[1]
+    described = []
+    for (name, entry), (_, facts) in zip(found, stats, strict=True):
+        with open(entry.path, "rb") as handle:
+            described.append([name, facts.st_size, hashlib.sha256(handle.read(65536)).hexdigest()])
+    fingerprint = json_sha256(described)
+    _fingerprints[folder.resolve()] = (seen, fingerprint)
+    return fingerprint
+
+
+def file_fingerprint(path: Path) -> str:
+    """Compute the sha256 over the size and the first and last 64 KiB of a file, as fast for a large archive as for a
+    table. It misses an edit in between that keeps the size."""
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        head = handle.read(65536)
+        handle.seek(max(0, size - 65536))
+        return json_sha256([size, hashlib.sha256(head + handle.read()).hexdigest()])
 
 
 def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
