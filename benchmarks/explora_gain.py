@@ -85,10 +85,10 @@ class Target:
 
 
 def load_target() -> Target:
-    recipe = load_recipe(RECIPE, [])
+    recipe = load_recipe(RECIPE, ["data.slices=[id]"])
     data: ImageData = load_image_data(recipe.data)
     rows = {role: data.role(role) for role in ("train", "val_select", "test")}
-    signs = {role: np.array([int(name[:2]) for name in found.column("id")]) for role, found in rows.items()}
+    signs = {role: np.array([int(name[:2]) for name in found.columns["id"]]) for role, found in rows.items()}
     return Target(recipe, rows, {"signs": signs, "roadwork": {role: found.labels for role, found in rows.items()}})
 
 

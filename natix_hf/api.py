@@ -6,7 +6,7 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -123,6 +123,8 @@ def keep_dataset(dataset: Any) -> Path:
         kind = type(dataset).__name__
         raise UsageError(f"dataset is a {kind}: pass a datasets.Dataset or DatasetDict that is not streamed")
     parts = dataset if isinstance(dataset, datasets.DatasetDict) else {"": dataset}
+    if not any(len(part) for part in parts.values()):
+        raise UsageError("dataset has no rows: pass labelled images")
     key = json_sha256({name: part._fingerprint for name, part in parts.items()})[:32]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "natix_hf" / f"given-{key}"
     if not folder.exists():
@@ -134,19 +136,31 @@ def keep_dataset(dataset: Any) -> Path:
 
 def _yaml(value: Any) -> str:
     """Format a value as the right side of `KEY=VALUE`."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
+    return _written(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
+
+
+class _Dumper(yaml.SafeDumper):
+    """A SafeDumper that writes a path as text."""
+
+
+_Dumper.add_multi_representer(PurePath, lambda dumper, path: dumper.represent_str(str(path)))
+
+
+def _written(value: Any, **options: Any) -> str:
+    try:
+        return str(yaml.dump(value, Dumper=_Dumper, **options))
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            "recipe holds a value that YAML cannot write: use text, paths, numbers, lists and dicts "
+            f"({first_line(error)})"
+        ) from None
 
 
 def _write_down(content: dict[str, Any], name: str) -> Path:
     """Write a recipe to a YAML file, so that launched processes and later runs can name it, and return its path."""
     from natix_hf.models.features import cache_folder
 
-    try:
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    except yaml.YAMLError as error:
-        raise RecipeError(
-            f"recipe holds a value that YAML cannot write: use text, numbers, lists and dicts ({first_line(error)})"
-        ) from None
+    text = _written(content, sort_keys=False, allow_unicode=True)
     path = cache_folder() / "recipes" / hashlib.sha256(text.encode()).hexdigest()[:12] / f"{name}.yaml"
     write_text(path, text)
     return path

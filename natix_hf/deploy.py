@@ -19,7 +19,7 @@ from natix_hf.data.asked import Asked, ask
 from natix_hf.data.plain import rows_of
 from natix_hf.data.views import AskedViews
 from natix_hf.errors import DataError, UsageError
-from natix_hf.labels import ID2LABEL
+from natix_hf.labels import names_in
 from natix_hf.metrics import select_threshold
 from natix_hf.metrics.table import told_metrics
 from natix_hf.models.architectures import architecture_of
@@ -56,7 +56,8 @@ def bundle_of(
 
     The decision threshold (largest MCC) and the calibration are fitted on the evaluation rows. Their figures on the
     same rows are optimistic, so pass test rows if you want figures to publish. A recipe run does more: it makes
-    leak-free splits, a gate and a guarantee.
+    leak-free splits, a gate and a guarantee. The bundle's answers have the names in the trainer's model; the subnet's
+    official miner reads the label `Roadwork` only.
 
     Args:
         trainer ([`RoadworkTrainer`]): The trainer, after `train()`.
@@ -111,16 +112,17 @@ def bundle_of(
     else:
         raise UsageError("bundle_of: the trainer has no evaluation rows with pictures: pass eval_dataset=")
     config: Any = model.config
-    names = {int(index): str(name) for index, name in config.id2label.items()}
+    try:
+        labels = names_in(config.id2label)
+    except UsageError as error:
+        raise UsageError(f"bundle_of: the trainer's model has names that no bundle can have: {error}") from None
     with tempfile.TemporaryDirectory() as scratch:
-        _name_labels(model, ID2LABEL)  # a bundle uses the subnet's names; the card says what they mean here
         candidate = save_candidate(Path(scratch) / "trained", model, trainer.processing_class)
-        _name_labels(model, names)
         nn.Module.to(model, device=trainer.args.device)
         table, _ = compute_answers(candidate, asked, workers=0)
         chosen = select_threshold(table.logits, table.labels, target_prior=target_prior)
         fitted, _ = fit_on(table, calibration, target_prior)
-        policy = Policy(chosen.threshold, candidate.sha256, "", calibration=fitted, fold=fold)
+        policy = Policy(chosen.threshold, candidate.sha256, "", calibration=fitted, fold=fold, labels=labels)
         measured = None
         if test_dataset is not None:
             rows = ask(rows_of(test_dataset, "test", image_column, label_column))
@@ -128,7 +130,7 @@ def bundle_of(
                 rows = _grouped(rows, test_dataset, group_by)
             answers, _ = compute_answers(candidate, rows, workers=0)
             every = np.ones(len(rows), dtype=bool)
-            measured = evaluate(answers, policy, every, {}, target_prior, _RESAMPLES)
+            measured = evaluate(answers, policy, every, {}, target_prior, _RESAMPLES, group_by is not None)
         compared = np.linspace(0, len(asked) - 1, min(_COMPARED, len(asked))).round().astype(int)
         made_by = {"made_by": "natix_hf.bundle_of", "candidate_sha256": candidate.sha256}
         build_bundle(
@@ -136,7 +138,7 @@ def bundle_of(
             candidate.model,
             policy,
             evaluation=measured.content() if measured is not None else {"schema": Evaluation.SCHEMA, "rows": 0},
-            card=_card(model_name, names, policy, len(asked), chosen.value, measured, trainer),
+            card=_card(model_name, policy, len(asked), chosen.value, measured, trainer),
             model_card=None,
             plots=[],
             lineage=made_by | {"git": git_state(), "packages": package_versions()},
@@ -144,11 +146,6 @@ def bundle_of(
             expected_logits=table.logits[compared],
         )
     return load_bundle(target)
-
-
-def _name_labels(model: PreTrainedModel, names: dict[int, str]) -> None:
-    model.config.id2label = dict(names)
-    model.config.label2id = {name: index for index, name in names.items()}
 
 
 def _grouped(asked: Asked, dataset: Any, column: str) -> Asked:
@@ -160,7 +157,6 @@ def _grouped(asked: Asked, dataset: Any, column: str) -> Asked:
 
 def _card(
     model_name: str,
-    names: dict[int, str],
     policy: Policy,
     eval_rows: int,
     eval_mcc: float,
@@ -173,14 +169,14 @@ def _card(
     )
     return environment.get_template(_TEMPLATE).render(
         model_name=model_name,
-        names=names,
-        labels=ID2LABEL,
+        labels=policy.labels,
         policy=policy,
         eval_rows=eval_rows,
         eval_mcc=eval_mcc,
         measured=measured,
         head=getattr(architecture_of(architecture), "head", None),
         told=told_metrics(card=True),
+        notes=measured.notes({name: name.replace("_", " ") for name in told_metrics(card=True)}) if measured else [],
         architecture=architecture,
         settings=trainer.args,
         repo=REPO_PLACEHOLDER,

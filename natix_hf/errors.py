@@ -12,6 +12,9 @@ class NatixError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        return "\\n".join(super().__str__().splitlines())  # names of files and classes may hold line breaks
+
 
 class UsageError(NatixError):
     """Bad usage, a bad recipe or bad input, found before any work begins."""

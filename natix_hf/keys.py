@@ -14,7 +14,7 @@ from typing import Any
 
 from natix_hf.errors import UsageError, did_you_mean
 from natix_hf.recipe import Recipe
-from natix_hf.section import Section, describe, key_meanings, key_types, section_of, unknown_key
+from natix_hf.section import Section, describe, item_section_of, key_meanings, key_types, section_of, unknown_key
 from natix_hf.trainers.config import Argument, TrainingSection
 
 _WIDEST = 100  # columns; longer lines are hard to read, however wide the terminal is
@@ -43,7 +43,8 @@ def sections() -> dict[str, type[Section]]:
     waiting = [""]
     while waiting:
         place = waiting.pop(0)
-        inner = {name: section_of(hint) for name, hint in key_types(found[place]).items()}
+        hints = key_types(found[place])
+        inner = {name: section_of(hint) or item_section_of(hint) for name, hint in hints.items()}
         for name, section in inner.items():
             if section is not None:
                 found[f"{place}.{name}".lstrip(".")] = section

@@ -5,26 +5,25 @@ A dataclass gives the default, the YAML file overrides it, and `KEY=VALUE` on th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-import yaml
-
 from natix_hf.bundle.config import ExportConfig
 from natix_hf.calibration.config import ScrcConfig
 from natix_hf.data.config import DataConfig
-from natix_hf.errors import RecipeError, did_you_mean
+from natix_hf.errors import RecipeError, did_you_mean, first_line
 from natix_hf.metrics.config import ThresholdConfig
 from natix_hf.models.config import ModelConfig
-from natix_hf.provenance.files import folder_fingerprint, json_sha256
+from natix_hf.provenance.files import file_fingerprint, folder_fingerprint, json_sha256
 from natix_hf.resources import resource_folder
 from natix_hf.section import NOT_A_KEY, Section
 from natix_hf.trainers.config import SupervisedConfig, TrainingSection
 from natix_hf.trainers.explora_config import ExploraConfig
 from natix_hf.trainers.gate_config import GateConfig
+from natix_hf.typed import untyped
+from natix_hf.yaml12 import NOT_YAML, read_yaml
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,18 @@ class Recipe(Section):
         """A section, or one key of it such as `data.slices`, as plain JSON values with every default filled in."""
         section, _, key = name.partition(".")
         values = getattr(self, section).plain()
+        if section == "phase6" and values["description"] is None:
+            values["description"] = self.data.asked_question
         return values[key] if key else values
+
+    def sections(self, *names: str) -> dict[str, Any]:
+        """Sections and keys by name. A key that is later than the first version is left out at its default."""
+        found = {}
+        for name in names:
+            section, _, key = name.partition(".")
+            if not key or key in self.section(section):
+                found[name] = self.section(name)
+        return found
 
     def stage(self, number: int) -> TrainingSection:
         """The section of a phase that trains: 1, 3 or 4."""
@@ -71,12 +81,12 @@ class Recipe(Section):
 
     def section_sha256(self, *names: str) -> str:
         """The hash of sections. A local folder counts by its contents, not by its path."""
-        return json_sha256({name: _identity(name, self.section(name)) for name in names})
+        return json_sha256({name: _identity(name, value) for name, value in self.sections(*names).items()})
 
 
 _PATH_KEYS = ("source", "backbone", "unlabelled")
 # Keys that a later phase lists on its own, so that changing one does not make the phases before it stale.
-_NAMED_APART = {"data": ("slices", "exam", "exam_views")}
+_NAMED_APART = {"data": ("slices", "exam", "exam_views", "labels", "question")}
 
 
 def _identity(name: str, section: Any) -> Any:
@@ -85,16 +95,18 @@ def _identity(name: str, section: Any) -> Any:
     resolved = {key: value for key, value in section.items() if key not in _NAMED_APART.get(name, ())}
     for key in _PATH_KEYS:
         value = resolved.get(key)
-        if isinstance(value, list):
-            resolved[key] = [_content(item) for item in value]
-        elif isinstance(value, str):
-            resolved[key] = _content(value)
-    return resolved
+        resolved[key] = [_content(item) for item in value] if isinstance(value, list) else _content(value)
+    return {key: value for key, value in resolved.items() if key in section}
 
 
-def _content(reference: str) -> Any:
-    """The fingerprint of a local folder; any other reference as it is."""
-    return {"folder": folder_fingerprint(Path(reference))} if Path(reference).is_dir() else reference
+def _content(reference: Any) -> Any:
+    """The fingerprint of a local folder or file; one of several sources with that of its own; all else as it is."""
+    if isinstance(reference, dict):
+        return reference | {"source": _content(reference["source"])}
+    path = Path(reference).expanduser() if isinstance(reference, str) else None
+    if path is None or not path.exists():
+        return reference
+    return {"folder": folder_fingerprint(path)} if path.is_dir() else {"file": file_fingerprint(path)}
 
 
 def load_recipe(reference: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -121,16 +133,15 @@ def load_recipe(reference: str, overrides: Sequence[str] = ()) -> Recipe:
     path = find_recipe(reference)
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.load(text, Loader=_Loader)
+        content = read_yaml(text)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read: {error}") from None
-    except _NOT_YAML as error:
+    except NOT_YAML as error:
         raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     content = {} if content is None else content
     if not isinstance(content, dict):
-        raise RecipeError(
-            f"{path} holds a {type(content).__name__}, but a recipe is a mapping of sections (data:, model:, …)"
-        )
+        kind = type(untyped(content)).__name__
+        raise RecipeError(f"{path} holds a {kind}, but a recipe is a mapping of sections (data:, model:, …)")
     for override in overrides:
         _apply_override(content, override)
     return parse_recipe(content, name=path.stem)
@@ -143,6 +154,45 @@ def parse_recipe(content: Mapping[str, Any], name: str = "recipe") -> Recipe:
         RecipeError: if a key is wrong; one line with the key, its value and what is expected.
     """
     return replace(Recipe.build(content), name=name)
+
+
+def inspected_config(source: str, overrides: Sequence[str]) -> DataConfig:
+    """The `data` section to inspect: that of a recipe file, or the one for a source (`data_config`).
+
+    Raises:
+        RecipeError: if a key is wrong, or if the recipe has no labelled images.
+    """
+    if not (source.endswith((".yaml", ".yml")) and Path(source).is_file()):
+        return data_config(source, overrides)
+    config = load_recipe(source, overrides).data
+    if not config.sources:
+        raise RecipeError(
+            f"{source} has no labelled images, data.source is null: name a folder of its unlabelled ones"
+        )
+    return config
+
+
+def data_config(source: str, overrides: Sequence[str], keys: Mapping[str, Any] | None = None) -> DataConfig:
+    """The `data` section for a source, with the defaults of a recipe and overrides such as `data.label_column=y`.
+
+    Args:
+        keys: Values in place of the defaults, by key.
+
+    Raises:
+        RecipeError: if an override is not about data, or a key is wrong.
+    """
+    content: dict[str, Any] = {"data": dict(keys or {})}
+    for override in overrides:
+        if not override.startswith("data."):
+            raise RecipeError(f"{override!r} is not about the data: write data.KEY=VALUE, as in data.label_column=y")
+        if override.partition("=")[0] == "data.source":
+            raise RecipeError(
+                f"data.source is {source} already: leave out {override!r}; `natix-hf inspect RECIPE.yaml` looks at "
+                "the several sources of a recipe"
+            )
+        _apply_override(content, override)
+    content["data"] |= {"source": source}
+    return parse_recipe(content).data
 
 
 def find_recipe(reference: str) -> Path:
@@ -168,38 +218,16 @@ def packaged_recipes() -> list[Path]:
     return sorted(resource_folder("recipes").glob("*.yaml"))
 
 
-# PyYAML raises a ValueError for a date such as 2026-13-45, a TypeError for a list as a key, or a RecursionError.
-_NOT_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)
-
-
-class _Loader(yaml.SafeLoader):
-    """A SafeLoader that reads `1e-4` as a number, as YAML 1.2 does, and refuses a key that is given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                problem = f"the key {key_node.value!r} is there twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$|^[-+]?\.\d+([eE][-+]?\d+)?$"),
-    list("-+.0123456789"),
-)
-
-
 def _apply_override(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"{override!r} is not KEY=VALUE, as in phase1.learning_rate=1e-4")
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except _NOT_YAML:
-        raise RecipeError(f"the value of {override!r} is not valid YAML") from None
+        value = read_yaml(text)
+    except NOT_YAML as error:
+        problem = getattr(error, "problem", None) or first_line(error)
+        quotes = "; a regular expression stands in single quotes" if "escape character" in problem else ""
+        raise RecipeError(f"the value of {override!r} is not valid YAML: {problem}{quotes}") from None
     *parents, last = key.split(".")
     section = content
     for parent in parents:

@@ -14,12 +14,16 @@ from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from natix_hf.errors import RecipeError, did_you_mean, nearest, require
+from natix_hf.typed import Typed, as_typed, untyped
 
 # The metadata of a field that is no key of a recipe.
 NOT_A_KEY = {"not_a_key": True}
 # The metadata of a key that came after the first version. Manifests and hashes leave it out at its default, so that
 # older runs stay current.
 LATER = {"later": True}
+# Stands in the annotation of a text key whose value comes from the user's data, after the meaning. From Python such a
+# key also takes a whole number, true or false, and reads them as the text that a recipe file would hold.
+OF_DATA = object()
 
 # Other names that people use for a key, by the key that they mean.
 _ALSO_CALLED = {
@@ -40,7 +44,8 @@ _ALSO_CALLED = {
     "adapter": "peft lora tuner",
     "rank": "r lora_r",
     "source": "path folder dataset",
-    "label_column": "label labels",
+    "label_column": "label",
+    "labels": "label_names names id2label",
     "image_column": "image images",
     "group_by": "group groups",
     "target_prior": "prior",
@@ -73,8 +78,11 @@ class Section:
     place: ClassVar[str] = ""  # the section's place in a recipe, for errors
 
     def __post_init__(self) -> None:
+        of_data = _keys_of_data(type(self))
         for name, hint in key_types(type(self)).items():
-            object.__setattr__(self, name, coerce(getattr(self, name), hint, self.key(name)))
+            value = getattr(self, name)
+            value = as_typed(value) if name in of_data else value
+            object.__setattr__(self, name, coerce(value, hint, self.key(name)))
         self.check()
 
     def check(self) -> None:
@@ -95,7 +103,7 @@ class Section:
     def mapping(self) -> dict[str, Any]:
         """Every key and its value as in a recipe file. `build` turns the result into this section again."""
         values = {name: getattr(self, name) for name in key_types(type(self))}
-        return {name: v.mapping() if isinstance(v, Section) else copy.deepcopy(v) for name, v in values.items()}
+        return {name: _mapping(value) for name, value in values.items()}
 
     @classmethod
     def build(cls, given: Mapping[Any, Any], where: str = "") -> Self:
@@ -160,24 +168,37 @@ def key_meanings(cls: type[Section]) -> dict[str, str]:
     return {name: found.get(name, "") for name in key_types(cls)}
 
 
+def _keys_of_data(cls: type[Section]) -> set[str]:
+    """The keys whose annotation holds `OF_DATA`."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {name for name, hint in hints.items() if OF_DATA in getattr(hint, "__metadata__", ())}
+
+
 def section_of(hint: Any) -> type[Section] | None:
     """The section that a key of this type may hold, or None."""
     options = (hint, *get_args(hint))
     return next((option for option in options if isinstance(option, type) and issubclass(option, Section)), None)
 
 
+def item_section_of(hint: Any) -> type[Section] | None:
+    """The section that the items of a list may hold, for a key that may be such a list, or None."""
+    lists = [option for option in (hint, *get_args(hint)) if get_origin(option) is list]
+    return next((found for option in lists if (found := section_of(get_args(option)[0])) is not None), None)
+
+
 def coerce(value: Any, hint: Any, key: str) -> Any:
-    """Convert `value` to the type `hint`: an int to a float, a tuple to a list, a mapping to a section.
+    """Convert `value` to the type `hint`: an int to a float, a tuple to a list, a mapping to a section, and what was
+    typed to text where the key takes text.
 
     Raises:
         RecipeError: if it does not fit; the line names key, value and the expected type.
     """
     origin, options = get_origin(hint), get_args(hint)
     section = section_of(hint)
+    if isinstance(value, Typed):
+        value = _as_meant(value, options if origin in (Union, types.UnionType) else (hint,))
     if section is not None and section is hint:
         return _as_section(value, section, key)
-    if value is False and "no" in [word for option in (hint, *options) for word in _words(option)]:
-        value = "no"  # YAML 1.1 reads a bare `no` as false
     if origin in (Union, types.UnionType):
         if any(_is_enum(option) for option in options):  # `SchedulerType | str` of transformers takes no other text
             options = tuple(option for option in options if option is not str)
@@ -195,9 +216,19 @@ def coerce(value: Any, hint: Any, key: str) -> Any:
     elif origin is list and isinstance(value, list | tuple):
         return [coerce(item, options[0], f"{key}[{i}]") for i, item in enumerate(value)]
     elif _fits(value, hint):
+        value = untyped(value)
         _require_plain(value, key)
         return float(value) if hint is float else value
-    raise RecipeError(f"{key} is {value!r} ({type(value).__name__}): expected {describe(hint)}")
+    raise RecipeError(f"{key} is {untyped(value)!r} ({type(value).__name__}): expected {describe(hint)}")
+
+
+def _as_meant(typed: Typed, options: tuple[Any, ...]) -> Any:
+    """The text or the value, whichever one of these types takes; if several do, a word that is listed comes first."""
+    if any(typed.text in _words(option) for option in options):
+        return typed.text
+    if any(_fits(typed.value, option) for option in options):
+        return typed.value
+    return typed.text if str in options or typed.is_word else typed.value
 
 
 _PLURALS: dict[Any, str] = {float: "numbers", int: "whole numbers"}
@@ -211,7 +242,9 @@ def describe(hint: Any) -> str:
     if origin is Literal:
         return _join(options)
     if origin is list:
-        return f"a list of {_PLURALS.get(options[0]) or describe(options[0])}"
+        item = section_of(options[0])
+        of = f"sections ({item.place})" if item is not None else _PLURALS.get(options[0]) or describe(options[0])
+        return f"a list of {of}"
     if _is_enum(hint):
         return _join(_words(hint))
     if section_of(hint) is hint:
@@ -225,7 +258,7 @@ def _as_section(value: Any, section: type[Section], key: str) -> Section:
         stands_elsewhere = getattr(value, "where", key) != key
         return replace(value, where=key) if stands_elsewhere else value  # type: ignore[call-arg]
     if not isinstance(value, Mapping):
-        raise RecipeError(f"{key} is {value!r}: expected a section of keys")
+        raise RecipeError(f"{key} is {untyped(value)!r}: expected a section of keys")
     return section.build(value, key)
 
 
@@ -243,7 +276,15 @@ def _adds_nothing(key: Field[Any], section: Section) -> bool:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return value.plain() if isinstance(value, Section) else copy.deepcopy(value)
+
+
+def _mapping(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_mapping(item) for item in value]
+    return value.mapping() if isinstance(value, Section) else copy.deepcopy(value)
 
 
 def _require_plain(value: Any, key: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from natix_hf.labels import LabelNames
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.decision import Decision
 from natix_hf.results.figures import GroupCounts
@@ -37,6 +38,7 @@ def give_answers(patch: pytest.MonkeyPatch, module: ModuleType, answers: Answers
 
     patch.setattr(PhaseContext, "ask", ask)
     patch.setattr(Candidate, "stored_logits", stored)
+    patch.setattr(Candidate, "labels", LabelNames())
     patch.setattr(module, "compute_answers", compute)
     return asked
 

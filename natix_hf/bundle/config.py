@@ -25,7 +25,7 @@ class ExportConfig(Section):
     n_resamples: Annotated[int, "Number of resamples of the group bootstrap behind every interval."] = 1000
     onnx: Annotated[bool, "Write model.onnx too, for onnxruntime on a CPU. Needs natix_hf[onnx]."] = False
     model_name: Annotated[str | None, "Title of the model card; null takes the recipe's name."] = None
-    description: Annotated[str, "Description on the model card."] = "Is there roadwork in this picture?"
+    description: Annotated[str | None, "Description on the model card; null takes the question, data.question."] = None
     version: Annotated[str, "Version of the model, as X.Y.Z."] = "0.1.0"
     submitted_by: Annotated[
         str | None, "The miner's hotkey (SS58). With null the bundle has no model_card.json for the subnet."

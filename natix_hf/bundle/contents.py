@@ -10,7 +10,7 @@ from natix_hf.bundle.names import BUNDLE_MANIFEST, CONFIG, EVALUATION, ONNX, POL
 from natix_hf.bundle.onnx_check import onnx_problems
 from natix_hf.bundle.policy import read_policy
 from natix_hf.errors import VerificationError
-from natix_hf.labels import ID2LABEL
+from natix_hf.labels import stored_names
 from natix_hf.models.gate import GATE
 from natix_hf.provenance.files import check_files, file_sha256, list_temporaries, read_json
 
@@ -94,7 +94,7 @@ def bundle_problems(folder: Path, expected: str | None = None) -> list[str]:
     problems += check_files(folder, {name: facts for name, facts in named.items() if name not in refused})
     if problems:
         return problems
-    problems = [*_weights_problems(folder), *config_problems(folder)]
+    problems = [*_weights_problems(folder), *config_problems(folder), *label_problems(folder)]
     problems += onnx_problems(folder / ONNX) if ONNX in named else []
     return problems + policy_problems(folder, {name: facts["sha256"] for name, facts in named.items()})
 
@@ -164,7 +164,7 @@ def _weights_problems(folder: Path) -> list[str]:
 
 def config_problems(folder: Path) -> list[str]:
     """The problems of a bundle's configs: keys that ask for code from the repository (this package runs none, but
-    others might) or for unchecked weights, and labels with which a plain pipeline would not answer like `predict`."""
+    others might) or for unchecked weights."""
     problems = []
     for name in (CONFIG, "preprocessor_config.json"):
         try:
@@ -178,9 +178,24 @@ def config_problems(folder: Path) -> list[str]:
             found = next((key for key in _FOREIGN_KEYS if key in content), None)
             if found is not None:
                 problems.append(f"{folder / name} asks for code or weights from elsewhere ({found}): never loaded")
-            if name == CONFIG and content.get("id2label") != {str(i): label for i, label in ID2LABEL.items()}:
-                problems.append(f"{folder / name} has other labels than {' and '.join(ID2LABEL.values())}")
     return problems
+
+
+def label_problems(folder: Path) -> list[str]:
+    """The problem of a bundle whose config names other answers than its policy, so that a plain pipeline would not
+    answer like `predict`. A file that cannot be read is a problem of `config_problems` or `policy_problems`."""
+    try:
+        wanted, content = read_policy(folder / POLICY).labels, read_json(folder / CONFIG)
+    except VerificationError:
+        return []
+    expected = f"{POLICY} has {wanted.no} (no) and {wanted.yes} (yes)"
+    try:
+        named = stored_names(folder)
+    except VerificationError as error:
+        return [f"{error}; {expected}"] if isinstance(content, dict) else []
+    if named == wanted:
+        return []
+    return [f"{folder / CONFIG} names the answers {named.no} (no) and {named.yes} (yes), but {expected}"]
 
 
 def require_intact(folder: Path, expected: str | None = None) -> None:

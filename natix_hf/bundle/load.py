@@ -6,14 +6,14 @@ import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from natix_hf.bundle.confidence import Confidence
-from natix_hf.bundle.contents import config_problems, policy_problems, require_intact
+from natix_hf.bundle.contents import config_problems, label_problems, policy_problems, require_intact
 from natix_hf.bundle.fetch import fetch_bundle, require_intact_snapshot
 from natix_hf.bundle.inference import Backend, Inference, Precision
 from natix_hf.bundle.names import BUNDLE_MANIFEST, ONNX, POLICY, WEIGHTS, bundle_of_run
@@ -21,6 +21,7 @@ from natix_hf.bundle.onnx_check import onnx_problems
 from natix_hf.bundle.policy import read_policy
 from natix_hf.bundle.stream import BadImage, batches
 from natix_hf.errors import DataError, UsageError, VerificationError
+from natix_hf.labels import ABSTAIN
 from natix_hf.models.device import default_device
 from natix_hf.models.gate import GATE
 from natix_hf.models.preprocess import Preprocess
@@ -35,18 +36,18 @@ class Prediction:
     """One answer.
 
     Args:
-        probability (`float`): The calibrated probability of Roadwork, between 0 and 1.
-        label (`str`): `"Roadwork"` or `"None"`, by the fitted threshold.
+        probability (`float`): The calibrated probability of yes, label 1, between 0 and 1.
+        label (`str`): The name of the answer, by the fitted threshold; for the subnet `"Roadwork"` or `"None"`.
         accepted (`bool`): True if the guarantee in the bundle's policy covers the answer. A bundle without a guarantee
             accepts every answer.
         decision (`str`): The label, or `"abstain"` if the answer is not accepted.
-        threshold (`float`): The probability above which the label is Roadwork. It need not be 0.5.
+        threshold (`float`): The probability above which the answer is yes. It need not be 0.5.
     """
 
     probability: float
     label: str
     accepted: bool
-    decision: Literal["Roadwork", "None", "abstain"]
+    decision: str
     threshold: float
 
 
@@ -59,7 +60,8 @@ class Bundle:
     Several threads may share a bundle. For the arguments see [`load_bundle`].
 
     Attributes:
-        policy ([`Policy`]): How the bundle decides: threshold, calibration, gate and guarantee.
+        policy ([`Policy`]): How the bundle decides: threshold, calibration, gate and guarantee. `policy.labels` has
+            the names of the answers.
         backend (`str`): What runs the model, `"torch"` or `"onnx"`.
     """
 
@@ -163,7 +165,11 @@ class Bundle:
         accepted = self.policy.accepts(z, self._confidence(z, features))
         answers = zip(self.policy.probability(z), self.policy.decide(z), accepted, strict=True)
         [cut] = self.policy.probability(np.array([self.policy.threshold_logit])).tolist()
-        return [_prediction(float(p), bool(positive), bool(sure), cut) for p, positive, sure in answers]
+        predictions = []
+        for probability, positive, sure in answers:
+            label = self.policy.labels.name(positive)
+            predictions.append(Prediction(float(probability), label, bool(sure), label if sure else ABSTAIN, cut))
+        return predictions
 
 
 @dataclass(frozen=True)
@@ -243,11 +249,6 @@ def _require_read(answer: _Read | BadImage) -> _Read:
     return answer
 
 
-def _prediction(probability: float, positive: bool, accepted: bool, threshold: float) -> Prediction:
-    label: Literal["Roadwork", "None"] = "Roadwork" if positive else "None"
-    return Prediction(probability, label, accepted, label if accepted else "abstain", threshold)
-
-
 def load_bundle(
     path_or_repo_id: str | Path,
     revision: str | None = None,
@@ -262,8 +263,9 @@ def load_bundle(
     Args:
         path_or_repo_id (`str` or `Path`): A bundle folder, a run folder, or a repository on the Hub as `org/name`.
         revision (`str`, *optional*): A branch, tag or commit on the Hub.
-        verify (`bool`, defaults to `True`): Check every file against `bundle_manifest.json`. With `False` only two
-            things are checked: the policy belongs to the weights, and the configs ask for nothing from elsewhere.
+        verify (`bool`, defaults to `True`): Check every file against `bundle_manifest.json`. With `False` only three
+            things are checked: the policy belongs to the weights, it names the answers as the config does, and the
+            configs ask for nothing from elsewhere.
         expected (`str`, *optional*): The sha256 that the manifest must have, which pins every file. Needs `verify`.
         device (`str`, *optional*): A torch device. Defaults to the accelerator, or the CPU if there is none.
         backend (`str`, *optional*): `"torch"` runs the safetensors, `"onnx"` runs the bundle's `model.onnx` on the
@@ -300,7 +302,7 @@ def load_bundle(
         present = [name for name in (WEIGHTS, GATE, ONNX) if (folder / name).is_file()]
         problems = policy_problems(folder, {name: file_sha256(folder / name) for name in present})
         problems += onnx_problems(folder / ONNX) if ONNX in present else []
-        for problem in [*config_problems(folder), *problems]:
+        for problem in [*config_problems(folder), *label_problems(folder), *problems]:
             raise VerificationError(problem)
     return Bundle(folder, device, backend, precision)
 

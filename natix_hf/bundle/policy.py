@@ -16,11 +16,12 @@ import numpy as np
 
 from natix_hf.calibration import Calibration, Promise
 from natix_hf.errors import UsageError, VerificationError
-from natix_hf.labels import ID2LABEL
+from natix_hf.labels import LabelNames
 from natix_hf.provenance.files import read_json, write_json
 from natix_hf.provenance.stored import OPTIONAL, from_json, to_json
 
-SCHEMA = 2
+SCHEMA = 3
+_READ = (2, 3)  # 2 has no labels: they were always the subnet's
 Fold = Literal["decision", "calibration", "none"]
 
 
@@ -46,7 +47,7 @@ class Policy:
     """How a logit becomes an answer.
 
     Args:
-        threshold_logit (`float`): A logit of the candidate. The answer is Roadwork strictly above it.
+        threshold_logit (`float`): A logit of the candidate. The answer is yes strictly above it.
         candidate_sha256 (`str`): Hash of the candidate's weights, before folding.
         model_sha256 (`str`): Hash of the bundle's weights, after folding.
         calibration ([`Calibration`]): The map from logits to probabilities.
@@ -54,6 +55,7 @@ class Policy:
         gate ([`GateUse`]): The source of confidence.
         promise ([`Promise`]): The guarantee and the acceptance cuts.
         onnx ([`OnnxCopy`]): The ONNX file, or None.
+        labels ([`LabelNames`]): The names of the answers, as the bundle's `config.json` holds them.
     """
 
     threshold_logit: float
@@ -64,6 +66,7 @@ class Policy:
     gate: GateUse = field(default_factory=GateUse)
     promise: Promise = field(default_factory=Promise, metadata={"key": "risk_control"})
     onnx: OnnxCopy | None = None
+    labels: LabelNames = field(default_factory=LabelNames, metadata=OPTIONAL)
 
     @property
     def folded_slope(self) -> float:
@@ -91,7 +94,7 @@ class Policy:
 
     def accepts(self, z: np.ndarray, confidence: np.ndarray) -> np.ndarray:
         """True for each accepted answer, bool [n]. Without a certified cut every answer is accepted."""
-        return self.promise.accepts(self.decide(z), confidence, ID2LABEL)
+        return self.promise.accepts(self.decide(z), confidence, self.labels.id2label)
 
     def decide(self, z: np.ndarray) -> np.ndarray:
         """True for each logit strictly above the threshold, bool [n]."""
@@ -110,7 +113,7 @@ def read_policy(path: Path) -> Policy:
         VerificationError: if the file is missing, damaged, or of another schema.
     """
     content = read_json(path)
-    if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
+    if not isinstance(content, dict) or content.pop("schema", None) not in _READ:
         raise VerificationError(f"{path} is not a policy of schema {SCHEMA}: use the natix_hf version that wrote it")
     shift = content.pop("folded_shift", None)
     try:
@@ -125,7 +128,7 @@ def read_policy(path: Path) -> Policy:
 
 def _problem(policy: Policy, shift: object) -> str | None:
     cuts = policy.promise.accept_above
-    if cuts is not None and set(cuts) != set(ID2LABEL.values()):
+    if cuts is not None and set(cuts) != set(policy.labels.label2id):
         return f"risk_control.thresholds names {', '.join(cuts)}"
     if not np.isfinite([policy.threshold_logit, *(cuts or {}).values()]).all():
         return "a threshold is not finite"

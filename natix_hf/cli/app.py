@@ -12,7 +12,20 @@ import natix_hf
 from natix_hf.terminal import Verbosity, errors_in_one_line, robust_streams, say, set_verbosity
 
 # The order in which --help lists the commands.
-_ORDER = ("run", "recipes", "keys", "predict", "verify", "push", "pull", "report", "reward", "plan", "doctor")
+_ORDER = (
+    "run",
+    "recipes",
+    "keys",
+    "inspect",
+    "predict",
+    "verify",
+    "push",
+    "pull",
+    "report",
+    "reward",
+    "plan",
+    "doctor",
+)
 
 
 class _Group(TyperGroup):

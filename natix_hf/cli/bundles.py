@@ -13,7 +13,7 @@ import typer
 
 from natix_hf.cli.app import Command, app
 from natix_hf.errors import NatixError, UsageError, VerificationError
-from natix_hf.labels import ID2LABEL
+from natix_hf.labels import ABSTAIN, LabelNames
 from natix_hf.terminal import say
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ def predict(
         bool, typer.Option("--bf16", help="Answer in bfloat16 and report where float32 would answer differently.")
     ] = False,
 ) -> None:
-    """Answer image files: Roadwork, None or abstain.
+    """Answer image files: yes, no (each by its name in the bundle) or abstain.
 
     An image that cannot be read is reported in its place. The exit code is then 1.
     """
     from_stdin = images == [Path("-")]
-    missing = [path for path in images if not (from_stdin or path.is_file())]
-    if missing:
-        raise UsageError(f"{missing[0]}: there is no such file")
+    if not from_stdin and not any(path.is_file() for path in images):
+        folder = f"is a folder: name its images, such as {images[0]}/*.jpg" if images[0].is_dir() else "is no file"
+        raise UsageError(f"{images[0]} {folder}")
     from natix_hf.bundle.load import Bundle, count_flips, load_bundle
 
     loaded = load_bundle(bundle, revision=revision, precision="bfloat16" if bf16 else "float32")
@@ -52,7 +52,7 @@ def predict(
         pairs = loaded.stream_beside(Bundle(loaded.folder), asked, batch_size)
     else:
         pairs = ((answer, answer) for answer in loaded.stream(asked, batch_size))
-    found = count_flips(_told(paths, pairs, as_json))
+    found = count_flips(_told(paths, pairs, loaded.policy.labels, as_json))
     if bf16:
         flipped = f"bf16: float32 decides {found.decisions} of {found.images} images differently"
         typer.echo(f"{flipped}; probabilities differ by at most {found.max_difference:.4f}", err=True)
@@ -61,25 +61,30 @@ def predict(
 
 
 def _told(
-    paths: Iterable[Path], pairs: Iterable[tuple[Answer, Answer]], as_json: bool
+    paths: Iterable[Path], pairs: Iterable[tuple[Answer, Answer]], labels: LabelNames, as_json: bool
 ) -> Iterator[tuple[Answer, Answer]]:
     """Print each answer as it comes, with the decision of float32 where it differs, and pass the pairs on."""
     from dataclasses import asdict
 
     from natix_hf.bundle.stream import BadImage
 
+    width = max(map(len, (labels.no, labels.yes, ABSTAIN)))
     for path, (answer, exact) in zip(paths, pairs, strict=True):
         if isinstance(answer, BadImage) or isinstance(exact, BadImage):
             problem = answer.problem if isinstance(answer, BadImage) else ""
-            say(json.dumps({"image": str(path), "error": problem}) if as_json else f"{path}  error     {problem}")
+            say(
+                json.dumps({"image": str(path), "error": problem})
+                if as_json
+                else f"{path}  {'error':{width}s}  {problem}"
+            )
         elif as_json:
             flip = {} if answer is exact else {"float32_decision": exact.decision}
             say(json.dumps({"image": str(path)} | asdict(answer) | flip))
         else:
             flipped = "" if answer.decision == exact.decision else f"  (float32: {exact.decision})"
-            by_half = answer.label == (ID2LABEL[1] if answer.probability > 0.5 else ID2LABEL[0])
+            by_half = answer.label == labels.name(answer.probability > 0.5)
             cut = "" if by_half else f"  (threshold {answer.threshold:.3f})"
-            say(f"{path}  {answer.decision:8s}  P({ID2LABEL[1]}) {answer.probability:.3f}{cut}{flipped}")
+            say(f"{path}  {answer.decision:{width}s}  P({labels.yes}) {answer.probability:.3f}{cut}{flipped}")
         yield answer, exact
 
 

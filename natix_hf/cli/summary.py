@@ -38,15 +38,14 @@ def summarise(run_dir: Path) -> Iterator[str]:
 
 def _of_test(evaluation: Evaluation) -> Iterator[str]:
     for name, column in evaluation.columns.items():
-        mcc, (low, high) = column.metrics["mcc"], column.intervals["mcc"]
-        told = "undefined" if mcc is None else f"{mcc:.3f}"
-        told += f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
-        yield f"test MCC {told} {_COLUMNS[name].format(column.target_prior)}"
-    groups = evaluation.groups
-    few = ", few groups: the 95% intervals are wide" if groups.few else "; 95% intervals in brackets"
+        yield f"test MCC {column.figure('mcc').told} {_COLUMNS[name].format(column.target_prior)}"
+    few = f", few {evaluation.unit}: the 95% intervals are wide" if evaluation.groups.few else ""
     asked = f", {evaluation.views} views each" if evaluation.exam is not None else ""
-    yield f"         {evaluation.rows} test rows in {groups.groups} groups{asked}{few}"
+    yield f"         {evaluation.sample}{asked}{few or '; 95% intervals in brackets'}"
+    notes = evaluation.notes({"mcc": "the MCC"})
+    yield from (f"         {note}" for note in notes)
     if evaluation.exam is not None:
         paid = evaluation.exam.rewards["fitted"]
         low, high = paid.range
-        yield f"reward   {paid.expected:.3f} [{low:.3f}, {high:.3f}] expected for the subnet's real pictures"
+        varies = f" [{low:.3f}, {high:.3f}]" if low < high else ""
+        yield f"reward   {paid.expected:.3f}{varies} expected for the subnet's real pictures"

@@ -75,7 +75,10 @@ class MultiCropViews(Dataset[Crops]):
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Crops]:
         """Make a whole batch. The DataLoader calls this."""
-        copies = pixels_of(self.decoded, [row for _, row in keys])
+        return self.draw(keys, pixels_of(self.decoded, [row for _, row in keys]))
+
+    def draw(self, keys: Sequence[tuple[int, int]], copies: Sequence[np.ndarray]) -> list[Crops]:
+        """Draw the crops and masks of each copy, uint8 [H, W, 3]."""
         n_local = self.config.local_crops
         large = np.empty((len(keys), 2, 3, self.size, self.size), dtype=np.float32)
         small = np.empty((len(keys), n_local, 3, self.local_size, self.local_size), dtype=np.float32)

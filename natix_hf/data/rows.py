@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from natix_hf.data.config import DataConfig
-from natix_hf.data.decode import decode_once
+from natix_hf.data.config import NEAR_DUPLICATES, DataConfig
+from natix_hf.data.decode import decode_once, decoded_columns
+from natix_hf.data.division import make_splits
+from natix_hf.data.near_duplicates import join_given, near_duplicate_groups, perceptual_hashes
 from natix_hf.data.sources import SourceRows, load_source
-from natix_hf.data.splits import Splits, make_splits
+from natix_hf.data.splits import Splits
 from natix_hf.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 class Rows:
     """The rows of one role. All fields are aligned.
 
-    `labels` is int64 [n]. `source` holds the original columns and `decoded` the copies for training.
+    `labels` is int64 [n]. `source` holds the original images and `decoded` the copies for training. `origins` names
+    the source of each row, `columns` holds further columns by name, and `shares` the largest share that a source may
+    have in an epoch of training.
     """
 
     role: str
@@ -33,6 +37,9 @@ class Rows:
     source: Dataset
     decoded: Dataset
     image_column: str
+    origins: list[str] = field(default_factory=list)
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -43,9 +50,6 @@ class Rows:
 
         for row_id, cell in zip(self.ids, self.source[self.image_column], strict=True):
             yield open_image(cell, describe_cell(cell, row_id))
-
-    def column(self, name: str) -> list[Any]:
-        return list(self.source[name])
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,12 @@ class ImageData:
             ids=ids,
             labels=np.asarray([self.splits.labels[i] for i in at], dtype=np.int64),
             groups=np.asarray([self.splits.groups[i] for i in at]),
-            source=self.rows.dataset.select(indices),
+            source=self.rows.images.select(indices),
             decoded=self.decoded.select(indices),
             image_column=self.config.image_column,
+            origins=[self.rows.origins[i] for i in indices],
+            columns={name: [values[i] for i in indices] for name, values in self.rows.columns.items()},
+            shares={str(s.name): s.share for s in self.config.sources if s.share is not None},
         )
 
 
@@ -84,27 +91,31 @@ def load_image_data(config: DataConfig, splits: Splits | None = None) -> ImageDa
     if config.source is None:
         return _nothing(config)
     rows = load_source(config)
-    decoded = decode_once(rows.dataset, rows.ids, config.image_column, config.cache_px, config.on_bad_image)
+    decoded = decode_once(
+        rows.images, rows.ids, config.image_column, config.cache_px, config.on_bad_image, config.cache
+    )
     problems = {row_id: why for row_id, why in zip(rows.ids, decoded["problem"], strict=True) if why is not None}
+    if config.group_by == NEAR_DUPLICATES:
+        rows = replace(rows, groups=join_given(look_alikes(decoded), rows.groups))
+    named = config.source if isinstance(config.source, str) else "data.source"
     if splits is None:
-        _require_readable(rows, problems, config.source)
+        _require_readable(rows, problems, named)
         splits = make_splits(
             rows.ids,
             rows.labels,
             rows.groups,
             list(decoded["sha256"]),
-            rows.official_test,
+            rows.given,
             rows.left_out | {row_id: f"unreadable image: {why}" for row_id, why in problems.items()},
             seed=config.seed,
             on_overlap=config.on_overlap,
             label_noise=config.label_noise,
+            origins=rows.origins,
         )
     else:
         missing = set(splits.ids) - set(rows.ids)
         if missing:
-            raise DataError(
-                f"{config.source} lacks row {min(missing)} of splits.json: the source changed, begin a new run"
-            )
+            raise DataError(f"{named} lacks row {min(missing)} of splits.json: the source changed, begin a new run")
         lost = next((row_id for row_id in splits.ids if row_id in problems), None)
         if lost is not None:
             raise DataError(
@@ -114,26 +125,38 @@ def load_image_data(config: DataConfig, splits: Splits | None = None) -> ImageDa
         now = dict(zip(rows.ids, decoded["sha256"], strict=True))
         other = next((i for i, digest in zip(splits.ids, splits.sha256, strict=True) if now[i] != digest), None)
         if other is not None:
-            raise DataError(f"row {other} of {config.source} holds another picture now: begin a new run")
+            raise DataError(f"row {other} of {named} holds another picture now: begin a new run")
     return ImageData(config, rows, decoded, splits)
+
+
+def look_alikes(decoded: Dataset) -> np.ndarray:
+    """The number of each picture's near-duplicate group, int64 [n]; -1 for a picture that cannot be read."""
+    thumbs = decoded.select_columns(["thumbprint"])["thumbprint"][:]
+    known = [i for i, thumb in enumerate(thumbs) if thumb is not None]
+    found = np.full(len(thumbs), -1, dtype=np.int64)
+    if known:
+        levels = np.frombuffer(b"".join(thumbs[i] for i in known), dtype=np.uint8).reshape(len(known), -1)
+        found[known] = near_duplicate_groups(perceptual_hashes(levels), levels)
+    return found
 
 
 def _nothing(config: DataConfig) -> ImageData:
     from datasets import Dataset
 
     images = Dataset.from_dict({config.image_column: []})
-    decoded = Dataset.from_dict({name: [] for name in ("sha256", "width", "height", "pixels", "problem")})
+    decoded = Dataset.from_dict({name: [] for name in decoded_columns()})
     none = np.zeros(0, dtype=np.int64)
-    rows = SourceRows(images, [], none, [], none.astype(bool), {})
+    rows = SourceRows(images, [], none, [], [], [], [])
     return ImageData(config, rows, decoded, Splits([], [], [], [], []))
 
 
 def _require_readable(rows: SourceRows, problems: dict[str, str], source: str) -> None:
+    kept = np.array([row_id not in rows.left_out for row_id in rows.ids])
     unreadable = np.array([row_id in problems for row_id in rows.ids])
     for what, at in {
-        "images": np.ones(len(rows.ids), dtype=bool),
-        "images with label 0": rows.labels == 0,
-        "images with label 1": rows.labels == 1,
+        "images": kept,
+        "images with label 0": kept & (rows.labels == 0),
+        "images with label 1": kept & (rows.labels == 1),
     }.items():
         if at.any() and unreadable[at].all():
             first = problems[rows.ids[int(np.flatnonzero(at)[0])]]

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from natix_hf.data.config import DataConfig
+from natix_hf.data.config import DataConfig, GroupPattern
 from natix_hf.data.decode import decode_once
+from natix_hf.data.groups import group_key, group_rules, groups_of, matched
+from natix_hf.data.part import Part
 from natix_hf.data.rows import Rows
 from natix_hf.data.sources import load_unlabelled
 from natix_hf.data.splits import Splits
@@ -38,19 +40,19 @@ def unlabelled_rows(
         DataError: As `load_unlabelled` does, or if an image cannot be read (`data.on_bad_image=error`), a row overlaps
             (`data.on_overlap=error`), or no row of a source is left.
     """
-    held = [i for role in _PROTECTED for i in splits.positions(role)]
-    pictures = {splits.sha256[i]: splits.ids[i] for i in held}
-    groups = {splits.groups[i]: splits.ids[i] for i in held}
+    pictures, groups = protected_rows(splits, config)
     found, left_out = [], {}
     for number, source in enumerate(sources):
-        dataset, names, own_groups = load_unlabelled(source, replace(config, revision=(commits or {}).get(source)))
+        part = load_unlabelled(source, replace(config, revision=(commits or {}).get(source)))
+        dataset, own_groups = part.images, _groups(part, config)
+        names = [f"{Path(source).name}:{row_id}" for row_id in part.ids]
         same_name = [other for other in sources[:number] if Path(other).name == Path(source).name]
         ids = [f"{len(same_name)}:{name}" for name in names] if same_name else names
-        decoded = decode_once(dataset, ids, config.image_column, config.cache_px, config.on_bad_image)
+        decoded = decode_once(dataset, ids, config.image_column, config.cache_px, config.on_bad_image, config.cache)
         keep = []
         facts = zip(ids, own_groups, decoded["sha256"], decoded["problem"], strict=True)
-        for at, (row_id, group, sha256, problem) in enumerate(facts):
-            other = pictures.get(sha256) or (groups.get(f"group:{group}") if group is not None else None)
+        for at, (row_id, keys, sha256, problem) in enumerate(facts):
+            other = pictures.get(sha256) or next((groups[key] for key in keys if key in groups), None)
             if problem is not None:
                 left_out[row_id] = f"unreadable image: {problem}"
             elif other is None:
@@ -71,13 +73,39 @@ def unlabelled_rows(
                 role=ROLE,
                 ids=[ids[at] for at in keep],
                 labels=np.zeros(len(keep), dtype=np.int64),
-                groups=np.asarray([own_groups[at] or ids[at] for at in keep]),
+                groups=np.asarray([next(iter(own_groups[at]), ids[at]) for at in keep]),
                 source=dataset.select(keep),
                 decoded=decoded.select(keep),
                 image_column=config.image_column,
             )
         )
     return found, left_out
+
+
+def _groups(part: Part, config: DataConfig) -> list[list[str]]:
+    """The groups of each row of an additional source, by every rule of the labelled data that can be used on it."""
+    found: list[list[str]] = [[] for _ in part.ids]
+    for rule in group_rules(config):
+        if isinstance(rule, GroupPattern):
+            values = [matched(rule.pattern, path) for path in part.paths]
+        else:
+            values = groups_of(part, rule) if rule in part.columns else []
+        for keys, value in zip(found, values, strict=False):
+            keys += [group_key(rule, value)] if value is not None else []
+    return found
+
+
+def protected_rows(splits: Splits, config: DataConfig) -> tuple[dict[str, str], dict[str, str]]:
+    """Row ids of val and test by the digest of their picture, and by the keys of their group."""
+    held = [i for role in _PROTECTED for i in splits.positions(role)]
+    pictures = {splits.sha256[i]: splits.ids[i] for i in held}
+    groups = {}
+    for source in config.sources:
+        before = f"group:{source.name}:" if len(config.sources) > 1 else "group:"
+        for i in held:
+            if source.group_by is not None and splits.groups[i].startswith(before):
+                groups[group_key(source.group_by, splits.groups[i].removeprefix(before))] = splits.ids[i]
+    return pictures, groups
 
 
 def joined(parts: Sequence[Rows]) -> Rows:

@@ -43,7 +43,11 @@ class TrainViews(Dataset[Item]):
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Item]:
         """Make a whole batch. The DataLoader calls this, so that a batch pays the overhead of `datasets` only once."""
-        copies = pixels_of(self.decoded, [row for _, row in keys])
+        items = self.draw(keys, pixels_of(self.decoded, [row for _, row in keys]))
+        return [item | {"labels": int(self.labels[row])} for item, (_, row) in zip(items, keys, strict=True)]
+
+    def draw(self, keys: Sequence[tuple[int, int]], copies: Sequence[np.ndarray]) -> list[Item]:
+        """Draw a view of each copy, uint8 [H, W, 3], without a label."""
         pixels = np.empty((len(keys), 3, self.size, self.size), dtype=np.float32)
         for place, (epoch, row) in enumerate(keys):
             rng = np.random.default_rng([self.seed, epoch, row])
@@ -51,8 +55,7 @@ class TrainViews(Dataset[Item]):
             pixels[place] = view.transpose(2, 0, 1)
         pixels -= self.mean
         pixels /= self.std
-        values = torch.from_numpy(pixels)
-        return [{"pixel_values": values[i], "labels": int(self.labels[row])} for i, (_, row) in enumerate(keys)]
+        return [{"pixel_values": value} for value in torch.from_numpy(pixels)]
 
 
 class MaskedViews(Dataset[Item]):
@@ -73,11 +76,15 @@ class MaskedViews(Dataset[Item]):
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Item]:
         """Make a whole batch. The DataLoader calls this."""
-        items = []
-        for (epoch, row), view in zip(keys, self.views.__getitems__(keys), strict=True):
+        return self.draw(keys, pixels_of(self.views.decoded, [row for _, row in keys]))
+
+    def draw(self, keys: Sequence[tuple[int, int]], copies: Sequence[np.ndarray]) -> list[Item]:
+        """Draw a view of each copy, uint8 [H, W, 3], and its noise."""
+        items = self.views.draw(keys, copies)
+        for (epoch, row), item in zip(keys, items, strict=True):
             # The final 1 makes these draws independent of the draws of the view.
             noise = np.random.default_rng([self.views.seed, epoch, row, 1]).random(self.patches, dtype=np.float32)
-            items.append({"pixel_values": view["pixel_values"], "noise": torch.from_numpy(noise)})
+            item["noise"] = torch.from_numpy(noise)
         return items
 
 

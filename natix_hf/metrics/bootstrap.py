@@ -54,6 +54,9 @@ def bootstrap_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Compute a percentile interval for each metric of [`compute_metrics`], from the resamples of [`group_weights`].
 
+    With few groups, or where all answers are right, low and high are equal and mean nothing: [`metric_intervals`]
+    gives exact bounds there, or the reason why there is no interval.
+
     Args:
         probabilities, labels, threshold, sample_weight: As for [`compute_metrics`]. The weight of a row is multiplied
             by the number of times that its group was drawn.

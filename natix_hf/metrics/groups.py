@@ -24,7 +24,7 @@ FEW_GROUPS = 20
 CHUNK_BYTES = 64 << 20
 
 
-def _classes_of_groups(groups: Any, labels: Labels) -> tuple[Ints, npt.NDArray[np.bool_]]:
+def classes_of_groups(groups: Any, labels: Labels) -> tuple[Ints, npt.NDArray[np.bool_]]:
     """The group number of each row, and which groups are positive."""
     array = as_array(groups, "groups")
     check_lengths(groups=array, labels=labels)
@@ -63,7 +63,7 @@ def group_weights(groups: Any, labels: Any, n_resamples: int, seed: int) -> Iter
         raise UsageError(f"n_resamples must be at least 1, found {n_resamples}")
     if seed < 0:
         raise UsageError(f"seed must not be negative, found {seed}")
-    numbers, positive = _classes_of_groups(groups, as_labels(labels))
+    numbers, positive = classes_of_groups(groups, as_labels(labels))
     return _draw(numbers, positive, n_resamples, seed)
 
 
@@ -93,7 +93,7 @@ def count_groups(groups: Any, labels: Any) -> dict[str, int | bool]:
     Raises:
         [`DataError`]: an array has a wrong shape or value.
     """
-    _, positive = _classes_of_groups(groups, as_labels(labels))
+    _, positive = classes_of_groups(groups, as_labels(labels))
     positives = int(positive.sum())
     negatives = positive.size - positives
     return {

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from natix_hf.labels import LabelNames
 from natix_hf.metrics import calibration_error, classification
 from natix_hf.metrics.arrays import Floats, Labels
 
@@ -19,7 +20,7 @@ class Metric:
     """What is told of a metric, and where.
 
     Attributes:
-        title (`str`): Its name on the page about a run.
+        title (`str`): Its name on the page about a run. `{yes}` and `{no}` in it are the names of the answers.
         page (`int`, *optional*):
             Its place in the table of that page and of the model card; of equal places, the first row of this table
             comes first. `None` shows it on neither; it is in `evaluation.json` all the same.
@@ -32,6 +33,10 @@ class Metric:
     card: bool = False
     hub: bool = False
 
+    def named(self, labels: LabelNames) -> str:
+        """The title with the names of the answers."""
+        return self.title.format(yes=labels.yes, no=labels.no)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rate(Metric):
@@ -40,9 +45,13 @@ class Rate(Metric):
     Attributes:
         function: `(tp, fp, tn, fn)`, float64 counts that broadcast, weighted or not -> float64 of that shape, NaN
             where undefined.
+        share (`tuple[str, str]`, *optional*): The counts in the numerator and in the denominator of a share of rows,
+            whose interval is exact where resampling gives none. `None`: the rate must only rise or only fall with TPR,
+            and with TNR, because its bounds come from theirs.
     """
 
     function: Callable[[Any, Any, Any, Any], Any]
+    share: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +80,23 @@ class Score(Metric):
 
 # In the order of `compute_metrics` and of calibration.json.
 METRICS: dict[str, Rate | Score] = {
-    "accuracy": Rate(title="accuracy", function=classification.accuracy, page=7),
+    "accuracy": Rate(title="accuracy", function=classification.accuracy, share=("tp tn", "tp fp tn fn"), page=7),
     "balanced_accuracy": Rate(
         title="balanced accuracy", function=classification.balanced_accuracy, page=2, card=True, hub=True
     ),
-    "precision": Rate(title="precision", function=classification.precision, page=5, card=True),
-    "recall": Rate(title="TPR: share of Roadwork found", function=classification.recall, page=3, card=True),
-    "specificity": Rate(title="TNR: share of None confirmed", function=classification.specificity, page=4, card=True),
-    "fnr": Rate(title="FNR", function=classification.fnr),
-    "fpr": Rate(title="FPR", function=classification.fpr),
+    "precision": Rate(title="precision", function=classification.precision, share=("tp", "tp fp"), page=5, card=True),
+    "recall": Rate(
+        title="TPR: share of {yes} found", function=classification.recall, share=("tp", "tp fn"), page=3, card=True
+    ),
+    "specificity": Rate(
+        title="TNR: share of {no} confirmed",
+        function=classification.specificity,
+        share=("tn", "tn fp"),
+        page=4,
+        card=True,
+    ),
+    "fnr": Rate(title="FNR", function=classification.fnr, share=("fn", "tp fn")),
+    "fpr": Rate(title="FPR", function=classification.fpr, share=("fp", "tn fp")),
     "f1": Rate(title="F1", function=classification.f1, page=6),
     "mcc": Rate(title="MCC", function=classification.matthews, page=1, card=True, hub=True),
     "auroc": Score(

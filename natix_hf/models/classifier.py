@@ -23,8 +23,10 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 from transformers.utils import logging
 
 from natix_hf.errors import RecipeError, UsageError, VerificationError, first_line
+from natix_hf.labels import SUBNET, LabelNames
 from natix_hf.models.architectures import ARCHITECTURES, VIT_MAE, loading_options
 from natix_hf.models.bars import no_loading_bars
+from natix_hf.models.checkpoint import refuse_repo
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.resolved import one_line, resolve_backbone, resolved_config, stock_config
 from natix_hf.models.vit_mae import encoder_of, load_decoder
@@ -34,12 +36,13 @@ for _known in ARCHITECTURES.values():
         importlib.import_module(_known.head)  # registers the class that transformers lacks
 
 
-def build_classifier(config: ModelConfig, seed: int) -> PreTrainedModel:
+def build_classifier(config: ModelConfig, seed: int, labels: LabelNames = SUBNET) -> PreTrainedModel:
     """Build the stock backbone with a fresh two-label head, in float32.
 
     Args:
         config ([`ModelConfig`]): The recipe's `model:` section.
         seed (`int`): Seed of every weight that is not loaded: the head, or without a backbone the whole model.
+        labels (`LabelNames`): The names of the two answers, which the model's config stores.
 
     Returns:
         `PreTrainedModel`: its forward takes `pixel_values` float32 [n, 3, size, size] and gives `logits` [n, 2].
@@ -49,7 +52,7 @@ def build_classifier(config: ModelConfig, seed: int) -> PreTrainedModel:
             the image size.
         [`UsageError`]: there is no such backbone, or its weights cannot be used.
     """
-    architecture = resolved_config(config)
+    architecture = resolved_config(config, labels)
     torch.manual_seed(seed)
     if config.backbone is None:
         try:
@@ -73,7 +76,9 @@ def check_model(config: ModelConfig) -> PreTrainedModel:
     Raises:
         As [`build_classifier`].
     """
-    architecture = resolved_config(config)
+    architecture = resolved_config(config, SUBNET)
+    if config.backbone is not None and not Path(resolve_backbone(config.backbone)).is_dir():
+        refuse_repo(config.backbone, config.revision)
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForImageClassification.from_config(architecture, dtype=torch.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from natix_hf.errors import RecipeError, UsageError, did_you_mean, first_line, require
-from natix_hf.labels import ID2LABEL
+from natix_hf.labels import LabelNames
 from natix_hf.models.architectures import ARCHITECTURES, VIT_MAE, has_fixed_size
+from natix_hf.models.checkpoint import SUPPORTED, refuse_folder, refuse_repo
 from natix_hf.models.config import PACKAGED_PREFIX, ModelConfig
 from natix_hf.models.vit_mae import encoder_config
 from natix_hf.resources import resource_folder
@@ -31,16 +33,16 @@ def resolve_backbone(backbone: str) -> str:
     return str(folder)
 
 
-def resolved_config(config: ModelConfig) -> PreTrainedConfig:
+def resolved_config(config: ModelConfig, labels: LabelNames) -> PreTrainedConfig:
     """Resolve a `model:` section to the transformers config of a two-label classifier, and check it.
 
     Raises:
         As [`natix_hf.models.classifier.build_classifier`], apart from weights that cannot be used.
     """
-    fields: dict[str, Any] = {"num_labels": 2, "id2label": ID2LABEL}
+    fields: dict[str, Any] = {"num_labels": 2, "id2label": labels.id2label}
     # A backbone that was trained as a classifier may have a problem_type, which would make the official miner answer
     # with a sigmoid instead of the softmax.
-    fields |= {"label2id": {name: i for i, name in ID2LABEL.items()}, "problem_type": None}
+    fields |= {"label2id": labels.label2id, "problem_type": None}
     if config.backbone is None:
         given = {key: value for key, value in config.config.items() if key != "model_type"}
         model_type = config.config["model_type"]
@@ -57,8 +59,7 @@ def resolved_config(config: ModelConfig) -> PreTrainedConfig:
         if architecture.model_type == VIT_MAE:
             architecture = encoder_config(architecture)
         if architecture.model_type not in ARCHITECTURES:
-            supported = " | ".join((*ARCHITECTURES, VIT_MAE))
-            raise RecipeError(f"model.backbone is a {architecture.model_type}: supported are {supported}")
+            raise RecipeError(f"model.backbone is a {architecture.model_type}: supported are {SUPPORTED}")
         given_type = config.config.get("model_type", architecture.model_type)
         if given_type != architecture.model_type:
             raise RecipeError(
@@ -79,13 +80,20 @@ def stock_config(config: ModelConfig, source: str) -> PreTrainedConfig:
     """Load the config of a backbone as it is.
 
     Raises:
-        [`RecipeError`]: a folder is given with a revision. [`UsageError`]: there is no such backbone.
+        [`RecipeError`]: a folder is given with a revision, or transformers does not know its kind of model.
+        [`UsageError`]: there is no such backbone, or it is not one that transformers can load here.
     """
     if config.revision is not None and Path(source).is_dir():
         raise RecipeError(f"model.revision needs a backbone on the Hub: {config.backbone} is a folder")
+    refuse_folder(str(config.backbone), source)
     try:
         stock: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=False)
-    except (OSError, ValueError, StrictDataclassError) as error:
+    except (OSError, ValueError, ImportError, StrictDataclassError) as error:
+        if not Path(source).is_dir():
+            refuse_repo(source, config.revision)
+        unknown = re.search(r"model type `([^`]*)`", str(error))
+        if unknown is not None:
+            raise RecipeError(f"model.backbone is a {unknown[1]}: supported are {SUPPORTED}") from None
         raise UsageError(
             f"model.backbone: {config.backbone} is neither a model folder nor on the Hub ({first_line(error)})"
         ) from None
@@ -99,7 +107,7 @@ def _check_fields(architecture: PreTrainedConfig, given: dict[str, Any]) -> None
     known = architecture.to_dict()
     for key in given:
         if key in ("id2label", "label2id", "num_labels", "problem_type"):
-            raise RecipeError(f"model.config.{key} is refused: the two labels {ID2LABEL} decide it")
+            raise RecipeError(f"model.config.{key} is refused: data.labels names the two answers")
         if key not in known:
             kind = architecture.model_type
             raise RecipeError(f"unknown key model.config.{key} for a {kind}{did_you_mean(key, known)}")

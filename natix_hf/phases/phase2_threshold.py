@@ -21,7 +21,8 @@ from natix_hf.runs.context import Outcome, PhaseContext
 def run(context: PhaseContext) -> Outcome:
     """Leave `threshold.json`, the sweep over thresholds and its plot."""
     config, prior = context.recipe.phase2, context.recipe.data.target_prior
-    tables = {candidate.name: _answers(context, candidate) for candidate in context.candidates()}
+    candidates = {candidate.name: candidate for candidate in context.candidates()}
+    tables = {name: _answers(context, candidate) for name, candidate in candidates.items()}
     best = {name: select_threshold(t.logits, t.labels, config.objective, prior) for name, t in tables.items()}
     thresholds = {name: chosen.threshold for name, chosen in best.items()}
     champion, comparisons = choose_champion(tables, thresholds, prior, config.n_resamples)
@@ -30,7 +31,7 @@ def run(context: PhaseContext) -> Outcome:
     curve = sweep(table.logits, table.labels, target_prior=prior)
     with atomic_file(context.folder / "sweep.parquet") as temporary:
         pq.write_table(pa.table(curve), temporary)
-    plots.threshold(context.folder / "plots" / "threshold.png", curve, chosen, prior)
+    plots.threshold(context.folder / "plots" / "threshold.png", curve, chosen, prior, candidates[champion].labels)
     decision = Decision(
         champion=champion,
         candidate_sha256=table.candidate_sha256,

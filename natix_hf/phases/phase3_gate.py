@@ -13,6 +13,7 @@ from natix_hf.provenance.files import atomic_file, file_sha256
 from natix_hf.provenance.stored import to_json
 from natix_hf.results import plots
 from natix_hf.results.answers import compute_answers
+from natix_hf.results.figures import paired_bounds
 from natix_hf.results.gate import GateComparison, GateReport
 from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.trainers.gate import cross_fit, gate_targets, train_gate
@@ -45,14 +46,20 @@ def run(context: PhaseContext) -> Outcome:
         margin, learned, wrong, table.labels, table.groups, weights, config.n_resamples
     )
     compared = {
-        name: GateComparison(each["a"], each["b"], each["difference"], each["low"], each["high"])
+        name: GateComparison(
+            each["a"],
+            each["b"],
+            each["difference"],
+            *paired_bounds(each["low"], each["high"], table.labels, table.groups),
+        )
         for name, each in found.items()
     }
     gate = train_gate(inputs, targets, config)  # on all of val_select, for use on later answers
     aurc = compared["aurc"]
-    wins = aurc.high < 0
+    wins = aurc.high is not None and aurc.high < 0
     figures = f"AURC {aurc.learned:.4f} for the learned gate, {aurc.margin:.4f} for the margin"
-    reason = f"the margin stays: the paired interval of the gain is not entirely below zero ({figures})"
+    doubt = aurc.no_interval or "is not entirely below zero"
+    reason = f"the margin stays: the paired interval of the gain {doubt} ({figures})"
     if wins:
         reason = f"the learned gate beats the margin ({figures})"
     gate_sha256 = None

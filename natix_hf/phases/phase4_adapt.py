@@ -9,6 +9,9 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
+from natix_hf.data.frames import LABELLED, open_sources
+from natix_hf.data.rows import Rows
+from natix_hf.data.stream import Stream
 from natix_hf.data.unlabelled import joined, unlabelled_rows
 from natix_hf.errors import RecipeError
 from natix_hf.models.classifier import build_backbone, build_decoder, save_model
@@ -32,6 +35,7 @@ UNLABELLED = "unlabelled.json"
 _KEY = "self_supervised_key.json"
 _HISTORY = "self_supervised_history.json"
 _CURVE = "plots/self_supervised.png"
+_SAMPLE = 256  # frames of a stream on which backbones are compared; they are kept in memory
 _TRAINING = f"{CHECKPOINTS}/self_supervised"
 
 
@@ -71,12 +75,8 @@ def adapt_backbone(context: PhaseContext) -> dict[str, Any]:
         return found
     if context.is_main:
         write_json(context.folder / _KEY, _key(context))
-    with PartialState().main_process_first():  # the others read what rank 0 has decoded
-        commits = {source: pinned_unlabelled(context.run_dir, source) for source in config.unlabelled}
-        parts, left_out = unlabelled_rows(config.unlabelled, recipe.data, context.load_data().splits, commits)
-    if left_out and context.is_main:
-        row, why = next(iter(left_out.items()))
-        tell(f"{' ' * LABEL}{len(left_out)} unlabelled rows left out, the first is {row} ({why})", hang=LABEL)
+    commits = {source: pinned_unlabelled(context.run_dir, source) for source in config.unlabelled}
+    images, stream, unlabelled = (_streamed if config.stream else _stored)(context, train, commits)
     processor = make_processor(context.model)
 
     def save(backbone: PreTrainedModel) -> Path:
@@ -87,24 +87,79 @@ def adapt_backbone(context: PhaseContext) -> dict[str, Any]:
     report = pretrain_backbone(
         build_backbone(context.model, seed=config.seed),
         processor,
-        joined([part for part in (train, *parts) if len(part)]),
+        images,
         probe,
         config,
         recipe.data.augment,
         save,
         context.folder / _TRAINING,
         build_decoder(context.model) if takes_decoder(config.objective) else None,
+        stream,
     )
+    if stream is not None:
+        unlabelled |= _told_stream(report.pop("streamed"), config.per_device_train_batch_size, context.is_main)
     if context.is_main:
         history = write_history(context.folder / _HISTORY, report.pop("history"))
         plots.self_supervised(context.folder / _CURVE, history, report["best_step"])
-        read = [row_id for part in parts for row_id in part.ids]
-        write_json(context.folder / UNLABELLED, {"rows": read, "left_out": left_out})
-        facts = {"trainable": config.trainable, "unlabelled": len(read), "unlabelled_left_out": len(left_out)}
+        write_json(context.folder / UNLABELLED, unlabelled)
+        facts = {"trainable": config.trainable, **_counts(unlabelled)}
         report = facts | report | {"backbone_sha256": file_sha256(weights)}
         write_json(done, report)
     PartialState().wait_for_everyone()  # the other ranks read the backbone that rank 0 writes
     return report
+
+
+def _stored(context: PhaseContext, train: Rows, commits: dict[str, str | None]) -> tuple[Rows, None, dict[str, Any]]:
+    """Decode all images once: the rows to train on, and what `unlabelled.json` says of them."""
+    config = context.recipe.phase4
+    with PartialState().main_process_first():  # the others read what rank 0 has decoded
+        parts, left_out = unlabelled_rows(config.unlabelled, context.recipe.data, context.load_data().splits, commits)
+    if left_out and context.is_main:
+        row, why = next(iter(left_out.items()))
+        tell(f"{' ' * LABEL}{len(left_out)} unlabelled rows left out, the first is {row} ({why})", hang=LABEL)
+    images = joined([part for part in (train, *parts) if len(part)])
+    return images, None, {"rows": [row_id for part in parts for row_id in part.ids], "left_out": left_out}
+
+
+def _streamed(
+    context: PhaseContext, train: Rows, commits: dict[str, str | None]
+) -> tuple[Rows, Stream, dict[str, Any]]:
+    """Open the sources, and with them the labelled train rows: a sample, the stream, and what it was made of."""
+    recipe, config = context.recipe, context.recipe.phase4
+    shards, others = open_sources(config.unlabelled, recipe.data, commits, train)
+    if context.is_main:
+        for source, count in others.items():
+            if count:
+                tell(
+                    f"{' ' * LABEL}{count} files of {source} are neither pictures nor tar shards: left out", hang=LABEL
+                )
+    stream = Stream(shards, recipe.data, context.load_data().splits, config.shuffle_buffer, config.seed)
+    facts = {"streamed": True, "sources": config.unlabelled, "shards": len(shards), "other_files": others}
+    return stream.sample(min(config.probe_rows, _SAMPLE)), stream, facts
+
+
+def _told_stream(streamed: dict[str, Any], batch_size: int, is_main: bool) -> dict[str, Any]:
+    """What `unlabelled.json` says of a stream after the training. A person is told what was left out."""
+    reasons, left_out = streamed["reasons"], streamed["left_out"]
+    if reasons and is_main:
+        row, why = next(iter(reasons.items()))
+        count = sum(left_out.values())
+        tell(f"{' ' * LABEL}frames left out: {count:,}, the first is {row} ({why})", hang=LABEL)
+    views = streamed["batches"] * batch_size
+    return {"frames": streamed["seen"], "views": views, "left_out_frames": left_out, "left_out": reasons}
+
+
+def _counts(unlabelled: dict[str, Any]) -> dict[str, Any]:
+    """The figures of `unlabelled.json` for the manifest."""
+    if "rows" in unlabelled:
+        rows, left_out = len(unlabelled["rows"]), len(unlabelled["left_out"])
+        return {"unlabelled": rows, "unlabelled_left_out": left_out}
+    return {
+        "unlabelled": sum(count for source, count in unlabelled["frames"].items() if source != LABELLED),
+        "unlabelled_left_out": sum(unlabelled["left_out_frames"].values()),
+        "streamed": True,
+        "streamed_views": unlabelled["views"],
+    }
 
 
 def finished_parts(context: PhaseContext) -> list[str]:

@@ -19,6 +19,7 @@ from natix_hf.provenance.stored import to_json
 from natix_hf.results.answers import leave_candidate
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.decision import choose_champion
+from natix_hf.results.figures import Gain
 from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.runs.graph import PHASES
 from natix_hf.terminal import LABEL, tell
@@ -52,7 +53,7 @@ def run(context: PhaseContext) -> Outcome:
     if not context.is_main:
         return Outcome()
     report["against_control"] = against = _compare(candidate, control, recipe.data.target_prior)
-    gain = "gain {difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**against["mcc_gain"])
+    gain = f"gain {Gain(**against['mcc_gain']).told}"
     told = f"MCC {against['val_select_mcc_optimistic']:.3f} on val_select (optimistic), {gain} over the control"
     return Outcome(report, told)
 

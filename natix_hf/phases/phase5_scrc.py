@@ -58,6 +58,8 @@ def run(context: PhaseContext) -> Outcome:
         candidate_sha256=calib.candidate_sha256,
         gate=confidence.kind,
         of_views=calib.asked.exam is not None,
+        groups_known=recipe.data.groups_known,
+        labels=champion.labels,
     )
     promise.write(context.folder)
     _plot_risk(context.folder, config.risk, promise, rows)

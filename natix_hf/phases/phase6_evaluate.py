@@ -56,11 +56,14 @@ def evaluate_champion(context: PhaseContext, decision: Decision, champion: Candi
     confidence = Confidence(policy.threshold_logit, gate)(table.logits, features)
     accepted = policy.accepts(table.logits, confidence)
     rows = context.rows("test")
-    columns = {name: [str(value) for value in rows.column(name)] for name in recipe.data.slices}
-    evaluation = evaluate(table, policy, accepted, columns, recipe.data.target_prior, recipe.phase6.n_resamples)
+    columns = {name: [str(value) for value in values] for name, values in rows.columns.items()}
+    if len(set(rows.origins)) > 1:
+        columns["source" if "source" not in columns else "data.source"] = rows.origins
+    prior, known = recipe.data.target_prior, recipe.data.groups_known
+    evaluation = evaluate(table, policy, accepted, columns, prior, recipe.phase6.n_resamples, known)
     evaluation.write(context.folder)
     write_examples(context.folder, Answered(table, policy, confidence, accepted, columns), evaluation.slices)
-    plots.test_scores(context.folder / SCORES_PLOT, table.logits, table.labels, policy.threshold_logit)
+    plots.test_scores(context.folder / SCORES_PLOT, table.logits, table.labels, policy.threshold_logit, policy.labels)
     chosen = np.random.default_rng(recipe.data.seed).permutation(len(asked))[:_COMPARED_IMAGES]
     return Evaluated(policy, gate, evaluation, [asked.picture(int(i)) for i in chosen], table.logits[chosen])
 
@@ -72,7 +75,7 @@ def finished_parts(context: PhaseContext) -> list[str]:
 
 
 def make_policy(context: PhaseContext, decision: Decision) -> tuple[Policy, Path | None]:
-    """Make the policy of the bundle from the results of phases 2, 3 and 5.
+    """Make the policy of the bundle from the champion and the results of phases 2, 3 and 5.
 
     Returns:
         The policy, and the file of the learned gate or None.
@@ -85,6 +88,7 @@ def make_policy(context: PhaseContext, decision: Decision) -> tuple[Policy, Path
         candidate_sha256=decision.candidate_sha256,
         model_sha256="",
         fold=context.recipe.phase6.fold,
+        labels=context.champion(decision).labels,
     )
     gate = learned_gate(context)
     if gate is not None:

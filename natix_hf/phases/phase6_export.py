@@ -10,10 +10,12 @@ from typing import Any
 from natix_hf.bundle.build import build_bundle
 from natix_hf.bundle.names import BUNDLE, BUNDLE_MANIFEST, MODEL_CARD
 from natix_hf.bundle.push import check_push, push_bundle, say_published
+from natix_hf.labels import SUBNET, LabelNames
 from natix_hf.models.architectures import is_unknown_to_the_miner
 from natix_hf.phases.phase6_evaluate import SCORES_PLOT, Evaluated, evaluate_champion
 from natix_hf.phases.phase6_evaluate import finished_parts as finished_parts
 from natix_hf.provenance.files import file_sha256, read_json, write_text
+from natix_hf.recipe import Recipe
 from natix_hf.report.card import card_facts, render_card
 from natix_hf.report.page import REPORT, render_report
 from natix_hf.results.candidate import Candidate
@@ -22,6 +24,8 @@ from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.runs.lineage import bundle_lineage
 from natix_hf.subnet.submission import five_fields
 from natix_hf.terminal import say
+
+_SUBNET_SOURCE = "natix-network-org/roadwork"
 
 
 def run(context: PhaseContext) -> Outcome:
@@ -38,9 +42,7 @@ def export(context: PhaseContext, decision: Decision, champion: Candidate, measu
     """Build the bundle of an evaluated champion, publish it if the recipe says so, and write the page about the
     run."""
     recipe, config, bundle = context.recipe, context.recipe.phase6, context.folder / BUNDLE
-    architecture = read_json(champion.model / "config.json")["model_type"]
-    if is_unknown_to_the_miner(architecture):
-        say(f"warning: the subnet's official miner (transformers 4.45.2) cannot load a {architecture}")
+    _warn_of_the_miner(recipe, read_json(champion.model / "config.json")["model_type"], measured.policy.labels)
     lineage = bundle_lineage(context, champion, decision)
     facts = card_facts(recipe, context.upstream(0), champion, decision, measured.policy, measured.evaluation, lineage)
     threshold_plot = context.upstream(2) / "plots" / "threshold.png"
@@ -76,19 +78,34 @@ def export(context: PhaseContext, decision: Decision, champion: Candidate, measu
         "test_mcc": as_found.metrics["mcc"],
         "test_mcc_interval": list(as_found.intervals["mcc"]),
     }
-    exported = {"section": {"phase6": recipe.section("phase6")}, "metrics": metrics}
+    exported = {"section": recipe.sections("phase6", "data.question"), "metrics": metrics}
     exported |= {key: lineage[key] for key in ("git", "packages")}
     write_text(context.folder / REPORT, render_report(context.run_dir, exported))
     mcc = "undefined" if metrics["test_mcc"] is None else f"{metrics['test_mcc']:.3f}"
     return Outcome(metrics, f"MCC {mcc} on test; bundle built, reloaded and compared")
 
 
+def _warn_of_the_miner(recipe: Recipe, architecture: str, labels: LabelNames) -> None:
+    """Say what keeps the subnet's official miner from using the bundle, where it is meant for the subnet."""
+    data = recipe.data
+    of_subnet = data.exam or data.label_rule == "scene_description" or _SUBNET_SOURCE in str(data.source)
+    if not labels.of_subnet:
+        if of_subnet or recipe.phase6.submitted_by is not None:
+            say(
+                f'warning: the subnet\'s official miner reads the label "{SUBNET.yes}" only, but this bundle answers '
+                f'"{labels.yes}" and "{labels.no}": leave data.labels out for a bundle that it can use'
+            )
+    elif is_unknown_to_the_miner(architecture):
+        say(f"warning: the subnet's official miner (transformers 4.45.2) cannot load a {architecture}")
+
+
 def _five_fields(context: PhaseContext) -> dict[str, Any] | None:
     """The subnet's five fields. The submission time is that of an interrupted attempt if there was one: it may have
     published the same bundle."""
     config, before = context.recipe.phase6, context.folder / BUNDLE / MODEL_CARD
+    description = context.recipe.section("phase6.description")
     name = config.model_name or context.recipe.name
-    fields = five_fields(name, config.description, config.version, config.submitted_by)
+    fields = five_fields(name, description, config.version, config.submitted_by)
     if fields is not None and before.is_file():
         fields["submission_time"] = read_json(before)["submission_time"]
     return fields

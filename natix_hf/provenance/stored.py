@@ -11,19 +11,25 @@ from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, ge
 from natix_hf.errors import VerificationError
 from natix_hf.provenance.files import read_json, write_json
 
-# Metadata of a field that the file omits if it is None.
+# Metadata of a field that the file omits if it is None. Where a file lacks it, the field has its default, or None.
 OPTIONAL = {"optional": True}
+
+
+def formerly(key: str) -> dict[str, str]:
+    """Metadata of a field that older files hold under another key."""
+    return {"formerly": key}
 
 
 class Stored:
     """Base of a frozen dataclass that has a file of its own.
 
-    `FILE` is the file's name in the folder. `SCHEMA` is the schema number in the file. A file without a number has
-    schema 1.
+    `FILE` is the file's name in the folder. `SCHEMA` is the schema number that is written, and `OLDEST` the oldest one
+    that is read. A file without a number has schema 1.
     """
 
     FILE: ClassVar[str]
     SCHEMA: ClassVar[int] = 1
+    OLDEST: ClassVar[int] = 1
 
     def content(self) -> dict[str, Any]:
         """The content of the file as JSON values."""
@@ -50,7 +56,7 @@ class Stored:
             VerificationError: If the content is damaged or of another schema.
         """
         schema = content.get("schema", 1) if isinstance(content, dict) else None
-        if schema != cls.SCHEMA:
+        if schema not in range(cls.OLDEST, cls.SCHEMA + 1):
             raise VerificationError(
                 f"{path} has schema {schema!r}, not {cls.SCHEMA}: read it with the natix_hf version that wrote it"
             )
@@ -117,13 +123,15 @@ def _dataclass_from_json(hint: Any, value: Any, where: str) -> Any:
         raise ValueError(f"{where.lstrip('.') or 'it'} is {str(value)[:80]!r}")
     hints, left, found = _hints(hint), dict(value), {}
     for field in dataclasses.fields(hint):
-        key = field.metadata.get("key", field.name)
-        if key in left:
+        keys = [field.metadata.get("key", field.name), field.metadata.get("formerly")]
+        key = next((key for key in keys if key in left), None)
+        if key is not None:
             found[field.name] = from_json(hints[field.name], left.pop(key), f"{where}.{key}")
         elif field.metadata.get("optional"):
-            found[field.name] = None
+            if field.default is field.default_factory:  # both are missing
+                found[field.name] = None
         else:
-            raise ValueError(f"it has no {f'{where}.{key}'.lstrip('.')}")
+            raise ValueError(f"it has no {f'{where}.{keys[0]}'.lstrip('.')}")
     if left:
         raise ValueError(f"it has the unknown key {f'{where}.{next(iter(left))}'.lstrip('.')}")
     return hint(**found)

@@ -10,18 +10,21 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from natix_hf.bundle.policy import Policy
 from natix_hf.bundle.push import REPO_PLACEHOLDER
-from natix_hf.labels import ID2LABEL
+from natix_hf.data.reading import read_reading
+from natix_hf.data.splits import SPLITS
 from natix_hf.metrics.table import METRICS, told_metrics
 from natix_hf.models.architectures import ARCHITECTURES, is_unknown_to_the_miner
 from natix_hf.models.config import PACKAGED_PREFIX
 from natix_hf.provenance.files import read_json
 from natix_hf.provenance.manifest import read_manifest
 from natix_hf.recipe import Recipe
+from natix_hf.report.reading import ReadInShort, in_markdown, read_in_short
 from natix_hf.resources import resource_folder
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.decision import Decision
 from natix_hf.results.evaluation import Evaluation
-from natix_hf.runs.lineage import public_name
+from natix_hf.results.figures import Gain
+from natix_hf.runs.lineage import public_name, public_sources
 
 _TEMPLATE = "bundle.md.jinja"
 
@@ -33,6 +36,7 @@ class CardFacts:
     # given by the user
     model_name: str
     description: str
+    question: str
     version: str
     # from the recipe and the splits
     architecture: str
@@ -43,9 +47,11 @@ class CardFacts:
     onnx: bool  # the bundle has a model.onnx
     dataset: str
     origins: dict[str, dict[str, Any] | None]  # `hub_origin` of "dataset" and "backbone"; None: not from the Hub
+    sources: list[dict[str, Any]]  # `hub_origin` of several sources of labelled images
     unlabelled: list[dict[str, Any]]  # `hub_origin` of further images
     counts: dict[str, dict[str, int]]
     dropped: int
+    read: ReadInShort | None  # what was read from the source; None where an earlier version has divided the rows
     # measured
     evaluation: Evaluation
     decision: Decision
@@ -58,11 +64,11 @@ class CardFacts:
 
 def render_card(facts: CardFacts) -> str:
     """Render the text of README.md, with the metadata block that the Hub reads."""
-    metrics = facts.evaluation.as_found.metrics
+    metrics, labels = facts.evaluation.as_found.metrics, facts.policy.labels
     results = [
         EvalResult(
             task_type="image-classification",
-            task_name="Roadwork or none",
+            task_name=f"{labels.yes} or {labels.no}",
             dataset_type=facts.dataset.lower().replace(" ", "-"),
             dataset_name=facts.dataset,
             dataset_split="test",
@@ -76,10 +82,11 @@ def render_card(facts: CardFacts) -> str:
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
-        tags=["natix_hf", "streetvision", "roadwork", facts.architecture],
+        tags=["natix_hf", *(["streetvision", "roadwork"] if labels.of_subnet else []), facts.architecture],
         model_name=facts.model_name,
         base_model=_repo(facts.origins["backbone"]),
-        datasets=[origin["repo"] for origin in (facts.origins["dataset"], *facts.unlabelled) if origin] or None,
+        datasets=[origin["repo"] for origin in (facts.origins["dataset"], *facts.sources, *facts.unlabelled) if origin]
+        or None,
         eval_results=results,
     )
     card = ModelCard.from_template(
@@ -87,10 +94,15 @@ def render_card(facts: CardFacts) -> str:
         template_path=str(resource_folder("model_cards") / _TEMPLATE),
         facts=facts,
         told=[name for name in told_metrics(card=True) if name in metrics],
+        notes=facts.evaluation.notes({name: name.replace("_", " ") for name in told_metrics(card=True)}),
+        told_gain=lambda gain: Gain(**gain).told,
         repo=REPO_PLACEHOLDER,
         head=ARCHITECTURES[facts.architecture].head,
-        unknown_to_the_miner=is_unknown_to_the_miner(facts.architecture),
-        labels=ID2LABEL,
+        unknown_to_the_miner=labels.of_subnet and is_unknown_to_the_miner(facts.architecture),
+        labels=labels,
+        cell=lambda text: text.replace("|", "\\|"),
+        in_markdown=in_markdown,
+        grouped=any(count["groups"] != count["rows"] for count in facts.counts.values()),
     )
     return str(card)
 
@@ -111,8 +123,9 @@ def card_facts(
     """Collect the facts for a champion's card. They come from its manifest, because the recipe may have changed since.
 
     Args:
-        data_folder: The folder of phase 0, whose manifest counts the rows.
+        data_folder: The folder of phase 0, which counts the rows and says what was read.
     """
+    read, source = read_reading(data_folder / SPLITS), recipe.data.plain()["source"]
     split, made_by = read_manifest(data_folder)["metrics"], read_manifest(champion.folder)
     sections, measured = made_by["section"], made_by["metrics"]
     explora = sections.get("phase4")
@@ -122,7 +135,8 @@ def card_facts(
     hub, backbone = lineage["hub"], model["backbone"]
     return CardFacts(
         model_name=recipe.phase6.model_name or recipe.name,
-        description=recipe.phase6.description,
+        description=recipe.section("phase6.description"),
+        question=recipe.data.asked_question,
         version=recipe.phase6.version,
         architecture=read_json(champion.model / "config.json")["model_type"],
         backbone=public_name(backbone, hub["backbone"]) if backbone else "random weights",
@@ -130,11 +144,13 @@ def card_facts(
         adapter=training.get("adapter", stage["adapter"]),  # for `auto`, the adapter that it chose
         image_size=model["image_size"],
         onnx=recipe.phase6.onnx,
-        dataset=public_name(str(recipe.data.source), hub["dataset"]),
+        dataset=public_sources(source, hub["dataset"]),
         origins={name: hub[name] for name in ("dataset", "backbone")},
+        sources=hub["sources"],
         unlabelled=hub["unlabelled"],
         counts=split["counts"],
         dropped=split["dropped"],
+        read=read_in_short(read, source) if read is not None else None,
         evaluation=evaluation,
         decision=decision,
         policy=policy,

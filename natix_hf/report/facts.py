@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from natix_hf.bundle.names import BUNDLE, BUNDLE_IN_RUN, BUNDLE_MANIFEST, CONFIG
+from natix_hf.data.reading import Reading, read_reading
 from natix_hf.data.splits import SPLITS, dropped_reasons, leaks_between_roles, read_splits
 from natix_hf.errors import UsageError, VerificationError
+from natix_hf.labels import SUBNET, LabelNames
 from natix_hf.provenance.files import read_json
 from natix_hf.provenance.manifest import MANIFEST, read_manifest
+from natix_hf.results.candidate import Candidate
 from natix_hf.runs.attempt import IN_PROGRESS
 from natix_hf.runs.collected import RunResults, read_results
 from natix_hf.runs.folders import RUN_FILE
 from natix_hf.runs.freshness import is_stale
-from natix_hf.runs.graph import ORDER, PHASES, Phase
-from natix_hf.runs.lineage import public_name
+from natix_hf.runs.graph import CANDIDATE_PHASES, ORDER, PHASES, Phase
+from natix_hf.runs.lineage import public_name, public_sources
 from natix_hf.runs.pins import PINS
 
 FINISHED, WRITING, NOT_FINISHED, DAMAGED, NOT_RUN = "finished", "being written", "not finished", "damaged", "not run"
@@ -48,6 +51,8 @@ class RunFacts:
     Args:
         problems: One line per file that cannot be read.
         leaks: One line per row, group or picture that stands in two splits.
+        labels: The names of the answers, from the candidates; before there is one, as the recipe gives them.
+        read: What was read from the source; None for a run of a version that did not record it.
     """
 
     folder: Path
@@ -57,10 +62,12 @@ class RunFacts:
     problems: list[str]
     leaks: list[str] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
+    read: Reading | None = None
     results: RunResults = field(default_factory=RunResults)
     bundle_config: dict[str, Any] = field(default_factory=dict)
     bundle_lineage: dict[str, Any] = field(default_factory=dict)
     pins: dict[str, Any] = field(default_factory=dict)
+    labels: LabelNames = SUBNET
 
     def metrics(self, number: int) -> dict[str, Any]:
         return self.phases[number].metrics
@@ -74,6 +81,13 @@ class RunFacts:
         return merged
 
     @property
+    def question(self) -> str:
+        """The question that the answers are about."""
+        section = self.section
+        given = section.get("data.question") or section.get("data", {}).get("question")
+        return str(given or self.labels.question)
+
+    @property
     def bundle(self) -> str:
         """The path of the bundle inside the run folder."""
         return BUNDLE_IN_RUN
@@ -81,7 +95,7 @@ class RunFacts:
     @property
     def dataset(self) -> str:
         source = self.section.get("data", {}).get("source")
-        return public_name(source, self._hub(0, "data")) if source is not None else "no labelled images"
+        return public_sources(source, self._hub(0, "data")) if source is not None else "no labelled images"
 
     @property
     def backbone(self) -> str:
@@ -138,6 +152,7 @@ def read_run(run_dir: Path, exported: dict[str, Any] | None = None) -> RunFacts:
         bundle_config=read(6, f"{BUNDLE}/{CONFIG}") or {},
         bundle_lineage=bundle_manifest.get("lineage", {}),
         pins=_read_pins(run_dir),
+        labels=_read_labels(run_dir, known, problems),
     )
     if known[0].counts:
         _read_splits(facts)
@@ -154,9 +169,22 @@ def _phase_facts(run_dir: Path, phase: Phase) -> PhaseFacts:
     return PhaseFacts(phase, FINISHED, is_stale(run_dir, phase), manifest)
 
 
+def _read_labels(run_dir: Path, known: dict[int, PhaseFacts], problems: list[str]) -> LabelNames:
+    for number in CANDIDATE_PHASES:
+        candidate = Candidate(run_dir / PHASES[number].folder)
+        if known[number].counts and candidate.model.is_dir():
+            try:
+                return candidate.labels
+            except VerificationError:
+                problems.append(f"{PHASES[number].folder}/{candidate.model.name}/{CONFIG} is damaged")
+    given = known[0].manifest.get("section", {}).get("data", {}).get("labels")
+    return LabelNames(**given) if given is not None else SUBNET
+
+
 def _read_splits(facts: RunFacts) -> None:
+    path = facts.folder / PHASES[0].folder / SPLITS
     try:
-        splits = read_splits(facts.folder / PHASES[0].folder / SPLITS)
+        splits, facts.read = read_splits(path), read_reading(path)
     except VerificationError:
         facts.problems.append(f"{PHASES[0].folder}/{SPLITS} is damaged")
         return

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from natix_hf.data.groups import NONE
 from natix_hf.models.architectures import is_unknown_to_the_miner
 from natix_hf.report.facts import NOT_FINISHED, NOT_RUN, RunFacts
 from natix_hf.runs.graph import ORDER
 
 _AT_MOST = {
     "error": "At most {alpha} of the accepted answers are wrong",
-    "fnr": "At most {alpha} of the accepted pictures with roadwork are answered None",
-    "fpr": "At most {alpha} of the accepted pictures without roadwork are answered Roadwork",
+    "fnr": 'At most {alpha} of the accepted pictures labelled "{yes}" are answered "{no}"',
+    "fpr": 'At most {alpha} of the accepted pictures labelled "{no}" are answered "{yes}"',
 }
 _EITHER = "At most {alpha} of the accepted answers of either kind are wrong"
 _EITHER_RATE = "At most {alpha} of the accepted pictures of either class are answered wrongly"
@@ -43,7 +44,8 @@ def find_promise(facts: RunFacts) -> Promise:
     if not made.feasible:
         return Promise(f"Nothing is promised: no threshold could be certified for {percent(made.alpha)}", False)
     by_class = _EITHER if made.loss == "error" else _EITHER_RATE
-    words = (by_class if made.classwise else _AT_MOST[made.loss]).format(alpha=percent(made.alpha))
+    words = by_class if made.classwise else _AT_MOST[made.loss]
+    words = words.format(alpha=percent(made.alpha), yes=facts.labels.yes, no=facts.labels.no)
     measured = evaluation.selective.risks.values() if evaluation is not None else []
     values = [(risk.value, risk.interval[0]) for risk in measured if risk.value is not None]
     above = [low for value, low in values if value > made.alpha]
@@ -105,15 +107,17 @@ def _of_figures(facts: RunFacts) -> list[str]:
     if evaluation is None:
         return []
     found = []
-    low = evaluation.as_found.intervals["mcc"][0]
-    if evaluation.as_found.metrics["mcc"] is None:
+    mcc = evaluation.as_found.figure("mcc")
+    low, high = mcc.interval
+    if mcc.value is None:
         found.append("The MCC on test is undefined: all rows, or all answers, are of one class")
-    elif low is not None and low <= 0:
+    elif low is not None and low <= 0 and low != high:
         found.append("The interval of the MCC on test includes 0: test cannot tell the model from chance")
     groups = evaluation.groups
     if groups.few:
         found.append(
-            f"Few groups: test has {groups.positive_groups} with roadwork and {groups.negative_groups} without, "
+            f'Few {evaluation.unit}: test has {groups.positive_groups} labelled "{facts.labels.yes}" and '
+            f'{groups.negative_groups} labelled "{facts.labels.no}", '
             "so its intervals are wide and uncertain themselves"
         )
     return found
@@ -142,11 +146,17 @@ _DECIDES = {"val_select": "decided on threshold and champion", "val_calib": "dec
 def _of_data(facts: RunFacts) -> list[str]:
     found = []
     architecture = facts.bundle_config.get("model_type")
-    if is_unknown_to_the_miner(architecture):
+    if facts.labels.of_subnet and is_unknown_to_the_miner(architecture):
         found.append(f"The subnet's official miner (transformers 4.45.2) cannot load a {architecture}")
     noise = facts.section.get("data", {}).get("label_noise")
     if noise:
         found.append(f"{percent(noise)} of the train labels were flipped on purpose (data.label_noise)")
+    alike = facts.read["near_duplicates_across_splits"] if facts.read is not None else 0
+    if facts.read is not None and alike and facts.read["groups"]["from"] == NONE:
+        found.append(
+            f"{alike:,} rows look like a row of another split and no groups are known (data.group_by), so the figures "
+            "on test may be too good"
+        )
     if facts.dropped:
         told = ", ".join(f"{count} x {reason}" for reason, count in facts.dropped.items())
         found.append(f"{sum(facts.dropped.values())} rows were left out: {told}")

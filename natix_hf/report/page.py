@@ -9,14 +9,17 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
 from natix_hf.errors import UsageError, VerificationError
+from natix_hf.labels import LabelNames
 from natix_hf.metrics.table import METRICS, told_metrics
 from natix_hf.provenance.files import write_text
-from natix_hf.provenance.stored import to_json
+from natix_hf.provenance.stored import from_json, to_json
 from natix_hf.report.facts import RunFacts, read_run
 from natix_hf.report.findings import find_promise, find_warnings, percent
+from natix_hf.report.reading import ReadInShort, read_in_short
 from natix_hf.resources import resource_folder
 from natix_hf.results.evaluation import Evaluation
 from natix_hf.results.examples import EXAMPLES, Example
+from natix_hf.results.figures import Gain
 from natix_hf.runs.graph import CANDIDATE_PHASES, ORDER, PHASES
 
 REPORT = "report.html"
@@ -26,7 +29,7 @@ _UNDEFINED = "undefined"
 _PLOTS = {
     "phase6_export/plots/test_scores.png": (
         "Test rows by logit",
-        "Histogram of the logits of test rows with and without roadwork, with the fitted threshold",
+        "Histogram of the logits of the test rows of either label, with the fitted threshold",
     ),
     "phase2_threshold/plots/threshold.png": (
         "Decision threshold",
@@ -56,8 +59,8 @@ _CURVES = {
     "phase4_explora/control/plots/training.png": "Control: training loss, and MCC and NLL on val_select, over epochs",
 }
 _KINDS = {
-    "missed": "Missed roadwork, most confident first",
-    "false_alarm": "False alarms, most confident first",
+    "missed": 'Missed: labelled "{yes}", answered "{no}", most confident first',
+    "false_alarm": 'False alarms: labelled "{no}", answered "{yes}", most confident first',
     "abstained": "Abstentions, closest to acceptance first",
     "slice": "Mistakes in the weakest slice, most confident first",
 }
@@ -111,6 +114,7 @@ def render_report(run_dir: Path, exported: dict[str, Any] | None = None) -> str:
         "number": number,
         "signed": lambda value: number(value, "+.3f"),
         "interval": interval,
+        "gain_interval": lambda gain: from_json(Gain, gain).told_interval,
         "percent": lambda value: _UNDEFINED if value is None else percent(value),
         "duration": duration,
         "sentence": lambda text: text[:1].upper() + text[1:],
@@ -130,8 +134,8 @@ def number(value: float | None, form: str = ".3f") -> str:
 
 
 def interval(bounds: list[float | None] | None) -> str:
-    """An interval as `[low, high]`, or an empty text if there is none."""
-    if not bounds or bounds[0] is None or bounds[1] is None:
+    """An interval as `[low, high]`, or an empty text if there is none or an old file holds one without width."""
+    if not bounds or bounds[0] is None or bounds[0] == bounds[1]:
         return ""
     return f"[{number(bounds[0])}, {number(bounds[1])}]"
 
@@ -148,19 +152,26 @@ def duration(seconds: float | None) -> str:
 
 def _content(facts: RunFacts) -> dict[str, Any]:
     evaluation, decision, examples = facts.results.evaluation, facts.results.decision, facts.results.examples
-    phase0 = facts.metrics(0)
+    phase0, labels = facts.metrics(0), facts.labels
     begun = [facts.phases[n].manifest["started"] for n in ORDER if "started" in facts.phases[n].manifest]
     return {
         "facts": facts,
+        "labels": labels,
+        "description": facts.section.get("phase6", {}).get("description", facts.question),
         "begun": min(begun, default=None),
         "phases": [facts.phases[n] for n in ORDER],
         "slowest": max([facts.phases[n].manifest.get("duration_s", 0) for n in ORDER] + [0.01]),
         "total_s": sum(facts.phases[n].manifest.get("duration_s", 0) for n in ORDER),
         "title": facts.section.get("phase6", {}).get("model_name") or facts.recipe,
         "counts": phase0.get("counts", {}),
+        "in_groups": any(count["groups"] != count["rows"] for count in phase0.get("counts", {}).values()),
+        "read": _read(facts),
         "columns": list(evaluation.columns) if evaluation is not None else [],
-        "metric_names": _shown_metrics(evaluation),
-        "metric_titles": {name: metric.title for name, metric in METRICS.items()},
+        "metric_names": _shown_metrics(evaluation, labels),
+        "notes": evaluation.notes({name: METRICS[name].named(labels).split(":")[0] for name in told_metrics()})
+        if evaluation is not None
+        else [],
+        "metric_titles": {name: metric.named(labels) for name, metric in METRICS.items()},
         "promise": find_promise(facts),
         "warnings": find_warnings(facts),
         "exported": facts.metrics(6),
@@ -171,7 +182,7 @@ def _content(facts: RunFacts) -> dict[str, Any]:
             for kind in (examples.kinds if examples is not None else [])
             if kind.rows
         ],
-        "kind_names": _KINDS,
+        "kind_names": {kind: words.format(yes=labels.yes, no=labels.no) for kind, words in _KINDS.items()},
         "plots": [_plot(facts, name, *told) for name, told in _PLOTS.items() if _has(facts, name)]
         + [_plot(facts, name, Path(name).stem.replace("_", " "), "") for name in _other_plots(facts)],
         "trainings": _trainings(facts),
@@ -182,10 +193,15 @@ def _content(facts: RunFacts) -> dict[str, Any]:
     }
 
 
-def _shown_metrics(evaluation: Evaluation | None) -> dict[str, str]:
+def _shown_metrics(evaluation: Evaluation | None, labels: LabelNames) -> dict[str, str]:
     """Titles by name. A metric that is younger than the evaluation is not in it."""
     measured = evaluation.as_found.metrics if evaluation is not None else {}
-    return {name: METRICS[name].title for name in told_metrics() if name in measured}
+    return {name: METRICS[name].named(labels) for name in told_metrics() if name in measured}
+
+
+def _read(facts: RunFacts) -> ReadInShort | None:
+    source = facts.section.get("data", {}).get("source")
+    return read_in_short(facts.read, source) if facts.read is not None and source is not None else None
 
 
 def _has(facts: RunFacts, name: str) -> bool:

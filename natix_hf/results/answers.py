@@ -50,7 +50,7 @@ def leave_candidate(
     Returns:
         The report of `train_classifier` without its log, and `parameters`, the number of the model's weights.
     """
-    classifier = build_classifier(model, seed=stage.seed)
+    classifier = build_classifier(model, stage.seed, data.labels)
     processor = make_processor(model)
     parameters = sum(p.numel() for p in classifier.parameters())
     report = train_classifier(

@@ -9,10 +9,10 @@ import numpy as np
 
 from natix_hf.calibration import TEMPERATURE_BOUNDS, Calibration, fit_calibration
 from natix_hf.calibration.temperature import Method
-from natix_hf.metrics import bootstrap_intervals, ece_reduction_percent, prior_weights
-from natix_hf.metrics.table import calibration_scores
+from natix_hf.metrics import ece_reduction_percent, metric_intervals, prior_weights
+from natix_hf.metrics.table import METRICS, calibration_scores
 from natix_hf.provenance.stored import Stored
-from natix_hf.results.figures import Figure, GroupCounts
+from natix_hf.results.figures import Figure, GroupCounts, interval_notes
 from natix_hf.results.logits import LogitTable
 
 
@@ -46,6 +46,16 @@ class CalibrationReport(Stored):
     def calibration(self) -> Calibration:
         return Calibration(self.method, self.slope, self.intercept)
 
+    @property
+    def notes(self) -> list[str]:
+        """Which errors have no interval, and why, one sentence each."""
+        found = [
+            note
+            for errors in (self.before, self.after)
+            for note in interval_notes({METRICS[name].title: figure for name, figure in errors.items()})
+        ]
+        return list(dict.fromkeys(found))
+
 
 def fit_on(select: LogitTable, method: Method, prior: float | None) -> tuple[Calibration, bool]:
     """Fit a calibration on val_select.
@@ -62,7 +72,8 @@ def fit_on(select: LogitTable, method: Method, prior: float | None) -> tuple[Cal
 def measure_calibration(
     fitted: Calibration, no_optimum: bool, calib: LogitTable, prior: float | None, n_resamples: int
 ) -> CalibrationReport:
-    """Measure the calibration errors on val_calib before and after a calibration, with group-bootstrap intervals."""
+    """Measure the calibration errors on val_calib before and after a calibration, with intervals from resampled
+    groups."""
     weights = prior_weights(calib.labels, prior)
     before = _errors(Calibration("none"), calib, weights, n_resamples)
     after = _errors(fitted, calib, weights, n_resamples)
@@ -91,7 +102,9 @@ def _ece(errors: dict[str, Figure]) -> float:
 def _errors(calibration: Calibration, calib: LogitTable, weights: np.ndarray, n_resamples: int) -> dict[str, Figure]:
     p = calibration.probability(calib.logits)
     errors = calibration_scores()
-    intervals = bootstrap_intervals(
+    intervals = metric_intervals(
         p, calib.labels, calib.groups, sample_weight=weights, n_resamples=n_resamples, metrics=tuple(errors)
     )
-    return {name: Figure(error.function(p, calib.labels, weights), intervals[name]) for name, error in errors.items()}
+    return {
+        name: Figure.of(error.function(p, calib.labels, weights), intervals[name]) for name, error in errors.items()
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from natix_hf.labels import LabelNames, stored_names
 from natix_hf.provenance.files import file_sha256
 from natix_hf.results.logits import LogitTable, read_logits
 
@@ -22,6 +23,11 @@ class Candidate:
     @property
     def model(self) -> Path:
         return self.folder / "model"
+
+    @property
+    def labels(self) -> LabelNames:
+        """The names of the two answers, from the model's config."""
+        return stored_names(self.model)
 
     @property
     def weights(self) -> Path:

@@ -11,7 +11,7 @@ from natix_hf.errors import RunError
 from natix_hf.metrics import paired_difference, prior_weights
 from natix_hf.provenance.stored import Stored
 from natix_hf.results.candidate import Candidate
-from natix_hf.results.figures import Gain, GroupCounts
+from natix_hf.results.figures import Gain, GroupCounts, paired_bounds
 from natix_hf.results.logits import LogitTable, read_logits
 
 
@@ -93,7 +93,8 @@ def choose_champion(
             sample_weight=prior_weights(control.labels, prior),
             n_resamples=n_resamples,
         )
-        comparisons.append(Comparison(champion, challenger, Gain(**gain)))
-        if gain["low"] > 0:
+        low, high, reason = paired_bounds(gain["low"], gain["high"], control.labels, control.groups)
+        comparisons.append(Comparison(champion, challenger, Gain(gain["difference"], low, high, reason)))
+        if low is not None and low > 0:
             champion = challenger
     return champion, comparisons

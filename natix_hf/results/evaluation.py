@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -9,27 +10,42 @@ from typing import Any, ClassVar
 import numpy as np
 
 from natix_hf.bundle.policy import Policy
-from natix_hf.calibration import Promise, losses_for
+from natix_hf.calibration import losses_for
 from natix_hf.calibration.risk_rows import Loss
-from natix_hf.labels import ID2LABEL
-from natix_hf.metrics import bootstrap_intervals, compute_metrics, group_weights, prior_weights
+from natix_hf.metrics import compute_metrics, group_weights, metric_intervals, prior_weights
+from natix_hf.metrics.intervals import share_interval
 from natix_hf.metrics.table import interval_names, measured_scores, rates
-from natix_hf.provenance.stored import OPTIONAL, Stored
-from natix_hf.results.figures import Figure, GroupCounts, finite
+from natix_hf.provenance.stored import OPTIONAL, Stored, formerly
+from natix_hf.results.figures import Bounds, Figure, GroupCounts, finite, interval_notes
 from natix_hf.results.logits import LogitTable
 from natix_hf.subnet.marks import ExamMarks, mark_exam
 
 # With fewer rows than this, the interval of a slice is too wide to say anything.
 _SLICE_ROWS = 20
+_NAMED_VALUES = 12
 
 
 @dataclass(frozen=True)
 class Column:
-    """Metrics of the test answers by name, as found or weighted to a prior. An undefined figure is None."""
+    """Metrics of the test answers by name, as found or weighted to a prior. An undefined figure is None.
+
+    Args:
+        exact (`list[str]`): The metrics whose interval holds exact binomial bounds; None: none of them.
+        no_interval (`dict[str, str]`): Why a metric has no interval, by name; None: each has one.
+    """
 
     target_prior: float | None
     metrics: dict[str, float | None]
-    intervals: dict[str, tuple[float | None, float | None]]
+    intervals: dict[str, Bounds]
+    exact: list[str] | None = field(default=None, metadata=OPTIONAL)
+    no_interval: dict[str, str] | None = field(default=None, metadata=OPTIONAL)
+
+    def figure(self, name: str) -> Figure:
+        """A metric with its interval, or with the reason why it has none."""
+        exact = True if name in (self.exact or []) else None
+        return Figure(
+            self.metrics[name], self.intervals.get(name, (None, None)), exact, (self.no_interval or {}).get(name)
+        )
 
 
 @dataclass(frozen=True)
@@ -43,9 +59,15 @@ class Selective:
 
     promised: float | None
     coverage: Figure
-    coverage_roadwork: Figure
-    coverage_none: Figure
+    coverage_yes: Figure = field(metadata=formerly("coverage_roadwork"))
+    coverage_no: Figure = field(metadata=formerly("coverage_none"))
     risks: dict[str, Figure]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the intervals are where resampling gives none, one sentence each."""
+        shares = {name.replace("_", " "): share for name, share in vars(self).items() if isinstance(share, Figure)}
+        return interval_notes(shares | {f"risk {name}": risk for name, risk in self.risks.items()})
 
 
 @dataclass(frozen=True)
@@ -70,10 +92,13 @@ class Evaluation(Stored):
         as_found (`Column`): Metrics on the test rows as they are.
         at_target_prior (`Column`): Metrics weighted to the target prior; None without one.
         slices (`dict`): Figures by column and value.
+        slices_left_out (`dict`): Number of rows by column and value, of the values with too few rows for figures; None
+            if there are none.
         exam (`ExamMarks`): Figures of the subnet's exam; None without one.
     """
 
     FILE: ClassVar[str] = "evaluation.json"
+    SCHEMA: ClassVar[int] = 2  # 1 calls two keys of `selective` after the subnet's labels
 
     rows: int
     views: int
@@ -83,6 +108,45 @@ class Evaluation(Stored):
     selective: Selective
     slices: dict[str, dict[str, SliceFigures]]
     exam: ExamMarks | None = field(default=None, metadata=OPTIONAL)
+    slices_left_out: dict[str, dict[str, int]] | None = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def groups_known(self) -> bool:
+        """True if something says which rows belong together. A file without the field says so by fewer groups."""
+        return self.groups.groups < self.rows if self.groups.known is None else self.groups.known
+
+    @property
+    def unit(self) -> str:
+        """What the intervals resample, in words: groups, or rows where none of them has a group."""
+        return "groups" if self.groups_known or self.groups.groups < self.rows else "rows"
+
+    @property
+    def sample(self) -> str:
+        """The test rows in words. Unless groups are known of all, none of them is called independent."""
+        grouped = f" in {self.groups.groups} groups" if self.unit == "groups" else ""
+        return f"{self.rows} test rows{grouped}" + ("" if self.groups_known else ", not known to be independent")
+
+    def notes(self, titles: Mapping[str, str]) -> list[str]:
+        """What the intervals of these metrics are where resampling gives none, one sentence each.
+
+        Args:
+            titles: What to call each metric, by its name.
+        """
+        found = [
+            note
+            for column in self.columns.values()
+            for note in interval_notes(
+                {title: column.figure(name) for name, title in titles.items() if name in column.metrics}
+            )
+        ]
+        return list(dict.fromkeys(found))
+
+    def left_out_of(self, column: str) -> str:
+        """The values of a column that have too few rows for figures, in words, or ""."""
+        small = sorted(((self.slices_left_out or {}).get(column) or {}).items(), key=lambda found: -found[1])
+        named = ", ".join(f"{value} ({rows})" for value, rows in small[:_NAMED_VALUES])
+        more = f" and {len(small) - _NAMED_VALUES} more values" if len(small) > _NAMED_VALUES else ""
+        return f"left out, too few rows: {named}{more}" if small else ""
 
     @property
     def columns(self) -> dict[str, Column]:
@@ -98,25 +162,29 @@ def evaluate(
     slices: Mapping[str, Sequence[str]],
     target_prior: float | None,
     n_resamples: int,
+    groups_known: bool,
 ) -> Evaluation:
-    """Measure a policy on test answers, with group-bootstrap intervals.
+    """Measure a policy on test answers, with intervals from resampled groups, or exact ones on small samples.
 
     Args:
         accepted: bool [n], aligned with the table.
         slices: Values of columns by the name of the column, one value per row.
         target_prior: The share of label 1 for a second column of metrics; None makes no such column.
         n_resamples: Number of resamples of the group bootstrap.
+        groups_known: Something says which rows belong together. False: each row counts as a group.
     """
     asked = table.asked
+    left_out = {name: small for name, values in slices.items() if (small := _small_values(values))}
     return Evaluation(
         rows=len(asked.row_ids),
         views=asked.views,
-        groups=GroupCounts.of(table.groups, table.labels),
+        groups=GroupCounts.of(table.groups, table.labels, groups_known),
         as_found=_column(table, policy, None, n_resamples),
         at_target_prior=_column(table, policy, target_prior, n_resamples) if target_prior is not None else None,
         selective=evaluate_selective(table, policy, accepted, target_prior, n_resamples),
         slices={name: evaluate_slice(table, policy, accepted, values) for name, values in slices.items()},
         exam=_marks(table, policy.threshold_logit) if asked.exam is not None else None,
+        slices_left_out=left_out or None,
     )
 
 
@@ -137,55 +205,60 @@ def _column(table: LogitTable, policy: Policy, prior: float | None, n_resamples:
     intervals = {
         key: interval
         for values, wanted in ((decided, of_decisions), (probabilities, of_probabilities))
-        for key, interval in bootstrap_intervals(
+        for key, interval in metric_intervals(
             values, table.labels, table.groups, sample_weight=weights, n_resamples=n_resamples, metrics=wanted
         ).items()
     }
     return Column(
         target_prior=prior,
         metrics={key: finite(value) for key, value in metrics.items()},
-        intervals={key: (finite(low), finite(high)) for key, (low, high) in intervals.items()},
+        intervals={key: (found.low, found.high) for key, found in intervals.items()},
+        exact=[key for key, found in intervals.items() if found.exact] or None,
+        no_interval={key: found.reason for key, found in intervals.items() if found.reason} or None,
     )
 
 
 def evaluate_selective(
     table: LogitTable, policy: Policy, accepted: np.ndarray, target_prior: float | None, n_resamples: int
 ) -> Selective:
-    """Measure coverage and the promised risks on test, with group-bootstrap intervals."""
+    """Measure coverage and the promised risks on test, each a share of rows with its interval."""
     positive = policy.decide(table.logits)
     weights = prior_weights(table.labels, target_prior)
     everything = np.ones_like(accepted)
     shares = {
         "coverage": (accepted, everything),
-        "coverage_roadwork": (accepted & positive, positive),
-        "coverage_none": (accepted & ~positive, ~positive),
+        "coverage_yes": (accepted & positive, positive),
+        "coverage_no": (accepted & ~positive, ~positive),
     }
-    promised = _promised_risks(policy.promise, positive, table.labels)
+    promised = _promised_risks(policy, positive, table.labels)
     risks = {name: (accepted & lost, accepted & counted) for name, (lost, counted) in promised.items()}
-    sums = np.column_stack([part for pair in (shares | risks).values() for part in pair]) * weights[:, None]
+    wanted = shares | risks
+    sums = np.column_stack([part for pair in wanted.values() for part in pair]) * weights[:, None]
     drawn = np.concatenate(list(group_weights(table.groups, table.labels, n_resamples, 0))).astype(np.float64)
     resampled, whole = (drawn @ sums).T, sums.sum(axis=0)
     figures = {}
-    for i, name in enumerate(shares | risks):
+    for i, (name, (hits, counted)) in enumerate(wanted.items()):
         with np.errstate(invalid="ignore", divide="ignore"):
             each, value = resampled[2 * i] / resampled[2 * i + 1], whole[2 * i] / whole[2 * i + 1]
         defined = each[np.isfinite(each)]
-        low, high = np.quantile(defined, [0.025, 0.975]).tolist() if defined.size else (None, None)
-        figures[name] = Figure(finite(value), (low, high))
+        low, high = np.quantile(defined, [0.025, 0.975]).tolist() if defined.size else (np.nan, np.nan)
+        found = share_interval((low, high), hits, counted, table.labels, table.groups, weights)
+        figures[name] = Figure.of(value, found)
     of_shares = {name: figures[name] for name in shares}
     return Selective(promised=policy.promise.alpha, **of_shares, risks={name: figures[name] for name in risks})
 
 
 def _promised_risks(
-    promise: Promise, positive: np.ndarray, labels: np.ndarray
+    policy: Policy, positive: np.ndarray, labels: np.ndarray
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """For each risk of phase 5, by name: the rows that are losses and the rows that count, both bool [n]."""
+    promise = policy.promise
     loss, decisions = promise.loss or "error", positive.astype(np.int8)
     wanted: tuple[Loss, ...] = ("fnr", "fpr") if promise.classwise else (loss,)
     if promise.classwise and loss == "error":
         wrong = decisions != labels
-        of_answer = {ID2LABEL[1]: positive, ID2LABEL[0]: ~positive}
-        return {f"error of {label}": (wrong & answered, answered) for label, answered in of_answer.items()}
+        of_answer = {policy.labels.yes: positive, policy.labels.no: ~positive}
+        return {f"error of {name}": (wrong & answered, answered) for name, answered in of_answer.items()}
     found = {name: losses_for(name, decisions, labels) for name in wanted}
     return {name: (losses.astype(bool), counted) for name, (losses, counted) in found.items()}
 
@@ -195,10 +268,10 @@ def evaluate_slice(
 ) -> dict[str, SliceFigures]:
     """Compute figures for each value of a column that has at least 20 rows."""
     values = table.asked.of_rows([str(value) for value in row_values])
-    result = {}
+    small, result = _small_values(row_values), {}
     for value in np.unique(values):
         at = values == value
-        if at.sum() >= _SLICE_ROWS * table.asked.views:
+        if value not in small:
             answers = compute_metrics(policy.decide(table.logits[at]).astype(float), table.labels[at])
             result[str(value)] = SliceFigures(
                 n=answers["n"],
@@ -209,3 +282,9 @@ def evaluate_slice(
                 coverage=float(accepted[at].mean()),
             )
     return result
+
+
+def _small_values(row_values: Sequence[Any]) -> dict[str, int]:
+    """The number of rows of each value that has too few of them for figures."""
+    counts = Counter(str(value) for value in row_values)
+    return {value: rows for value, rows in sorted(counts.items()) if rows < _SLICE_ROWS}

@@ -16,7 +16,7 @@ from PIL import Image
 from natix_hf.bundle.policy import Policy
 from natix_hf.data.images import shrink, tame_aspect
 from natix_hf.errors import DataError
-from natix_hf.labels import ID2LABEL
+from natix_hf.labels import ABSTAIN
 from natix_hf.provenance.files import atomic_folder
 from natix_hf.provenance.stored import OPTIONAL, Stored
 from natix_hf.results.evaluation import SliceFigures
@@ -145,7 +145,8 @@ def choose_examples(answered: Answered, slices: Slices) -> list[Chosen]:
     ]
     cuts = answered.policy.promise.accept_above
     if cuts is not None:
-        lacking = np.where(positive, cuts[ID2LABEL[1]], cuts[ID2LABEL[0]]) - confidence
+        labels = answered.policy.labels
+        lacking = np.where(positive, cuts[labels.yes], cuts[labels.no]) - confidence
         abstained = ~answered.accepted
         chosen.append(Chosen("abstained", int(abstained.sum()), _first_of_groups(answered, abstained, lacking)))
     worst = worst_slice(slices)
@@ -175,14 +176,15 @@ def _first_of_groups(answered: Answered, of_kind: np.ndarray, key: np.ndarray) -
 
 
 def _describe(answered: Answered, i: int, file: str | None, columns: dict[str, np.ndarray]) -> Example:
-    asked, answer = answered.table.asked, ID2LABEL[int(answered.positive[i])]
+    asked, labels = answered.table.asked, answered.policy.labels
+    answer = labels.name(answered.positive[i])
     return Example(
         row=asked.ids[i],
         file=file,
-        label=ID2LABEL[int(asked.labels[i])],
+        label=labels.name(asked.labels[i] == 1),
         answer=answer,
         probability=float(answered.policy.probability(answered.table.logits[[i]])[0]),
-        decision=answer if answered.accepted[i] else "abstain",
+        decision=answer if answered.accepted[i] else ABSTAIN,
         level=int(asked.levels[i]) if asked.exam is not None else None,
         slices={name: str(values[i]) for name, values in columns.items()},
     )

@@ -11,13 +11,14 @@ from natix_hf.provenance.stored import OPTIONAL, Stored
 @dataclass(frozen=True)
 class GateComparison:
     """One figure of both gates on val_select: the margin's, the cross-fitted learned gate's, and their difference with
-    its paired 95% interval. A difference below zero favours the learned gate."""
+    its paired 95% interval, or with the reason why there is none. A difference below zero favours the learned gate."""
 
     margin: float
     learned: float
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    no_interval: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

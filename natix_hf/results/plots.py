@@ -17,11 +17,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from natix_hf.labels import LabelNames
 from natix_hf.metrics import ThresholdResult
+from natix_hf.metrics.table import METRICS
 from natix_hf.provenance.files import atomic_file
 
 _DPI = 200
 _TITLE_WIDTH = 62  # characters
+_NAMES_WIDTH = 40  # characters, of the widest letters too
 _COLOURS = 64  # size of the palette: as crisp as full colour, in a third of the bytes
 
 _ON_WHITE = {"boxstyle": "square,pad=.1", "fc": "w", "ec": "none", "alpha": 0.7}  # text over curves
@@ -58,6 +61,11 @@ def _panels(path: Path, title: str, count: int) -> Iterator[list[Axes]]:
 def _figure(path: Path, title: str) -> Iterator[Axes]:
     with _panels(path, title, 1) as [axes]:
         yield axes
+
+
+def _text(words: str) -> str:
+    """Words with names that people chose: long ones get a second line, and a dollar sign begins no formula."""
+    return textwrap.fill(words, _NAMES_WIDTH).replace("$", r"\$")
 
 
 def training(path: Path, history: list[dict[str, Any]]) -> None:
@@ -100,12 +108,18 @@ def self_supervised(path: Path, history: list[dict[str, Any]], kept_step: int) -
         axes.set_xlabel("step")
 
 
-def threshold(path: Path, curve: dict[str, np.ndarray], chosen: ThresholdResult, target_prior: float | None) -> None:
+def threshold(
+    path: Path,
+    curve: dict[str, np.ndarray],
+    chosen: ThresholdResult,
+    target_prior: float | None,
+    names: LabelNames,
+) -> None:
     """Plot MCC, TPR and TNR over the decision threshold, and mark the chosen threshold."""
     prior = "as found" if target_prior is None else f"at a prior of {target_prior:g}"
     with _figure(path, f"Decision threshold on val_select, {prior} (optimistic)") as axes:
-        axes.plot(curve["threshold"], curve["tpr"], "C2--", lw=1.2, label="TPR: share of Roadwork found")
-        axes.plot(curve["threshold"], curve["tnr"], "C1-.", lw=1.2, label="TNR: share of None confirmed")
+        axes.plot(curve["threshold"], curve["tpr"], "C2--", lw=1.2, label=_text(METRICS["recall"].named(names)))
+        axes.plot(curve["threshold"], curve["tnr"], "C1-.", lw=1.2, label=_text(METRICS["specificity"].named(names)))
         axes.plot(curve["threshold"], curve["mcc"], "C0-", lw=2, label="MCC")
         axes.axvline(chosen.threshold, color="k", lw=1, label="fitted threshold")
         axes.axvline(0, color="0.4", lw=1, ls=":", label="probability 0.5")
@@ -181,12 +195,13 @@ def risk_coverage(
         axes.set_ylabel("risk")
 
 
-def test_scores(path: Path, logits: np.ndarray, labels: np.ndarray, threshold_logit: float) -> None:
+def test_scores(path: Path, logits: np.ndarray, labels: np.ndarray, threshold_logit: float, names: LabelNames) -> None:
     """Plot a histogram of the logits of test rows by label, and mark the threshold."""
     with _figure(path, "Test rows by logit") as axes:
         bins = np.linspace(logits.min(), logits.max(), 41).tolist()
-        axes.hist(logits[labels == 0], bins=bins, color="0.75", label="None")
-        axes.hist(logits[labels == 1], bins=bins, histtype="step", color="C0", lw=1.8, label="Roadwork")
+        axes.hist(logits[labels == 0], bins=bins, color="0.75", label=_text(f"labelled {names.no}"))
+        label = _text(f"labelled {names.yes}")
+        axes.hist(logits[labels == 1], bins=bins, histtype="step", color="C0", lw=1.8, label=label)
         axes.axvline(threshold_logit, color="k", lw=1, label="fitted threshold")
-        axes.set_xlabel("logit of Roadwork over None")
+        axes.set_xlabel(_text(f"logit of {names.yes} over {names.no}"))
         axes.set_ylabel("rows")

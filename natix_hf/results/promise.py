@@ -21,19 +21,20 @@ from natix_hf.calibration.classwise import ClasswiseLoss
 from natix_hf.calibration.config import RiskConfig
 from natix_hf.calibration.risk_rows import Loss
 from natix_hf.errors import DataError
-from natix_hf.labels import ID2LABEL
+from natix_hf.labels import LabelNames
 from natix_hf.provenance.stored import Stored
 from natix_hf.results.logits import LogitTable
 
 EVERY_ANSWER = "every answer"
 _RISKS = {
     "error": "the share of wrong answers among accepted answers",
-    "fnr": "the share answered None among accepted pictures with roadwork",
-    "fpr": "the share answered Roadwork among accepted pictures without roadwork",
+    "fnr": 'the share answered "{no}" among accepted pictures labelled "{yes}"',
+    "fpr": 'the share answered "{yes}" among accepted pictures labelled "{no}"',
 }
 _RISK_OF_EITHER = {
-    "error": "the share of wrong answers, both among accepted Roadwork answers and among accepted None answers,",
-    "rates": "the share of wrong answers, both among accepted pictures with roadwork and among those without,",
+    "error": 'the share of wrong answers, both among accepted answers "{yes}" and among accepted answers "{no}",',
+    "rates": 'the share of wrong answers, both among accepted pictures labelled "{yes}" and among those labelled '
+    '"{no}",',
 }
 
 
@@ -128,6 +129,8 @@ def certify(
     candidate_sha256: str,
     gate: str,
     of_views: bool,
+    groups_known: bool,
+    labels: LabelNames,
 ) -> PromiseReport:
     """Certify acceptance cuts on the calibration rows, or say why none can be certified.
 
@@ -137,21 +140,24 @@ def certify(
         select_positive: bool, the answers on val_select.
         prior: The target prior, for the words of the guarantee.
         of_views: True if a row is a view of the exam.
+        groups_known: Something says which rows belong together. False: each row counts as a group, and the guarantee
+            says what it rests on.
+        labels: The names of the answers.
     """
     parts: dict[str, RiskControl] = {}
     try:
         if not why_not:
-            parts = _certify(rows, select, select_positive, risk)
+            parts = _certify(rows, select, select_positive, risk, labels)
     except DataError as error:  # a class or an answer has no row: then there is no promise, but the run goes on
         why_not = str(error)
     feasible = bool(parts) and all(part.feasible for part in parts.values())
-    words = _words(risk, feasible, parts, why_not, prior)
+    words = _words(risk, feasible, parts, why_not, prior, groups_known, labels)
     if feasible and of_views:
         words += ". Here a row is a view of the exam, that is, a picture as the subnet would send it"
     cuts = None
     if feasible:
-        of_answer = {label: parts[label if label in parts else EVERY_ANSWER] for label in ID2LABEL.values()}
-        cuts = {label: part.threshold for label, part in of_answer.items() if part.threshold is not None}
+        of_answer = {name: parts[name if risk.classwise else EVERY_ANSWER] for name in (labels.no, labels.yes)}
+        cuts = {name: part.threshold for name, part in of_answer.items() if part.threshold is not None}
     return PromiseReport(
         candidate_sha256=candidate_sha256,
         gate=gate,
@@ -168,7 +174,7 @@ def certify(
 
 
 def _certify(
-    rows: CalibrationRows, select: np.ndarray, select_positive: np.ndarray, risk: RiskConfig
+    rows: CalibrationRows, select: np.ndarray, select_positive: np.ndarray, risk: RiskConfig, labels: LabelNames
 ) -> dict[str, RiskControl]:
     """The certificate for all answers together, or one per answer.
 
@@ -180,15 +186,15 @@ def _certify(
         grid = make_grid(select)
         found = fit_risk_control(rows.confidence, losses, risk.alpha, risk.delta, eligible, grid, risk.min_coverage)
         return {EVERY_ANSWER: found}
-    for label, answered in ((1, select_positive), (0, ~select_positive)):
+    for name, answered in ((labels.yes, select_positive), (labels.no, ~select_positive)):
         if not answered.any():
-            raise DataError(f"no row of val_select is answered {ID2LABEL[label]}, so there is no cut to try")
+            raise DataError(f'no row of val_select is answered "{name}", so there is no cut to try')
     grids = make_grid(select[select_positive]), make_grid(select[~select_positive])
     kind: ClasswiseLoss = "error" if risk.loss == "error" else "rates"
     both = fit_classwise_risk_control(
         rows.confidence, rows.decisions, rows.labels, risk.alpha, risk.delta, kind, grids, risk.min_coverage
     )
-    return {ID2LABEL[1]: both.positive, ID2LABEL[0]: both.negative}
+    return {labels.yes: both.positive, labels.no: both.negative}
 
 
 def _part(found: RiskControl) -> CertifiedPart:
@@ -208,18 +214,30 @@ def _part(found: RiskControl) -> CertifiedPart:
     )
 
 
-def _words(risk: RiskConfig, feasible: bool, parts: dict[str, RiskControl], why: str, prior: float | None) -> str:
+def _words(
+    risk: RiskConfig,
+    feasible: bool,
+    parts: dict[str, RiskControl],
+    why: str,
+    prior: float | None,
+    groups_known: bool,
+    labels: LabelNames,
+) -> str:
     if not feasible:
         why = why or "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if not part.feasible)
         return f"none: every answer is accepted. No acceptance cut could be certified ({why})"
     what = _RISKS[risk.loss]
     if risk.classwise:
         what = _RISK_OF_EITHER["error" if risk.loss == "error" else "rates"]
-    met = "at the share of roadwork in the data"
+    what = what.format(no=labels.no, yes=labels.yes)
+    met = f'at the share of "{labels.yes}" in the data'
     if prior is not None and risk.loss == "error":
-        met = f"at a share of {prior:g} of roadwork"
+        met = f'at a share of {prior:g} of "{labels.yes}"'
+    unit, new, doubt = "groups", "a row of a new group", ""
+    if not groups_known:
+        unit, new, doubt = "rows", "a new row", ", if rows are independent, which nobody has said (data.group_by)"
     return (
-        f"with probability at least {1 - risk.delta:g} over the draw of the calibration groups, {what} is at most "
-        f"{risk.alpha:g} for a row of a new group. The promise holds for new groups drawn like the calibration groups "
+        f"with probability at least {1 - risk.delta:g} over the draw of the calibration {unit}, {what} is at most "
+        f"{risk.alpha:g} for {new}{doubt}. The promise holds for new {unit} drawn like the calibration {unit} "
         f"({met}). It covers all of them together, not every slice, and only accepted answers"
     )

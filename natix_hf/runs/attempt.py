@@ -40,7 +40,7 @@ class Attempt:
             run_id=run_dir.name,
             recipe=recipe.name,
             phase=phase.folder,
-            section={name: recipe.section(name) for name in phase.sections},
+            section=recipe.sections(*phase.sections),
             section_sha256=recipe.section_sha256(*phase.sections),
             upstream=upstream_digests(run_dir, phase),
             seed=recipe.stage(phase.number).seed if phase.trains else recipe.data.seed,

@@ -44,7 +44,14 @@ PHASES: dict[int, Phase] = {
     for phase in (
         Phase(0, "phase0_data", (), (), (), ("data",), False, "load, decode and split the images"),
         Phase(
-            1, "phase1_baseline", (0,), (), ("train", "val_select"), ("model", "phase1"), True, "train the baseline"
+            1,
+            "phase1_baseline",
+            (0,),
+            (),
+            ("train", "val_select"),
+            ("model", "phase1", "data.labels"),
+            True,
+            "train the baseline",
         ),
         Phase(
             4,
@@ -52,7 +59,7 @@ PHASES: dict[int, Phase] = {
             (0,),
             (1,),
             ("train", "val_select"),
-            ("model", "phase1", "phase4"),
+            ("model", "phase1", "phase4", "data.labels"),
             True,
             "adapt the backbone without labels (ExPLoRA), then train on it",
         ),
@@ -92,7 +99,7 @@ PHASES: dict[int, Phase] = {
             (0, 2),
             (3, 5),
             ("test",),
-            ("phase6", "data.slices", *_ASKED),
+            ("phase6", "data.slices", "data.question", *_ASKED),
             False,
             "evaluate on test, then build the bundle",
         ),

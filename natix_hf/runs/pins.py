@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from natix_hf.data.config import DataConfig
+from natix_hf.data.config import DataConfig, SourceConfig
 from natix_hf.models.config import ModelConfig
 from natix_hf.provenance.files import read_json, write_json
 from natix_hf.provenance.hub import Kind, hub_origin, is_repo_id
@@ -14,21 +14,22 @@ from natix_hf.recipe import Recipe
 from natix_hf.runs.graph import Phase
 
 PINS = "hub_commits.json"
-UNLABELLED = "unlabelled"
+SOURCES, UNLABELLED = "sources", "unlabelled"
 
 
 def pin(run_dir: Path, recipe: Recipe, phase: Phase) -> dict[str, Any]:
     """Pin the datasets and the backbone that a phase takes from the Hub. Only rank 0 calls it.
 
     Returns:
-        The repositories that the phase reads, as `hub_origin` describes them, under "data" and "model", and under
-        "unlabelled" by source.
+        The repositories that the phase reads, as `hub_origin` describes them, under "data" and "model", and by their
+        name under "sources" (several sources of labelled images) and "unlabelled".
 
     Raises:
         UsageError: if a repository or revision does not exist, or if the token may not read it.
     """
+    source = recipe.data.source
     wanted: dict[str, tuple[Kind, str | None, str | None]] = {
-        "data": ("dataset", recipe.data.source, recipe.data.revision),
+        "data": ("dataset", source if isinstance(source, str) else None, recipe.data.revision),
         "model": ("model", recipe.model.backbone, recipe.model.revision),
     }
     found: dict[str, Any] = {
@@ -36,6 +37,13 @@ def pin(run_dir: Path, recipe: Recipe, phase: Phase) -> dict[str, Any]:
         for section, (kind, repo_id, revision) in wanted.items()
         if section in phase.sections and _on_hub(repo_id)
     }
+    several = recipe.data.sources if "data" in phase.sections and isinstance(source, list) else []
+    if several:
+        found[SOURCES] = {
+            one.source: _origin(run_dir, SOURCES, one.source, "dataset", one.revision)
+            for one in several
+            if _on_hub(one.source)
+        }
     further = [source for source in recipe.phase4.unlabelled if "phase4" in phase.sections and _on_hub(source)]
     if further:
         found[UNLABELLED] = {source: _origin(run_dir, UNLABELLED, source, "dataset", None) for source in further}
@@ -54,9 +62,16 @@ def _origin(run_dir: Path, section: str, repo_id: str, kind: Kind, revision: str
 
 
 def pinned_data(run_dir: Path, config: DataConfig) -> DataConfig:
-    """The same source, pinned to the commit of this run."""
+    """The same sources, pinned to the commits of this run."""
+    if isinstance(config.source, list):
+        return replace(config, source=[_pinned_source(run_dir, source) for source in config.sources])
     origin = _read(run_dir).get(_key("data", str(config.source), config.revision))
     return replace(config, revision=origin["commit"]) if origin and origin["commit"] else config
+
+
+def _pinned_source(run_dir: Path, source: SourceConfig) -> SourceConfig:
+    origin = _read(run_dir).get(_key(SOURCES, source.source, source.revision))
+    return replace(source, revision=origin["commit"]) if origin and origin["commit"] else source
 
 
 def pinned_model(run_dir: Path, config: ModelConfig) -> ModelConfig:

@@ -179,6 +179,7 @@ def _bundle_problems(run_dir: Path) -> list[str]:
         decision, policy = Decision.read(run_dir / PHASES[2].folder), read_policy(bundle / POLICY)
         if policy.threshold_logit != decision.threshold_logit:
             problems.append(f"{bundle / POLICY} holds another threshold than {PHASES[2].folder} fitted")
+        problems += _label_problems(bundle, Candidate(run_dir / decision.champion), policy)
         if _bundle_lineage(run_dir).get("champion") != decision.champion:
             problems.append(f"{bundle} was not made from {decision.champion}, the champion of this run")
         problems += _policy_problems(run_dir, policy)
@@ -186,6 +187,17 @@ def _bundle_problems(run_dir: Path) -> list[str]:
         return problems + onnx_answers_problems(bundle)
     except VerificationError as error:
         return [*problems, str(error)]
+
+
+def _label_problems(bundle: Path, champion: Candidate, policy: Policy) -> list[str]:
+    """The problem of a bundle that names the answers otherwise than its champion."""
+    try:
+        labels = champion.labels
+    except VerificationError:  # a changed config is a problem of the champion's manifest
+        return []
+    if policy.labels == labels:
+        return []
+    return [f"{bundle / POLICY} names other answers than {champion.name}: {labels.no} (no) and {labels.yes} (yes)"]
 
 
 def _policy_problems(run_dir: Path, policy: Policy) -> list[str]:

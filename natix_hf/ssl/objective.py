@@ -51,7 +51,10 @@ class Objective(Protocol):
     def views(
         cls, images: Rows, processor: Any, patch_size: int, augment: Augment, seed: int, **sections: Any
     ) -> Dataset[Any]:
-        """Make the training views, indexed by `(epoch, row)`. Their draws depend only on (seed, epoch, row)."""
+        """Make the training views, indexed by `(epoch, row)`. Their draws depend only on (seed, epoch, row).
+
+        With `phase4.stream`, `images` is a sample, and training calls `draw` of the views (`natix_hf.data.stream`).
+        """
 
     def __call__(self, **batch: torch.Tensor) -> dict[str, Any]: ...
 

@@ -22,13 +22,13 @@ from natix_hf.ssl.collapse import collapse_reason
 from natix_hf.ssl.objective import Objective
 from natix_hf.ssl.objectives import takes_decoder
 from natix_hf.trainers.arguments import given_or_default, require_a_batch
-from natix_hf.trainers.base import BaseTrainer
 from natix_hf.trainers.explora_config import ExploraConfig
 from natix_hf.trainers.merge_validation import MergeValidationCallback
 from natix_hf.trainers.pretraining import Pretraining, make_pretraining
 from natix_hf.trainers.progress import SELF_SUPERVISED
 from natix_hf.trainers.stage import first_images
 from natix_hf.trainers.start import start_backbone
+from natix_hf.trainers.stream import StreamTrainer
 
 _LOGS_IN_A_ROW = 3
 _WHERE = "ExploraTrainer"
@@ -37,7 +37,7 @@ UNTRAINED = "untrained.safetensors"
 Probe = Callable[[nn.Module], dict[str, float]]
 
 
-class ExploraTrainer(BaseTrainer):
+class ExploraTrainer(StreamTrainer):
     """Adapt a pretrained backbone to unlabelled images (ExPLoRA, Khanna et al., arXiv:2406.10973).
 
     A self-supervised objective trains LoRA on the queries and values of most blocks. The blocks `unfreeze_blocks`, the
@@ -274,6 +274,7 @@ class ExploraTrainer(BaseTrainer):
             )
 
     def save_extra(self, checkpoint: Path) -> None:
+        super().save_extra(checkpoint)
         save_file(self.objective.untrained_state(), checkpoint / UNTRAINED)
 
     def _load_weights(self, checkpoint: Path, model: nn.Module | None) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from natix_hf.errors import RecipeError, require
+from natix_hf.section import LATER
 from natix_hf.ssl.objectives import OBJECTIVES, ObjectiveSections
 from natix_hf.trainers.config import Argument, LoggingSteps, SaveLimit, SupervisedConfig, TrainingSection, Workers
 
@@ -39,6 +40,14 @@ class ExploraConfig(ObjectiveSections, TrainingSection):
     unlabelled: Annotated[
         list[str], "Additional sources of images, as folders or Hub dataset ids; their labels are never read."
     ] = field(default_factory=list)
+    stream: Annotated[
+        bool,
+        "Read the images in passing, without decoded copies on the disk, for sources of hundreds of thousands of "
+        "images; needs unlabelled and max_steps.",
+    ] = field(default=False, metadata=LATER)
+    shuffle_buffer: Annotated[
+        int, "With stream: number of images, still encoded, that each loader process holds to mix their order."
+    ] = field(default=1000, metadata=LATER)
     use_labeled_data: Annotated[
         bool, "Train the classifier on the adapted backbone; false stops after the self-supervised stage."
     ] = True
@@ -67,6 +76,11 @@ class ExploraConfig(ObjectiveSections, TrainingSection):
         self.require(self.alpha is None or self.alpha > 0, "alpha", "above 0, or null")
         self.require(self.probe_steps >= 0, "probe_steps", "at least 0")
         self.require(self.probe_rows >= 20, "probe_rows", "at least 20")
+        self.require(self.shuffle_buffer >= 1, "shuffle_buffer", "at least 1")
+        alone = self.stream or self.shuffle_buffer == 1000
+        self.require(alone, "shuffle_buffer", "left out unless phase4.stream is true")
+        if self.stream:
+            self._check_stream()
         if "num_train_epochs" in self.extra and self.max_steps != -1:  # max_steps would silently win
             epochs = self.extra["num_train_epochs"]
             raise RecipeError(
@@ -79,3 +93,16 @@ class ExploraConfig(ObjectiveSections, TrainingSection):
         for key in _DECIDED_BY_PROBES:
             if key in self.extra and not (key == "save_steps" and self.probe_steps == 0):
                 raise RecipeError(f"{self.key(key)} is refused: phase4.probe_steps decides when a backbone is kept")
+
+    def _check_stream(self) -> None:
+        if not self.unlabelled:
+            raise RecipeError(f"{self.key('stream')} is true, but there is no source: name some in phase4.unlabelled")
+        if self.max_steps == -1:
+            raise RecipeError(
+                f"{self.key('stream')} is true, and a stream has no epochs: set phase4.max_steps to a number of steps"
+            )
+        if self.extra.get("auto_find_batch_size"):
+            raise RecipeError(
+                f"{self.key('auto_find_batch_size')} is refused with phase4.stream: a stream cannot begin again, set "
+                "per_device_train_batch_size"
+            )

@@ -16,6 +16,7 @@ from natix_hf.data.asked import ask
 from natix_hf.data.config import Augment
 from natix_hf.data.rows import Rows
 from natix_hf.data.sampler import EpochSampler
+from natix_hf.data.stream import Draws, Stream, StreamedViews
 from natix_hf.data.views import AskedViews
 from natix_hf.errors import RecipeError
 from natix_hf.models.architectures import ARCHITECTURES, architecture_of
@@ -70,13 +71,14 @@ def make_pretraining(
     decoder: ViTMAEDecoder | None = None,
     settings: dict[str, Any] | None = None,
     resuming: bool = False,
+    stream: Stream | None = None,
 ) -> Pretraining:
     """Choose the trainable weights of the backbone, and build objective, views and probe.
 
     Args:
         backbone: The backbone. It is changed in place.
         processor: Image processor of the backbone.
-        images: Rows to train on.
+        images: Rows to train on. With `stream`: a sample of it, on which backbones are compared.
         probe_rows: Labelled rows on which a probe is fitted and scored. None: there are no labels.
         config: Settings of the stage.
         augment: Augmentation of the training views.
@@ -84,6 +86,7 @@ def make_pretraining(
         decoder: A decoder that was pretrained with the backbone. None: a new decoder.
         settings: Sections of the objective by name. They replace those of `config`.
         resuming: True if training resumes. The backbone is then not probed before the first step.
+        stream: Frames to train on in place of `images`.
 
     Raises:
         RecipeError: As `check_pretraining` does.
@@ -103,10 +106,17 @@ def make_pretraining(
     arguments.greater_is_better = True
     arguments.eval_on_start = config.probe_steps > 0 and not resuming  # score the backbone before training
     preprocess = Preprocess(processor)
+    views: Any = cls.views(images, processor, patch, augment, seed, **sections)
+    if stream is not None:
+        if not isinstance(views, Draws):
+            raise RecipeError(
+                f"phase4.stream: the views of the objective {name} have no method `draw`: set it to false"
+            )
+        views = StreamedViews(stream, views, arguments.per_device_train_batch_size)
     given = {
         "model": model,
-        "train_sampler": EpochSampler(images.labels, seed),
-        "train_dataset": cls.views(images, processor, patch, augment, seed, **sections),
+        "train_sampler": EpochSampler(images.labels, seed) if stream is None else None,
+        "train_dataset": views,
         "eval_dataset": AskedViews(ask(images), preprocess),
         "probe": Probes(images, probe_rows, preprocess, config.probe_rows, arguments.per_device_eval_batch_size, seed),
     }

@@ -12,6 +12,8 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 
 from natix_hf.data.config import Augment
 from natix_hf.data.rows import Rows
+from natix_hf.data.stream import Stream
+from natix_hf.errors import DataError, RunError
 from natix_hf.models.classifier import load_backbone
 from natix_hf.trainers.arguments import require_a_batch, training_arguments, training_refused
 from natix_hf.trainers.base import newest_complete_checkpoint
@@ -33,13 +35,14 @@ def pretrain_backbone(
     save: Callable[[PreTrainedModel], Path],
     checkpoints: Path,
     decoder: ViTMAEDecoder | None = None,
+    stream: Stream | None = None,
 ) -> dict[str, Any]:
     """Train a backbone on `images` without labels, save the merged backbone, and compare it with the trained one.
 
     Args:
         backbone: The backbone to start from, without a head. It is changed in place.
         processor: Image processor of the backbone.
-        images: Rows to train on.
+        images: Rows to train on. With `stream`: a sample of it, on which backbones are compared.
         probe_rows: Labelled rows on which a probe is fitted and scored (train, val_select). None: there are no labels,
             and the last backbone is kept.
         config: Settings of the stage.
@@ -49,22 +52,34 @@ def pretrain_backbone(
         checkpoints: Folder of the checkpoints. An interrupted training continues from there.
         decoder: A masked autoencoder's decoder that was pretrained with the backbone. It is changed in place. None: a
             new decoder.
+        stream: Frames to train on in place of `images`.
 
     Returns:
         `history` (the Trainer's log with the probes); the objective, and its decoder ("pretrained" or "fresh"); the
         best score by probe, its step, and the score before training; trainable parameters of the backbone; `merge`
-        (figures of the comparison); steps and seconds.
+        (figures of the comparison); steps and seconds; `images`, the number of different images trained on; with a
+        stream also `streamed` (`StreamTrainer.streamed`).
 
     Raises:
         MergeMismatchError: If the saved backbone differs from the trained one.
-        RunError: If training collapsed or diverged.
+        RunError: If training collapsed or diverged, or a streamed frame cannot be used.
     """
     arguments = training_arguments(config.training_fields(), checkpoints, "phase4")
     resume = newest_complete_checkpoint(checkpoints)
     parts = make_pretraining(
-        backbone, processor, images, probe_rows, config, augment, arguments, decoder, resuming=resume is not None
+        backbone,
+        processor,
+        images,
+        probe_rows,
+        config,
+        augment,
+        arguments,
+        decoder,
+        resuming=resume is not None,
+        stream=stream,
     )
-    require_a_batch(arguments, len(images), "phase4")
+    if stream is None:
+        require_a_batch(arguments, len(images), "phase4")
     try:
         trainer = ExploraTrainer(args=arguments, **parts.given)
     except (ImportError, ValueError) as error:
@@ -74,8 +89,14 @@ def pretrain_backbone(
     )
     trainer.add_callback(proof)
     begin = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except DataError as error:  # a stream meets a bad frame after hours: the checkpoints stay
+        told = str(error).removeprefix("phase4.unlabelled: ")
+        raise RunError(f"phase4.unlabelled: {told}; the same command continues from the last checkpoint") from None
     history = trainer.state.log_history
+    streamed = {"streamed": trainer.streamed()} if stream is not None else {}
+    count = sum(streamed["streamed"]["seen"].values()) if stream is not None else len(images)
     return {
         "history": history,
         "objective": parts.objective,
@@ -84,10 +105,10 @@ def pretrain_backbone(
         "best_step": trainer.state.best_global_step if parts.labelled else trainer.state.global_step,
         "steps": trainer.state.global_step,
         "score_before": next((row[f"eval_{BEST_BY}"] for row in history if f"eval_{BEST_BY}" in row), None),
-        "images": len(images),
+        "images": count,
         "trainable_parameters": parts.trainable,
         "merge": proof.proof,
         "world_size": arguments.world_size,
         "resumed_from": resume.name if resume else None,
         "train_s": round(time.perf_counter() - begin, 1),
-    }
+    } | streamed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import nn
@@ -14,10 +15,10 @@ from transformers import PreTrainedModel, TrainingArguments
 from natix_hf.data.asked import ask
 from natix_hf.data.config import Augment
 from natix_hf.data.rows import Rows
-from natix_hf.data.sampler import EpochSampler
+from natix_hf.data.sampler import EpochSampler, rows_of_an_epoch
 from natix_hf.data.views import AskedViews, FeatureViews, TrainViews
 from natix_hf.errors import DataError
-from natix_hf.metrics import prior_weights
+from natix_hf.metrics.prior import class_weights
 from natix_hf.models.adapters import add_adapter
 from natix_hf.models.classifier import head_of
 from natix_hf.models.features import Head, View, cached_features
@@ -82,7 +83,10 @@ def make_stage(
         raise DataError(f"{config.where}: {key} needs a train_dataset with an image and a label column")
     preprocess = Preprocess(processor)
     views: Any = train
+    sampler = None
     if isinstance(train, Rows):
+        by_sampler = target_prior if config.prior_by == "sampler" else None
+        sampler = EpochSampler(train.labels, seed, by_sampler, train.origins, train.shares)
         mean, std = processor.image_mean, processor.image_std
         views = TrainViews(train, augment, preprocess.image_size, mean, std, seed)
     pictures: Any = AskedViews(ask(evaluation), preprocess) if isinstance(evaluation, Rows) else evaluation
@@ -95,13 +99,12 @@ def make_stage(
         # Reading a batch of features takes less time than passing it from a worker.
         arguments.dataloader_num_workers, arguments.dataloader_persistent_workers = 0, False
     elif config.adapter != "full":
-        steps = optimizer_steps(arguments, len(views))
+        steps = optimizer_steps(arguments, len(sampler) if sampler is not None else len(views))
         adapted = add_adapter(model, config.adapter, config.adapter_options, steps, seed, config.where)
         given["model"] = Adapted(adapted)
     if isinstance(train, Rows):
-        by_sampler = target_prior if config.prior_by == "sampler" else None
         by_loss = target_prior if config.prior_by == "loss" else None
-        given["train_sampler"] = EpochSampler(train.labels, seed, by_sampler)
+        given["train_sampler"] = sampler
         given["class_weights"] = _class_weights(train, by_loss) if by_loss is not None else None
     given["adalora"] = AdaLoraCallback(adapted) if adapted is not None and config.adapter == "adalora" else None
     return Stage(given, model, adapted, pictures)
@@ -177,5 +180,10 @@ def _features(
 
 
 def _class_weights(train: Rows, target_prior: float) -> list[float]:
-    weights = prior_weights(train.labels, target_prior)
-    return [float(weights[train.labels == label][0]) for label in (0, 1)]
+    drawn = np.ones(len(train))  # a source with a share gives fewer rows to an epoch than it has
+    origins = np.asarray(train.origins)
+    for name, count in rows_of_an_epoch(origins, train.shares).items():
+        drawn[origins == name] = count / (origins == name).sum()
+    positives, negatives = (round(drawn[train.labels == label].sum()) for label in (1, 0))
+    positive, negative = class_weights(positives, negatives, target_prior)
+    return [negative, positive]

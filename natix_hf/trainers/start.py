@@ -28,7 +28,7 @@ def start_classifier(
         processor: Image processor. None makes one for the model.
         image_size: Side of the square pictures in px. None: the model's own size, at most 224 if it takes any size.
         seed: Seed of the new head.
-        names: Names of labels 0 and 1. None: the project's names.
+        names: Names of labels 0 and 1. None: the subnet's names.
         where: Name of the trainer, for error messages.
 
     Raises:

@@ -13,6 +13,7 @@ import datasets
 import pytest
 from conftest import TINY_RECIPE, tiny_backbone, write_parquet_source
 from facts import tells
+from refusals import refused
 
 import natix_hf
 from natix_hf import apidoc
@@ -92,12 +93,20 @@ def test_the_log_tells_what_the_screen_told(tiny_recipe_file: Path, tmp_path: Pa
         ({"phase7": {}}, None, ["phase7"]),
         ({"phase1": {"learning_rate": object()}}, None, ["YAML"]),
         (QUICK, [1, 2], ["list", "datasets.Dataset"]),
+        (QUICK, datasets.Dataset.from_dict({"image": [], "label": []}), ["no rows"]),
+        ({"data": {"source": [Path("nowhere"), "synthetic"]}}, None, ["data.source", "no folder or file nowhere"]),
     ],
 )
 def test_what_cannot_be_run_is_refused(recipe: Any, dataset: Any, facts: list[str], tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         natix_hf.run(recipe, [1], tmp_path / "run", dataset)
     assert tells(caught.value, *facts)
+
+
+def test_a_key_takes_a_path(tmp_path: Path) -> None:
+    given = {"data.source": tmp_path / "nowhere"}
+    refused(UsageError, lambda: natix_hf.run(QUICK, [1], tmp_path / "run", overrides=given), str(tmp_path / "nowhere"))
+    refused(RecipeError, lambda: natix_hf.run(QUICK, [1], overrides={"phase1.seed": object()}), "YAML")
 
 
 def test_a_mapping_says_what_a_recipe_is(tmp_path: Path) -> None:
@@ -135,3 +144,12 @@ def test_from_a_trainer_to_a_bundle_in_one_call(photographs: datasets.DatasetDic
     with pytest.raises(UsageError) as caught:
         natix_hf.bundle_of(trainer, tmp_path / "bundle")
     assert tells(caught.value, "bundle", "exists")
+    trainer.model.config.id2label = {0: "plain", 1: "striped"}  # as a ClassLabel names them
+    renamed = natix_hf.bundle_of(trainer, tmp_path / "renamed").predict(photographs["test"]["image"])
+    assert [a.label == "striped" for a in renamed] == [a.label == "Roadwork" for a in answers]
+    assert {answer.label for answer in renamed} == {"plain", "striped"}
+    assert "`striped` (yes) or `plain` (no)" in (tmp_path / "renamed" / "README.md").read_text(encoding="utf-8")
+    trainer.model.config.id2label = {0: "plain", 1: "abstain"}
+    with pytest.raises(UsageError) as caught:
+        natix_hf.bundle_of(trainer, tmp_path / "refused")
+    assert tells(caught.value, "bundle_of", "abstain") and not (tmp_path / "refused").exists()

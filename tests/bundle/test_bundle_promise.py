@@ -65,6 +65,7 @@ def gate_run(margin_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     won = {"a": 0.2, "b": 0.1, "difference": -0.1, "low": -0.2, "high": -0.05}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(phase3_gate, "paired_selective_difference", lambda *args: {"aurc": won, "augrc": won})
+        patch.setattr(phase3_gate, "paired_bounds", lambda low, high, *rows: (low, high, None))  # three groups a class
         return _run(folder, [3, 5, 6], **CLASSWISE)
 
 
@@ -181,8 +182,8 @@ def test_the_selective_figures_of_test_are_those_of_its_answers(promised_run: Pa
     w = np.where(table.labels == 1, 0.5 / share, 0.5 / (1 - share))
     expected = {
         "coverage": w[accepted].sum() / w.sum(),
-        "coverage_roadwork": w[accepted & positive].sum() / w[positive].sum(),
-        "coverage_none": w[accepted & ~positive].sum() / w[~positive].sum(),
+        "coverage_yes": w[accepted & positive].sum() / w[positive].sum(),
+        "coverage_no": w[accepted & ~positive].sum() / w[~positive].sum(),
     }
     assert 0 < expected["coverage"] < 1
     found = evaluation["selective"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, png_bytes, refused, striped_image
+from conftest import SHARED, TINY, png_bytes, refused, striped_image
 from facts import tells
 from PIL import Image
 
@@ -80,6 +81,20 @@ def test_nothing_but_bad_images(bundle: Bundle, files: list[Path]) -> None:
         str(files[3]), "image 1", "image 2", "image 3", "image 4",
     ]  # fmt: skip
     assert list(bundle.stream([])) == []
+
+
+@pytest.mark.shared
+def test_the_others_are_answered_beside_what_people_bring(bundle: Bundle, tmp_path: Path) -> None:
+    """Pictures from phones and programs, beside a folder, an empty file and a pipe that nobody writes to."""
+    brought = sorted((SHARED / "data" / "field_cases" / "single_files").iterdir())
+    odd = [tmp_path, tmp_path / "empty.jpg", tmp_path / "pipe.jpg", tmp_path / "nowhere.jpg"]
+    odd[1].touch()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(odd[2])
+    found = list(bundle.stream([*brought, *odd], 3))
+    refused_names = {Path(answer.name).name for answer in found if isinstance(answer, BadImage)}
+    assert refused_names == {"bad.avif", "phone.heic", *(path.name for path in odd)}  # this HEIC is made up
+    assert all(tells(answer.problem, answer.name) for answer in found if isinstance(answer, BadImage))
 
 
 # What it holds.

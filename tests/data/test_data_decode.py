@@ -76,6 +76,24 @@ def test_digest_and_copy_equal_a_direct_computation(tmp_path: Path) -> None:
     assert (pixels_of(arrow, [0])[0] == np.asarray(pictures()[0])).all(), "a smaller image is kept as it is"
 
 
+def test_jpeg_copies_are_near_and_small(tmp_path: Path, decoded_rows: list[int]) -> None:
+    """The digest is that of the original; colour stays sharp; raw copies of the same rows are other ones."""
+    y, x = np.mgrid[:90, :160]
+    smooth = np.stack([x + 20 * np.sin(y / 9), y * 2 + 10, 255 - x], axis=-1).clip(0, 255).astype(np.uint8)
+    smooth[30:60, 50:90] = (255, 100, 0)  # an orange cone
+    source = saved(tmp_path / "source", [{"bytes": png_bytes(Image.fromarray(smooth)), "path": None}, None])
+    raw, jpeg = (decode_once(source, row_ids(2), "image", 64, "skip", cache) for cache in ("raw", "jpeg"))
+    assert decoded_rows == [0, 1, 0, 1]
+    for name in ("sha256", "width", "height", "problem"):
+        assert raw[name][:] == jpeg[name][:]
+    [exact], [near] = (pixels_of(rows.with_format("arrow"), [0]) for rows in (raw, jpeg))
+    assert exact.shape == near.shape == (64, 114, 3) and near.dtype == np.uint8
+    error = np.abs(exact.astype(int) - near)
+    assert 0 < error.mean() < 2 and error.max() < 40
+    assert len(jpeg[0]["jpeg"]) < len(raw[0]["pixels"]) / 4
+    assert jpeg[1]["jpeg"] is None
+
+
 def test_the_second_call_reads_the_cache(
     tmp_path: Path, decoded_rows: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,9 +71,10 @@ FOLDERS: dict[str, Callable[[Path], str]] = {
 def test_every_kind_of_folder_is_a_source(kind: str, tmp_path: Path) -> None:
     rows = load_source(DataConfig(source=FOLDERS[kind](tmp_path / "source")))
     assert rows.labels.tolist() == FOUR and rows.labels.dtype == np.int64
-    assert rows.ids == ["train/0", "train/1", "train/2", "train/3"], "the ids are the rows' places in their split"
-    assert rows.groups == [None] * 4 and not rows.official_test.any() and rows.left_out == {}
-    assert {open_image(cell).size for cell in rows.dataset["image"]} == {(36, 30)}
+    names = ["none/0.png", "none/1.png", "roadwork/0.png", "roadwork/1.png"]
+    assert rows.ids == (names if kind == "images" else [f"train/{i}" for i in range(4)])
+    assert rows.groups == [None] * 4 and not any(rows.given) and rows.left_out == {}
+    assert {open_image(cell).size for cell in rows.images["image"]} == {(36, 30)}
 
 
 def test_the_alphabet_does_not_decide_what_is_positive(tmp_path: Path) -> None:
@@ -84,9 +85,9 @@ def test_the_alphabet_does_not_decide_what_is_positive(tmp_path: Path) -> None:
         return load_source(DataConfig(source=source, positive_class=positive))
 
     assert load("roadwork").labels.tolist() == [1, 1, 0, 0, 0, 0]
-    refused(DataError, lambda: load(None), "roadwork, street, tunnel", "data.positive_class")
+    refused(DataError, lambda: load(None), "roadwork (2), street (2), tunnel (2)", "data.positive_class")
     refused(DataError, lambda: load("rail"), "rail", "roadwork, street, tunnel")
-    refused(DataError, lambda: load("roadwork", parquet_source(tmp_path / "numbers")), "label", "int64")
+    refused(DataError, lambda: load("roadwork", parquet_source(tmp_path / "numbers")), "roadwork", "0, 1")
 
 
 @pytest.mark.parametrize("kind", ["parquet", "save_to_disk"])
@@ -97,15 +98,17 @@ def test_an_official_test_split_and_dotted_columns(kind: str, tmp_path: Path) ->
         source = tmp_path / "disk"
     config = DataConfig(source=str(source), group_by="video_info.vid_id", slices=["scene_level_tags.weather"])
     rows = load_source(config)
-    assert rows.official_test.tolist() == [False] * 8 + [True] * 6
+    assert rows.given == [None] * 8 + ["test"] * 6
     assert rows.ids == [f"train/{i}" for i in range(8)] + [f"test/{i}" for i in range(6)]
     assert rows.groups == [f"train-{i // 2}" for i in range(8)] + [f"test-{i // 2}" for i in range(6)]
-    assert set(rows.dataset["scene_level_tags.weather"]) == {"rain", "clear"}
+    assert set(rows.columns["scene_level_tags.weather"]) == {"rain", "clear"}
 
 
 def test_a_source_of_a_test_split_alone_is_divided(tmp_path: Path) -> None:
     rows = load_source(DataConfig(source=parquet(tmp_path, table([0, 1, 0, 1]), split="test")))
-    assert rows.ids[0] == "test/0" and not rows.official_test.any()
+    assert rows.ids[0] == "test/0" and not any(rows.given)
+    [note] = rows.notes
+    tells(note, tmp_path.name, "no train split", "only test", "divided")
 
 
 def test_null_groups_are_their_rows_own_and_numbers_are_text(tmp_path: Path) -> None:
@@ -148,7 +151,7 @@ def _two_schemas(folder: Path) -> str:
 
 
 WRONG: dict[str, tuple[Callable[[Path], str], dict[str, Any], list[str]]] = {
-    "no folder": (str, {}, ["source", "data.source=FOLDER"]),
+    "no folder": (str, {}, ["source", "data.source"]),
     "no relative folder": (lambda f: "photos", {}, ["photos"]),
     "a file": (lambda f: __file__, {}, ["test_data_sources"]),
     "empty folder": (lambda f: (f.mkdir(), str(f))[1], {}, ["source"]),
@@ -156,21 +159,30 @@ WRONG: dict[str, tuple[Callable[[Path], str], dict[str, Any], list[str]]] = {
     "no rows in save_to_disk": (lambda f: on_disk(f, table([0]).select([])), {}, ["source"]),
     "damaged parquet": (_damaged, {}, ["source"]),
     "files do not fit": (_two_schemas, {}, ["source"]),
-    "splits do not fit": (_mixed, {}, ["train, test", "columns"]),
+    "splits do not fit": (_mixed, {}, ["none (1)", "0 (1)", "data.positive_class"]),
     "no image column": (parquet_source, {"image_column": "photo"}, ["'photo'", "image, label"]),
     "no label column": (parquet_source, {"label_column": "y"}, ["'y'"]),
     "no group column": (parquet_source, {"group_by": "video.id"}, ["'video.id'"]),
     "no slice column": (parquet_source, {"slices": ["weather"]}, ["'weather'"]),
     "no description": (parquet_source, {"label_rule": "scene_description"}, ["'scene_description'"]),
-    "label 2": (lambda f: parquet(f, table([0, 1, 2])), {}, ["train/2", "label 2"]),
-    "label -1": (lambda f: parquet(f, table([0, -1])), {}, ["train/1", "label -1"]),
-    "label null": (lambda f: parquet(f, table([0, None])), {}, ["train/1", "label None"]),
-    "label text": (lambda f: parquet(f, table(["0", "1"], "string")), {}, ["train/0", "label '0'"]),
+    "three labels": (lambda f: parquet(f, table([0, 1, 2])), {}, ["0 (1), 1 (1), 2 (1)", "data.positive_class"]),
+    "label null": (lambda f: parquet(f, table([0, None, 1])), {}, ["train/1", "no label"]),
+    "no label at all": (lambda f: parquet(f, table([None, None])), {}, ["source", "'label'"]),
     "label a half": (lambda f: parquet(f, table([0.5, 1], "float64")), {}, ["train/0", "label 0.5"]),
-    "no class": (lambda f: parquet(f, _classes([0, 1, -1])), {}, ["train/2", "label None"]),  # `datasets` keeps -1
+    "-1 for no": (lambda f: parquet(f, table([-1, 1, -1])), {}, ["1 (1)", "2 rows", "negative", "write 0"]),
+    "-1 alone": (lambda f: parquet(f, table([-1, -1])), {}, ["source", "no row with a label", "-1"]),
+    "one label": (lambda f: parquet(f, table([1, 1, 1])), {}, ["one class only", "1 (3)"]),
     "not images": (parquet_source, {"image_column": "label"}, ["'label'", "images"]),
     "a revision of a folder": (parquet_source, {"revision": "main"}, ["data.revision", "Hub", "source"]),
 }
+
+
+@pytest.mark.parametrize("make", [table, lambda labels: _classes(labels)], ids=["numbers", "ClassLabel"])
+def test_rows_that_are_marked_as_unlabelled_are_left_out_with_a_line(make: Any, tmp_path: Path) -> None:
+    """-1 is what `datasets` stores for no label. An empty cell is an error: somebody forgot it."""
+    rows = load_source(DataConfig(source=parquet(tmp_path, make([0, 1, -1, 0, 1]))))
+    assert rows.labels.tolist() == [0, 1, -1, 0, 1] and list(rows.left_out) == ["train/2"]
+    assert tells(rows.left_out["train/2"], "unlabelled", "-1") and any("1 rows" in note for note in rows.notes)
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -189,15 +201,17 @@ def test_a_source_that_lost_a_row_does_not_fit_its_splits(tmp_path: Path) -> Non
 def test_rows_of_a_role_are_aligned(tmp_path: Path) -> None:
     """Ids, labels, groups, originals, copies and columns of one position belong to one row of the source."""
     source = write_parquet_source(tmp_path, groups=20, frames=2)
-    data = load_image_data(DataConfig(source=str(source), group_by="video_info.vid_id"))
+    weather = "scene_level_tags.weather"
+    data = load_image_data(DataConfig(source=str(source), group_by="video_info.vid_id", slices=["id", weather]))
+    [original_rows] = datasets.load_dataset(str(source)).values()
     seen: list[str] = []
     for name in ROLES:
         rows = data.role(name)
         seen += rows.ids
         for at, (row_id, image) in enumerate(zip(rows.ids, rows.images(), strict=True)):
-            original = data.rows.dataset[data.rows.ids.index(row_id)]
+            original = original_rows.cast_column("image", datasets.Image(decode=False))[int(row_id.split("/")[1])]
             assert open_image(original["image"]).tobytes() == image.tobytes() == rows.decoded[at]["pixels"]
             assert original["label"] == rows.labels[at]
             assert f"group:{original['video_info.vid_id']}" == rows.groups[at]
-            assert original["id"] == rows.column("id")[at]
+            assert original["id"] == rows.columns["id"][at] and original[weather] == rows.columns[weather][at]
     assert sorted(seen) == sorted(data.rows.ids)

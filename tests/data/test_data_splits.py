@@ -13,7 +13,8 @@ import pytest
 from facts import tells
 from refusals import refused
 
-from natix_hf.data.splits import ROLES, Splits, leaks_between_roles, make_splits, read_splits, write_splits
+from natix_hf.data.division import make_splits
+from natix_hf.data.splits import ROLES, Splits, leaks_between_roles, read_splits, write_splits
 from natix_hf.errors import DataError, VerificationError
 
 SHARES = {"train": 0.60, "val_select": 0.15, "val_calib": 0.15, "test": 0.10}
@@ -26,16 +27,16 @@ class Source:
     labels: np.ndarray
     groups: list[str | None]
     sha256: list[str]
-    official: np.ndarray
+    given: list[str | None]
 
     def split(self, seed: int = 0, on_overlap: Any = "drop", noise: float = 0.0, left_out: Any = None) -> Splits:
-        columns = self.ids, self.labels, self.groups, self.sha256, self.official
+        columns = self.ids, self.labels, self.groups, self.sha256, self.given
         return make_splits(*columns, left_out or {}, seed, on_overlap, noise)
 
     def reordered(self, order: np.ndarray) -> Source:
-        lists = ([column[i] for i in order] for column in (self.ids, self.groups, self.sha256))
-        ids, groups, sha256 = lists
-        return Source(ids, self.labels[order], groups, sha256, self.official[order])
+        lists = ([column[i] for i in order] for column in (self.ids, self.groups, self.sha256, self.given))
+        ids, groups, sha256, given = lists
+        return Source(ids, self.labels[order], groups, sha256, given)
 
 
 def random_source(seed: int, official: int = 0, pictures: int | None = None, groups_in_test: bool = False) -> Source:
@@ -54,10 +55,11 @@ def random_source(seed: int, official: int = 0, pictures: int | None = None, gro
     labels += rng.integers(0, 2, official).tolist()
     groups += [str(rng.choice(np.array(groups[:divided], dtype=object))) if groups_in_test else None] * official
     n = len(labels)
-    sha256 = [f"picture {rng.integers(pictures)}" if pictures else f"picture {i}" for i in range(n)]
+    drawn = [rng.integers(pictures) if pictures else i for i in range(n)]
+    sha256 = [f"picture {number} of label {label}" for number, label in zip(drawn, labels, strict=True)]
     is_test = np.arange(n) >= divided
     ids = [f"{'test' if t else 'train'}/{i}" for i, t in enumerate(is_test)]
-    return Source(ids, np.array(labels, dtype=np.int64), groups, sha256, is_test)
+    return Source(ids, np.array(labels, dtype=np.int64), groups, sha256, ["test" if t else None for t in is_test])
 
 
 def role_of(splits: Splits) -> dict[str, str]:
@@ -160,7 +162,9 @@ def test_one_planted_picture_leaves_the_less_protected_side(weaker: str, stricte
         weaker, stricter = stricter, weaker  # planted the other way round
     source = random_source(0)
     clean = source.split()
-    a, b = clean.ids_of(weaker)[-1], clean.ids_of(stricter)[0]
+    label_of = dict(zip(clean.ids, clean.labels, strict=True))
+    a = clean.ids_of(weaker)[-1]
+    b = next(row_id for row_id in clean.ids_of(stricter) if label_of[row_id] == label_of[a])
     sha256 = ["twin" if row_id in (a, b) else row_id for row_id in source.ids]
     splits = replace(source, sha256=sha256).split()
     if weaker == stricter:
@@ -169,7 +173,7 @@ def test_one_planted_picture_leaves_the_less_protected_side(weaker: str, stricte
     (dropped,) = splits.dropped
     assert (dropped["id"], dropped["role"]) == (a, weaker) and tells(dropped["reason"], "picture", stricter, b)
     assert role_of(splits) == {row_id: role for row_id, role in role_of(clean).items() if row_id != a}
-    write_splits(tmp_path / "splits.json", splits)
+    write_splits(tmp_path / "splits.json", splits, {})
     counted = json.loads((tmp_path / "splits.json").read_text())["dropped_reasons"]
     assert list(counted.values()) == [1] and tells(*counted, "picture", stricter) and b not in str(counted)
     strict = replace(source, sha256=sha256)
@@ -208,19 +212,72 @@ def test_label_noise_flips_its_exact_share_of_train_and_no_other_row(noise: floa
 
 
 @pytest.mark.parametrize(
-    ("labels", "facts"), [([0, 1] * 2, ["groups"]), ([0] * 40 + [1] * 4, ["label 1"]), ([1] * 40, ["label 0"])]
+    ("labels", "official", "facts"),
+    [
+        ([0, 1] * 2, 0, ["2 with label 0 and 2 with label 1", "need 6", "add 4 with label 0 and 4 with label 1"]),
+        ([0] * 40 + [1] * 4, 0, ["40 with label 0 and 4 with label 1", "need 6", "add 2 with label 1"]),
+        ([1] * 40, 0, ["label 0", "need 6", "add 6 with label 0"]),
+        ([0] * 40 + [1] * 3 + [0, 1], 2, ["40 with label 0 and 3 with label 1", "need 4", "add 1 with label 1"]),
+        ([0, 1] * 20 + [0, 0], 2, ["test", "label 1", "own test split"]),
+    ],
 )
-def test_too_few_groups_is_an_error(labels: list[int], facts: list[str]) -> None:
+def test_too_few_groups_is_an_error_that_says_how_many_are_needed(
+    labels: list[int], official: int, facts: list[str]
+) -> None:
+    refused(DataError, _rows_alone(labels, official).split, *facts)
+
+
+def _rows_alone(labels: list[int], official: int) -> Source:
     n = len(labels)
-    ids, pictures = [f"train/{i}" for i in range(n)], [str(i) for i in range(n)]
-    source = Source(ids, np.array(labels), [None] * n, pictures, np.zeros(n, bool))
-    refused(DataError, source.split, *facts)
+    given = ["test" if i >= n - official else None for i in range(n)]
+    return Source([f"train/{i}" for i in range(n)], np.array(labels), [None] * n, [str(i) for i in range(n)], given)
+
+
+@pytest.mark.parametrize(("official", "needed"), [(0, 6), (2, 4)])
+def test_as_many_as_are_needed_are_enough(official: int, needed: int) -> None:
+    for count in range(needed, needed + 30):
+        counts = _rows_alone([0, 1] * count + [0, 1][:official], official).split().counts()
+        assert all(0 < role["positive_rows"] < role["rows"] for role in counts.values())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_picture_with_both_labels_is_kept_nowhere(seed: int) -> None:
+    """Equal to a search over all pairs of rows."""
+    source = random_source(seed, official=20)
+    rng = np.random.default_rng(seed)
+    sha256 = [f"picture {number}" for number in rng.integers(0, 3 * len(source.ids), len(source.ids))]
+    splits = replace(source, sha256=sha256).split()
+    rows = list(zip(source.ids, source.labels.tolist(), sha256, strict=True))
+    both = {a for a, label, digest in rows for _, other, same in rows if digest == same and label != other}
+    assert both and not both & set(splits.ids)
+    refused_rows = {row["id"]: row["reason"] for row in splits.dropped if "both labels" in row["reason"]}
+    assert set(refused_rows) == both
+
+
+@pytest.mark.parametrize("given", [{"val_select"}, {"val_select", "test"}])
+def test_a_validation_split_is_val_select_and_the_rest_keeps_its_shares(given: set[str]) -> None:
+    source = random_source(4, official=40)
+    fixed = ["val_select" if role else None for role in source.given]
+    if "test" in given:
+        fixed = [("test" if i % 2 else role) if role else None for i, role in enumerate(fixed)]
+    splits = replace(source, given=fixed).split()
+    role_by_id = role_of(splits)
+    assert all(role_by_id[row_id] == role for row_id, role in zip(source.ids, fixed, strict=True) if role)
+    shares = SHARES_BESIDE_TEST if "test" in given else SHARES
+    left = {role: share for role, share in shares.items() if role not in given}
+    divided = [i for i, row_id in enumerate(splits.ids) if not row_id.startswith("test/")]
+    for label in (0, 1):
+        groups = {splits.groups[i]: splits.roles[i] for i in divided if splits.labels[i] == label}
+        assert set(groups.values()) == set(left)
+        for role, share in left.items():
+            count = sum(r == role for r in groups.values())
+            assert abs(count - share / sum(left.values()) * len(groups)) < 1
 
 
 def test_splits_come_back_from_their_file(tmp_path: Path) -> None:
     splits = random_source(7, official=20, pictures=500).split(noise=0.1)
     assert splits.dropped
-    write_splits(tmp_path / "splits.json", splits)
+    write_splits(tmp_path / "splits.json", splits, {})
     assert read_splits(tmp_path / "splits.json") == splits
     counts = json.loads((tmp_path / "splits.json").read_text())["counts"]
     for role in ROLES:
@@ -249,7 +306,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
 @pytest.mark.parametrize("damage", [*DAMAGE, "half a file", "no file"])
 def test_a_damaged_splits_file_is_refused(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "splits.json"
-    write_splits(path, random_source(8).split())
+    write_splits(path, random_source(8).split(), {})
     if damage in DAMAGE:
         path.write_text(json.dumps(DAMAGE[damage](json.loads(path.read_text()))))
     else:

@@ -39,7 +39,7 @@ def _new(count: int) -> list[Any]:
 def test_a_folder_of_frames_needs_no_labels(data: ImageData, tmp_path: Path) -> None:
     frames = _frames(tmp_path / "drive", _new(5))
     [rows], left_out = unlabelled_rows([frames], data.config, data.splits)
-    assert rows.ids == [f"drive:train/{i}" for i in range(5)] and left_out == {}
+    assert rows.ids == [f"drive:frame-{i}.png" for i in range(5)] and left_out == {}
     train = data.role("train")
     both = joined([train, rows])
     assert both.ids == [*train.ids, *rows.ids]
@@ -51,10 +51,10 @@ def test_a_folder_of_frames_needs_no_labels(data: ImageData, tmp_path: Path) -> 
 def test_pictures_of_val_and_test_leave(data: ImageData, tmp_path: Path, role: str) -> None:
     frames = _frames(tmp_path / "drive", [*_new(3), next(iter(data.role(role).images()))])
     [rows], left_out = unlabelled_rows([frames], data.config, data.splits)
-    assert rows.ids == ["drive:train/0", "drive:train/1", "drive:train/2"]
-    assert list(left_out) == ["drive:train/3"] and tells(left_out["drive:train/3"], data.role(role).ids[0])
+    assert rows.ids == ["drive:frame-0.png", "drive:frame-1.png", "drive:frame-2.png"]
+    assert list(left_out) == ["drive:frame-3.png"] and tells(left_out["drive:frame-3.png"], data.role(role).ids[0])
     strict = replace(data.config, on_overlap="error")
-    facts = "phase4.unlabelled", "drive:train/3", data.role(role).ids[0], "data.on_overlap=drop"
+    facts = "phase4.unlabelled", "drive:frame-3.png", data.role(role).ids[0], "data.on_overlap=drop"
     refused(DataError, lambda: unlabelled_rows([frames], strict, data.splits), *facts)
 
 

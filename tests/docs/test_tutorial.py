@@ -73,7 +73,7 @@ def test_the_shell_half(desk: Path) -> None:
     assert (desk / "first-run" / "phase6_export" / "bundle" / "policy.json").is_file()
     assert (desk / "page.html").is_file() and "intact" in said
     answers = [line for line in said.splitlines() if line.startswith("photographs/")]
-    assert len(answers) == 3 and all("P(Roadwork) 0." in line for line in answers)
+    assert len(answers) == 3 and all("P(limit) 0." in line for line in answers)
 
 
 def test_the_python_half(desk: Path) -> None:

@@ -72,7 +72,8 @@ def test_a_tiny_training_on_real_photographs(photographs: ImageData, tmp_path: P
     assert find_problems(str(run)) == []
     evaluation = json.loads((run / "phase6_export" / "evaluation.json").read_text(encoding="utf-8"))
     assert evaluation["rows"] == 1200
-    assert evaluation["groups"] == {"groups": 168, "positive_groups": 8, "negative_groups": 160, "few": True}
+    groups = {"groups": 168, "positive_groups": 8, "negative_groups": 160, "few": True, "known": True}
+    assert evaluation["groups"] == groups
     assert evaluation["as_found"]["metrics"]["n_positive"] == 240
     assert 0 <= evaluation["selective"]["coverage"]["value"] <= 1
 

@@ -16,7 +16,9 @@ import pytest
 from conftest import TINY, png_bytes, striped_image
 from transformers import AutoConfig, AutoModel
 
-from natix_hf.data.splits import leaks_between_roles, read_splits
+from natix_hf.data.reading import reading_of
+from natix_hf.data.rows import load_image_data
+from natix_hf.data.splits import ROLES, leaks_between_roles, read_splits
 from natix_hf.models.classifier import build_classifier, load_classifier
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import make_processor
@@ -95,6 +97,40 @@ def write_stand_in(folder: Path, columns: list[str]) -> Path:
     return folder
 
 
+def write_own_mix(folder: Path) -> list[str]:
+    """The folders of `roadwork_own`, by the names that the recipe gives them: frames of drives in class folders,
+    ROADWork's files, look-alikes and synthetic pictures."""
+    rng = np.random.default_rng(1)
+
+    def put(path: Path, label: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        striped_image(label, rng).save(path)
+
+    for label, name in enumerate(("none", "roadwork")):
+        for drive in range(24):
+            for frame in range(FRAMES):
+                put(folder / "my_frames" / name / f"{name}{drive}_{frame:04d}.png", label)
+        for number in range(6):
+            put(folder / "synthetic_pictures" / name / f"{number}.png", label)
+            put(folder / "look_alikes" / f"{label}" / f"{number}.png", 0)
+    drives = [f"pgh{drive:02d}_{frame:04d}" for drive in range(6) for frame in range(FRAMES)]
+    drives += [f"boston_{drive:032x}_000001_{frame}" for drive in range(6) for frame in range(FRAMES)]
+    for name in (*drives, "pgh06_0000"):
+        put(folder / "roadwork_cmu" / "images" / f"{name}.jpg", 1)
+    for part, names in {"train": [*drives[:-4], "pgh06_0000"], "val": drives[-4:]}.items():
+        whole = {
+            "images": [{"id": i, "file_name": f"{name}.jpg"} for i, name in enumerate(names)],
+            "categories": [{"id": 1, "name": "Cone"}, {"id": 2, "name": "Worker"}],
+            "annotations": [
+                {"id": i, "image_id": i, "category_id": 1 + i % 2} for i, name in enumerate(names) if name in drives
+            ],
+        }
+        path = folder / "roadwork_cmu" / "annotations" / f"instances_{part}_gps_split.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(whole), encoding="utf-8")
+    return drives
+
+
 def write_backbone(folder: Path, settings: dict[str, Any]) -> Path:
     fields = {key: value for key, value in settings.items() if key != "model_type"}
     AutoModel.from_config(AutoConfig.for_model(settings["model_type"], **fields)).save_pretrained(folder)
@@ -104,17 +140,20 @@ def write_backbone(folder: Path, settings: dict[str, Any]) -> Path:
 
 def test_there_is_a_stand_in_for_every_name() -> None:
     for recipe in map(load_recipe, (path.stem for path in packaged_recipes())):
-        assert recipe.data.source in ("synthetic", *SCHEMAS)
+        assert recipe.data.source in ("synthetic", *SCHEMAS) or recipe.name == "roadwork_own"
         backbone = recipe.model.backbone
         assert backbone is None or backbone.startswith("packaged:") or backbone in HUB_BACKBONES
 
 
 @pytest.mark.parametrize("name", sorted({path.stem for path in packaged_recipes()} - set(ELSEWHERE)))
-def test_a_recipe_runs_on_stand_ins(name: str, tmp_path: Path) -> None:
+def test_a_recipe_runs_on_stand_ins(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(name)
     overrides = [*FEW_STEPS, f"phase1.feature_views={min(2, recipe.phase1.feature_views)}"]
     if recipe.data.source == "synthetic":
         overrides += ["data.synthetic.videos=40", "data.synthetic.frames=1"]
+    elif isinstance(recipe.data.source, list):
+        write_own_mix(tmp_path)
+        monkeypatch.chdir(tmp_path)  # its paths are those of the recipe
     else:
         source = write_stand_in(tmp_path / "source", SCHEMAS[recipe.data.source])
         overrides.append(f"data.source={source}")
@@ -134,15 +173,35 @@ def test_a_recipe_runs_on_stand_ins(name: str, tmp_path: Path) -> None:
     # bf16 is for autocast: what is stored is float32.
     config = json.loads((run / "phase1_baseline" / "model" / "config.json").read_text(encoding="utf-8"))
     assert config["dtype"] == "float32"
-    if recipe.data.source in SCHEMAS:
+    if isinstance(recipe.data.source, str) and recipe.data.source in SCHEMAS:
         check_splits(run, grouped=recipe.data.group_by is not None)
     if 6 in recipe.phases:
         evaluation = json.loads((run / "phase6_export" / "evaluation.json").read_text(encoding="utf-8"))
-        assert set(evaluation["slices"]) == set(recipe.data.slices)
+        by_source = {"source"} if isinstance(recipe.data.source, list) else set()
+        assert set(evaluation["slices"]) == set(recipe.data.slices) | by_source
         assert ("at_target_prior" in evaluation) == (recipe.data.target_prior is not None)
         assert (evaluation["selective"]["promised"] is not None) == (5 in recipe.phases)
     if recipe.model.backbone in HUB_BACKBONES:
         check_weights(run, backbone, recipe.phase1.adapter)
+
+
+def test_the_own_mix_is_read_as_the_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drives = write_own_mix(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    data = load_image_data(load_recipe("roadwork_own").data)
+    reading, roles = reading_of(data), dict(zip(data.splits.ids, data.splits.roles, strict=True))
+    assert reading["sources"] == {"own": 48 * FRAMES, "cmu": len(drives), "look_alikes": 12, "synthetic": 12}
+    assert reading["groups"]["from"] == "pattern" and reading["contradictions"] == 0
+    assert [e["file"] for e in reading["files"]["left_out"]] == ["cmu:images/pgh06_0000.jpg"]
+    of_source = {row_id: row_id.partition(":")[0] for row_id in roles}
+    assert {roles[i] for i, name in of_source.items() if name in ("look_alikes", "synthetic")} == {"train"}
+    assert {roles[i] for i, name in of_source.items() if name == "own"} == set(ROLES)
+    labels = dict(zip(data.splits.ids, data.splits.labels, strict=True))
+    assert {labels[i] for i, name in of_source.items() if name == "cmu"} == {1}
+    assert {labels[i] for i, name in of_source.items() if name == "look_alikes"} == {0}
+    groups = dict(zip(data.splits.ids, data.splits.groups, strict=True))
+    assert len({groups[i] for i, name in of_source.items() if name == "cmu"}) == len(drives) / FRAMES
+    assert data.role("train").shares == {"look_alikes": 0.2, "synthetic": 0.3}
 
 
 def check_splits(run: Path, grouped: bool) -> None:

@@ -111,6 +111,7 @@ def test_further_images_are_pinned_and_named_with_the_control(
     options = [f"model={{backbone: {BACKBONE}, image_size: 28}}", f"phase4.unlabelled=[{FRAMES}]"]
     real, low = decision.paired_difference, {"low": 1}
     monkeypatch.setattr(decision, "paired_difference", lambda *args, **named: real(*args, **named) | low)
+    monkeypatch.setattr(decision, "paired_bounds", lambda low, high, *rows: (low, high, None))  # three groups a class
     run = run_recipe(recipe, [1, 4, 2, 6], tmp_path / "run", overrides=options)
     pinned = {"repo": FRAMES, "commit": first, "license": "mit, cc-by-4.0"}
     before = manifest(run, "phase4_explora")
@@ -173,3 +174,23 @@ def test_names() -> None:
     assert all(map(is_repo_id, good)) and not any(map(is_repo_id, bad))
     assert all(map(is_tag, ("v1.0.0", "a", "2026-11-24")))
     assert not any(map(is_tag, ("", "a b", "a..b", "-a", "a/b", "a.")))
+
+
+@pytest.mark.parametrize(
+    ("files", "facts"),
+    [
+        ({"config.json": b'{"architecture": "vit_base_patch14_dinov2"}'}, ["timm", "facebook/dinov2-base"]),
+        ({"adapter_config.json": b'{"base_model_name_or_path": "org/base"}'}, ["adapter of org/base"]),
+        ({"config.json": b'{"model_type": "dinov2"}', "pytorch_model.bin": b""}, ["pytorch_model.bin", "safetensors"]),
+        ({"README.md": b"# nothing"}, ["config.json", "model.safetensors"]),
+    ],
+)
+def test_a_repository_without_a_backbone_is_refused_before_any_work(
+    files: dict[str, bytes], facts: list[str], hub: LocalHub, parquet_source: Path, tmp_path: Path
+) -> None:
+    hub.create("lab/other", files)
+    recipe = explora_recipe(tmp_path, parquet_source, None)
+    options = ["model={backbone: lab/other, image_size: 28}"]
+    with refused(UsageError, "model.backbone", "lab/other", *facts):
+        run_recipe(recipe, [1], tmp_path / "run", overrides=options)
+    assert not (tmp_path / "run").exists()

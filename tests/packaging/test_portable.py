@@ -80,8 +80,8 @@ def _objections(node: Any, source: str) -> Iterator[str]:
 
 
 def _opens_bytes(call: ast.Call) -> bool:
-    """`open(path, "rb")`, `path.open("rb")`, or an opener that is not of text (PIL's)."""
-    if ast.unparse(call.func) == "Image.open":
+    """`open(path, "rb")`, `path.open("rb")`, or an opener that is not of text (PIL's, and those of archives)."""
+    if ast.unparse(call.func) in ("Image.open", "tarfile.open", "archive.open"):
         return True
     mode = [*call.args[0 if isinstance(call.func, ast.Attribute) else 1 :][:1]]
     mode += [keyword.value for keyword in call.keywords if keyword.arg == "mode"]

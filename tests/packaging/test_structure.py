@@ -32,9 +32,10 @@ FLOORS = (
     "subnet",
     "calibration",
     "metrics",
-    "section",
+    "labels",
+    "section yaml12",
     "provenance",
-    "terminal resources labels",
+    "terminal resources typed",
     "errors",
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}

@@ -62,6 +62,7 @@ def test_unlabelled_rows_decide_the_digest(
         ([4, 2], ["phase4.use_labeled_data=false"], "phase 2"),
         ([4], [], "phase4.use_labeled_data=false"),
         ([4], ["phase4.use_labeled_data=false"], "phase4.unlabelled"),
+        ([4], ["phase4.use_labeled_data=false", "phase4.unlabelled=[nowhere]"], "no folder or file nowhere"),
     ],
 )
 def test_what_needs_labels_says_so(

@@ -63,11 +63,15 @@ def phase5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(calibration_results, "calibration_scores", lambda: quick)
 
     def run(
-        select: LogitTable, calib: LogitTable, prior: float | None = None, seed: int = 0, **section: Any
+        select: LogitTable,
+        calib: LogitTable,
+        prior: float | None = None,
+        seed: int = 0,
+        group_by: str | None = "video",
+        **section: Any,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        recipe = parse_recipe(
-            {"phase5": {"n_resamples": 100} | section, "data": {"target_prior": prior, "seed": seed}}
-        )
+        data = {"target_prior": prior, "seed": seed, "group_by": group_by}
+        recipe = parse_recipe({"phase5": {"n_resamples": 100} | section, "data": data})
         answers = {role: (t, _features(t)) for role, t in {"val_select": select, "val_calib": calib}.items()}
         context = PhaseContext(PHASES[5], recipe, tmp_path, rows_of(answers))
         give_answers(monkeypatch, phase5_scrc, answers)
@@ -172,10 +176,18 @@ def test_the_promise_is_that_of_risk_control_on_one_row_a_group(
         assert labels.mean() == pytest.approx(prior, abs=0.01)
     else:
         assert at.size == 400  # no prior in a rate of one class: every group counts
-    told = {"error": ["wrong"], "fnr": ["with roadwork", "None"], "fpr": ["without roadwork", "Roadwork"]}[loss]
+    told = {"error": ["wrong"], "fnr": ['answered "None"', 'labelled "Roadwork"'],
+            "fpr": ['answered "Roadwork"', 'labelled "None"']}[loss]  # fmt: skip
     assert tells(risk["guarantee"], *told, f"{alpha:g}", "0.9", "groups")
     assert ("0.2" in risk["guarantee"]) == (loss == "error" and prior is not None)
     assert (tmp_path / "phase5_scrc" / "plots" / "risk_coverage.png").is_file()
+
+
+def test_where_no_groups_are_known_the_promise_is_about_rows_and_says_what_it_rests_on(phase5: Run) -> None:
+    words = phase5(
+        _table("val_select"), _table("val_calib", separation=2.4), group_by=None, risk={"alpha": 0.06, "delta": 0.1}
+    )[1]["guarantee"]
+    assert tells(words, "0.06", "0.9", "if rows are independent", "data.group_by") and "new group" not in words
 
 
 def test_the_seed_draws_the_row_of_a_group(phase5: Run) -> None:
@@ -284,6 +296,9 @@ def test_a_learned_gate_ranks_the_answers(phase5: Run, tmp_path: Path) -> None:
 
 
 def _phase6(run: Path, sha256: str = SHA) -> tuple[Policy, Path | None]:
+    model = run / "phase1_baseline" / "model"
+    model.mkdir(parents=True, exist_ok=True)
+    (model / "config.json").write_text('{"id2label": {"0": "None", "1": "Roadwork"}}', encoding="utf-8")
     context = PhaseContext(PHASES[6], parse_recipe({}), run, lambda: None)  # type: ignore[arg-type, return-value]
     return phase6_evaluate.make_policy(context, decision(run, THRESHOLD, sha256=sha256))
 
@@ -338,7 +353,7 @@ def test_selective_figures_equal_a_slow_loop(loss: str, prior: float | None) -> 
                 sums["lost"] += w * (counts and answer != label)
         return {
             "coverage": sums["accepted"] / sums["all"], "risk": sums["lost"] / sums["counted"],
-            "coverage_roadwork": sums["accepted 1"] / sums["1"], "coverage_none": sums["accepted 0"] / sums["0"],
+            "coverage_yes": sums["accepted 1"] / sums["1"], "coverage_no": sums["accepted 0"] / sums["0"],
         }  # fmt: skip
 
     drawn = [row for chunk in group_weights(table.groups, table.labels, 100, 0) for row in chunk]
@@ -375,7 +390,7 @@ def test_what_cannot_be_divided_is_null() -> None:
     policy = Policy(1e6, SHA, SHA, promise=Promise(loss="fnr", alpha=0.07))
     found = to_json(evaluate_selective(table, policy, np.zeros(20, bool), None, 100))
     assert found["coverage"]["value"] == 0
-    for figure in (found["risks"]["fnr"], found["coverage_roadwork"]):
+    for figure in (found["risks"]["fnr"], found["coverage_yes"]):
         assert figure == {"value": None, "interval": [None, None]}
     assert json.dumps(found, allow_nan=False)
 
@@ -387,6 +402,6 @@ def test_rates_are_those_of_the_decisions_where_probabilities_saturate() -> None
     table = LogitTable(asked, np.where(labels == 1, 1.0, 0.9), SHA)
     policy = Policy(0.95, SHA, SHA, calibration=Calibration("temperature", 80.0))
     assert set(policy.probability(table.logits)) == {1.0}
-    found = to_json(evaluate(table, policy, np.ones(40, bool), {}, None, 100))["as_found"]
+    found = to_json(evaluate(table, policy, np.ones(40, bool), {}, None, 100, True))["as_found"]
     assert [found["metrics"][name] for name in ("mcc", "recall", "specificity", "tp", "fp")] == [1, 1, 1, 20, 0]
-    assert found["intervals"]["mcc"] == [1, 1] and found["metrics"]["brier"] == 0.5
+    assert found["intervals"]["mcc"][1] == 1 and "mcc" in found["exact"] and found["metrics"]["brier"] == 0.5

@@ -12,6 +12,7 @@ from PIL import Image
 
 from natix_hf.bundle.load import load_bundle
 from natix_hf.errors import VerificationError
+from natix_hf.labels import LabelNames
 from natix_hf.report.page import render_report
 from natix_hf.results.calibration import CalibrationReport
 from natix_hf.results.decision import Decision
@@ -50,6 +51,7 @@ def test_it_verifies_and_is_told_of(run: Path) -> None:
     assert results.policy is not None and results.policy.threshold_logit == results.decision.threshold_logit
     assert results.policy.promise == results.promise.promise
     assert results.decision.champion in render_report(run)
+    assert results.policy.labels == LabelNames() and 'labelled "Roadwork"' in render_report(run)
 
 
 def test_its_bundle_answers(run: Path) -> None:
@@ -59,9 +61,14 @@ def test_its_bundle_answers(run: Path) -> None:
 
 @pytest.mark.parametrize("place", FILES)
 def test_what_is_read_is_written_as_it_was(place: str, run: Path, tmp_path: Path) -> None:
-    """But for the number of the schema, which files of that version have not: byte for byte."""
+    """But for the number of the schema, which files of that version have not, and two renamed keys: byte for byte."""
     kind = FILES[place]
-    stored = json.loads((run / place / kind.FILE).read_text(encoding="utf-8"))
+    text = (run / place / kind.FILE).read_text(encoding="utf-8")
+    renamed = {"coverage_roadwork": "coverage_yes", "coverage_none": "coverage_no"}
+    assert all((old in text) == (kind is Evaluation) for old in renamed)
+    for old, new in renamed.items():
+        text = text.replace(f'"{old}"', f'"{new}"')
+    stored = json.loads(text)
     assert "schema" not in stored
     kind.read(run / place).write(tmp_path)
     written = (tmp_path / kind.FILE).read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from test_every_key_phase4 import EFFECTS as PHASE4_EFFECTS
 from test_every_key_selective import EFFECTS as SELECTIVE_EFFECTS
 
 from natix_hf.bundle.config import ExportConfig
-from natix_hf.data.config import DataConfig
+from natix_hf.data.config import DataConfig, SourceConfig
 from natix_hf.errors import DataError
 from natix_hf.keys import sections
 from natix_hf.models.config import ModelConfig
@@ -28,7 +29,10 @@ from natix_hf.trainers.config import Argument
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """`a`: one picture in two groups, one row against the label rule, two image and label columns. `b`: another."""
+    """`a`: one picture of a label in many groups, one row against the label rule, two image and label columns.
+
+    `b`: another of the kind.
+    """
     import datasets
 
     paths = {}
@@ -43,8 +47,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             for group in range(40)
             for _ in range(2)
         ]  # fmt: skip
-        for row in rows[4::2]:  # one picture everywhere: wherever the groups fall, some overlap
-            row["image"] = rows[0]["image"]
+        for row in rows[4::2]:  # one picture of a label everywhere: wherever the groups fall, some overlap
+            row["image"] = rows[40 if row["label"] else 0]["image"]
         rows[-1]["scene_description"] = ""
         features = datasets.Features(dict.fromkeys(("image", "other_image"), datasets.Image()) | {
             name: datasets.Value("string" if isinstance(value, str) else "int64")
@@ -135,6 +139,7 @@ EFFECTS: list[tuple[str, str, Any, Any]] = [
     ("data", "label_rule", "scene_description", lambda s: len(s.data.splits.dropped)),
     ("data", "label_noise", 0.2, lambda s: s.data.splits.labels),
     ("data", "cache_px", 8, lambda s: list(s.data.decoded["height"])),
+    ("data", "cache", "jpeg", lambda s: s.views),
     ("data", "seed", 5, lambda s: s.data.splits.roles),
     ("data", "target_prior", 0.8, lambda s: round(_positives(s), 1)),
     ("data", "target_prior", 0.8, lambda s: s.compute_metrics.target_prior),
@@ -169,9 +174,17 @@ ELSEWHERE = {
     ("", "phases"): "test_phases",
     ("data", "revision"): "test_revisions_reach_the_hub",
     ("data", "slices"): "test_slices",
-    ("data", "positive_class"): "test_positive_class",
+    ("data", "config"): "test_config",
+    ("data", "positive_class"): "test_positive_class_and_exclude_classes",
+    ("data", "exclude_classes"): "test_positive_class_and_exclude_classes",
+    ("data.group_by", "pattern"): "data/test_data_groups.py::test_groups_by_a_pattern",
+    ("data.source.group_by", "pattern"): "data/test_data_groups.py::test_groups_by_a_pattern",
+    **{("data.source", k): "data/test_data_several.py::test_every_key_of_a_source" for k in key_types(SourceConfig)},
     ("data", "on_overlap"): "test_on_overlap",
     ("data", "on_bad_image"): "test_on_bad_image",
+    ("data", "question"): "phases/test_labels.py::test_page_and_card_name_question_and_answers",
+    **{("data.labels", key): "phases/test_labels.py::test_every_file_has_the_names_and_none_the_subnets"
+       for key in ("no", "yes")},
     ("data", "exam"): "phases/test_exam.py::test_the_threshold_is_that_of_the_exam",
     ("data", "exam_views"): "phases/test_exam.py::test_the_threshold_is_that_of_the_exam",
     ("model", "backbone"): "test_backbone",
@@ -182,8 +195,10 @@ ELSEWHERE = {
     **{("phase6", k): "hub/test_push.py::test_a_run_publishes_itself" for k in ("push", "repo_id", "private", "tag")},
     ("phase4", "supervised"): "phases/test_phase4.py::test_a_stage_of_its_own_has_a_control_of_its_own",
     ("phase4", "use_labeled_data"): "phases/test_phase4.py::test_without_labels_it_stops_after_the_backbone",
+    ("phase4", "stream"): "phases/test_phase4_stream.py::test_frames_alone",
+    ("phase4", "shuffle_buffer"): "test_shuffle_buffer",
     ("phase4", "unlabelled"): "phases/test_phase4_unlabelled.py::test_no_labels_and_no_splits_at_all",
-}
+}  # fmt: skip
 
 
 def test_no_key_is_forgotten() -> None:
@@ -192,7 +207,7 @@ def test_no_key_is_forgotten() -> None:
         for place, section in sections().items()
         for key, hint in key_types(section).items()
         if place != "phase4.supervised" and not isinstance(key_meanings(section)[key], Argument)
-        if section_of(hint) is None or (place, key) in ELSEWHERE or key == "augment"
+        if section_of(hint) is None or (place, key) in ELSEWHERE or key in ("augment", "group_by")
     }
     tables = [*EFFECTS, *PHASE4_EFFECTS, *SELECTIVE_EFFECTS]
     assert keys == {(section, key) for section, key, *_ in tables} | set(ELSEWHERE)
@@ -235,6 +250,35 @@ def test_on_bad_image(parquet_source: Path, tmp_path: Path) -> None:
     assert [row["id"] for row in skipping.splits.dropped] == ["train/119"]
 
 
+def test_shuffle_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reaches the stream that phase 4 opens. What it does there, data/test_data_stream.py shows."""
+    from natix_hf.data.rows import load_image_data
+    from natix_hf.phases import phase4_adapt
+    from natix_hf.runs.context import PhaseContext
+    from natix_hf.runs.graph import PHASES
+
+    for number in range(3):
+        striped_image(0, np.random.default_rng(number)).save(tmp_path / f"{number}.png")
+    asked: list[int] = []
+
+    class Seen(Exception):
+        pass
+
+    def stop(shards: Any, data: Any, splits: Any, buffer: int, seed: int) -> None:
+        asked.append(buffer)
+        raise Seen
+
+    monkeypatch.setattr(phase4_adapt, "Stream", stop)
+    for given in ({}, {"shuffle_buffer": 7}):
+        section = {"stream": True, "unlabelled": [str(tmp_path)], "trainable": "all", "use_labeled_data": False}
+        recipe = parse_recipe({"data": {"source": None}, "phase4": section | given})
+        data = load_image_data(recipe.data)
+        context = PhaseContext(PHASES[4], recipe, tmp_path / "run", lambda data=data: data, False)
+        with pytest.raises(Seen):
+            phase4_adapt.adapt_backbone(context)
+    assert asked == [1000, 7]
+
+
 def test_slices(look: Look, sources: dict[str, str], _finished_run: Path) -> None:
     """A column that is not there is an error; one that is there is a slice of the figures."""
     with pytest.raises(DataError, match="nope"):
@@ -243,12 +287,32 @@ def test_slices(look: Look, sources: dict[str, str], _finished_run: Path) -> Non
     assert list(evaluation["slices"]) == TINY_RECIPE["data"]["slices"]
 
 
-def test_positive_class(parquet_source: Path) -> None:
+def test_positive_class_and_exclude_classes(tmp_path: Path) -> None:
     from natix_hf.data.sources import load_source
 
+    rng = np.random.default_rng(0)
+    for place in ("a/1.png", "b/1.png", "b/2.png", "c/1.png"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        striped_image(0, rng).save(tmp_path / place)
     with pytest.raises(DataError) as caught:
-        load_source(DataConfig(source=str(parquet_source), positive_class="roadwork"))
-    assert tells(caught.value, "positive_class", "'label'", "int64")
+        load_source(DataConfig(source=str(tmp_path)))
+    assert tells(caught.value, "positive_class", "a (1), b (2), c (1)", "exclude_classes")
+    rows = load_source(DataConfig(source=str(tmp_path), positive_class="b", exclude_classes=["c"]))
+    assert rows.labels.tolist() == [0, 1, 1, -1] and list(rows.left_out) == ["c/1.png"]
+
+
+def test_config(tmp_path: Path, parquet_source: Path) -> None:
+    from natix_hf.data.sources import load_source
+
+    shutil.copytree(parquet_source, tmp_path / "set")
+    (tmp_path / "set" / "README.md").write_text(
+        "---\nconfigs: [{config_name: small, data_files: data/train*}, {config_name: all, data_files: data/*}]\n---\n"
+    )
+    source = str(tmp_path / "set")
+    with pytest.raises(DataError) as caught:
+        load_source(DataConfig(source=source))
+    assert tells(caught.value, "small, all", "data.config")
+    assert len(load_source(DataConfig(source=source, config="small")).ids) == 120
 
 
 @pytest.mark.parametrize("what", ["data", "model"])
@@ -328,13 +392,13 @@ def test_phase6(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "version": "3.2.1", "submitted_by": "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY", "onnx": True,
     }  # fmt: skip
     resamples: list[int] = []
-    real = evaluation.bootstrap_intervals
+    real = evaluation.metric_intervals
 
     def count(*args: Any, n_resamples: int, **kwargs: Any) -> Any:
         resamples.append(n_resamples)
         return real(*args, n_resamples=n_resamples, **kwargs)
 
-    monkeypatch.setattr(evaluation, "bootstrap_intervals", count)
+    monkeypatch.setattr(evaluation, "metric_intervals", count)
     assert set(changed) == set(key_types(ExportConfig)) - {"push", "repo_id", "private", "tag"}
     source = json.loads((finished_run / "phase0_data" / "manifest.json").read_text(encoding="utf-8"))["section"]
     content = {**TINY_RECIPE, "data": source["data"], "phase6": changed}

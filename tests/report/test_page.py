@@ -21,6 +21,7 @@ from document import Document, read_page
 from PIL import Image
 
 from natix_hf.errors import UsageError, VerificationError
+from natix_hf.labels import LabelNames
 from natix_hf.metrics.table import METRICS
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import write_json
@@ -140,7 +141,8 @@ def test_the_order_is_what_a_reader_wants_first(whole_run: Path) -> None:
     _with_exam(whole_run)
     document = _page(whole_run)
     assert document.headings == [
-        "warnings", "numbers", "plots", "examples", "exam", "phases", "training", "adaptation", "merge", "lineage"
+        "warnings", "numbers", "plots", "examples", "exam", "read", "phases", "training", "adaptation", "merge",
+        "lineage",
     ]  # fmt: skip
     before = " ".join(html.unescape(re.sub("<[^>]*>", " ", render_report(whole_run).partition("<h2")[0])).split())
     evaluation = _read(whole_run / "phase6_export" / "evaluation.json")
@@ -169,7 +171,7 @@ def test_the_figures_are_those_of_the_files(whole_run: Path) -> None:
             _shown(evaluation[column]["metrics"][name], evaluation[column]["intervals"].get(name))
             for column in ("as_found", "at_target_prior")
         ]
-        assert document.row(METRICS[name].title) == expected
+        assert document.row(METRICS[name].named(LabelNames())) == expected
     selective, found = evaluation["selective"], evaluation["as_found"]["metrics"]
     assert _has_row(document, _shown(*selective["coverage"].values()))
     assert re.search(rf"{found['n_positive']:.0f} \D*{found['tp']:.0f} ", document.text)
@@ -233,7 +235,7 @@ def test_an_undefined_figure_says_so(whole_run: Path) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
     document = _page(whole_run)
     for name in ("mcc", "precision", "auroc"):
-        assert document.row(METRICS[name].title) == [page._UNDEFINED] * 2
+        assert document.row(METRICS[name].named(LabelNames())) == [page._UNDEFINED] * 2
     columns = ("as_found", "at_target_prior")
     assert document.row(METRICS["f1"].title) == [_shown(content[name]["metrics"]["f1"]) for name in columns]
     assert document.row("clear")[2] == page._UNDEFINED

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command, write_parquet_source
+from bundles import describe, read
+from conftest import Command, striped_image, write_parquet_source
+from facts import tells
 from PIL import Image
 from refusals import refused
 from sklearn.metrics import matthews_corrcoef
 
-from natix_hf.bundle.examine import examine
+from natix_hf.bundle.examine import data_keys, examine
 from natix_hf.bundle.load import load_bundle
 from natix_hf.data.config import DataConfig
 from natix_hf.errors import DataError
@@ -79,3 +81,69 @@ def test_the_command(finished_run: Path, source: Path, command: Command) -> None
     assert f"reward {found.rewards['fitted'].expected:.3f}" in out
     assert command("reward", finished_run, "--data", source, "--label-rule", "mine")[0] == 2
     assert command("reward", finished_run, "--data", "absent")[0] == 2
+
+
+def class_folders(folder: Path, **classes: int) -> Path:
+    """Two pictures a class; its number says what they look like."""
+    rng = np.random.default_rng(0)
+    for name, label in classes.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(2):
+            striped_image(label, rng).save(folder / name / f"{number}.png")
+    return folder
+
+
+def with_keys(run: Path, **keys: object) -> Path:
+    """The run's bundle, as if its own data had been read by these keys."""
+    bundle = run / "phase6_export" / "bundle"
+    lineage = read(bundle / "bundle_manifest.json")["lineage"]
+    describe(bundle, lineage=lineage | {"data": lineage["data"] | keys})
+    return bundle
+
+
+def labels_told(out: str) -> list[str]:
+    return [line.partition("  ")[2] for line in out.splitlines() if line.startswith("label ")]
+
+
+def test_a_bundle_carries_how_its_labels_are_written(finished_run: Path) -> None:
+    carried = data_keys(load_bundle(finished_run))
+    assert carried == {"image_column": "image", "label_column": "label", "positive_class": None,
+                       "exclude_classes": [], "label_rule": "none"}  # fmt: skip
+
+
+def test_labels_are_read_as_the_bundle_does(finished_run: Path, tmp_path: Path, command: Command) -> None:
+    limits = class_folders(tmp_path / "limits", limit=1, other=0, unsure=0)
+    bundle = with_keys(finished_run, positive_class="Limit", exclude_classes=["unsure", "blurred"])
+    code, out, _ = command("reward", bundle, "--data", limits)
+    assert code == 0 and labels_told(out) == ["other (2)", "limit (2)"] and "4 real pictures, 2 " in out
+    code, out, _ = command("reward", bundle, "--data", limits, "data.positive_class=other", "data.exclude_classes=[]")
+    assert code == 0 and labels_told(out) == ["limit (2), unsure (2)", "other (2)"]
+    plain = class_folders(tmp_path / "plain", none=0, roadwork=1)  # these say themselves which one means yes
+    code, out, _ = command("reward", bundle, "--data", plain)
+    assert code == 0 and labels_told(out) == ["none (2)", "roadwork (2)"]
+
+
+def test_what_the_bundle_says_and_the_source_lacks_is_told(
+    finished_run: Path, tmp_path: Path, command: Command
+) -> None:
+    bundle = with_keys(finished_run, positive_class="limit", label_rule="scene_description")
+    source = class_folders(tmp_path / "x", cat=0, dog=1)
+    code, _, err = command("reward", bundle, "--data", source)
+    assert code == 2 and tells(err.strip(), "cat", "dog", "data.positive_class=limit")
+    code, _, err = command("reward", bundle, "--data", source, "data.positive_class=dog")
+    assert code == 2 and tells(err.strip(), "scene_description", "data.label_rule=none")
+    code, _, err = command("reward", bundle, "--data", source, "data.positive_class=bird", "--label-rule", "none")
+    assert code == 2 and tells(err.strip(), "bird", "cat, dog") and "from the bundle" not in err
+
+
+def test_keys_of_a_foreign_or_older_bundle(finished_run: Path, tmp_path: Path, command: Command) -> None:
+    source = class_folders(tmp_path / "x", no=0, yes=1)
+    bundle = with_keys(finished_run, source="/etc", revision="x", group_by="y")
+    code, out, _ = command("reward", bundle, "--data", source)
+    assert code == 0 and labels_told(out) == ["no (2)", "yes (2)"]
+    bundle = with_keys(finished_run, positive_class=["yes"])
+    code, _, err = command("reward", bundle, "--data", source)
+    assert code == 2 and tells(err.strip(), "data.positive_class", "yes")
+    lineage = read(bundle / "bundle_manifest.json")["lineage"]
+    describe(bundle, lineage={key: value for key, value in lineage.items() if key != "data"})
+    assert data_keys(load_bundle(bundle)) == {} and command("reward", bundle, "--data", source)[0] == 0
