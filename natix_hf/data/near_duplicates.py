@@ -36,7 +36,7 @@ _EDGES = (0.5, 2.1, 4.1, 6.1, 8.1)  # of the bands, in cycles
 _WEIGHTS = np.array([0.3, 1.0, 1.6, 1.5], dtype=np.float32) / 4.4
 _DETAIL_WEIGHT = 0.6
 _LARGEST_REST = -2.35
-_LEAST_CORRELATION = 0.8  # of coarse thumbprints; planted copies have 0.85 and more
+_LEAST_CORRELATION = 0.8  # of coarse thumbprints; planted copies have 0.90 and more, frames that pass 0.85
 _LARGEST_GAIN = 1.6  # of contrast; the mean level may change by 1.5 times as much, or as little
 _WHITE = 240  # a grey level from which on a brightened picture may be clipped
 
