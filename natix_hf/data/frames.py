@@ -22,7 +22,7 @@ from natix_hf.data.config import DataConfig, GroupPattern
 from natix_hf.data.groups import group_key, group_rules, matched
 from natix_hf.data.rows import Rows
 from natix_hf.errors import DataError, first_line
-from natix_hf.intake.columns import is_saved
+from natix_hf.intake.columns import is_saved, load_saved, load_splits, undecoded
 from natix_hf.intake.kinds import junk_reason, kind_of
 from natix_hf.provenance.files import walk
 from natix_hf.provenance.hub import is_repo_id
@@ -185,7 +185,7 @@ def _of_folder(root: Path, name: str, patterns: tuple[GroupPattern, ...]) -> tup
 
 def _of_tables(source: str, name: str, config: DataConfig) -> list[Shard]:
     """Shards of what `datasets` loads: parquet files, a saved dataset, the built-in scenes, or a Hub dataset."""
-    from datasets import Image, IterableDataset
+    from datasets import IterableDataset
 
     shards: list[Shard] = []
     for split, rows in _load_tables(source, config).items():
@@ -195,13 +195,7 @@ def _of_tables(source: str, name: str, config: DataConfig) -> list[Shard]:
             raise DataError(f"{_KEY}: {source} split {split!r} has no column {config.image_column!r}: it has {has}")
         group_columns = tuple(rule for rule in group_rules(config) if isinstance(rule, str) and rule in columns)
         kept = rows.select_columns([config.image_column, *group_columns])
-        try:
-            kept = kept.cast_column(config.image_column, Image(decode=False))
-        except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors are some of these
-            cause = first_line(error)
-            raise DataError(
-                f"{_KEY}: column {config.image_column!r} of {source} does not hold images ({cause})"
-            ) from None
+        kept = undecoded(kept, config.image_column, f"{_KEY} {source}")
         count = kept.num_shards if isinstance(kept, IterableDataset) else _shards_of(len(kept))
         for i in range(count):
             part = kept.shard(num_shards=count, index=i, contiguous=True)
@@ -210,33 +204,26 @@ def _of_tables(source: str, name: str, config: DataConfig) -> list[Shard]:
 
 
 def _load_tables(source: str, config: DataConfig) -> dict[str, Any]:
-    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+    from datasets import load_dataset
 
     folder = Path(source).expanduser()
     if source == "synthetic":
         return {"train": build_synthetic(config.synthetic)}
-    if not folder.is_dir() and not is_repo_id(source):
+    if is_saved(folder):
+        return load_saved(folder, _KEY)
+    if folder.is_dir():
+        tables = [glob.escape(entry.path) for name, entry in walk(folder) if name.lower().endswith(".parquet")]
+        if not tables:
+            raise DataError(
+                f"{_KEY}: {source} holds no pictures, tar shards or parquet files that could be streamed: name "
+                "another source"
+            )
+        return load_splits(
+            lambda: load_dataset("parquet", data_files={"train": tables}, streaming=True), _KEY, str(folder)
+        )
+    if not is_repo_id(source):
         raise DataError(f"{_KEY}: there is no folder {source} (seen from {Path.cwd()}): set {_KEY}=[FOLDER]")
-    try:
-        if is_saved(folder):
-            loaded: Any = load_from_disk(str(folder))
-            return {"train": loaded} if isinstance(loaded, Dataset) else dict(DatasetDict(loaded))
-        if folder.is_dir():
-            tables = [glob.escape(entry.path) for name, entry in walk(folder) if name.lower().endswith(".parquet")]
-            if not tables:
-                raise DataError(
-                    f"{_KEY}: {source} holds no pictures, tar shards or parquet files that could be streamed: name "
-                    "another source"
-                )
-            return dict(load_dataset("parquet", data_files={"train": tables}, streaming=True))
-        return dict(load_dataset(source, revision=config.revision, streaming=True))
-    except DatasetNotFoundError as error:
-        raise DataError(
-            f"{_KEY}: no dataset {source!r} on the Hub, or no right to read it ({first_line(error)})"
-        ) from None
-    except (OSError, ValueError, IndexError, RuntimeError, DatasetsError) as error:  # IndexError: saved without rows
-        raise DataError(f"{_KEY}: {source} cannot be streamed by `datasets` ({first_line(error)})") from None
+    return load_splits(lambda: load_dataset(source, revision=config.revision, streaming=True), _KEY, source)
 
 
 def _shards_of(count: int) -> int:

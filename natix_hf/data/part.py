@@ -13,7 +13,7 @@ import numpy as np
 
 from natix_hf.data.column_labels import classes_of, splits_of
 from natix_hf.data.config import DataConfig, SourceConfig
-from natix_hf.errors import DataError, first_line
+from natix_hf.errors import DataError
 from natix_hf.intake.archives import store_members
 from natix_hf.intake.columns import (
     declared_configs,
@@ -24,6 +24,7 @@ from natix_hf.intake.columns import (
     load_hub,
     load_saved,
     on_hub,
+    undecoded,
 )
 from natix_hf.intake.files import File, find_files, why_no_row
 from natix_hf.intake.folder import Listing, read_listing, read_marked, read_pictures, say_no_picture
@@ -210,7 +211,9 @@ def _from_splits(source: SourceConfig, config: DataConfig, splits: dict[str, Dat
                 f"{source.source} split {split!r} has no column {image_column!r}: it has {_names(dataset)}; set "
                 "data.image_column"
             )
-    images = [_image_column(dataset, image_column, source.source) for dataset in splits.values()]
+    images = [
+        undecoded(dataset.select_columns([image_column]), image_column, source.source) for dataset in splits.values()
+    ]
     joined = images[0] if len(images) == 1 else concatenate_datasets(images)
     if len(joined) == 0:
         raise DataError(f"{source.source} has no rows")
@@ -275,18 +278,6 @@ def _paths(images: Dataset, column: str, ids: list[str]) -> list[str]:
 
     paths = pc.struct_field(images.with_format("arrow")[column], "path").to_pylist() if len(images) else []
     return [path or row_id for path, row_id in zip(paths, ids, strict=True)]
-
-
-def _image_column(dataset: Dataset, column: str, source: str) -> Dataset:
-    from datasets import Image
-
-    dataset = dataset.select_columns([column])
-    if not isinstance(dataset.features[column], Image):
-        try:
-            dataset = dataset.cast_column(column, Image())
-        except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors are some of these
-            raise DataError(f"column {column!r} of {source} does not hold images ({first_line(error)})") from None
-    return dataset.cast_column(column, Image(decode=False))
 
 
 def _names(dataset: Dataset) -> str:

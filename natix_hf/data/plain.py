@@ -8,7 +8,8 @@ import numpy as np
 
 from natix_hf.data.decode import decode_once
 from natix_hf.data.rows import Rows
-from natix_hf.errors import DataError, first_line
+from natix_hf.errors import DataError
+from natix_hf.intake.columns import undecoded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,8 +59,6 @@ def rows_of(
         >>> rows.labels  # doctest: +SKIP
         array([0, 1, 1])
     """
-    from datasets import Image
-
     what = f"{role}_dataset"
     if len(dataset) == 0:
         raise DataError(f"{what} has no rows")
@@ -71,10 +70,7 @@ def rows_of(
     if label_column is not None:
         labels = _labels(table, label_column, what)
     ids = [f"{role}/{index}" for index in range(len(table))]
-    try:
-        source = table.cast_column(image_column, Image()).cast_column(image_column, Image(decode=False))
-    except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors are some of these
-        raise DataError(f"column {image_column!r} of {what} does not hold images ({first_line(error)})") from None
+    source = undecoded(table, image_column, what)
     decoded = decode_once(source, ids, image_column, cache_px, on_bad_image="skip")
     problem = next((problem for problem in decoded["problem"] if problem is not None), None)
     if problem is not None:

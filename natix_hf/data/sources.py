@@ -208,7 +208,7 @@ def _refused_by_rule(part: Part, source: SourceConfig, found: Labelled) -> dict[
     if source.label_rule != _DESCRIPTION:
         return {}
     if _DESCRIPTION not in part.columns:
-        held = ", ".join(part.columns)
+        held = ", ".join(part.columns) or "no columns beside picture and label"
         raise DataError(
             f"data.label_rule: {part.name} has no column {_DESCRIPTION!r}: it has {held}; data.label_rule=none takes "
             "every label as it is"

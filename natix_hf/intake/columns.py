@@ -6,6 +6,8 @@ import glob
 import os
 import re
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,7 @@ def load_saved(folder: Path, key: str) -> dict[str, Dataset]:
     """Load the splits of a folder that `save_to_disk` wrote. Raises DataError if it is damaged."""
     from datasets import load_from_disk
 
-    return _loaded(lambda: load_from_disk(str(folder)), key, str(folder))
+    return load_splits(lambda: load_from_disk(str(folder)), key, str(folder))
 
 
 def holds_images(found: Found, image_column: str) -> bool:
@@ -73,7 +75,7 @@ def load_files(found: Found, config: str | None, key: str, notes: list[str]) -> 
     declared = declared_configs(found.root) if found.source.is_dir() else []
     if declared:
         chosen = choose_config(declared, config, str(found.root))
-        of_config = _loaded(lambda: load_dataset(str(found.root), chosen), key, str(found.root))
+        of_config = load_splits(lambda: load_dataset(str(found.root), chosen), key, str(found.root))
         return of_config, _files_of(found, chosen)
     if config is not None:
         raise DataError(f"data.config is {config!r}, but {found.root} has no configurations: remove the key")
@@ -90,9 +92,8 @@ def load_files(found: Found, config: str | None, key: str, notes: list[str]) -> 
         if len(kinds) > 1:
             raise DataError(f"{found.root} holds both parquet and arrow files: keep one kind, or name one folder")
         [(builder, paths)] = kinds.items()
-        loaded |= _loaded(
-            lambda b=builder, p=paths, s=split: load_dataset(b, data_files={s: p}), key, str(found.source)
-        )
+        load = partial(load_dataset, builder, data_files={split: paths})
+        loaded |= load_splits(load, key, str(found.source))
     return loaded, {file.name for file in found.columns}
 
 
@@ -113,7 +114,7 @@ def load_hub(repo_id: str, revision: str | None, config: str | None, key: str) -
     """
     from datasets import load_dataset
 
-    return _loaded(lambda: load_dataset(repo_id, config, revision=revision), key, repo_id)
+    return load_splits(lambda: load_dataset(repo_id, config, revision=revision), key, repo_id)
 
 
 def hub_pictures(repo_id: str, revision: str | None) -> Path | None:
@@ -213,9 +214,13 @@ def _word_in(stem: str) -> str | None:
     return ends[-1] if ends else None
 
 
-def _loaded(load: Any, key: str, source: str) -> dict[str, Dataset]:
-    """Run a loader of `datasets` and turn its errors into one line."""
-    from datasets import Dataset, DatasetDict
+def load_splits(load: Callable[[], Any], key: str, source: str) -> dict[str, Any]:
+    """Run a loader of `datasets`, in memory or streaming, and turn its errors into one line.
+
+    Raises:
+        DataError: If it fails.
+    """
+    from datasets import Dataset
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     try:
@@ -239,7 +244,21 @@ def _loaded(load: Any, key: str, source: str) -> dict[str, Dataset]:
                 f"{key}: {source} has several configurations ({_one_line(error)}): set data.config"
             ) from None
         raise DataError(f"{key}: {source} cannot be loaded by `datasets` ({first_line(cause)})") from None
-    return {"train": loaded} if isinstance(loaded, Dataset) else dict(DatasetDict(loaded))
+    return {"train": loaded} if isinstance(loaded, Dataset) else dict(loaded)
+
+
+def undecoded(dataset: Any, column: str, where: str) -> Any:
+    """A data set whose image column yields `{"bytes", "path"}` instead of decoded pictures.
+
+    Raises:
+        DataError: If the column does not hold images.
+    """
+    from datasets import Image
+
+    try:
+        return dataset.cast_column(column, Image(decode=False))
+    except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors are some of these
+        raise DataError(f"column {column!r} of {where} does not hold images ({first_line(error)})") from None
 
 
 def _one_line(error: BaseException) -> str:
