@@ -23,7 +23,7 @@ from measure import median_ratio
 from results import record
 from selective_references import mapie_ltt
 
-from natix_hf.calibration.risk_control import fit_risk_control, make_grid
+from natix_hf.calibration import fit_risk_control, make_grid
 
 ALPHA, DELTA, ROUNDS, MOST_SORTS = 0.05, 0.1, 5, 4.0
 

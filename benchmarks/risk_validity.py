@@ -29,7 +29,7 @@ from results import record
 from scipy.special import ndtr
 from scipy.stats import binomtest
 
-from natix_hf.calibration.risk_control import fit_risk_control, make_grid
+from natix_hf.calibration import fit_risk_control, make_grid
 from natix_hf.calibration.risk_rows import Loss, losses_for, one_row_per_group, subsample_to_prior
 
 LOSSES, ALPHAS, DELTAS, SIZES = ("error", "fnr", "fpr"), (0.02, 0.05, 0.1), (0.05, 0.1), (200, 1000, 4000)

@@ -34,8 +34,8 @@ from results import record
 from scipy.special import ndtr
 from scipy.stats import binomtest
 
-from natix_hf.calibration.plan import upper_bound
-from natix_hf.calibration.risk_control import fit_risk_control, make_grid
+from natix_hf.calibration import fit_risk_control, make_grid
+from natix_hf.calibration.binomial import upper_bound
 
 Floats = npt.NDArray[np.float64]
 MU = 1.2

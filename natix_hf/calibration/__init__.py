@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from natix_hf.calibration.binomial import allowed_errors
     from natix_hf.calibration.classwise import ClasswiseRiskControl, fit_classwise_risk_control
-    from natix_hf.calibration.plan import Plan, allowed_errors, groups_needed
+    from natix_hf.calibration.grid import make_grid
+    from natix_hf.calibration.plan import Plan, groups_needed
     from natix_hf.calibration.promise import Promise
-    from natix_hf.calibration.risk_control import RiskControl, fit_risk_control, make_grid
+    from natix_hf.calibration.risk_control import RiskControl, fit_risk_control
     from natix_hf.calibration.risk_rows import losses_for, one_row_per_group, subsample_to_prior
     from natix_hf.calibration.temperature import (
         TEMPERATURE_BOUNDS,
@@ -23,9 +25,11 @@ if TYPE_CHECKING:
 
 _PLACES = {
     **dict.fromkeys(("ClasswiseRiskControl", "fit_classwise_risk_control"), "classwise"),
-    **dict.fromkeys(("Plan", "allowed_errors", "groups_needed"), "plan"),
+    "allowed_errors": "binomial",
+    "make_grid": "grid",
+    **dict.fromkeys(("Plan", "groups_needed"), "plan"),
     "Promise": "promise",
-    **dict.fromkeys(("RiskControl", "fit_risk_control", "make_grid"), "risk_control"),
+    **dict.fromkeys(("RiskControl", "fit_risk_control"), "risk_control"),
     **dict.fromkeys(("losses_for", "one_row_per_group", "subsample_to_prior"), "risk_rows"),
     **dict.fromkeys(("TEMPERATURE_BOUNDS", "Calibration"), "temperature"),
     **dict.fromkeys(("fit_calibration", "fit_platt", "fit_temperature"), "temperature"),

@@ -1,21 +1,24 @@
 """Risk control with one acceptance threshold per answer.
 
 A single threshold can meet an error rate by never accepting one of the answers. Here each answer has its own
-threshold, its own test at `delta / 2`, its own coverage and its own minimum coverage.
+threshold, its own coverage and its own minimum coverage.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from natix_hf.calibration.plan import check_share, needed_without_error, upper_bound
-from natix_hf.calibration.risk_control import RiskControl, coverage_interval, fit_risk_control, make_grid
+from natix_hf.calibration.binomial import check_share
+from natix_hf.calibration.fixed_sequence import Counts, loosest, walks
+from natix_hf.calibration.grid import MOST, make_grid
+from natix_hf.calibration.risk_control import RiskControl, certified, fit_risk_control, infeasible
 from natix_hf.errors import DataError, UsageError
-from natix_hf.metrics.arrays import Floats, Labels, as_floats, as_labels, check_lengths
+from natix_hf.metrics.arrays import Floats, Labels, as_floats, as_labels, as_weights, check_lengths
 
 ClasswiseLoss = Literal["error", "rates"]
 
@@ -28,8 +31,9 @@ class ClasswiseRiskControl:
         feasible (`bool`): True if both answers have a certified threshold. With the loss `"error"` only one answer
             may have a threshold. Its guarantee still holds, and the other answer is never accepted.
         positive, negative ([`RiskControl`]): Results for the rows answered 1 and 0. `coverage` is the share of that
-            answer's rows. `delta` and `coverage_delta` are half of the requested values. With the loss `"rates"`,
-            `positive` bounds the false positive rate among the accepted rows and `negative` the false negative rate.
+            answer's rows, and `coverage_delta` half of the requested value. With the loss `"error"` their `delta` is
+            half of the requested one. With `"rates"`, `positive` bounds the false positive rate among the accepted
+            rows and `negative` the false negative rate, both at the requested `delta`.
         loss (`str`): The requested loss.
         delta (`float`): The requested probability that at least one of the two guarantees is false.
     """
@@ -51,15 +55,19 @@ def fit_classwise_risk_control(
     grid: tuple[Any, Any] | None = None,
     min_coverage: float | None = None,
     coverage_delta: float = 0.05,
+    select: Sequence[Any] | None = None,
+    eligible: Any | None = None,
 ) -> ClasswiseRiskControl:
-    """Find an acceptance threshold for each answer with two runs of [`fit_risk_control`] at `delta / 2`.
+    """Find an acceptance threshold for each answer, so that both guarantees hold with probability `1 - delta`.
 
     The loss `"error"` certifies that at most `alpha` of the accepted positive answers are wrong (1 - PPV), and at
-    most `alpha` of the accepted negative answers (1 - NPV). The two thresholds are independent.
+    most `alpha` of the accepted negative answers (1 - NPV). The two thresholds are independent: two runs of
+    [`fit_risk_control`] at `delta / 2`.
 
     The loss `"rates"` certifies that the false positive rate and the false negative rate among the accepted rows are
     at most `alpha`. Each rate depends on both thresholds. The thresholds are therefore loosened together, at equal
-    shares of their grids. The result is the last step at which both rates are certified.
+    shares of their grids, and a step passes if both rates pass at `delta`. The result is the last step that passed. A
+    rate of one class does not depend on how common the class is, so this guarantee holds at every prior.
 
     Args:
         confidence (`array-like` of shape `(n,)`): Finite numbers, for one row per group ([`one_row_per_group`]).
@@ -72,6 +80,11 @@ def fit_classwise_risk_control(
             in advance. `None` takes them from `confidence`; [`fit_risk_control`] says what is proven then.
         min_coverage (`float`, *optional*): Smallest coverage of each answer, as in [`fit_risk_control`].
         coverage_delta (`float`, defaults to 0.05): Largest probability that a coverage interval is wrong.
+        select (`tuple` of three or four `array-like`, *optional*): Confidences, decisions and labels of other rows,
+            and perhaps their weights, as in [`fit_risk_control`]. They give the grid, if `grid` is `None`, and say
+            where the walks begin.
+        eligible (`array-like` of shape `(n,)` or `(k, n)`, *optional*): As in [`fit_risk_control`], for the loss
+            `"error"` only.
 
     Returns:
         [`ClasswiseRiskControl`]: One threshold per answer.
@@ -89,111 +102,158 @@ def fit_classwise_risk_control(
     """
     if loss not in get_args(ClasswiseLoss):
         raise UsageError(f'loss must be one of {", ".join(get_args(ClasswiseLoss))}, found "{loss}"')
-    c, d, y = as_floats(confidence, "confidence"), as_labels(decisions, "decisions"), as_labels(labels)
-    check_lengths(confidence=c, decisions=d, labels=y)
-    check_share(delta, "delta")
-    check_share(coverage_delta, "coverage_delta")
-    if d.min() == d.max():
-        raise DataError(f"all {d.size} decisions are {d[0]}: a threshold for each answer needs rows of both")
-    fit = _fit_rates if loss == "rates" else _fit_error
-    positive, negative = fit(c, d, y, alpha, delta / 2, grid, min_coverage, coverage_delta / 2)
+    rows = _rows(confidence, decisions, labels)
+    for name, value in (("alpha", alpha), ("delta", delta), ("coverage_delta", coverage_delta)):
+        check_share(value, name)
+    if rows.decisions.min() == rows.decisions.max():
+        raise DataError(
+            f"all {rows.decisions.size} decisions are {rows.decisions[0]}: a threshold for each answer needs rows of "
+            "both"
+        )
+    others, weights = None, None
+    if select is not None:
+        if len(select) not in (3, 4):
+            raise UsageError(
+                f"select must be confidences, decisions, labels and perhaps weights, found {len(select)} parts"
+            )
+        others = _rows(select[0], select[1], select[2], "select_")
+        weights = select[3] if len(select) == 4 else None
+        for answer in (1, 0):
+            if not (others.decisions == answer).any():
+                raise DataError(f"no row of select is answered {answer}, so nothing says where its walk begins")
+    if loss == "error":
+        levels = alpha, delta / 2, coverage_delta / 2
+        positive, negative = _fit_error(rows, levels, grid, min_coverage, others, weights, eligible)
+    elif eligible is not None:
+        raise UsageError('eligible is for the loss "error": the loss "rates" counts the rows of each label')
+    else:
+        positive, negative = _fit_rates(rows, (alpha, delta, coverage_delta / 2), grid, min_coverage, others, weights)
     return ClasswiseRiskControl(positive.feasible and negative.feasible, positive, negative, loss, delta)
 
 
+class _Rows(NamedTuple):
+    confidence: Floats
+    decisions: Labels
+    labels: Labels
+
+    @property
+    def wrong(self) -> npt.NDArray[np.bool_]:
+        wrong: npt.NDArray[np.bool_] = self.decisions != self.labels
+        return wrong
+
+
+def _rows(confidence: Any, decisions: Any, labels: Any, of: str = "") -> _Rows:
+    c, d = as_floats(confidence, f"{of}confidence"), as_labels(decisions, f"{of}decisions")
+    y = as_labels(labels, f"{of}labels")
+    arrays: dict[str, npt.NDArray[Any]] = {f"{of}confidence": c, f"{of}decisions": d, f"{of}labels": y}
+    check_lengths(**arrays)
+    return _Rows(c, d, y)
+
+
 def _fit_error(
-    c: Floats,
-    d: Labels,
-    y: Labels,
-    alpha: float,
-    delta: float,
+    rows: _Rows,
+    levels: tuple[float, float, float],
     grid: Any,
     minimum: float | None,
-    coverage_delta: float,
+    select: _Rows | None,
+    weights: Any,
+    eligible: Any,
 ) -> tuple[RiskControl, RiskControl]:
-    grids = (None, None) if grid is None else grid
-    positive, negative = (
-        fit_risk_control(
-            c[d == answer], (y != d)[d == answer], alpha, delta, None, thresholds, minimum, coverage_delta
+    alpha, delta, coverage_delta = levels
+
+    def fit(answer: int, thresholds: Any) -> RiskControl:
+        mine, others = rows.decisions == answer, None
+        if select is not None:
+            theirs = select.decisions == answer
+            chosen = None if weights is None else np.asarray(weights)[..., theirs]
+            others = (select.confidence[theirs], select.wrong[theirs], chosen)
+        counted = None if eligible is None else np.asarray(eligible)[..., mine]
+        return fit_risk_control(
+            rows.confidence[mine], rows.wrong[mine], alpha, delta, counted, thresholds, minimum, coverage_delta, others
         )
-        for answer, thresholds in zip((1, 0), grids, strict=True)
+
+    grids = (None, None) if grid is None else grid
+    return fit(1, grids[0]), fit(0, grids[1])
+
+
+def _fit_rates(
+    rows: _Rows,
+    levels: tuple[float, float, float],
+    grid: Any,
+    minimum: float | None,
+    select: _Rows | None,
+    weights: Any,
+) -> tuple[RiskControl, RiskControl]:
+    if grid is None:
+        given, most = (rows, max(rows.confidence.size, 2)) if select is None else (select, MOST)
+        grid = [make_grid(given.confidence[given.decisions == answer], most) for answer in (1, 0)]
+    strict_to_loose = [np.unique(as_floats(thresholds, "grid"))[::-1] for thresholds in grid]
+    # The steps are as many as the longer grid has thresholds; the shorter grid moves at its share of them.
+    steps = max(thresholds.size for thresholds in strict_to_loose)
+    alpha, delta, _ = levels
+    enters = _enters(rows, strict_to_loose, steps)
+    tests, seen = _counts(rows, enters, steps, None), None
+    if select is not None:
+        chosen = as_weights(weights, "select_weights")
+        check_lengths(select_confidence=select.confidence, select_weights=chosen)
+        seen = _counts(select, _enters(select, strict_to_loose, steps), steps, chosen)
+    walked = walks(tests, alpha, delta, seen)
+    best = loosest(walked)
+    answered = [rows.decisions == answer for answer in (1, 0)]
+    if not best.passed:
+        alone = [
+            loosest(walks([test], alpha, delta, None if seen is None else [seen[label]])).passed
+            for label, test in enumerate(tests)
+        ]
+        positive, negative = (
+            infeasible([test], walked, levels, int(mine.sum())) for test, mine in zip(tests, answered, strict=True)
+        )
+        reason = "this rate could be certified, but at no step together with the other one"
+        return (
+            replace(positive, reason=reason) if alone[0] else positive,
+            replace(negative, reason=reason) if alone[1] else negative,
+        )
+    positive, negative = (
+        certified(
+            float(thresholds[_at(best.last, thresholds, steps)]),
+            int((mine & (enters <= best.last)).sum()),
+            [test],
+            best,
+            levels,
+            int(mine.sum()),
+            minimum,
+        )
+        for test, mine, thresholds in zip(tests, answered, strict_to_loose, strict=True)
     )
     return positive, negative
 
 
-def _fit_rates(
-    c: Floats,
-    d: Labels,
-    y: Labels,
-    alpha: float,
-    delta: float,
-    grid: Any,
-    minimum: float | None,
-    coverage_delta: float,
-) -> tuple[RiskControl, RiskControl]:
-    given = [make_grid(c[d == a], max(c.size, 2)) for a in (1, 0)] if grid is None else grid
-    strict_to_loose = [np.unique(as_floats(thresholds, "grid"))[::-1] for thresholds in given]
-    steps = max(thresholds.size for thresholds in strict_to_loose)
-    enters = np.empty(c.size, dtype=np.int64)
+def _enters(rows: _Rows, strict_to_loose: Sequence[Floats], steps: int) -> npt.NDArray[np.int64]:
+    """The first step at which each row is accepted, on the common scale of steps. `steps` means never."""
+    enters = np.empty(rows.confidence.size, dtype=np.int64)
     for answer, thresholds in zip((1, 0), strict_to_loose, strict=True):
-        # Count the thresholds that refuse a row, on the common scale of steps. `steps` means that all of them do.
-        refused = thresholds.size - np.searchsorted(thresholds[::-1], c[d == answer])
-        enters[d == answer] = refused * steps // thresholds.size
-    fits = [
-        fit_risk_control(-enters, d != y, alpha, delta, y == label, -np.arange(steps) - 0.5, None, coverage_delta)
-        for label in (0, 1)
-    ]
-    last = [-1 if fitted.threshold is None else int(-fitted.threshold) for fitted in fits]
-    step = min(last)
-    accepted = enters <= step
-    enough = needed_without_error(alpha, delta)
-    # The tests of the other rate may have started at a later step. That rate is then not certified at this step.
-    certified = step >= 0 and all(int((accepted & (y == label)).sum()) >= enough for label in (0, 1))
-    answers = []
-    for label, answer, thresholds, fitted in zip((0, 1), (1, 0), strict_to_loose, fits, strict=True):
-        position = min((step + 1) * thresholds.size, steps * thresholds.size)
-        threshold = float(thresholds[-(-position // steps) - 1])
-        answers.append(_rate_answer(fitted, accepted, d == answer, d != y, y == label, threshold, certified, minimum))
-    return answers[0], answers[1]
+        mine = rows.decisions == answer
+        refused = thresholds.size - np.searchsorted(thresholds[::-1], rows.confidence[mine])
+        enters[mine] = refused * steps // thresholds.size
+    return enters
 
 
-def _rate_answer(
-    fitted: RiskControl,
-    accepted: npt.NDArray[np.bool_],
-    answered: npt.NDArray[np.bool_],
-    wrong: npt.NDArray[np.bool_],
-    counts: npt.NDArray[np.bool_],
-    threshold: float,
-    certified: bool,
-    minimum: float | None,
-) -> RiskControl:
-    """Convert a fit on the common steps into the result of one answer, on the scale of the confidence."""
-    rows = int(answered.sum())
-    nothing = replace(
-        fitted, feasible=False, threshold=None, coverage=None, coverage_interval=None, risk_bound=None, rows=rows
-    )
-    if not certified:
-        if not fitted.feasible:
-            return nothing
-        return replace(nothing, reason="this rate could be certified, but at no step together with the other one")
-    coverage = int((accepted & answered).sum()) / rows
-    interval = coverage_interval(coverage, rows, fitted.coverage_delta)
-    if minimum is not None and interval[0] < minimum:
-        return replace(
-            nothing,
-            reason=(
-                f"certified at a coverage of {coverage:.3f} of this answer, but with probability "
-                f"{1 - fitted.coverage_delta:g} that is only known to be above {interval[0]:.3f}, and min_coverage is "
-                f"{minimum:g}"
-            ),
+def _at(step: int, thresholds: Floats, steps: int) -> int:
+    """Index of an answer's threshold at a step: the last one whose rows have all entered."""
+    return -(-(step + 1) * thresholds.size // steps) - 1
+
+
+def _counts(rows: _Rows, enters: npt.NDArray[np.int64], steps: int, weights: Floats | None) -> list[Counts]:
+    """At each step, the accepted rows of label 0 and of label 1, and the wrong ones among them."""
+    w = np.ones(enters.size, dtype=np.int64) if weights is None else weights * (weights.sum() / (weights @ weights))
+    found = []
+    for label in (0, 1):
+        counted = rows.labels == label
+        wrong = counted & rows.wrong
+        accepted, errors = (
+            np.cumsum(np.bincount(enters[mine], w[mine], steps + 1)[:steps]) for mine in (counted, wrong)
         )
-    m, e = int((accepted & counts).sum()), int((accepted & counts & wrong).sum())
-    return replace(
-        fitted,
-        threshold=threshold,
-        coverage=coverage,
-        coverage_interval=interval,
-        accepted=m,
-        errors=e,
-        risk_bound=upper_bound(e, m, fitted.delta),
-        rows=rows,
-    )
+        if weights is None:  # bincount returns floats
+            accepted, errors = accepted.astype(np.int64), errors.astype(np.int64)
+        found.append(Counts(accepted, errors, float(w[counted].sum())))
+    return found

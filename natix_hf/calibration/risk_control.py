@@ -8,21 +8,26 @@ group is at most `alpha`. It requires independent rows, that is, one row per gro
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from natix_hf.calibration.plan import binomial_cdf, check_share, needed_at_rate, needed_without_error, upper_bound
+from natix_hf.calibration.binomial import (
+    binomial_cdf,
+    check_share,
+    needed_at_rate,
+    needed_without_error,
+    upper_bound,
+)
+from natix_hf.calibration.fixed_sequence import Counts, Walk, loosest, walks
+from natix_hf.calibration.grid import SortedRows, grid_of_sorted, sort_rows
 from natix_hf.errors import UsageError
-from natix_hf.metrics.arrays import Floats, as_floats, as_labels, check_lengths
+from natix_hf.metrics.arrays import as_floats, as_labels, as_weights, check_lengths
 
-Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-
-# Number of tests that one bound tries to decide together.
-BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -38,14 +43,17 @@ class RiskControl:
         coverage_delta (`float`): Largest probability that `coverage_interval` is wrong. It is separate from `delta`.
         accepted, errors (`int`): Accepted rows in the denominator of the risk at the threshold, and the losses among
             them. If not feasible, the counts at the first threshold tested, or at the loosest threshold if none had
-            enough rows for a test.
-        risk_bound (`float`, *optional*): Clopper-Pearson upper bound at level `delta` for these two counts, at most
-            `alpha`. It only describes the counts: they also chose the threshold. The guaranteed bound is `alpha`.
+            enough rows for a test. With several denominators, those of the one with the largest `risk_bound`; with
+            several walks, those of the one that came nearest.
+        risk_bound (`float`, *optional*): Clopper-Pearson upper bound for these two counts, at the level of the walk
+            (`delta`, or its part), at most `alpha`. It only describes the counts: they also chose the threshold. The
+            guaranteed bound is `alpha`.
         alpha, delta (`float`): The requested values.
         needed (`int`, *optional*): Accepted rows (groups) that would certify at the error rate of the first threshold
             tested; the rate is 0 if none was tested. `None` if that rate is `alpha` or more, or too close to it.
         rows (`int`): Number of calibration rows.
-        eligible (`int`): Number of rows that count in the denominator of the risk if accepted.
+        eligible (`int`): Number of rows that count in the denominator of the risk if accepted; the smallest, if there
+            are several denominators.
         reason (`str`): The guarantee in words, or why there is none.
     """
 
@@ -63,76 +71,6 @@ class RiskControl:
     rows: int
     eligible: int
     reason: str
-
-
-class _Rows(NamedTuple):
-    """Calibration rows by rising confidence. Below position i, `counted[i]` rows count and `wrong[i]` are losses."""
-
-    confidence: Floats
-    counted: Ints
-    wrong: Ints
-
-    def thresholds(self, cuts: Ints) -> Floats:
-        """Thresholds between the rows below each cut and the rows from it on. Cut 0 lies below all rows."""
-        lower, upper = self.confidence[np.maximum(cuts - 1, 0)], self.confidence[cuts]
-        return np.where(cuts == 0, _below(self.confidence[0]), _between(lower, upper))
-
-    def cuts(self, grid: Floats | None) -> Ints:
-        """Position of the first accepted row for each threshold, from strict to loose."""
-        if grid is not None:
-            return np.searchsorted(self.confidence, grid, side="right")
-        changes = np.flatnonzero(self.confidence[1:] != self.confidence[:-1])[::-1]
-        return np.append(changes + 1, np.zeros(min(self.confidence.size, 1), dtype=np.int64))
-
-    def accepted(self, cuts: Ints) -> Ints:
-        accepted: Ints = self.counted[-1] - self.counted[cuts]
-        return accepted
-
-    def errors(self, cuts: Ints) -> Ints:
-        errors: Ints = self.wrong[-1] - self.wrong[cuts]
-        return errors
-
-
-def _between(lower: Floats, upper: Floats) -> Floats:
-    middle = lower / 2 + upper / 2
-    # Between adjacent floats the midpoint rounds to one of them. The lower one still separates because > is strict.
-    return np.where(middle < upper, middle, lower)
-
-
-def _below(lowest: float) -> float:
-    return max(float(lowest) - max(1.0, abs(float(lowest))), -np.finfo(np.float64).max)
-
-
-def _prefix_sums(values: npt.NDArray[Any]) -> Ints:
-    sums = np.zeros(values.size + 1, dtype=np.int64)
-    np.cumsum(values, out=sums[1:])
-    return sums
-
-
-def _sorted_rows(confidence: Floats, losses: npt.NDArray[np.int8], eligible: Bools | None) -> _Rows:
-    order = np.argsort(confidence)
-    wrong = losses[order]
-    if eligible is None:
-        return _Rows(confidence[order], np.arange(wrong.size + 1), _prefix_sums(wrong))
-    counted = eligible[order]
-    return _Rows(confidence[order], _prefix_sums(counted), _prefix_sums(wrong & counted))
-
-
-def _last_certified(accepted: Ints, errors: Ints, alpha: float, delta: float) -> int:
-    """Index of the last test that passed before the first failure, or -1 if the first test fails.
-
-    Neither count may decrease along the order.
-    """
-    # More rows without an error only help, so a test can fail only where the number of errors rises.
-    rises = np.append(0, np.flatnonzero(errors[1:] != errors[:-1]) + 1)
-    for begin in range(0, rises.size, BLOCK):
-        block = rises[begin : begin + BLOCK]
-        if binomial_cdf(errors[block[-1]], accepted[block[0]], alpha) <= delta:
-            continue
-        failed = binomial_cdf(errors[block], accepted[block], alpha) > delta
-        if failed.any():
-            return int(block[np.argmax(failed)]) - 1
-    return accepted.size - 1
 
 
 def coverage_interval(coverage: float, rows: int, delta: float) -> tuple[float, float]:
@@ -153,99 +91,6 @@ def coverage_interval(coverage: float, rows: int, delta: float) -> tuple[float, 
     return max(coverage - slack, 0.0), min(coverage + slack, 1.0)
 
 
-def _check(alpha: float, delta: float, min_coverage: float | None, coverage_delta: float) -> None:
-    check_share(alpha, "alpha")
-    check_share(delta, "delta")
-    check_share(coverage_delta, "coverage_delta")
-    if min_coverage is not None and not 0 <= min_coverage <= 1:
-        raise UsageError(f"min_coverage must be between 0 and 1, found {min_coverage}")
-
-
-def _strict_to_loose(grid: Any) -> Floats:
-    return np.unique(as_floats(grid, "grid"))[::-1]
-
-
-def _answer(
-    threshold: float | None,
-    rows: tuple[int, int],
-    counts: tuple[int, int],
-    first: tuple[int, int] | None,
-    eligible: int,
-    levels: tuple[float, float, float],
-    min_coverage: float | None,
-) -> RiskControl:
-    """Build the result.
-
-    `rows` holds the accepted rows and all rows. `counts` holds the accepted rows and errors in the denominator.
-    `first` holds the same two counts at the first test, or is `None` if there was no test. `levels` holds alpha,
-    delta and coverage_delta.
-    """
-    (accepted, errors), (alpha, delta, coverage_delta) = counts, levels
-    needed = needed_without_error(alpha, delta) if first is None else needed_at_rate(first[1], first[0], alpha, delta)
-    coverage, interval, bound = None, None, None
-    if threshold is not None:
-        coverage, bound = rows[0] / rows[1], upper_bound(errors, accepted, delta)
-        interval = coverage_interval(coverage, rows[1], coverage_delta)
-    if threshold is not None and interval is not None and min_coverage is not None and interval[0] < min_coverage:
-        reason = (
-            f"a risk of at most {alpha:g} is certified at a coverage of {coverage:.3f}, but with probability "
-            f"{1 - coverage_delta:g} that is only known to be above {interval[0]:.3f}, and min_coverage is "
-            f"{min_coverage:g}"
-        )
-        threshold = coverage = interval = bound = None
-    elif threshold is not None:
-        reason = (
-            f"with probability at least {1 - delta:g} over the draw of the calibration groups, the risk of a row of a "
-            f"new group, given that it is accepted, is at most {alpha:g}"
-        )
-    elif first is None:
-        reason = (
-            f"{accepted} rows that count are accepted at the loosest threshold: {needed} without an error are needed "
-            f"to certify a risk of {alpha:g}"
-        )
-    else:
-        more = "no number of rows would do" if needed is None else f"{needed} accepted rows would do"
-        reason = f"{errors} errors among the {accepted} most confident rows are too many; at this error rate {more}"
-    return RiskControl(
-        feasible=threshold is not None,
-        threshold=threshold,
-        coverage=coverage,
-        coverage_interval=interval,
-        coverage_delta=coverage_delta,
-        accepted=accepted,
-        errors=errors,
-        risk_bound=bound,
-        alpha=alpha,
-        delta=delta,
-        needed=needed,
-        rows=rows[1],
-        eligible=eligible,
-        reason=reason,
-    )
-
-
-def _fit(
-    rows: _Rows, grid: Floats | None, levels: tuple[float, float, float], min_coverage: float | None
-) -> RiskControl:
-    alpha, delta, _ = levels
-    cuts = rows.cuts(grid)
-    accepted, errors = rows.accepted(cuts), rows.errors(cuts)
-    n, eligible = rows.confidence.size, int(rows.counted[-1])
-    # The counts of accepted rows never decrease, so bisection finds the first threshold with enough rows.
-    start = int(np.searchsorted(accepted, needed_without_error(alpha, delta)))
-    if start == cuts.size:
-        counts = (int(accepted[-1]), int(errors[-1])) if cuts.size else (0, 0)
-        return _answer(None, (0, n), counts, None, eligible, levels, min_coverage)
-    last = start + _last_certified(accepted[start:], errors[start:], alpha, delta)
-    threshold, at = None, start
-    if last >= start:
-        at = last
-        threshold = float(rows.thresholds(cuts[at : at + 1])[0] if grid is None else grid[at])
-    first = int(accepted[start]), int(errors[start])
-    counts = int(accepted[at]), int(errors[at])
-    return _answer(threshold, (int(n - cuts[at]), n), counts, first, eligible, levels, min_coverage)
-
-
 def fit_risk_control(
     confidence: Any,
     losses: Any,
@@ -255,35 +100,46 @@ def fit_risk_control(
     grid: Any | None = None,
     min_coverage: float | None = None,
     coverage_delta: float = 0.05,
+    select: Sequence[Any] | None = None,
 ) -> RiskControl:
     """Find the loosest acceptance threshold whose risk is certified to be at most `alpha`.
 
-    Thresholds are tested from strict to loose. The first one tested is the strictest that accepts enough rows to
-    pass with zero errors. A threshold passes if the chance of seeing this few errors at a risk of `alpha` is at most
-    `delta`. Testing stops at the first failure, and the last threshold that passed is the result. Because the order
-    is fixed, many tests cost no more of `delta` than one. If the first test fails, no threshold is certified, and
-    `reason` says why.
+    Thresholds are tested from strict to loose. A threshold passes if the chance of seeing this few errors at a risk of
+    `alpha` is at most `delta`. Testing stops at the first failure, and the last threshold that passed is the result.
+    Because the order is fixed, many tests cost no more of `delta` than one.
+
+    **Where the walk begins decides how often there is a result.** From the strictest threshold that could pass without
+    an error, a few wrong rows among the most confident ones end it at once, and more rows do not help. With `select`,
+    rows that this function will not certify on, the walk begins at the number of accepted rows at which the first test
+    is most likely to pass, and keeps the whole of `delta`. Without them up to four walks share it: from the strict end
+    and from a quarter, half and three quarters of the rows (fewer walks if the rows are few). The loosest result
+    counts. If no first test passes, no threshold is certified, and `reason` says why.
 
     Rows must be independent draws of the data in use: **one row per group** ([`one_row_per_group`]). Several frames of
     the same video break the guarantee.
 
-    A `grid` fixed in advance ([`make_grid`] on other rows) makes the tests a fixed sequence. Only its start depends on
-    these rows: on how many are accepted, never on their losses. If the risk never decreases as the threshold loosens,
-    the guarantee is proven despite this dependence. Otherwise simulation supports it (benchmarks/risk_validity.py).
-    With `grid=None` the thresholds are the midpoints between the distinct confidences of these rows, and one below
-    them all. The guarantee is then proven only if the risk never decreases as the threshold loosens.
+    The grid and `select` must be fixed before these rows are seen. A walk begins at the strictest threshold that
+    accepts enough of these rows, whatever their losses. If the risk never decreases as the threshold loosens, the
+    guarantee is proven despite this dependence. Otherwise simulation supports it (benchmarks/risk_validity.py).
+    With neither `grid` nor `select` the thresholds are the midpoints between the distinct confidences of these rows,
+    and one below them all; the same holds for them.
 
     Args:
         confidence (`array-like` of shape `(n,)`): Finite numbers. Rows with equal confidence are accepted together.
         losses (`array-like` of shape `(n,)`): 0 or 1 ([`losses_for`]).
         alpha (`float`): Largest risk allowed among the accepted rows, in (0, 1).
         delta (`float`): Largest probability that the guarantee is false, in (0, 1).
-        eligible (`array-like` of shape `(n,)`, *optional*): 1 for the rows that count in the denominator of the risk,
-            0 for rows that count only in the coverage. `None`: all rows count.
-        grid (`array-like` of shape `(k,)`, *optional*): Thresholds in any order, fixed in advance.
+        eligible (`array-like` of shape `(n,)` or `(k, n)`, *optional*): 1 for the rows that count in the denominator
+            of the risk, 0 for rows that count only in the coverage. `None`: all rows count. With k rows there are k
+            denominators, and the risk in each of them is certified, all together with probability `1 - delta`.
+        grid (`array-like` of shape `(m,)`, *optional*): Thresholds in any order, fixed in advance. `None`:
+            [`make_grid`] of the confidences of `select`, if given.
         min_coverage (`float`, *optional*): If the lower end of `coverage_interval` is below it, the result is not
             feasible. This check uses `coverage_delta` and nothing of `delta`.
         coverage_delta (`float`, defaults to 0.05): Largest probability that `coverage_interval` is wrong.
+        select (`tuple` of two or three `array-like`, *optional*): Confidences and losses of other rows, and their
+            weights of shape `(m,)` or `(k, m)`: 0 for rows that do not count in the denominator, and for instance
+            [`prior_weights`]. Several rows of a group are welcome here.
 
     Returns:
         [`RiskControl`]: The threshold and its counts. Takes O(n log n) time, for one sort, and O(n) memory.
@@ -301,39 +157,149 @@ def fit_risk_control(
         >>> fit_risk_control([1, 2, 3], [0, 0, 0], alpha=0.05, delta=0.1).needed
         45
     """
-    _check(alpha, delta, min_coverage, coverage_delta)
+    for name, value in (("alpha", alpha), ("delta", delta), ("coverage_delta", coverage_delta)):
+        check_share(value, name)
+    if min_coverage is not None and not 0 <= min_coverage <= 1:
+        raise UsageError(f"min_coverage must be between 0 and 1, found {min_coverage}")
     c, wrong = as_floats(confidence, "confidence"), as_labels(losses, "losses")
-    counted = None if eligible is None else as_labels(eligible, "eligible").astype(np.bool_)
-    check_lengths(confidence=c, losses=wrong, eligible=counted)
-    fixed = None if grid is None else _strict_to_loose(grid)
-    return _fit(_sorted_rows(c, wrong, counted), fixed, (alpha, delta, coverage_delta), min_coverage)
+    check_lengths(confidence=c, losses=wrong)
+    counted = None if eligible is None else [as_labels(k, "eligible").astype(np.bool_) for k in _each(eligible)]
+    for mask in counted or ():
+        check_lengths(confidence=c, eligible=mask)
+    rows, fixed, seen = sort_rows(c, wrong, counted), None, None
+    if grid is not None:
+        fixed = np.unique(as_floats(grid, "grid"))[::-1]
+    if select is not None:
+        others = _select_rows(select, len(rows.counted))
+        fixed = grid_of_sorted(others.confidence)[::-1] if fixed is None else fixed
+        seen = others.counts(others.cuts(fixed))
+    cuts = rows.own_cuts() if fixed is None else rows.cuts(fixed)
+    tests = rows.counts(cuts)
+    walked = walks(tests, alpha, delta, seen)
+    best = loosest(walked)
+    levels = alpha, delta, coverage_delta
+    if not best.passed:
+        return infeasible(tests, walked, levels, c.size)
+    threshold = rows.threshold(int(cuts[best.last])) if fixed is None else float(fixed[best.last])
+    return certified(threshold, c.size - int(cuts[best.last]), tests, best, levels, c.size, min_coverage)
 
 
-def make_grid(confidence: Any, most: int = 1000) -> Floats:
-    """Make thresholds for [`fit_risk_control`] from rows that it will not see.
+def _each(values: Any) -> list[Any]:
+    """One array for each denominator."""
+    dimensions = values.ndim if hasattr(values, "ndim") else 1 + (np.ndim(values[0]) if len(values) else 0)
+    return [values] if dimensions == 1 else list(values)
 
-    The thresholds are the midpoints between distinct confidences, and one below them all. If there are more than
-    `most`, the grid keeps `most` of them, evenly spaced by rank, including the first and the last.
 
-    Args:
-        confidence (`array-like` of shape `(n,)`): Finite numbers, on the same scale as the calibration rows.
-        most (`int`, defaults to 1000): Largest number of thresholds, at least 2.
+def _select_rows(select: Sequence[Any], denominators: int) -> SortedRows:
+    if len(select) not in (2, 3):
+        raise UsageError(f"select must be confidences, losses and perhaps weights, found {len(select)} parts")
+    c, wrong = as_floats(select[0], "select_confidence"), as_labels(select[1], "select_losses")
+    check_lengths(select_confidence=c, select_losses=wrong)
+    given = [None] * denominators if len(select) == 2 or select[2] is None else _each(select[2])
+    if len(given) != denominators:
+        raise UsageError(f"select has {len(given)} rows of weights for {denominators} denominators of the risk")
+    weights = []
+    for each in given:
+        weight = as_weights(each, "select_weights")
+        weight = np.ones(c.size) if weight is None else weight
+        check_lengths(select_confidence=c, select_weights=weight)
+        # The weights add up to the number of equally weighted rows that would say as much (Kish).
+        weights.append(weight * (weight.sum() / (weight @ weight)))
+    return sort_rows(c, wrong, weights)
 
-    Returns:
-        `np.ndarray` of float64: At most `most` rising values.
 
-    Raises:
-        [`DataError`]: If the array is invalid.
-        [`UsageError`]: If `most` is below 2.
+def _worst(tests: Sequence[Counts], at: int, delta: float) -> tuple[float, int, int]:
+    """Of the denominators, the largest bound, and the accepted rows and errors behind it."""
+    found = [(int(test.accepted[at]), int(test.errors[at])) for test in tests]
+    return max(
+        (upper_bound(errors, accepted, delta) if accepted else 1.0, accepted, errors) for accepted, errors in found
+    )
 
-    Example:
-        >>> make_grid([2.0, 2.0, 3.0, 5.0]).tolist()
-        [0.0, 2.5, 4.0]
-    """
-    if most < 2:
-        raise UsageError(f"most must be at least 2, found {most}")
-    distinct = np.unique(as_floats(confidence, "confidence"))
-    grid = np.append(_below(distinct[0]), _between(distinct[:-1], distinct[1:]))
-    if grid.size > most:
-        grid = grid[np.linspace(0, grid.size - 1, most).round().astype(np.int64)]
-    return grid
+
+def certified(
+    threshold: float,
+    accepted_rows: int,
+    tests: Sequence[Counts],
+    walk: Walk,
+    levels: tuple[float, float, float],
+    rows: int,
+    min_coverage: float | None,
+) -> RiskControl:
+    """Build the result of a walk that got somewhere. `levels` holds alpha, delta and coverage_delta."""
+    alpha, delta, coverage_delta = levels
+    coverage = accepted_rows / rows
+    interval = coverage_interval(coverage, rows, coverage_delta)
+    bound, accepted, errors = _worst(tests, walk.last, walk.delta)
+    _, first_accepted, first_errors = _worst(tests, walk.first, walk.delta)
+    needed = needed_at_rate(first_errors, first_accepted, alpha, walk.delta)
+    eligible = int(min(test.total for test in tests))
+    if min_coverage is not None and interval[0] < min_coverage:
+        reason = (
+            f"a risk of at most {alpha:g} is certified at a coverage of {coverage:.3f}, but with probability "
+            f"{1 - coverage_delta:g} that is only known to be above {interval[0]:.3f}, and min_coverage is "
+            f"{min_coverage:g}"
+        )
+        return RiskControl(
+            False,
+            None,
+            None,
+            None,
+            coverage_delta,
+            accepted,
+            errors,
+            None,
+            alpha,
+            delta,
+            needed,
+            rows,
+            eligible,
+            reason,
+        )
+    reason = (
+        f"with probability at least {1 - delta:g} over the draw of the calibration groups, the risk of a row of a "
+        f"new group, given that it is accepted, is at most {alpha:g}"
+    )
+    return RiskControl(
+        True, threshold, coverage, interval, coverage_delta, accepted, errors, bound, alpha, delta, needed, rows,
+        eligible, reason,
+    )  # fmt: skip
+
+
+def infeasible(
+    tests: Sequence[Counts], walked: Sequence[Walk], levels: tuple[float, float, float], rows: int
+) -> RiskControl:
+    """Build the result where no first test passed. `levels` holds alpha, delta and coverage_delta."""
+    alpha, delta, coverage_delta = levels
+    tested = [walk for walk in walked if walk.first < len(tests[0].accepted)]
+    if not tested:
+        needed: int | None = needed_without_error(alpha, walked[0].delta)
+        accepted, errors = min((int(test.accepted[-1]), int(test.errors[-1])) for test in tests)
+        reason = (
+            f"{accepted} rows that count are accepted at the loosest threshold: {needed} without an error are needed "
+            f"to certify a risk of {alpha:g}"
+        )
+    else:
+        nearest = min(tested, key=lambda walk: _worst(tests, walk.first, walk.delta)[0])
+        _, accepted, errors = _worst(tests, nearest.first, nearest.delta)
+        needed = needed_at_rate(errors, accepted, alpha, nearest.delta)
+        more = f"at this error rate {needed} accepted rows would do"
+        if needed is None:
+            more = "this rate is not below the risk that is asked for"
+            if _hopeless(tests, alpha, delta):
+                more = "and at every threshold the risk is too large: no number of rows would do"
+        reason = f"{errors} errors among the {accepted} most confident rows are too many; {more}"
+    eligible = int(min(test.total for test in tests))
+    return RiskControl(
+        False, None, None, None, coverage_delta, accepted, errors, None, alpha, delta, needed, rows, eligible, reason
+    )
+
+
+def _hopeless(tests: Sequence[Counts], alpha: float, delta: float) -> bool:
+    """True if at every threshold the risk of a denominator is above alpha, by a one-sided exact test at delta."""
+
+    def above(test: Counts) -> Bools:
+        seen_by_chance = 1 - binomial_cdf(np.maximum(test.errors - 1, 0), test.accepted, alpha)
+        rare: Bools = (test.errors > 0) & (seen_by_chance <= delta) | (test.accepted == 0)
+        return rare
+
+    return bool(np.logical_or.reduce([above(test) for test in tests]).all())

@@ -10,14 +10,14 @@ import pytest
 from refusals import refused
 from scipy.stats import binom
 
-from natix_hf.calibration.plan import (
+from natix_hf.calibration.binomial import (
     allowed_errors,
     binomial_cdf,
-    groups_needed,
     needed_at_rate,
     smallest_accepted,
     upper_bound,
 )
+from natix_hf.calibration.plan import groups_needed
 from natix_hf.errors import UsageError
 
 

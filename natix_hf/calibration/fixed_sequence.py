@@ -1,0 +1,151 @@
+"""Fixed-sequence testing: where a walk over acceptance thresholds begins, and how far it gets.
+
+Thresholds are ordered from strict to loose, and each is one hypothesis: "the risk is above alpha". They are tested in
+this order until the first test fails. Because the order is fixed, many tests cost no more of delta than one (Learn
+then Test, arXiv:2110.01052). A walk from the strict end dies at once if a few of the most confident rows are wrong,
+however many rows there are. So it begins where the first test is likely to pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from natix_hf.calibration.binomial import (
+    allowed_errors,
+    binomial_cdf,
+    needed_without_error,
+    smallest_accepted,
+)
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+# Number of tests that one bound tries to decide together.
+BLOCK = 512
+
+# Without other rows, at most this many walks share delta, and each has this many times the rows that it needs.
+STARTS, ROOM = 4, 3
+
+
+class Counts(NamedTuple):
+    """Accepted rows of one denominator and the losses among them, at thresholds from strict to loose; and all rows.
+
+    Neither count may decrease along the thresholds.
+    """
+
+    accepted: npt.NDArray[Any]
+    errors: npt.NDArray[Any]
+    total: float
+
+
+class Walk(NamedTuple):
+    """A walk over the thresholds: the index of the first test, of the last one that passed (`first - 1` if the first
+    test failed), and the delta of its tests. `first` is the number of thresholds if none has enough rows."""
+
+    first: int
+    last: int
+    delta: float
+
+    @property
+    def passed(self) -> bool:
+        return self.last >= self.first
+
+
+def loosest(walked: Sequence[Walk]) -> Walk:
+    """The walk that got to the loosest threshold, or one that failed if all did."""
+    return max(walked, key=lambda walk: walk.last if walk.passed else -1)
+
+
+def walks(
+    tests: Sequence[Counts], alpha: float, delta: float, select: Sequence[Counts] | None = None
+) -> tuple[Walk, ...]:
+    """Test the thresholds. The result is one walk at `delta`, or several that share it.
+
+    A threshold passes if it passes in each denominator. This keeps delta: a threshold that should fail has a
+    denominator in which it should fail (the intersection-union test, Berger 1982, doi:10.1080/00401706.1982.10487790).
+
+    Args:
+        tests: The counts of the calibration rows, one for each denominator.
+        alpha, delta: In (0, 1).
+        select: The counts of other rows, at the same thresholds and for the same denominators. They say where the one
+            walk begins. `None`: a walk begins at the strictest threshold with enough rows, and up to three more where
+            a quarter, half and three quarters of the rows are accepted. With few rows there are fewer walks.
+    """
+    if select is not None:
+        return (_walk(tests, _sizes_to_begin(tests, alpha, delta, select), alpha, delta),)
+    rows = int(min(test.total for test in tests))
+    starts = min(max(rows // (ROOM * needed_without_error(alpha, delta)), 1), STARTS)
+    share = delta / starts
+    found = []
+    for start in range(starts):
+        expected = (int(test.total) * start // starts for test in tests)
+        sizes = [_size_that_passes(np.array([m]), alpha, share)[0] for m in expected]
+        found.append(_walk(tests, sizes, alpha, share))
+    return tuple(found)
+
+
+def _size_that_passes(accepted: Ints, alpha: float, delta: float) -> Ints:
+    """Fewest rows that pass with as many errors as this many rows may have; at least as many as pass without one."""
+    return smallest_accepted(np.maximum(allowed_errors(accepted, alpha, delta), 0), alpha, delta)
+
+
+def _sizes_to_begin(tests: Sequence[Counts], alpha: float, delta: float, select: Sequence[Counts]) -> list[int]:
+    """Of each denominator, the accepted rows at which the first test is most likely to pass.
+
+    The sizes come from other rows, so the losses of the calibration rows have no part in the choice.
+    """
+    sizes, chance = [], np.ones(len(select[0].accepted))
+    for test, seen in zip(tests, select, strict=True):
+        expected = np.round(seen.accepted * (test.total / seen.total)).astype(np.int64)
+        most = allowed_errors(expected, alpha, delta)
+        size = smallest_accepted(np.maximum(most, 0), alpha, delta)
+        chance = chance * np.where(most >= 0, binomial_cdf(np.maximum(most, 0), size, _likely_risk(seen)), 0.0)
+        sizes.append(size)
+    at = int(np.argmax(chance))
+    return [int(size[at]) for size in sizes]
+
+
+def _likely_risk(seen: Counts) -> Floats:
+    """Estimate the risk at each threshold: (errors + 0.5) / (accepted + 1), with errors that never become rarer.
+
+    Among the rows between two thresholds the share of errors is pooled with its neighbours until it never decreases
+    (isotonic regression). A lucky stretch between two thresholds then does not attract the walk.
+    """
+    from scipy.optimize import isotonic_regression
+
+    rows = np.diff(seen.accepted, prepend=0)
+    errors = np.diff(seen.errors, prepend=0)
+    held = rows > 0
+    pooled = np.zeros(rows.size)
+    if held.any():
+        pooled[held] = isotonic_regression(errors[held] / rows[held], weights=rows[held]).x * rows[held]
+    likely: Floats = (np.cumsum(pooled) + 0.5) / (seen.accepted + 1)
+    return np.minimum(likely, 1 - 1e-12)
+
+
+def _walk(tests: Sequence[Counts], sizes: Sequence[int], alpha: float, delta: float) -> Walk:
+    # The counts of accepted rows never decrease, so bisection finds the first threshold with enough rows.
+    first = max(int(np.searchsorted(test.accepted, size)) for test, size in zip(tests, sizes, strict=True))
+    thresholds = len(tests[0].accepted)
+    if first == thresholds:
+        return Walk(first, first - 1, delta)
+    passed = min(_passed(test.accepted[first:], test.errors[first:], alpha, delta) for test in tests)
+    return Walk(first, first + passed - 1, delta)
+
+
+def _passed(accepted: Ints, errors: Ints, alpha: float, delta: float) -> int:
+    """Number of tests that passed before the first failure."""
+    # More rows without an error only help, so a test can fail only where the number of errors rises.
+    rises = np.append(0, np.flatnonzero(errors[1:] != errors[:-1]) + 1)
+    for begin in range(0, rises.size, BLOCK):
+        block = rises[begin : begin + BLOCK]
+        if binomial_cdf(errors[block[-1]], accepted[block[0]], alpha) <= delta:
+            continue
+        failed = binomial_cdf(errors[block], accepted[block], alpha) > delta
+        if failed.any():
+            return int(block[np.argmax(failed)])
+    return accepted.size
