@@ -18,6 +18,9 @@ from natix_hf.errors import UsageError
 # An error rate close to alpha would need more accepted groups than anybody can collect.
 MOST_ACCEPTED = 1_000_000
 
+# Up to so many errors, the numbers of groups are kept for the next call.
+TABLE = 1 << 12
+
 
 def check_share(value: float, name: str) -> None:
     """Raise a [`UsageError`] if a value is not strictly between 0 and 1."""
@@ -112,6 +115,32 @@ def allowed_errors(accepted: Any, alpha: float, delta: float) -> Any:
         low, high = np.where(passes & (middle >= 0), middle, low), np.where(passes & (middle >= 0), high, middle)
         high = np.maximum(high, low + 1)
     return int(low) if low.ndim == 0 else low
+
+
+@lru_cache(maxsize=64)
+def _sizes_that_pass(errors: int, alpha: float, delta: float) -> npt.NDArray[np.int64]:
+    return smallest_accepted(np.arange(errors), alpha, delta)
+
+
+def most_errors_and_size(accepted: npt.NDArray[np.int64], alpha: float, delta: float) -> tuple[Any, Any]:
+    """Compute [`allowed_errors`], and the fewest groups that pass with as many (or with none, if none may be wrong).
+
+    Args:
+        accepted (`np.ndarray` of int64): Numbers of accepted groups.
+        alpha, delta (`float`): In (0, 1).
+
+    Returns:
+        `tuple` of two `np.ndarray` of int64: The errors, -1 if even zero are too many, and the groups.
+    """
+    at_most = (
+        int(accepted.max() * min(alpha, 1.0)) + 2
+    )  # fewer errors than alpha times the groups pass, if delta < 0.5
+    if delta < 0.5 and at_most <= TABLE:
+        sizes = _sizes_that_pass(1 << at_most.bit_length(), alpha, delta)
+        most = np.searchsorted(sizes, accepted, side="right") - 1
+        return most, sizes[np.maximum(most, 0)]
+    most = allowed_errors(accepted, alpha, delta)
+    return most, smallest_accepted(np.maximum(most, 0), alpha, delta)
 
 
 @lru_cache(maxsize=256)

@@ -14,12 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from natix_hf.calibration.binomial import (
-    allowed_errors,
-    binomial_cdf,
-    needed_without_error,
-    smallest_accepted,
-)
+from natix_hf.calibration.binomial import binomial_cdf, most_errors_and_size, needed_without_error
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -83,14 +78,9 @@ def walks(
     found = []
     for start in range(starts):
         expected = (int(test.total) * start // starts for test in tests)
-        sizes = [_size_that_passes(np.array([m]), alpha, share)[0] for m in expected]
+        sizes = [int(most_errors_and_size(np.array([m]), alpha, share)[1][0]) for m in expected]
         found.append(_walk(tests, sizes, alpha, share))
     return tuple(found)
-
-
-def _size_that_passes(accepted: Ints, alpha: float, delta: float) -> Ints:
-    """Fewest rows that pass with as many errors as this many rows may have; at least as many as pass without one."""
-    return smallest_accepted(np.maximum(allowed_errors(accepted, alpha, delta), 0), alpha, delta)
 
 
 def _sizes_to_begin(tests: Sequence[Counts], alpha: float, delta: float, select: Sequence[Counts]) -> list[int]:
@@ -98,15 +88,18 @@ def _sizes_to_begin(tests: Sequence[Counts], alpha: float, delta: float, select:
 
     The sizes come from other rows, so the losses of the calibration rows have no part in the choice.
     """
-    sizes, chance = [], np.ones(len(select[0].accepted))
-    for test, seen in zip(tests, select, strict=True):
-        expected = np.round(seen.accepted * (test.total / seen.total)).astype(np.int64)
-        most = allowed_errors(expected, alpha, delta)
-        size = smallest_accepted(np.maximum(most, 0), alpha, delta)
-        chance = chance * np.where(most >= 0, binomial_cdf(np.maximum(most, 0), size, _likely_risk(seen)), 0.0)
-        sizes.append(size)
-    at = int(np.argmax(chance))
-    return [int(size[at]) for size in sizes]
+    expected = [
+        np.round(s.accepted * (t.total / s.total)).astype(np.int64) for t, s in zip(tests, select, strict=True)
+    ]
+    allowed = [most_errors_and_size(m, alpha, delta) for m in expected]
+    # Many thresholds ask for the same sizes. Each distinct choice is tried once, at its smallest risk.
+    choices = np.flatnonzero(np.any([np.diff(most, prepend=-2) != 0 for most, _ in allowed], axis=0))
+    chance = np.ones(choices.size)
+    for (most, size), seen in zip(allowed, select, strict=True):
+        m, risk = most[choices], np.minimum.reduceat(_likely_risk(seen), choices)
+        chance *= np.where(m >= 0, binomial_cdf(np.maximum(m, 0), size[choices], risk), 0.0)
+    chosen = choices[np.argmax(chance)]
+    return [int(size[chosen]) for _, size in allowed]
 
 
 def _likely_risk(seen: Counts) -> Floats:
