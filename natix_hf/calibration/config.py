@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from natix_hf.section import Section
+from natix_hf.section import LATER, Section
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,38 @@ class RiskConfig(Section):
         float | None, "Smallest share of accepted answers at which a guarantee is given; null: any share."
     ] = None
     classwise: Annotated[bool, "Fit one threshold per answer; each answer gets its own guarantee."] = False
+    prior: Annotated[
+        list[float] | None,
+        "Shares of label 1, [low, high]: an error rate is promised at every share in between. null: only at "
+        "data.target_prior. The losses fnr and fpr hold at every share.",
+    ] = field(default=None, metadata=LATER)
+    looks: Annotated[
+        int,
+        "Number of certifications of one val_calib that share delta, for trying several settings. Each gets delta / "
+        "looks, so that all of them hold together with probability 1 - delta.",
+    ] = field(default=1, metadata=LATER)
 
     def check(self) -> None:
         for name in ("alpha", "delta"):
             self.require(0 < getattr(self, name) < 1, name, "a share between 0 and 1")
-        least = self.min_coverage
+        least, prior = self.min_coverage, self.prior
         self.require(least is None or 0 < least <= 1, "min_coverage", "a share up to 1, or null")
+        between = prior is None or (len(prior) == 2 and 0 < prior[0] <= prior[1] < 1)
+        self.require(between, "prior", "two shares between 0 and 1, the lower one first, or null")
+        self.require(self.looks >= 1, "looks", "at least 1")
+
+    @property
+    def delta_of_a_look(self) -> float:
+        return self.delta / self.looks
+
+    def priors(self, target: float | None) -> tuple[float, float] | None:
+        """The lowest and highest share of label 1 at which an error rate is promised. None: the share in the data, or
+        every share if the loss is a rate of one class."""
+        if self.loss != "error":
+            return None
+        if self.prior is not None:
+            return self.prior[0], self.prior[1]
+        return None if target is None else (target, target)
 
 
 @dataclass(frozen=True)

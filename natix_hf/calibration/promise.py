@@ -21,6 +21,9 @@ class Promise:
             answer is accepted if its confidence is strictly above the threshold. These thresholds are on the scale of
             the confidence; the decision threshold is a logit.
         loss, alpha, delta, classwise (*optional*): Settings of risk control. `None` if risk control did not run.
+        prior (`tuple[float, float]`, *optional*): Lowest and highest share of label 1 at which an error rate is
+            promised. `None`: the share in the data; the losses `"fnr"` and `"fpr"` hold at every share.
+        looks (`int`, *optional*): How many different certifications of the same rows there were, this one included.
 
     Example:
         >>> import numpy as np
@@ -36,6 +39,8 @@ class Promise:
     alpha: float | None = field(default=None, metadata=OPTIONAL)
     delta: float | None = field(default=None, metadata=OPTIONAL)
     classwise: bool | None = field(default=None, metadata=OPTIONAL)
+    prior: tuple[float, float] | None = field(default=None, metadata=OPTIONAL)
+    looks: int | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def asked_for(self) -> bool:

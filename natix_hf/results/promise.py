@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,29 +15,23 @@ from natix_hf.calibration import (
     fit_classwise_risk_control,
     fit_risk_control,
     losses_for,
-    make_grid,
     one_row_per_group,
     subsample_to_prior,
 )
-from natix_hf.calibration.classwise import ClasswiseLoss
 from natix_hf.calibration.config import RiskConfig
 from natix_hf.calibration.risk_rows import Loss
 from natix_hf.errors import DataError
 from natix_hf.labels import LabelNames
-from natix_hf.provenance.stored import Stored
+from natix_hf.metrics import prior_weights
+from natix_hf.provenance.files import json_sha256
+from natix_hf.provenance.stored import OPTIONAL, Stored
+from natix_hf.results.guarantee import guarantee, no_guarantee
 from natix_hf.results.logits import LogitTable
+from natix_hf.results.looks import Look
 
 EVERY_ANSWER = "every answer"
-_RISKS = {
-    "error": "the share of wrong answers among accepted answers",
-    "fnr": 'the share answered "{no}" among accepted pictures labelled "{yes}"',
-    "fpr": 'the share answered "{yes}" among accepted pictures labelled "{no}"',
-}
-_RISK_OF_EITHER = {
-    "error": 'the share of wrong answers, both among accepted answers "{yes}" and among accepted answers "{no}",',
-    "rates": 'the share of wrong answers, both among accepted pictures labelled "{yes}" and among those labelled '
-    '"{no}",',
-}
+# The shares of label 1 at which scrc.json tells the error rate of accepted answers, as found on val_calib.
+SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,11 @@ class PromiseReport(Stored):
         gate (`str`): The kind of confidence that the promise was certified for, `margin` or `learned`.
         rows (`int`): Number of calibration rows, one per group.
         parts (`dict[str, CertifiedPart]`): One entry for all answers, or one per answer if the promise is class-wise.
+        prior (`tuple[float, float]`, *optional*): As in [`Promise`].
+        error_at_share (`dict[str, float | None]`, *optional*): The error rate of accepted answers on val_calib,
+            weighted to other shares of label 1. An estimate, no promise. None for other losses and without a promise.
+        looks (`list[Look]`, *optional*): The different certifications of these rows in this run, this one included.
+            None if nothing could be tested.
     """
 
     FILE: ClassVar[str] = "scrc.json"
@@ -79,22 +80,66 @@ class PromiseReport(Stored):
     classwise: bool
     rows: int
     parts: dict[str, CertifiedPart]
+    prior: tuple[float, float] | None = field(default=None, metadata=OPTIONAL)
+    error_at_share: dict[str, float | None] | None = field(default=None, metadata=OPTIONAL)
+    looks: list[Look] | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def promise(self) -> Promise:
         """The part of the report that goes into the bundle's policy."""
         return Promise(
-            self.feasible, self.guarantee, self.accept_above, self.loss, self.alpha, self.delta, self.classwise
+            self.feasible,
+            self.guarantee,
+            self.accept_above,
+            self.loss,
+            self.alpha,
+            self.delta,
+            self.classwise,
+            self.prior,
+            None if self.looks is None else len(self.looks),
         )
 
 
 @dataclass(frozen=True)
 class CalibrationRows:
-    """The rows that a certificate rests on, one per group: confidence float64 [n], decisions int8 [n], labels [n]."""
+    """The rows that a certificate rests on, one per group: confidence float64 [n], decisions int8 [n], labels [n].
+
+    Args:
+        counted: Of each denominator of an error rate, the rows that count, bool [k, n]: those at the lowest and those
+            at the highest prior. None: all rows.
+        as_found: Confidence, decisions and labels before rows were thinned out to a prior.
+    """
 
     confidence: np.ndarray
     decisions: np.ndarray
     labels: np.ndarray
+    counted: np.ndarray | None = None
+    as_found: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything that a certification reads of the rows."""
+        digest = hashlib.sha256()
+        for array in (self.confidence, self.decisions, self.labels, self.counted):
+            digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class SelectRows:
+    """Other rows, which say where the walk begins: confidence float64 [n], decisions int8 [n], labels [n], and the
+    group of each row [n], of which there may be several rows."""
+
+    confidence: np.ndarray
+    decisions: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+
+    def weights(self, prior: float | None) -> np.ndarray:
+        """Weights that count each group once and give label 1 the share `prior`, float64 [n]."""
+        _, number, size = np.unique(self.groups, return_inverse=True, return_counts=True)
+        weights: np.ndarray = prior_weights(self.labels, prior) / size[number]
+        return weights
 
 
 def calibration_rows(
@@ -102,27 +147,34 @@ def calibration_rows(
 ) -> tuple[CalibrationRows, str]:
     """Draw one row of each group of val_calib.
 
-    For the loss `error` the rows are thinned out to the target prior. The losses `fnr` and `fpr` need no prior: each
-    looks at one class.
+    For the loss `error` the rows are thinned out to the target prior, or twice to both ends of an interval of priors:
+    the error rate of accepted answers rises or falls with the prior, so its worst value lies at an end. The losses
+    `fnr` and `fpr` need no prior: each looks at one class.
 
     Returns:
         The rows, and the reason why they support no promise, or "".
     """
-    chosen, why = one_row_per_group(calib.groups, seed), ""
-    if risk.loss == "error" and prior is not None:
+    chosen, why, counted = one_row_per_group(calib.groups, seed), "", None
+    decisions = (calib.logits > threshold_logit).astype(np.int8)
+    as_found = confidence[chosen], decisions[chosen], calib.labels[chosen]
+    priors = risk.priors(prior)
+    if priors is not None:
         try:
-            chosen = chosen[subsample_to_prior(calib.labels[chosen], prior, seed)]
+            low, high = (subsample_to_prior(calib.labels[chosen], share, seed) for share in priors)
+            if priors[0] == priors[1]:
+                chosen = chosen[low]
+            else:
+                counted = np.zeros((2, chosen.size), dtype=np.bool_)
+                counted[0, low] = counted[1, high] = True
         except DataError as error:
             why = str(error)
-    decisions = (calib.logits[chosen] > threshold_logit).astype(np.int8)
-    return CalibrationRows(confidence[chosen], decisions, calib.labels[chosen]), why
+    return CalibrationRows(confidence[chosen], decisions[chosen], calib.labels[chosen], counted, as_found), why
 
 
 def certify(
     rows: CalibrationRows,
     why_not: str,
-    select: np.ndarray,
-    select_positive: np.ndarray,
+    select: SelectRows,
     risk: RiskConfig,
     prior: float | None,
     *,
@@ -131,33 +183,64 @@ def certify(
     of_views: bool,
     groups_known: bool,
     labels: LabelNames,
+    record: Callable[[Look], list[Look]] = lambda look: [look],
+    rows_sha256: str = "",
 ) -> PromiseReport:
     """Certify acceptance cuts on the calibration rows, or say why none can be certified.
 
     Args:
         why_not: A reason why nothing can be promised, or "".
-        select: Confidences on val_select, which give the cuts to try.
-        select_positive: bool, the answers on val_select.
-        prior: The target prior, for the words of the guarantee.
+        select: Rows that give the cuts to try and say where the walk begins.
+        prior: The target prior.
         of_views: True if a row is a view of the exam.
         groups_known: Something says which rows belong together. False: each row counts as a group, and the guarantee
             says what it rests on.
         labels: The names of the answers.
+        record: Takes this look and returns every different look at the same rows.
+        rows_sha256: Hash of the ids of the calibration rows.
     """
     parts: dict[str, RiskControl] = {}
     try:
         if not why_not:
-            parts = _certify(rows, select, select_positive, risk, labels)
+            parts = _certify(rows, select, risk, prior, labels)
     except DataError as error:  # a class or an answer has no row: then there is no promise, but the run goes on
         why_not = str(error)
     feasible = bool(parts) and all(part.feasible for part in parts.values())
-    words = _words(risk, feasible, parts, why_not, prior, groups_known, labels)
-    if feasible and of_views:
-        words += ". Here a row is a view of the exam, that is, a picture as the subnet would send it"
-    cuts = None
+    priors, looks = risk.priors(prior), None
+    if parts:
+        settings = [risk.loss, risk.classwise, risk.alpha, risk.delta_of_a_look, priors]
+        looks = record(
+            Look(
+                rows_sha256=rows_sha256,
+                sha256=json_sha256([rows.sha256, candidate_sha256, gate, settings]),
+                candidate_sha256=candidate_sha256,
+                gate=gate,
+                loss=risk.loss,
+                classwise=risk.classwise,
+                alpha=risk.alpha,
+                delta=risk.delta_of_a_look,
+                prior=priors,
+                feasible=feasible,
+            )
+        )
+    cuts, elsewhere = None, None
     if feasible:
         of_answer = {name: parts[name if risk.classwise else EVERY_ANSWER] for name in (labels.no, labels.yes)}
         cuts = {name: part.threshold for name, part in of_answer.items() if part.threshold is not None}
+        elsewhere = _error_at_share(rows, cuts, labels) if risk.loss == "error" else None
+        words = guarantee(
+            risk,
+            prior,
+            labels,
+            groups_known=groups_known,
+            of_views=of_views,
+            error_at_share=elsewhere or {},
+            looks=looks or [],
+        )
+    else:
+        words = no_guarantee(
+            why_not or "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if not part.feasible)
+        )
     return PromiseReport(
         candidate_sha256=candidate_sha256,
         gate=gate,
@@ -170,31 +253,58 @@ def certify(
         classwise=risk.classwise,
         rows=len(rows.labels),
         parts={name: _part(part) for name, part in parts.items()},
+        prior=priors,
+        error_at_share=elsewhere,
+        looks=looks,
     )
 
 
 def _certify(
-    rows: CalibrationRows, select: np.ndarray, select_positive: np.ndarray, risk: RiskConfig, labels: LabelNames
+    rows: CalibrationRows, select: SelectRows, risk: RiskConfig, prior: float | None, labels: LabelNames
 ) -> dict[str, RiskControl]:
     """The certificate for all answers together, or one per answer.
 
     Raises:
         DataError: if a class or an answer has no row.
     """
+    alpha, delta, least = risk.alpha, risk.delta_of_a_look, risk.min_coverage
+    weights = np.array([select.weights(share) for share in risk.priors(prior) or (None,)])
+    if rows.counted is None:
+        weights = weights[0]
     if not risk.classwise:
         losses, eligible = losses_for(risk.loss, rows.decisions, rows.labels)
-        grid = make_grid(select)
-        found = fit_risk_control(rows.confidence, losses, risk.alpha, risk.delta, eligible, grid, risk.min_coverage)
+        seen_losses, seen_eligible = losses_for(risk.loss, select.decisions, select.labels)
+        seen = select.confidence, seen_losses, weights * seen_eligible
+        counted = eligible if rows.counted is None else rows.counted
+        found = fit_risk_control(rows.confidence, losses, alpha, delta, counted, None, least, select=seen)
         return {EVERY_ANSWER: found}
-    for name, answered in ((labels.yes, select_positive), (labels.no, ~select_positive)):
-        if not answered.any():
+    for answer, name in ((1, labels.yes), (0, labels.no)):
+        if not (select.decisions == answer).any():
             raise DataError(f'no row of val_select is answered "{name}", so there is no cut to try')
-    grids = make_grid(select[select_positive]), make_grid(select[~select_positive])
-    kind: ClasswiseLoss = "error" if risk.loss == "error" else "rates"
     both = fit_classwise_risk_control(
-        rows.confidence, rows.decisions, rows.labels, risk.alpha, risk.delta, kind, grids, risk.min_coverage
+        rows.confidence,
+        rows.decisions,
+        rows.labels,
+        alpha,
+        delta,
+        "error" if risk.loss == "error" else "rates",
+        min_coverage=least,
+        select=(select.confidence, select.decisions, select.labels, weights),
+        eligible=rows.counted,
     )
     return {labels.yes: both.positive, labels.no: both.negative}
+
+
+def _error_at_share(rows: CalibrationRows, cuts: dict[str, float], labels: LabelNames) -> dict[str, float | None]:
+    """The error rate among accepted answers on the calibration rows, weighted to other shares of label 1. It is an
+    estimate, no promise. None where no row is accepted."""
+    confidence, decisions, truth = rows.as_found or (rows.confidence, rows.decisions, rows.labels)
+    accepted = confidence > np.where(decisions == 1, cuts[labels.yes], cuts[labels.no])
+    found: dict[str, float | None] = {}
+    for share in SHARES:
+        weights = prior_weights(truth, share) * accepted
+        found[f"{share:g}"] = float(weights @ (decisions != truth) / weights.sum()) if weights.any() else None
+    return found
 
 
 def _part(found: RiskControl) -> CertifiedPart:
@@ -211,33 +321,4 @@ def _part(found: RiskControl) -> CertifiedPart:
         rows=found.rows,
         eligible=found.eligible,
         reason=found.reason,
-    )
-
-
-def _words(
-    risk: RiskConfig,
-    feasible: bool,
-    parts: dict[str, RiskControl],
-    why: str,
-    prior: float | None,
-    groups_known: bool,
-    labels: LabelNames,
-) -> str:
-    if not feasible:
-        why = why or "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if not part.feasible)
-        return f"none: every answer is accepted. No acceptance cut could be certified ({why})"
-    what = _RISKS[risk.loss]
-    if risk.classwise:
-        what = _RISK_OF_EITHER["error" if risk.loss == "error" else "rates"]
-    what = what.format(no=labels.no, yes=labels.yes)
-    met = f'at the share of "{labels.yes}" in the data'
-    if prior is not None and risk.loss == "error":
-        met = f'at a share of {prior:g} of "{labels.yes}"'
-    unit, new, doubt = "groups", "a row of a new group", ""
-    if not groups_known:
-        unit, new, doubt = "rows", "a new row", ", if rows are independent, which nobody has said (data.group_by)"
-    return (
-        f"with probability at least {1 - risk.delta:g} over the draw of the calibration {unit}, {what} is at most "
-        f"{risk.alpha:g} for {new}{doubt}. The promise holds for new {unit} drawn like the calibration {unit} "
-        f"({met}). It covers all of them together, not every slice, and only accepted answers"
     )

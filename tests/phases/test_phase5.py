@@ -16,7 +16,7 @@ from refusals import refused
 from natix_hf.bundle.policy import GateUse, Policy
 from natix_hf.calibration import Calibration, Promise, fit_platt, fit_temperature
 from natix_hf.calibration.classwise import fit_classwise_risk_control
-from natix_hf.calibration.risk_control import fit_risk_control, make_grid
+from natix_hf.calibration.risk_control import fit_risk_control
 from natix_hf.calibration.risk_rows import one_row_per_group, subsample_to_prior
 from natix_hf.data.asked import Asked
 from natix_hf.errors import RunError
@@ -147,6 +147,15 @@ def _chosen(calib: LogitTable, loss: str, prior: float | None, seed: int = 0) ->
     return at
 
 
+def _seen(select: LogitTable, loss: str, prior: float | None) -> tuple[Any, Any, Any]:
+    """All of val_select, in which every group counts once: two rows a group, and the prior of an error rate."""
+    positive = select.logits > THRESHOLD
+    labels = select.labels == 1
+    eligible = {"error": np.ones(labels.size, bool), "fnr": labels, "fpr": ~labels}[loss]
+    weights = prior_weights(select.labels, prior if loss == "error" else None)
+    return np.abs(select.logits - THRESHOLD), (labels != positive) & eligible, weights * eligible / 2
+
+
 @pytest.mark.parametrize("prior", [None, 0.2])
 @pytest.mark.parametrize("loss", ["error", "fnr", "fpr"])
 def test_the_promise_is_that_of_risk_control_on_one_row_a_group(
@@ -160,8 +169,7 @@ def test_the_promise_is_that_of_risk_control_on_one_row_a_group(
     eligible = {"error": np.ones(at.size, bool), "fnr": labels, "fpr": ~labels}[loss]
     losses = (labels != positive) & eligible
     margin = np.abs(calib.logits[at] - THRESHOLD)
-    grid = make_grid(np.abs(select.logits - THRESHOLD))
-    found = fit_risk_control(margin, losses, alpha, delta, eligible, grid)
+    found = fit_risk_control(margin, losses, alpha, delta, eligible, select=_seen(select, loss, prior))
     assert found.coverage is not None and found.risk_bound is not None and 0.1 < found.coverage < 1
     assert risk["thresholds"] == {"None": found.threshold, "Roadwork": found.threshold}
     assert (risk["feasible"], risk["rows"], risk["gate"]) == (True, at.size, "margin")
@@ -180,7 +188,49 @@ def test_the_promise_is_that_of_risk_control_on_one_row_a_group(
             "fpr": ['answered "Roadwork"', 'labelled "None"']}[loss]  # fmt: skip
     assert tells(risk["guarantee"], *told, f"{alpha:g}", "0.9", "groups")
     assert ("0.2" in risk["guarantee"]) == (loss == "error" and prior is not None)
+    assert ("every share" in risk["guarantee"]) == (loss != "error")
+    assert risk.get("prior") == ([0.2, 0.2] if loss == "error" and prior is not None else None)
+    assert ("error_at_share" in risk) == (loss == "error")
     assert (tmp_path / "phase5_scrc" / "plots" / "risk_coverage.png").is_file()
+
+
+def test_an_interval_of_priors_is_certified_at_both_of_its_ends(phase5: Run) -> None:
+    """The error rate rises or falls with the prior, so the whole interval is promised; a slow count confirms it."""
+    select, calib = _table("val_select", groups=900), _table("val_calib", separation=2.4, groups=3000, share=0.5)
+    single, interval = (
+        phase5(select, calib, 0.5, risk={"alpha": 0.06} | keys)[1] for keys in ({}, {"prior": [0.3, 0.8]})
+    )
+    assert interval["prior"] == [0.3, 0.8] and tells(interval["guarantee"], 'of "Roadwork" from 0.3 to 0.8')
+    (part,), (alone,) = interval["parts"].values(), single["parts"].values()
+    assert part["feasible"] and part["threshold"] > alone["threshold"]
+    at = one_row_per_group(calib.groups, 0)
+    labels, margin = calib.labels[at], np.abs(calib.logits[at] - THRESHOLD)
+    wrong, accepted = (calib.logits[at] > THRESHOLD) != (labels == 1), margin > part["threshold"]
+    assert part["rows"] == at.size and part["coverage"] == accepted.mean()
+    ends = {}
+    for share in (0.3, 0.8):
+        kept = np.isin(np.arange(at.size), subsample_to_prior(labels, share, 0)) & accepted
+        ends[int(kept.sum()), int(wrong[kept].sum())] = None
+    assert (part["accepted"], part["errors"]) in ends
+    for share, error in interval["error_at_share"].items():
+        share = float(share)
+        w = np.where(labels == 1, share / labels.mean(), (1 - share) / (1 - labels.mean())) * accepted
+        assert error == pytest.approx(np.average(wrong, weights=w))
+        assert error < 0.06 or not 0.3 <= share <= 0.8
+
+
+def test_looks_are_counted_and_share_delta(phase5: Run) -> None:
+    select, calib = _table("val_select"), _table("val_calib", separation=2.4)
+    looks = [phase5(select, calib, risk=risk)[1] for risk in
+             ({"alpha": 0.06}, {"alpha": 0.06}, {"alpha": 0.05}, {"alpha": 0.05, "min_coverage": 0.01})]  # fmt: skip
+    assert [len(look["looks"]) for look in looks] == [1, 1, 2, 2]  # the same one again is no new look
+    assert "certified" not in looks[0]["guarantee"] and tells(looks[2]["guarantee"], "2 times", "0.8")
+    other = LogitTable(Asked([f"o/{i}" for i in calib.ids], calib.groups, calib.labels), calib.logits, SHA)
+    assert len(phase5(select, other, risk={"alpha": 0.07})[1]["looks"]) == 1  # other rows
+    shared = phase5(select, calib, risk={"alpha": 0.06, "delta": 0.1, "looks": 4})[1]
+    assert shared["looks"][-1]["delta"] == 0.025 and len(shared["looks"]) == 3 and shared["delta"] == 0.1
+    (tight,), (loose,) = shared["parts"].values(), looks[0]["parts"].values()
+    assert tight["coverage"] < loose["coverage"] and tells(shared["guarantee"], "3 times", "0.775")
 
 
 def test_where_no_groups_are_known_the_promise_is_about_rows_and_says_what_it_rests_on(phase5: Run) -> None:
@@ -193,7 +243,7 @@ def test_where_no_groups_are_known_the_promise_is_about_rows_and_says_what_it_re
 def test_the_seed_draws_the_row_of_a_group(phase5: Run) -> None:
     select, calib = _table("val_select"), _table("val_calib", separation=2.4)
     rng = np.random.default_rng(0)
-    loose = LogitTable(Asked(calib.ids, calib.groups, calib.labels), calib.logits + rng.normal(size=800) * 4, SHA)
+    loose = LogitTable(Asked(calib.ids, calib.groups, calib.labels), calib.logits + rng.normal(size=800), SHA)
     parts = [phase5(select, loose, seed=seed)[1]["parts"] for seed in (0, 0, 1)]
     assert parts[0] == parts[1] != parts[2]
 
@@ -240,10 +290,9 @@ def test_classwise_gives_each_answer_its_own_threshold(loss: str, phase5: Run) -
     risk = phase5(select, calib, risk={"loss": loss, "alpha": alpha, "delta": 0.2, "classwise": True})[1]
     at = _chosen(calib, loss, None)
     decisions, margin = (calib.logits[at] > THRESHOLD).astype(int), np.abs(calib.logits[at] - THRESHOLD)
-    sure, answered = np.abs(select.logits - THRESHOLD), select.logits > THRESHOLD
     found = fit_classwise_risk_control(
         margin, decisions, calib.labels[at], alpha, 0.2, "error" if loss == "error" else "rates",
-        (make_grid(sure[answered]), make_grid(sure[~answered])),
+        select=(np.abs(select.logits - THRESHOLD), select.logits > THRESHOLD, select.labels, np.full(800, 0.5)),
     )  # fmt: skip
     assert found.feasible and found.positive.threshold != found.negative.threshold
     assert risk["thresholds"] == {"Roadwork": found.positive.threshold, "None": found.negative.threshold}
@@ -286,7 +335,8 @@ def test_a_learned_gate_ranks_the_answers(phase5: Run, tmp_path: Path) -> None:
     scores = [gate.confidence(gate_inputs(_features(t), t.logits, THRESHOLD)) for t in (select, calib)]
     at = _chosen(calib, "error", None)
     wrong = (calib.logits[at] > THRESHOLD) != (calib.labels[at] == 1)
-    found = fit_risk_control(scores[1][at], wrong, 0.05, 0.1, grid=make_grid(scores[0]))
+    seen = scores[0], *_seen(select, "error", None)[1:]
+    found = fit_risk_control(scores[1][at], wrong, 0.05, 0.1, select=seen)
     assert found.feasible and found.coverage is not None and found.coverage < 1
     assert risk["thresholds"]["Roadwork"] == found.threshold
     assert risk["parts"]["every answer"]["coverage"] == found.coverage
@@ -312,6 +362,7 @@ def test_the_policy_holds_what_was_fitted(phase5: Run, tmp_path: Path) -> None:
     assert gate is None and policy.gate == GateUse("margin")
     assert policy.calibration == Calibration("platt", calibration["slope"], calibration["intercept"])
     taken = to_json(policy.promise)
+    assert taken.pop("looks") == len(risk["looks"]) == 1
     assert taken == {key: risk[key] for key in taken} and risk["feasible"]
     assert {"feasible", "guarantee", "thresholds", "alpha", "delta", "loss"} <= set(taken)
 

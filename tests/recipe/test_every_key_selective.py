@@ -35,6 +35,8 @@ EFFECTS: list[tuple[str, str, Any, Any]] = [
     ("phase5.risk", "delta", 0.5, lambda s: s.risk["thresholds"]),
     ("phase5.risk", "min_coverage", 0.99, lambda s: s.risk["feasible"]),
     ("phase5.risk", "classwise", True, lambda s: s.risk["thresholds"]),
+    ("phase5.risk", "prior", [0.4, 0.6], lambda s: s.risk["thresholds"]),
+    ("phase5.risk", "looks", 4, lambda s: s.risk["thresholds"]),
 ]
 
 BEFORE: dict[str, dict[str, Any]] = {

@@ -173,7 +173,7 @@ def test_the_figures_are_those_of_the_files(whole_run: Path) -> None:
         ]
         assert document.row(METRICS[name].named(LabelNames())) == expected
     selective, found = evaluation["selective"], evaluation["as_found"]["metrics"]
-    assert _has_row(document, _shown(*selective["coverage"].values()))
+    assert _has_row(document, _shown(selective["coverage"]["value"], selective["coverage"]["interval"]))
     assert re.search(rf"{found['n_positive']:.0f} \D*{found['tp']:.0f} ", document.text)
     for value, figures in evaluation["slices"]["scene_level_tags.weather"].items():
         assert _has_row(document, value, f"{figures['n']:.0f}", f"{figures['n_positive']:.0f}", _shown(figures["mcc"]))

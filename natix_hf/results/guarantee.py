@@ -1,0 +1,86 @@
+"""The words of a guarantee: what is promised, about what, and what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from natix_hf.calibration.config import RiskConfig
+from natix_hf.labels import LabelNames
+from natix_hf.results.looks import Look, words_about
+
+_RISKS = {
+    "error": "the share of wrong answers among accepted answers",
+    "fnr": 'the share answered "{no}" among accepted pictures labelled "{yes}"',
+    "fpr": 'the share answered "{yes}" among accepted pictures labelled "{no}"',
+}
+_RISK_OF_EITHER = {
+    "error": 'the share of wrong answers, both among accepted answers "{yes}" and among accepted answers "{no}",',
+    "rates": 'the share of wrong answers, both among accepted pictures labelled "{yes}" and among those labelled '
+    '"{no}",',
+}
+
+
+def guarantee(
+    risk: RiskConfig,
+    target_prior: float | None,
+    labels: LabelNames,
+    *,
+    groups_known: bool,
+    of_views: bool,
+    error_at_share: Mapping[str, float | None],
+    looks: Sequence[Look] = (),
+) -> str:
+    """The guarantee of a feasible certificate in words.
+
+    Args:
+        target_prior: The share of label 1 that the rows were weighted to; None means as found.
+        groups_known: Something says which rows belong together. False: each row counts as a group, and the words say
+            what the guarantee rests on.
+        of_views: True if a row is a view of the exam.
+        error_at_share: The error rate of the accepted calibration rows at shares of label 1; empty for a rate.
+        looks: The different certifications of the same rows.
+    """
+    what = _RISKS[risk.loss]
+    if risk.classwise:
+        what = _RISK_OF_EITHER["error" if risk.loss == "error" else "rates"]
+    what = what.format(no=labels.no, yes=labels.yes)
+    unit, new, doubt = "groups", "a row of a new group", ""
+    if not groups_known:
+        unit, new, doubt = "rows", "a new row", ", if rows are independent, which nobody has said (data.group_by)"
+    told = [
+        f"with probability at least {1 - risk.delta:g} over the draw of the calibration {unit}, {what} is at most "
+        f"{risk.alpha:g} for {new}{doubt}",
+        f"The promise holds for new {unit} drawn like the calibration {unit}, "
+        f"{_at(risk, target_prior, labels, error_at_share)}",
+        "It covers all of them together, not every slice, and only accepted answers",
+    ]
+    if of_views:
+        told.append("Here a row is a view of the exam, that is, a picture as the subnet would send it")
+    if about := words_about(looks, unit):
+        told.append(about)
+    return ". ".join(told)
+
+
+def _at(
+    risk: RiskConfig, target_prior: float | None, labels: LabelNames, error_at_share: Mapping[str, float | None]
+) -> str:
+    """The shares of label 1 at which the guarantee holds, and what happens at others."""
+    yes, priors = labels.yes, risk.priors(target_prior)
+    if risk.loss != "error":
+        return f'at every share of "{yes}"'
+    elsewhere = "At another share nothing is promised about the error rate"
+    low, high = priors or (1.0, 0.0)
+    seen = [f"{error:.3f} at {share}" for share, error in error_at_share.items()
+            if error is not None and not low <= float(share) <= high]  # fmt: skip
+    if seen:
+        elsewhere += f"; on the calibration rows it was {' and '.join(dict.fromkeys((seen[0], seen[-1])))}"
+    if priors is None:
+        return f'at the share of "{yes}" in the data. {elsewhere}'
+    if priors[0] == priors[1]:
+        return f'at a share of {priors[0]:g} of "{yes}". {elsewhere}'
+    return f'at every share of "{yes}" from {priors[0]:g} to {priors[1]:g}. {elsewhere}'
+
+
+def no_guarantee(why: str) -> str:
+    """The words where nothing could be certified."""
+    return f"none: every answer is accepted. No acceptance cut could be certified ({why})"

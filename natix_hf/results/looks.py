@@ -1,0 +1,62 @@
+"""The certifications of one val_calib. Each is a look, and each spends its own delta."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from natix_hf.calibration.risk_rows import Loss
+from natix_hf.provenance.stored import Stored
+
+
+@dataclass(frozen=True)
+class Look:
+    """One certification.
+
+    Args:
+        rows_sha256 (`str`): Hash of the ids of val_calib.
+        sha256 (`str`): Hash of everything that the certification read: rows, confidences, answers and settings.
+        delta (`float`): What it spent: the probability that this one is false is at most this.
+    """
+
+    rows_sha256: str
+    sha256: str
+    candidate_sha256: str
+    gate: str
+    loss: Loss
+    classwise: bool
+    alpha: float
+    delta: float
+    prior: tuple[float, float] | None
+    feasible: bool
+
+
+@dataclass(frozen=True)
+class Looks(Stored):
+    """Every look of a run, kept when phase 5 runs again."""
+
+    FILE: ClassVar[str] = "looks.json"
+
+    looks: list[Look]
+
+
+def add_look(folder: Path, look: Look) -> list[Look]:
+    """Record a look. The result is every different look at the same rows, in their order, this one included."""
+    kept = Looks.read(folder).looks if (folder / Looks.FILE).is_file() else []
+    if look.sha256 not in [each.sha256 for each in kept]:
+        kept = [*kept, look]
+    Looks(kept).write(folder)
+    return [each for each in kept if each.rows_sha256 == look.rows_sha256]
+
+
+def words_about(looks: Sequence[Look], unit: str) -> str:
+    """One sentence about several looks, or "" if there is only one. `unit` is what a calibration row stands for."""
+    if len(looks) < 2:
+        return ""
+    together = max(1 - sum(look.delta for look in looks), 0.0)
+    return (
+        f"These calibration {unit} were certified {len(looks)} times with different settings or models: all of these "
+        f"promises hold together with probability at least {together:.3g}"
+    )
