@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,12 @@ from refusals import refused
 from scipy.stats import binom, binomtest
 
 from natix_hf.calibration import fixed_sequence
-from natix_hf.calibration.binomial import needed_at_rate
+from natix_hf.calibration.binomial import (
+    allowed_errors,
+    most_errors_and_size,
+    needed_at_rate,
+    smallest_accepted,
+)
 from natix_hf.calibration.classwise import fit_classwise_risk_control
 from natix_hf.calibration.grid import make_grid
 from natix_hf.calibration.risk_control import RiskControl, fit_risk_control
@@ -24,6 +30,7 @@ from natix_hf.calibration.risk_rows import losses_for, one_row_per_group, subsam
 from natix_hf.errors import DataError, UsageError
 
 
+@cache
 def passes(errors: int, accepted: int, alpha: float, delta: float) -> bool:
     p = Fraction(alpha)
     terms = (math.comb(accepted, k) * p**k * (1 - p) ** (accepted - k) for k in range(errors + 1))
@@ -67,6 +74,7 @@ def between(confidence: list[float]) -> list[float]:
     return [(a + b) / 2 for a, b in pairwise(values)] + [values[0] - max(1, abs(values[0]))]
 
 
+@cache
 def size_that_passes(rows: int, alpha: float, delta: float) -> int:
     """Fewest rows that pass with as many errors as `rows` may have, or without one."""
     most = max((e for e in range(rows + 1) if passes(e, rows, alpha, delta)), default=0)
@@ -435,3 +443,123 @@ def test_classwise_promise_holds() -> None:
             found = fit_classwise_risk_control(generator.random(400), decisions, labels, 0.1, 0.1, loss)  # type: ignore[arg-type]
             false[loss] += found.positive.feasible or found.negative.feasible
     assert within_delta(false["error"], 300) and within_delta(false["rates"], 300) and false["error"] > 5
+
+
+def two_gaussians(n: int, floor: float, generator: np.random.Generator) -> tuple[Any, Any]:
+    """Confidence and losses; a share `floor` of all answers is turned round, also of the most confident ones."""
+    signed = generator.normal(size=n) + 1.2
+    return np.abs(signed), (signed <= 0) ^ (generator.random(n) < floor)
+
+
+def test_a_few_wrong_confident_answers_do_not_end_the_walk() -> None:
+    """From the strict end it dies in a quarter to a half of all cases; a chosen start keeps the power, and delta."""
+    generator = np.random.default_rng(5)
+    found: dict[str, list[float]] = {"chosen": [], "shared": [], "strict": []}
+    for _ in range(60):
+        rows, others = two_gaussians(2000, 0.01, generator), two_gaussians(2000, 0.01, generator)
+        single = 45, 0.05, 0.1  # the first test of a walk from the strict end
+        top = np.argsort(-rows[0])[: single[0]]
+        found["strict"].append(float(not rows[1][top].any()))
+        found["chosen"].append(fit_risk_control(*rows, *single[1:], select=others).coverage or 0)
+        found["shared"].append(fit_risk_control(*rows, *single[1:]).coverage or 0)
+    certified = {name: np.mean(np.array(each) > 0) for name, each in found.items()}
+    assert certified["strict"] < 0.75 and certified["shared"] > 0.95 and certified["chosen"] > 0.95
+    assert np.mean(found["chosen"]) > np.mean(found["shared"]) + 0.01
+
+
+def test_weights_of_select_are_those_of_repeated_rows() -> None:
+    generator = np.random.default_rng(0)
+    c, wrong = two_gaussians(300, 0.02, generator)
+    rows = two_gaussians(500, 0.02, generator)
+    times = generator.integers(0, 4, 300)
+    # Four equal rows say no more than one: only the shares matter, and the number of rows that would say as much.
+    kish = times.sum() ** 2 / (times**2).sum()
+    once = fit_risk_control(*rows, 0.1, 0.1, grid=make_grid(c), select=(c, wrong, times))
+    assert once == fit_risk_control(*rows, 0.1, 0.1, grid=make_grid(c), select=(c, wrong, times / 7.3))
+    unweighted = fit_risk_control(*rows, 0.1, 0.1, select=(c, wrong))
+    assert unweighted == fit_risk_control(*rows, 0.1, 0.1, select=(c, wrong, np.full(300, 5.0)))
+    assert 150 < kish < 250 and once.feasible
+
+
+def test_several_denominators_pass_together_or_not_at_all() -> None:
+    """One walk, in which a threshold passes if each denominator passes; a count by hand of where it ends."""
+    generator = np.random.default_rng(1)
+    for seed in range(30):
+        c, wrong = two_gaussians(400, 0.02, generator)
+        masks = generator.random((2, 400)) < (0.9, 0.5)[seed % 2]
+        others = two_gaussians(400, 0.02, generator)
+        both = fit_risk_control(c, wrong, 0.1, 0.1, masks, select=(*others, np.ones((2, 400))))
+        assert fit_risk_control(c, wrong, 0.1, 0.1, masks[[1, 0]], select=(*others, np.ones((2, 400)))) == both
+        twice = fit_risk_control(c, wrong, 0.1, 0.1, masks[[0, 0]], select=(*others, np.ones((2, 400))))
+        assert twice == fit_risk_control(c, wrong, 0.1, 0.1, masks[0], select=others)
+        if both.threshold is None:
+            continue
+        counts = [(int(m[c > both.threshold].sum()), int(wrong[m & (c > both.threshold)].sum())) for m in masks]
+        assert all(passes(e, m, 0.1, 0.1) for m, e in counts) and (both.accepted, both.errors) in counts
+        looser = [t for t in make_grid(others[0]) if t < both.threshold]
+        if looser:  # the next one fails in one of them
+            t = max(looser)
+            assert not all(passes(int(wrong[m & (c > t)].sum()), int(m[c > t].sum()), 0.1, 0.1) for m in masks)
+
+
+@pytest.mark.parametrize("delta", [0.05, 0.1, 0.6])
+def test_the_table_of_sizes_is_the_bisection(delta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    accepted = np.random.default_rng(0).integers(0, 3000, 200)
+    for alpha in (0.01, 0.1, 0.5):
+        most, size = most_errors_and_size(accepted, alpha, delta)
+        assert most.tolist() == allowed_errors(accepted, alpha, delta).tolist()
+        assert size.tolist() == smallest_accepted(np.maximum(most, 0), alpha, delta).tolist()
+
+
+@pytest.mark.parametrize("case", ["all wrong", "one atom with 6 errors", "too few rows", "the surest is wrong"])
+def test_only_where_no_number_would_do_is_that_said(case: str) -> None:
+    confidence, losses, settings, _, _ = INFEASIBLE[case]
+    hopeless = case == "all wrong"
+    assert ("no number" in fit_risk_control(confidence, losses, 0.05, 0.1, **settings).reason) == hopeless
+
+
+def test_select_is_checked() -> None:
+    rows = [0.1, 0.2, 0.3], [0, 0, 1], 0.05, 0.1
+    for select, kind, facts in (
+        (([0.1],), UsageError, ["select", 1]),
+        (([0.1, math.nan], [0, 1]), DataError, ["select_confidence", "nan"]),
+        (([0.1, 0.2], [0]), DataError, ["select_losses 1"]),
+        (([0.1, 0.2], [0, 1], [1.0]), DataError, ["select_weights 1"]),
+        (([0.1, 0.2], [0, 1], [0, 0]), DataError, ["select_weights", 0]),
+        (([0.1, 0.2], [0, 1], np.ones((2, 2))), UsageError, [2, 1]),
+    ):  # fmt: skip
+        refused(kind, lambda select=select: fit_risk_control(*rows, select=select), *facts)  # type: ignore[misc]
+
+
+def rates_by_hand(
+    rows: tuple[Any, Any, Any], others: tuple[Any, Any, Any], alpha: float, delta: float
+) -> list[tuple[float, float]]:
+    """Pairs of thresholds for the answers 1 and 0 that pass at their step, from loose to strict."""
+    grids = [make_grid(others[0][others[1] == a])[::-1] for a in (1, 0)]
+    steps = max(map(len, grids))
+    passed = []
+    for step in range(steps):
+        pair = tuple(float(g[math.ceil((step + 1) * len(g) / steps) - 1]) for g in grids)
+        c, d, y = rows
+        kept = np.where(d == 1, c > pair[0], c > pair[1])
+        counts = [(int((kept & (y == label)).sum()), int((kept & (y == label) & (d != y)).sum())) for label in (0, 1)]
+        if all(binom.cdf(e, m, alpha) <= delta for m, e in counts):
+            passed.append(pair)
+    return passed[::-1]
+
+
+def test_classwise_rates_begin_where_both_are_likely_to_pass() -> None:
+    feasible = 0
+    for seed in range(10):
+        rows, others = answers(700, seed), answers(700, seed + 100)
+        found = fit_classwise_risk_control(*rows, 0.1, 0.1, "rates", select=others)
+        feasible += found.feasible
+        if found.feasible:
+            pair = found.positive.threshold, found.negative.threshold
+            assert pair in rates_by_hand(rows, others, 0.1, 0.1)
+            mixed = fit_classwise_risk_control(*rows, 0.1, 0.1, "rates", select=(*others, np.full(700, 2.0)))
+            assert mixed == found
+    assert feasible >= 8
+    refused(UsageError, lambda: fit_classwise_risk_control(*rows, 0.1, 0.1, "rates", eligible=np.ones(700)), "rates")
+    one = answers(50, 0)[0], np.ones(50), answers(50, 0)[2]
+    refused(DataError, lambda: fit_classwise_risk_control(*rows, 0.1, 0.1, select=one), "select", 0)
