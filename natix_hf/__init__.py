@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from natix_hf.bundle.stream import BadImage
     from natix_hf.deploy import bundle_of
     from natix_hf.recipe import Recipe, load_recipe
+    from natix_hf.selective.classifier import SelectiveAnswers, SelectiveClassifier
     from natix_hf.ssl.explora import apply_explora
     from natix_hf.trainers.explora import ExploraTrainer
     from natix_hf.trainers.merge_validation import MergeValidationCallback
@@ -32,6 +33,8 @@ _PLACES = {
     "Recipe": "recipe",
     "RoadworkTrainer": "trainers.roadwork",
     "Run": "api",
+    "SelectiveAnswers": "selective.classifier",
+    "SelectiveClassifier": "selective.classifier",
     "apply_explora": "ssl.explora",
     "bundle_of": "deploy",
     "count_flips": "bundle.load",
@@ -48,6 +51,8 @@ __all__ = [
     "Recipe",
     "RoadworkTrainer",
     "Run",
+    "SelectiveAnswers",
+    "SelectiveClassifier",
     "__version__",
     "apply_explora",
     "bundle_of",

@@ -110,7 +110,11 @@ def policy_problems(folder: Path, sha256: dict[str, str]) -> list[str]:
     except VerificationError as error:
         return [str(error)]
     problems = []
-    if policy.model_sha256 != sha256.get(WEIGHTS):
+    if policy.candidate_sha256 is None or policy.model_sha256 is None:
+        problems.append(
+            f"{folder / POLICY} names no weights: it is of another model than {WEIGHTS}, such as certify's"
+        )
+    elif policy.model_sha256 != sha256.get(WEIGHTS):
         problems.append(f"{folder / POLICY} belongs to other weights than {WEIGHTS}: download the bundle again")
     if policy.gate.sha256 != sha256.get(GATE):
         problems.append(f"{folder / POLICY} belongs to another {GATE}, or to none: download the bundle again")

@@ -20,8 +20,9 @@ from natix_hf.labels import LabelNames
 from natix_hf.provenance.files import read_json, write_json
 from natix_hf.provenance.stored import OPTIONAL, from_json, to_json
 
-SCHEMA = 3
-_READ = (2, 3)  # 2 has no labels: they were always the subnet's
+SCHEMA = 4
+# 2 has no labels: they were always the subnet's. 4 may belong to no bundle, and its promise may name a prior.
+_READ = (2, 3, 4)
 Fold = Literal["decision", "calibration", "none"]
 
 
@@ -43,30 +44,63 @@ class OnnxCopy:
 
 
 @dataclass(frozen=True)
+class Half:
+    """One half of the answers that a foreign policy was made from."""
+
+    rows: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class MadeFrom:
+    """The answers of a foreign model that a policy was made from, by [`SelectiveClassifier`]. A bundle has none.
+
+    Args:
+        model (`str`, *optional*): Which model gave the answers, in the words or with the hash that the caller stated.
+        probabilities (`bool`): The answers were probabilities, which count as at least `epsilon`; else logits.
+        said (`bool`): The caller said which; else the values could not be probabilities.
+        groups_known (`bool`): The caller said which rows belong together; else each row counts as a group.
+        fitting, certifying ([`Half`]): The half for temperature and threshold, and the half for the certificate.
+    """
+
+    model: str | None
+    probabilities: bool
+    said: bool
+    epsilon: float
+    groups_known: bool
+    seed: int
+    fitting: Half
+    certifying: Half
+
+
+@dataclass(frozen=True)
 class Policy:
     """How a logit becomes an answer.
 
     Args:
         threshold_logit (`float`): A logit of the candidate. The answer is yes strictly above it.
-        candidate_sha256 (`str`): Hash of the candidate's weights, before folding.
-        model_sha256 (`str`): Hash of the bundle's weights, after folding.
+        candidate_sha256 (`str`, *optional*): Hash of the candidate's weights, before folding. `None`: the policy is of
+            a foreign model, and no bundle may hold it.
+        model_sha256 (`str`, *optional*): Hash of the bundle's weights, after folding. `None` likewise.
         calibration ([`Calibration`]): The map from logits to probabilities.
         fold (`str`): What is folded into the classifier layer: `"decision"`, `"calibration"` or `"none"`.
         gate ([`GateUse`]): The source of confidence.
         promise ([`Promise`]): The guarantee and the acceptance cuts.
         onnx ([`OnnxCopy`]): The ONNX file, or None.
         labels ([`LabelNames`]): The names of the answers, as the bundle's `config.json` holds them.
+        made_from ([`MadeFrom`], *optional*): The answers of a foreign model that the policy was made from.
     """
 
     threshold_logit: float
-    candidate_sha256: str
-    model_sha256: str
+    candidate_sha256: str | None
+    model_sha256: str | None
     calibration: Calibration = field(default_factory=lambda: Calibration("none"))
     fold: Fold = "decision"
     gate: GateUse = field(default_factory=GateUse)
     promise: Promise = field(default_factory=Promise, metadata={"key": "risk_control"})
     onnx: OnnxCopy | None = None
     labels: LabelNames = field(default_factory=LabelNames, metadata=OPTIONAL)
+    made_from: MadeFrom | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def folded_slope(self) -> float:
@@ -91,6 +125,10 @@ class Policy:
     def probability(self, z: np.ndarray) -> np.ndarray:
         """The calibrated probability of label 1, float64 [n], from the candidate's z."""
         return self.calibration.probability(z)
+
+    def margin(self, z: np.ndarray) -> np.ndarray:
+        """The distance of each logit to the threshold, float64 [n]: the confidence without a learned gate."""
+        return np.abs(np.asarray(z, dtype=np.float64) - self.threshold_logit)
 
     def accepts(self, z: np.ndarray, confidence: np.ndarray) -> np.ndarray:
         """True for each accepted answer, bool [n]. Without a certified cut every answer is accepted."""

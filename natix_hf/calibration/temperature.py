@@ -71,9 +71,8 @@ class Calibration:
         Raises:
             [`DataError`]: If the array is invalid.
         """
-        from scipy.special import expit
-
-        probabilities: Floats = expit(self.logit(logits))
+        with np.errstate(over="ignore"):  # exp overflows to infinity, and the probability is 0
+            probabilities: Floats = 1 / (1 + np.exp(-self.logit(logits)))
         return probabilities
 
 

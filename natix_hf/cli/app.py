@@ -23,6 +23,7 @@ _ORDER = (
     "pull",
     "report",
     "reward",
+    "certify",
     "plan",
     "doctor",
 )

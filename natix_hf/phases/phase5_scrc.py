@@ -28,6 +28,7 @@ from natix_hf.results.promise import (
     calibration_rows,
     certify,
 )
+from natix_hf.results.promise_plot import plot_promise
 from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.terminal import LABEL, tell
 
@@ -68,7 +69,7 @@ def run(context: PhaseContext) -> Outcome:
         rows_sha256=ids_sha256(calib.asked.row_ids),
     )
     promise.write(context.folder)
-    _plot_risk(context.folder, config.risk, promise, rows)
+    plot_promise(context.folder / "plots" / "risk_coverage.png", promise, rows, "val_calib")
     before, after = (errors["ece"].value for errors in (calibration.before, calibration.after))
     told = f"{_told(promise)}; ECE {before:.3f} before calibration, {after:.3f} after"
     return Outcome({"calibration": to_json(calibration), "risk_control": to_json(promise)}, told)
@@ -110,16 +111,3 @@ def _plot_reliability(folder: Path, report: CalibrationReport, calib: LogitTable
         title = f"Reliability on val_calib, {name} calibration: ECE {errors['ece'].value:.3f}"
         path = folder / "plots" / f"reliability_{name}.png"
         plots.reliability(path, calibration.probability(calib.logits), calib.labels, weights, title)
-
-
-def _plot_risk(folder: Path, risk: RiskConfig, promise: PromiseReport, rows: CalibrationRows) -> None:
-    losses, eligible = losses_for(risk.loss, rows.decisions, rows.labels)
-    confidence, chosen, curves = rows.confidence[eligible], None, {}
-    single = promise.parts.get(EVERY_ANSWER)
-    if promise.feasible and single is not None and single.threshold is not None:
-        coverage = float(np.mean(confidence > single.threshold))
-        chosen = (coverage, single.errors / single.accepted, float(single.risk_bound or 0.0))
-    if eligible.any():
-        curves[f"{risk.loss} on val_calib, one row per group"] = risk_coverage(confidence, losses[eligible])[:2]
-    title = "Risk among the accepted answers over coverage"
-    plots.risk_coverage(folder / "plots" / "risk_coverage.png", curves, title, risk.alpha, chosen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -12,8 +12,11 @@ from natix_hf.calibration.temperature import Method
 from natix_hf.metrics import ece_reduction_percent, metric_intervals, prior_weights
 from natix_hf.metrics.table import METRICS, calibration_scores
 from natix_hf.provenance.stored import Stored
+from natix_hf.results.answered import Answered
 from natix_hf.results.figures import Figure, GroupCounts, interval_notes
-from natix_hf.results.logits import LogitTable
+
+if TYPE_CHECKING:  # it reads parquet, which a foreign model's answers need not be
+    from natix_hf.results.logits import LogitTable
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class CalibrationReport(Stored):
         return list(dict.fromkeys(found))
 
 
-def fit_on(select: LogitTable, method: Method, prior: float | None) -> tuple[Calibration, bool]:
+def fit_on(select: Answered, method: Method, prior: float | None) -> tuple[Calibration, bool]:
     """Fit a calibration on val_select.
 
     Returns:
@@ -99,7 +102,7 @@ def _ece(errors: dict[str, Figure]) -> float:
     return value
 
 
-def _errors(calibration: Calibration, calib: LogitTable, weights: np.ndarray, n_resamples: int) -> dict[str, Figure]:
+def _errors(calibration: Calibration, calib: Answered, weights: np.ndarray, n_resamples: int) -> dict[str, Figure]:
     p = calibration.probability(calib.logits)
     errors = calibration_scores()
     intervals = metric_intervals(

@@ -22,11 +22,8 @@ from natix_hf.calibration.config import RiskConfig
 from natix_hf.calibration.risk_rows import Loss
 from natix_hf.errors import DataError
 from natix_hf.labels import LabelNames
-from natix_hf.metrics import prior_weights
-from natix_hf.provenance.files import json_sha256
-from natix_hf.provenance.stored import OPTIONAL, Stored
+from natix_hf.results.answered import Answered
 from natix_hf.results.guarantee import guarantee, no_guarantee
-from natix_hf.results.logits import LogitTable
 from natix_hf.results.looks import Look
 
 EVERY_ANSWER = "every answer"
@@ -143,7 +140,7 @@ class SelectRows:
 
 
 def calibration_rows(
-    calib: LogitTable, confidence: np.ndarray, threshold_logit: float, risk: RiskConfig, prior: float | None, seed: int
+    calib: Answered, confidence: np.ndarray, threshold_logit: float, risk: RiskConfig, prior: float | None, seed: int
 ) -> tuple[CalibrationRows, str]:
     """Draw one row of each group of val_calib.
 

@@ -13,7 +13,7 @@ FLOORS = (
     "__main__",
     "cli",
     "apidoc",
-    "api deploy launch",
+    "api deploy launch selective",
     "pipeline",
     "preflight",
     "phases",

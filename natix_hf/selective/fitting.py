@@ -1,0 +1,183 @@
+"""Make a policy from labelled answers: one half of the groups fits, the other half certifies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+
+from natix_hf.bundle.policy import Half, MadeFrom, Policy
+from natix_hf.calibration.config import RiskConfig
+from natix_hf.calibration.risk_rows import Loss
+from natix_hf.errors import DataError, RecipeError, UsageError
+from natix_hf.labels import LabelNames
+from natix_hf.metrics import select_threshold
+from natix_hf.metrics.arrays import as_array, as_labels, check_lengths, check_threshold
+from natix_hf.metrics.groups import classes_of_groups
+from natix_hf.metrics.threshold import OBJECTIVES
+from natix_hf.results.calibration import fit_on
+from natix_hf.results.promise import CalibrationRows, PromiseReport, calibration_rows, certify
+from natix_hf.selective.stated import Prior, Shares, interval
+
+
+class Answers(NamedTuple):
+    """The answers of one half: logits float64 [n], labels int8 [n], groups [n]."""
+
+    logits: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a guarantee rests on.
+
+    Args:
+        report ([`PromiseReport`]): Counts, coverage and the reason in `parts`, as phase 5 writes them.
+        rows ([`CalibrationRows`]): The rows that certified, one per group.
+        fitting, certifying ([`Answers`]): All rows of the two halves.
+        prior (`float`, *optional*): The share of label 1 that rows were weighted to.
+        no_optimum (`bool`): No temperature fits best, so the probabilities stay as they are.
+        raised (`int`): Rows whose probability counts as `epsilon`.
+    """
+
+    report: PromiseReport
+    rows: CalibrationRows
+    fitting: Answers
+    certifying: Answers
+    prior: float | None
+    no_optimum: bool
+    raised: int
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a caller wants, checked."""
+
+    risk: RiskConfig
+    prior: Prior | None
+    threshold: str | float
+    seed: int
+
+    @property
+    def weighted_to(self) -> float | None:
+        """The share of label 1 that threshold and temperature are fitted to."""
+        return None if self.prior is None else (self.prior[0] + self.prior[1]) / 2
+
+
+def wanted(
+    alpha: float,
+    delta: float,
+    loss: Loss,
+    prior: Shares | None,
+    classwise: bool,
+    min_coverage: float | None,
+    threshold: str | float,
+    seed: int,
+) -> Wanted:
+    """Check what a caller wants.
+
+    Raises:
+        UsageError: if a value is impossible; the line names the argument.
+    """
+    if loss not in get_args(Loss):
+        raise UsageError(f'loss must be one of {", ".join(get_args(Loss))}, found "{loss}"')
+    if isinstance(threshold, str) and threshold not in OBJECTIVES:
+        raise UsageError(f'threshold must be a number or one of {", ".join(OBJECTIVES)}, found "{threshold}"')
+    if not isinstance(threshold, str):
+        check_threshold(threshold)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise UsageError(f"seed must be a whole number from 0 on, found {seed!r}")
+    try:
+        risk = RiskConfig(loss=loss, alpha=alpha, delta=delta, min_coverage=min_coverage, classwise=classwise)
+    except RecipeError as error:
+        raise UsageError(str(error).removeprefix(f"{RiskConfig.place}.")) from None
+    return Wanted(risk, interval(prior), threshold, seed)
+
+
+def fit(
+    logits: np.ndarray, raised: int, labels: Any, groups: Any | None, want: Wanted, names: LabelNames, made: MadeFrom
+) -> tuple[Policy, Evidence]:
+    """Fit on one half and certify on the other.
+
+    Args:
+        logits: float64 [n], label 1 over label 0.
+        raised: Rows whose probability was raised to epsilon.
+        made: What is known of the answers; the halves are filled in.
+    """
+    fitting, certifying = halves(logits, labels, groups, want.seed, names)
+    threshold, prior = _threshold(fitting, want, made), want.weighted_to
+    calibration, no_optimum = fit_on(fitting, "temperature", prior)
+    confidence = np.abs(certifying.logits - threshold)
+    rows, why_not = calibration_rows(certifying, confidence, threshold, want.risk, prior, want.seed)
+    report = certify(
+        rows,
+        why_not,
+        np.abs(fitting.logits - threshold),
+        fitting.logits > threshold,
+        want.risk,
+        prior,
+        candidate_sha256="",
+        gate="margin",
+        of_views=False,
+        groups_known=made.groups_known,
+        labels=names,
+    )
+    made = replace(made, fitting=_half(fitting), certifying=_half(certifying))
+    policy = Policy(threshold, None, None, calibration, "none", promise=report.promise, labels=names, made_from=made)
+    return policy, Evidence(report, rows, fitting, certifying, prior, no_optimum, raised)
+
+
+def halves(
+    logits: np.ndarray, labels: Any, groups: Any | None, seed: int, names: LabelNames
+) -> tuple[Answers, Answers]:
+    """Divide the groups in two, at random within each class. Of an odd number the second half gets one more.
+
+    Raises:
+        DataError: if an array is invalid, or the first half has no row of a class.
+    """
+    y = _labels(labels)
+    g = np.arange(y.size) if groups is None else as_array(groups, "groups")
+    check_lengths(logits=logits, labels=y, groups=g)
+    numbers, positive = classes_of_groups(g, y)
+    if positive.size < 2:
+        raise DataError(f"all {y.size} rows are of one group: one half of the groups fits, the other half certifies")
+    generator, first = np.random.default_rng(seed), np.zeros(positive.size, dtype=np.bool_)
+    for members in (np.flatnonzero(positive), np.flatnonzero(~positive)):
+        first[generator.permutation(members)[: members.size // 2]] = True
+    chosen = first[numbers]
+    for label in (0, 1):
+        if not (y[chosen] == label).any():
+            found = np.unique(numbers[y == label]).size
+            unit = "rows" if groups is None else "groups"
+            raise DataError(
+                f'no row labelled {label} ("{names.name(bool(label))}") is in the half for fitting: {found} {unit} '
+                "have one, and two at least are needed"
+            )
+    whole = Answers(logits, y, g)
+    return Answers(*(part[chosen] for part in whole)), Answers(*(part[~chosen] for part in whole))
+
+
+def _labels(values: Any) -> np.ndarray:
+    array = as_array(values, "labels")
+    if isinstance(array[0], str):
+        raise DataError(f"labels are words such as {array[0]!r}: pass 1 for yes and 0 for no, as labels == WORD gives")
+    return as_labels(array)
+
+
+def _half(answers: Answers) -> Half:
+    return Half(answers.labels.size, np.unique(answers.groups).size)
+
+
+def _threshold(fitting: Answers, want: Wanted, made: MadeFrom) -> float:
+    """The decision threshold as a logit."""
+    given = want.threshold
+    if isinstance(given, str):
+        objective: Any = given
+        return select_threshold(fitting.logits, fitting.labels, objective, want.weighted_to).threshold
+    if not made.probabilities:
+        return float(given)
+    if not 0 < given < 1:
+        raise UsageError(f"threshold must be a probability between 0 and 1, both excluded, found {given}")
+    return float(np.log(given) - np.log1p(-given))
