@@ -5,12 +5,9 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-import numpy as np
-
 from natix_hf.bundle.confidence import Confidence
-from natix_hf.calibration import Calibration, losses_for
-from natix_hf.calibration.config import RiskConfig
-from natix_hf.metrics import prior_weights, risk_coverage
+from natix_hf.calibration import Calibration
+from natix_hf.metrics import prior_weights
 from natix_hf.models.gate import GATE
 from natix_hf.provenance.files import ids_sha256
 from natix_hf.provenance.stored import to_json
@@ -21,7 +18,6 @@ from natix_hf.results.logits import LogitTable, write_logits
 from natix_hf.results.looks import Looks, add_look
 from natix_hf.results.promise import (
     EVERY_ANSWER,
-    CalibrationRows,
     CertifiedPart,
     PromiseReport,
     SelectRows,

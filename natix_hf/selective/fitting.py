@@ -141,6 +141,8 @@ def halves(
     g = np.arange(y.size) if groups is None else as_array(groups, "groups")
     check_lengths(logits=logits, labels=y, groups=g)
     numbers, positive = classes_of_groups(g, y)
+    if y.min() == y.max():
+        raise DataError(f"all {y.size} labels are {y[0]}: rows of both classes are needed")
     if positive.size < 2:
         raise DataError(f"all {y.size} rows are of one group: one half of the groups fits, the other half certifies")
     generator, first = np.random.default_rng(seed), np.zeros(positive.size, dtype=np.bool_)
@@ -152,8 +154,8 @@ def halves(
             found = np.unique(numbers[y == label]).size
             unit = "rows" if groups is None else "groups"
             raise DataError(
-                f'no row labelled {label} ("{names.name(bool(label))}") is in the half for fitting: {found} {unit} '
-                "have one, and two at least are needed"
+                f'the half for fitting has no row labelled {label} ("{names.name(bool(label))}"): such rows are in only '
+                f"{found} of the {positive.size} {unit}: add more"
             )
     whole = Answers(logits, y, g)
     return Answers(*(part[chosen] for part in whole)), Answers(*(part[~chosen] for part in whole))
@@ -162,7 +164,9 @@ def halves(
 def _labels(values: Any) -> np.ndarray:
     array = as_array(values, "labels")
     if isinstance(array[0], str):
-        raise DataError(f"labels are words such as {array[0]!r}: pass 1 for yes and 0 for no, as labels == WORD gives")
+        raise DataError(
+            f"labels are words such as {str(array[0])!r}: pass 1 for yes and 0 for no, as labels == WORD gives"
+        )
     return as_labels(array)
 
 

@@ -22,6 +22,6 @@ def plot(folder: Path, policy: Policy, evidence: Evidence) -> list[Path]:
     for path, (when, calibration) in zip(paths[1:], both.items(), strict=True):
         p = calibration.probability(answers.logits)
         error = expected_calibration_error(p, answers.labels, sample_weight=weights)
-        title = f"Reliability on the certifying half, {when} calibration: ECE {error:.3f}"
+        title = f"Certifying half, {when} calibration: ECE {error:.3f}"
         plots.reliability(path, p, answers.labels, weights, title)
     return paths

@@ -22,16 +22,12 @@ def lines(policy: Policy, evidence: Evidence | None) -> Iterator[str]:
     else:
         yield f"answers  of the bundle's model {(policy.model_sha256 or '')[:12]}"
     if made is not None and evidence is not None and evidence.raised:
-        yield f"         {evidence.raised} probabilities within {made.epsilon:g} of 0 or 1 count as {made.epsilon:g} from it"
+        yield f"         {evidence.raised} probabilities of 0 or 1 count as {made.epsilon:g} away from it"
     yield f"fitted   {fitted(policy, evidence)}"
     yield f"promise  {policy.promise.guarantee}"
-    for name, part in evidence.report.parts.items() if evidence is not None else ():
-        counts = f"{part.accepted} accepted with {part.errors} errors"
-        if policy.promise.feasible:
-            yield f"covers   {part.coverage:.3f} of {name} ({counts})"
-        elif not part.feasible:
-            needed = f"about {part.needed} accepted would do" if part.needed else "no number is known to do"
-            yield f"needed   {name}: {counts}; {needed}"
+    if policy.promise.feasible and evidence is not None:
+        for name, part in evidence.report.parts.items():
+            yield f"covers   {part.coverage:.3f} of {name} ({part.accepted} accepted with {part.errors} errors)"
     if policy.promise.accept_above is not None:
         cuts = policy.promise.accept_above
         told = ", ".join(f"{name} above {cuts[name]:.4g}" for name in (labels.no, labels.yes))
