@@ -7,7 +7,7 @@ from collections.abc import Callable
 import conftest
 
 
-def refused(error: type[Exception], call: Callable[[], object], *facts: object) -> None:
+def refused(error: type[Exception] | tuple[type[Exception], ...], call: Callable[[], object], *facts: object) -> None:
     """`call` raises `error`, and its message of one line tells every fact."""
     with conftest.refused(error, *facts):
         call()

@@ -193,7 +193,7 @@ def _answers(table: _Table, logit: str | None, probability: str | None) -> tuple
     """What the answers are, and their one column or two."""
     for kind, given in (("logit", logit), ("probability", probability)):
         if given is not None:
-            return kind, _named(table, kind, given)
+            return kind, _named(table, kind, given, most=2)
     found = [(kind, [name]) for kind in ("logit", "probability", "score") for name in _usual(table, kind)]
     found += [(kind, pair) for kind in _STEMS for pair in _pairs(table, kind)]
     in_pairs = {name for _, names in found if len(names) == 2 for name in names}
@@ -228,17 +228,20 @@ def _pairs(table: _Table, kind: str) -> list[list[str]]:
     return [[no, yes] for no, yes in both if no is not None and yes is not None]
 
 
-def _named(table: _Table, kind: str, given: str) -> list[str]:
-    names = [given] if given in table.columns else [name.strip() for name in given.split(",")]
+def _named(table: _Table, kind: str, given: str, most: int = 1) -> list[str]:
+    """The columns that are named, with a comma between two of them."""
+    names = [name.strip() for name in given.split(",")]
+    if given in table.columns or len(names) > most or len(set(names)) < len(names):
+        names = [given]
     lacking = next((name for name in names if name not in table.columns), None)
-    if lacking is not None or len(names) > 2 or len(set(names)) < len(names):
-        raise DataError(f"{table.name} has no column {lacking or given!r} for --{kind}; {_said(table)}")
+    if lacking is not None:
+        raise DataError(f"{table.name} has no column {lacking!r} for --{kind}; {_said(table)}")
     return names
 
 
 def _column(table: _Table, kind: str, given: str | None, needed: bool = True) -> str | None:
     if given is not None:
-        return _named(table, kind, given)[0] if given in table.columns else _named(table, kind, f"{given},{given}")[0]
+        return _named(table, kind, given)[0]
     found = _usual(table, kind)
     if len(found) > 1 or (needed and not found):
         which = f"both {' and '.join(found)} may be" if found else "no column is known to be"
@@ -281,17 +284,20 @@ def _labels(table: _Table, column: str, names: Sequence[str] | None) -> np.ndarr
     if len(values) != len(table.lines):
         raise DataError(f"{table.name}: {column} has {len(values)} values, but there are {len(table.lines)} rows")
     known: dict[Any, int] = {0: 0, 1: 1} | _WORDS | {f"{word}.0": int(word) for word in ("0", "1")}
-    known |= {name: label for label, name in enumerate(names or ())}
+    for label, name in enumerate(names or ()):
+        if known.get(name.lower(), label) != label:
+            raise UsageError(f"--names: {name!r} is the name of label {label}, but in a table it stands for the other")
+        known[name] = label
     found = np.empty(len(values), dtype=np.int8)
     for row, value in enumerate(values.tolist() if isinstance(values, np.ndarray) else values):
-        label = known.get(value) if isinstance(value, str | int | float) else None
-        if label is None and isinstance(value, str):
-            label = _WORDS.get(value.lower())
-        if label is None:
+        meant = known.get(value) if isinstance(value, str | int | float) else None
+        if meant is None and isinstance(value, str):
+            meant = _WORDS.get(value.lower())
+        if meant is None:
             told = "empty" if value is None else repr(value)[:60]
             also = f" or {' or '.join(names)}" if names else ", or words that --names NO,YES names"
             raise DataError(f"{table.where(row)}: {column} is {told}: it must be 0 or 1{also}")
-        found[row] = label
+        found[row] = meant
     return found
 
 

@@ -146,16 +146,17 @@ def halves(
     if positive.size < 2:
         raise DataError(f"all {y.size} rows are of one group: one half of the groups fits, the other half certifies")
     generator, first = np.random.default_rng(seed), np.zeros(positive.size, dtype=np.bool_)
-    for members in (np.flatnonzero(positive), np.flatnonzero(~positive)):
+    order = np.argsort(np.unique(numbers, return_index=True)[1])  # as they appear, whatever they are called
+    for members in (order[positive[order]], order[~positive[order]]):
         first[generator.permutation(members)[: members.size // 2]] = True
     chosen = first[numbers]
     for label in (0, 1):
         if not (y[chosen] == label).any():
             found = np.unique(numbers[y == label]).size
-            unit = "rows" if groups is None else "groups"
+            unit, name = "rows" if groups is None else "groups", names.name(bool(label))
             raise DataError(
-                f'the half for fitting has no row labelled {label} ("{names.name(bool(label))}"): such rows are in only '
-                f"{found} of the {positive.size} {unit}: add more"
+                f'the half for fitting has no row labelled {label} ("{name}"): such rows are in only {found} of the '
+                f"{positive.size} {unit}: add more"
             )
     whole = Answers(logits, y, g)
     return Answers(*(part[chosen] for part in whole)), Answers(*(part[~chosen] for part in whole))

@@ -73,7 +73,8 @@ def test_each_half_does_its_own_work() -> None:
     threshold = found.policy.threshold_logit
     assert np.corrcoef(first.logits > threshold, first.labels)[0, 1] == pytest.approx(max(mcc))
     rows = found.evidence.rows
-    assert len(rows.labels) == np.unique(second.groups).size and set(rows.confidence) <= set(abs(second.logits - threshold))
+    assert len(rows.labels) == np.unique(second.groups).size
+    assert set(rows.confidence) <= set(abs(second.logits - threshold))
     part = found.evidence.report.parts["every answer"]
     assert found.policy.promise.accept_above is not None
     [cut] = set(found.policy.promise.accept_above.values())
@@ -137,7 +138,7 @@ def test_every_form_of_the_same_answers_decides_alike() -> None:
         got, wanted = found.predict(values), expected.predict(z)
         assert np.array_equal(got.answer, wanted.answer)
         np.testing.assert_allclose(got.probability, wanted.probability, atol=1e-9)
-        assert (got.decision != wanted.decision).mean() < 0.005  # groups sorted as text draw other halves only if asked
+        assert np.array_equal(got.decision, wanted.decision)
 
 
 def test_certain_probabilities_stay_at_the_top_and_count_as_epsilon() -> None:
@@ -230,8 +231,8 @@ def test_nothing_promised_is_said_with_what_it_would_take() -> None:
 @pytest.mark.parametrize("loss", ["error", "fnr", "fpr"])
 @pytest.mark.parametrize("classwise", [False, True])
 def test_every_kind_of_promise(loss: Any, classwise: bool) -> None:
-    z, y, _ = answers(4000)
-    found = SelectiveClassifier.fit(z, y, alpha=0.1, loss=loss, classwise=classwise, names=("κόκκινο", "grün"))
+    z, y, _ = answers(4000, mu=1.5)
+    found = SelectiveClassifier.fit(z, y, alpha=0.05, loss=loss, classwise=classwise, names=("κόκκινο", "grün"))
     promise = found.policy.promise
     assert found.feasible and (promise.loss, promise.classwise) == (loss, classwise)
     assert promise.accept_above is not None and set(promise.accept_above) == {"κόκκινο", "grün"}
@@ -280,7 +281,7 @@ def test_saved_and_loaded_it_answers_alike(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_policy_for_something_else_is_refused(stated: dict[str, Any], facts: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_policy_for_something_else_is_refused(stated: dict[str, Any], facts: Any, tmp_path: Path) -> None:
     z, y, _ = answers(800)
     path = tmp_path / "policy.json"
     SelectiveClassifier.fit(z, y, names=("leer", "voll"), model="abc", prior=0.5).save(path)
