@@ -188,7 +188,8 @@ class SelectiveClassifier:
         Args:
             logits (`array-like` of shape `(n,)` or `(n, 2)`): Answers of the model that the policy was fitted for: as
                 in `fit`, or of a bundle's model as a plain pipeline gives them.
-            probabilities (`bool`, *optional*): What the values are. Defaults to what was said in `fit` or `load`.
+            probabilities (`bool`, *optional*): What the values are. Defaults to what was said in `fit` or `load`. Where
+                logits are due and nobody has said so, 20 values or more that all lie in [0, 1] are refused.
 
         Returns:
             [`SelectiveAnswers`]: One answer per row, in the same order.
