@@ -60,6 +60,7 @@ class MadeFrom:
         probabilities (`bool`): The answers were probabilities, which count as at least `epsilon`; else logits.
         said (`bool`): The caller said which; else the values could not be probabilities.
         groups_known (`bool`): The caller said which rows belong together; else each row counts as a group.
+        share (`float`): Share of label 1 among the rows.
         fitting, certifying ([`Half`]): The half for temperature and threshold, and the half for the certificate.
     """
 
@@ -69,8 +70,9 @@ class MadeFrom:
     epsilon: float
     groups_known: bool
     seed: int
-    fitting: Half
-    certifying: Half
+    share: float = 0.0
+    fitting: Half = field(default_factory=lambda: Half(0, 0))
+    certifying: Half = field(default_factory=lambda: Half(0, 0))
 
 
 @dataclass(frozen=True)

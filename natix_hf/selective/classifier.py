@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from natix_hf.bundle.names import BUNDLE_MANIFEST, POLICY
-from natix_hf.bundle.policy import Half, MadeFrom, Policy, read_policy, write_policy
+from natix_hf.bundle.policy import MadeFrom, Policy, read_policy, write_policy
 from natix_hf.calibration.logits import EPSILON, as_logits
 from natix_hf.calibration.risk_rows import Loss
 from natix_hf.errors import UsageError, VerificationError
@@ -160,8 +160,6 @@ class SelectiveClassifier:
             epsilon=epsilon,
             groups_known=groups is not None,
             seed=seed,
-            fitting=Half(0, 0),
-            certifying=Half(0, 0),
         )
         z, raised = as_logits(logits, probabilities, epsilon)
         return cls(*fit(z, raised, labels, groups, want, label_names(names), made))
@@ -188,8 +186,8 @@ class SelectiveClassifier:
         Args:
             logits (`array-like` of shape `(n,)` or `(n, 2)`): Answers of the model that the policy was fitted for: as
                 in `fit`, or of a bundle's model as a plain pipeline gives them.
-            probabilities (`bool`, *optional*): What the values are. Defaults to what was said in `fit` or `load`. Where
-                logits are due and nobody has said so, 20 values or more that all lie in [0, 1] are refused.
+            probabilities (`bool`, *optional*): What the values are. Defaults to what was said in `fit` or `load`. If
+                nobody has said that they are logits, 20 values or more that all lie in [0, 1] are refused.
 
         Returns:
             [`SelectiveAnswers`]: One answer per row, in the same order.

@@ -104,7 +104,7 @@ def fit(
     Args:
         logits: float64 [n], label 1 over label 0.
         raised: Rows whose probability was raised to epsilon.
-        made: What is known of the answers; the halves are filled in.
+        made: What is known of the answers; share and halves are filled in.
     """
     fitting, certifying = halves(logits, labels, groups, want.seed, names)
     threshold, prior = _threshold(fitting, want, made), want.weighted_to
@@ -124,7 +124,8 @@ def fit(
         groups_known=made.groups_known,
         labels=names,
     )
-    made = replace(made, fitting=_half(fitting), certifying=_half(certifying))
+    share = float(np.concatenate([fitting.labels, certifying.labels]).mean())
+    made = replace(made, share=share, fitting=_half(fitting), certifying=_half(certifying))
     policy = Policy(threshold, None, None, calibration, "none", promise=report.promise, labels=names, made_from=made)
     return policy, Evidence(report, rows, fitting, certifying, prior, no_optimum, raised)
 

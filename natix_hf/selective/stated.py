@@ -66,7 +66,11 @@ def differences(policy: Policy, names: Sequence[str] | None, prior: Shares | Non
     if wanted is None or not promise.feasible or promise.loss != "error":
         return  # the rates of a class do not depend on how common it is
     if promise.prior is None:
-        yield f"does not say for which prior its error rate is promised, and you expect {told_prior(wanted)}"
+        found = "" if policy.made_from is None else f", {policy.made_from.share:.3g}"
+        yield (
+            f"promises its error rate at the share of {policy.labels.yes} in its own rows{found}, and you expect "
+            f"{told_prior(wanted)}: fit it with prior={prior!r}"
+        )
     elif not promise.prior[0] <= wanted[0] <= wanted[1] <= promise.prior[1]:
         held = told_prior(promise.prior)
         yield (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from natix_hf.bundle.policy import Half, Policy
+from natix_hf.bundle.policy import Policy
 
 if TYPE_CHECKING:
     from natix_hf.selective.fitting import Evidence
@@ -17,7 +17,9 @@ def lines(policy: Policy, evidence: Evidence | None) -> Iterator[str]:
     """The lines of `describe` and of `natix-hf certify`, each opened by a word."""
     made, labels = policy.made_from, policy.labels
     if made is not None:
-        yield f"answers  {_told(made.fitting, made.certifying)}{f' of {made.model}' if made.model else ''}"
+        rows, groups = (getattr(made.fitting, of) + getattr(made.certifying, of) for of in ("rows", "groups"))
+        model = f", answered by {made.model}" if made.model else ""
+        yield f'answers  {rows} rows in {groups} groups, {made.share:.3g} of them "{labels.yes}"{model}'
         yield f"halves   {halves(policy)}; divided by group, seed {made.seed}"
     else:
         yield f"answers  of the bundle's model {(policy.model_sha256 or '')[:12]}"
@@ -62,7 +64,3 @@ def fitted(policy: Policy, evidence: Evidence | None) -> str:
     if evidence is not None and evidence.prior is not None:
         parts.append(f'rows weighted to a share of {evidence.prior:g} of "{policy.labels.yes}"')
     return ", ".join(parts)
-
-
-def _told(first: Half, second: Half) -> str:
-    return f"{first.rows + second.rows} rows in {first.groups + second.groups} groups"

@@ -316,6 +316,17 @@ def test_a_policy_of_other_weights_is_refused(what: str, bundle: Path) -> None:
             load_bundle(bundle, verify=verify)
 
 
+@pytest.mark.parametrize("lacking", [("model_sha256",), ("candidate_sha256",), ("model_sha256", "candidate_sha256")])
+def test_a_policy_of_no_weights_is_refused(lacking: tuple[str, ...], bundle: Path) -> None:
+    """A policy for a foreign model's answers, as `natix-hf certify` writes it, is for no bundle."""
+    edit(bundle / "policy.json", **dict.fromkeys(lacking))
+    describe(bundle)
+    assert the_problem(bundle, "policy.json", "model.safetensors", "certify")
+    for verify in (True, False):
+        with refused(VerificationError, "policy.json", "model.safetensors"):
+            load_bundle(bundle, verify=verify)
+
+
 def test_a_pinned_bundle(bundle: Path) -> None:
     right = file_sha256(bundle / BUNDLE_MANIFEST)
     for expected in (right, "0" * 64, ""):

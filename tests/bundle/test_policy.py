@@ -13,7 +13,7 @@ from conftest import refused
 from torch import nn
 
 from natix_hf.bundle.folding import fold_into
-from natix_hf.bundle.policy import GateUse, Policy, read_policy, write_policy
+from natix_hf.bundle.policy import GateUse, Half, MadeFrom, Policy, read_policy, write_policy
 from natix_hf.calibration import Calibration, Promise
 from natix_hf.errors import VerificationError
 
@@ -109,6 +109,8 @@ CERTIFIED = Promise(True, "x", {"None": 0.1, "Roadwork": 0.7}, alpha=0.05)
         _policy(0.123456789012345678, Calibration("temperature", 1 / 1.7)), _policy(-3.0, fold="none"),
         _policy(0.1, Calibration("platt", 1 / 3, 0.1), fold="calibration", promise=CERTIFIED),
         _policy(0.1, gate=GateUse("learned", "confidnet", "c" * 64)),
+        _policy(0.1, candidate_sha256=None, model_sha256=None, made_from=MadeFrom(
+            "resnet", True, True, 1e-7, True, 3, 0.25, Half(20, 4), Half(30, 5))),
     ],
 )  # fmt: skip
 def test_round_trip(policy: Policy, tmp_path: Path) -> None:
@@ -116,10 +118,19 @@ def test_round_trip(policy: Policy, tmp_path: Path) -> None:
     assert read_policy(tmp_path / "policy.json") == policy
 
 
+@pytest.mark.parametrize("schema", [2, 3])
+def test_an_older_policy_is_read(schema: int, tmp_path: Path) -> None:
+    write_policy(tmp_path / "policy.json", _policy(0.25, promise=CERTIFIED))
+    content = json.loads((tmp_path / "policy.json").read_text(encoding="utf-8")) | {"schema": schema}
+    (tmp_path / "policy.json").write_text(json.dumps(content), encoding="utf-8")
+    assert read_policy(tmp_path / "policy.json") == _policy(0.25, promise=CERTIFIED)
+
+
 @pytest.mark.parametrize(
     "changed",
     [
-        {"schema": 1}, {"schema": None}, {"temperature": 1.0}, {"calibration": None}, {"calibration": 0.5},
+        {"schema": 1}, {"schema": 5}, {"schema": None}, {"temperature": 1.0}, {"calibration": None},
+        {"calibration": 0.5},
         *({"calibration": {"method": "temperature", "slope": slope, "intercept": 0.0}}
           for slope in (0.0, -1.0, "1", None, float("inf"), float("nan"))),
         {"calibration": {"method": "temperature", "slope": 0.5, "intercept": 0.1}}, {"calibration": {"slope": 0.5}},
