@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import numpy as np
+
 from natix_hf.bundle.confidence import Confidence
 from natix_hf.calibration import Calibration
 from natix_hf.metrics import prior_weights

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from natix_hf.calibration.config import RiskConfig
 from natix_hf.labels import LabelNames
 from natix_hf.results.looks import Look, words_about
 
+
+@dataclass(frozen=True)
+class Setting:
+    """The words of a promise that depend on where it is made.
+
+    Args:
+        things: What labelled rows are called.
+        grouping: Where a user says which rows belong together.
+    """
+
+    things: str
+    grouping: str
+
+
+OF_A_RUN = Setting("pictures", "data.group_by")
 _RISKS = {
     "error": "the share of wrong answers among accepted answers",
-    "fnr": 'the share answered "{no}" among accepted pictures labelled "{yes}"',
-    "fpr": 'the share answered "{yes}" among accepted pictures labelled "{no}"',
+    "fnr": 'the share answered "{no}" among accepted {things} labelled "{yes}"',
+    "fpr": 'the share answered "{yes}" among accepted {things} labelled "{no}"',
 }
 _RISK_OF_EITHER = {
     "error": 'the share of wrong answers, both among accepted answers "{yes}" and among accepted answers "{no}",',
-    "rates": 'the share of wrong answers, both among accepted pictures labelled "{yes}" and among those labelled '
+    "rates": 'the share of wrong answers, both among accepted {things} labelled "{yes}" and among those labelled '
     '"{no}",',
 }
 
@@ -29,6 +45,7 @@ def guarantee(
     of_views: bool,
     error_at_share: Mapping[str, float | None],
     looks: Sequence[Look] = (),
+    setting: Setting = OF_A_RUN,
 ) -> str:
     """The guarantee of a feasible certificate in words.
 
@@ -39,14 +56,16 @@ def guarantee(
         of_views: True if a row is a view of the exam.
         error_at_share: The error rate of the accepted calibration rows at shares of label 1; empty for a rate.
         looks: The different certifications of the same rows.
+        setting: The words for rows and groups.
     """
     what = _RISKS[risk.loss]
     if risk.classwise:
         what = _RISK_OF_EITHER["error" if risk.loss == "error" else "rates"]
-    what = what.format(no=labels.no, yes=labels.yes)
+    what = what.format(no=labels.no, yes=labels.yes, things=setting.things)
     unit, new, doubt = "groups", "a row of a new group", ""
     if not groups_known:
-        unit, new, doubt = "rows", "a new row", ", if rows are independent, which nobody has said (data.group_by)"
+        unit, new = "rows", "a new row"
+        doubt = f", if rows are independent, which nobody has said ({setting.grouping})"
     told = [
         f"with probability at least {1 - risk.delta:g} over the draw of the calibration {unit}, {what} is at most "
         f"{risk.alpha:g} for {new}{doubt}",

@@ -22,8 +22,11 @@ from natix_hf.calibration.config import RiskConfig
 from natix_hf.calibration.risk_rows import Loss
 from natix_hf.errors import DataError
 from natix_hf.labels import LabelNames
+from natix_hf.metrics import prior_weights
+from natix_hf.provenance.files import json_sha256
+from natix_hf.provenance.stored import OPTIONAL, Stored
 from natix_hf.results.answered import Answered
-from natix_hf.results.guarantee import guarantee, no_guarantee
+from natix_hf.results.guarantee import OF_A_RUN, Setting, guarantee, no_guarantee
 from natix_hf.results.looks import Look
 
 EVERY_ANSWER = "every answer"
@@ -182,6 +185,7 @@ def certify(
     labels: LabelNames,
     record: Callable[[Look], list[Look]] = lambda look: [look],
     rows_sha256: str = "",
+    setting: Setting = OF_A_RUN,
 ) -> PromiseReport:
     """Certify acceptance cuts on the calibration rows, or say why none can be certified.
 
@@ -195,6 +199,7 @@ def certify(
         labels: The names of the answers.
         record: Takes this look and returns every different look at the same rows.
         rows_sha256: Hash of the ids of the calibration rows.
+        setting: The words for rows and groups where this is promised.
     """
     parts: dict[str, RiskControl] = {}
     try:
@@ -233,6 +238,7 @@ def certify(
             of_views=of_views,
             error_at_share=elsewhere or {},
             looks=looks or [],
+            setting=setting,
         )
     else:
         words = no_guarantee(
@@ -277,7 +283,7 @@ def _certify(
         return {EVERY_ANSWER: found}
     for answer, name in ((1, labels.yes), (0, labels.no)):
         if not (select.decisions == answer).any():
-            raise DataError(f'no row of val_select is answered "{name}", so there is no cut to try')
+            raise DataError(f'no row that chooses the cuts is answered "{name}", so there is no cut to try')
     both = fit_classwise_risk_control(
         rows.confidence,
         rows.decisions,

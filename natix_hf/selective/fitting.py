@@ -17,12 +17,13 @@ from natix_hf.metrics.arrays import as_array, as_labels, check_lengths, check_th
 from natix_hf.metrics.groups import classes_of_groups
 from natix_hf.metrics.threshold import OBJECTIVES
 from natix_hf.results.calibration import fit_on
-from natix_hf.results.promise import CalibrationRows, PromiseReport, calibration_rows, certify
+from natix_hf.results.guarantee import Setting
+from natix_hf.results.promise import CalibrationRows, PromiseReport, SelectRows, calibration_rows, certify
 from natix_hf.selective.stated import Prior, Shares, interval
 
 
 class Answers(NamedTuple):
-    """The answers of one half: logits float64 [n], labels int8 [n], groups [n]."""
+    """The answers of one half: logits float64 [n], labels int8 [n], and the numbers of their groups, int64 [n]."""
 
     logits: np.ndarray
     labels: np.ndarray
@@ -89,11 +90,19 @@ def wanted(
         check_threshold(threshold)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise UsageError(f"seed must be a whole number from 0 on, found {seed!r}")
+    shares = interval(prior)
     try:
-        risk = RiskConfig(loss=loss, alpha=alpha, delta=delta, min_coverage=min_coverage, classwise=classwise)
+        risk = RiskConfig(
+            loss=loss,
+            alpha=alpha,
+            delta=delta,
+            min_coverage=min_coverage,
+            classwise=classwise,
+            prior=None if shares is None else list(shares),
+        )
     except RecipeError as error:
         raise UsageError(str(error).removeprefix(f"{RiskConfig.place}.")) from None
-    return Wanted(risk, interval(prior), threshold, seed)
+    return Wanted(risk, shares, threshold, seed)
 
 
 def fit(
@@ -109,13 +118,13 @@ def fit(
     fitting, certifying = halves(logits, labels, groups, want.seed, names)
     threshold, prior = _threshold(fitting, want, made), want.weighted_to
     calibration, no_optimum = fit_on(fitting, "temperature", prior)
-    confidence = np.abs(certifying.logits - threshold)
-    rows, why_not = calibration_rows(certifying, confidence, threshold, want.risk, prior, want.seed)
+    first, second = (np.abs(half.logits - threshold) for half in (fitting, certifying))
+    rows, why_not = calibration_rows(certifying, second, threshold, want.risk, prior, want.seed)
+    answered = (fitting.logits > threshold).astype(np.int8)
     report = certify(
         rows,
         why_not,
-        np.abs(fitting.logits - threshold),
-        fitting.logits > threshold,
+        SelectRows(first, answered, fitting.labels, fitting.groups),
         want.risk,
         prior,
         candidate_sha256="",
@@ -123,6 +132,7 @@ def fit(
         of_views=False,
         groups_known=made.groups_known,
         labels=names,
+        setting=Setting("rows", "groups="),
     )
     share = float(np.concatenate([fitting.labels, certifying.labels]).mean())
     made = replace(made, share=share, fitting=_half(fitting), certifying=_half(certifying))
@@ -159,7 +169,7 @@ def halves(
                 f'the half for fitting has no row labelled {label} ("{name}"): such rows are in only {found} of the '
                 f"{positive.size} {unit}: add more"
             )
-    whole = Answers(logits, y, g)
+    whole = Answers(logits, y, numbers)
     return Answers(*(part[chosen] for part in whole)), Answers(*(part[~chosen] for part in whole))
 
 

@@ -288,6 +288,39 @@ def test_a_policy_for_something_else_is_refused(stated: dict[str, Any], facts: A
     refused(VerificationError, lambda: SelectiveClassifier.load(path, **stated), path, *facts)
 
 
+def test_an_interval_of_priors_is_certified_at_both_ends(tmp_path: Path) -> None:
+    """The error among accepted answers, in closed form: two Gaussians whose shares change and whose shapes do not."""
+    z, y, _ = answers(6000, mu=1.5)
+    found = SelectiveClassifier.fit(z, y, alpha=0.05, prior=(0.2, 0.7))
+    middle = SelectiveClassifier.fit(z, y, alpha=0.05, prior=0.45)
+    promise = found.policy.promise
+    assert found.feasible and promise.prior == (0.2, 0.7) and promise.accept_above is not None
+    assert found.policy.threshold_logit == middle.policy.threshold_logit
+    [cut] = set(promise.accept_above.values())
+    t = found.policy.threshold_logit
+    no, yes, c = (-1.5 - t) / 1.5, (1.5 - t) / 1.5, cut / 1.5
+    for share in np.linspace(0.2, 0.7, 11):
+        wrong = share * ndtr(-c - yes) + (1 - share) * ndtr(no - c)
+        right = share * ndtr(yes - c) + (1 - share) * ndtr(-c - no)
+        assert wrong / (wrong + right) < 0.055
+    assert "0.2 to 0.7" in found.guarantee
+    found.save(tmp_path / "policy.json")
+    inside: list[Any] = [0.2, 0.5, (0.3, 0.7)]
+    outside: list[Any] = [0.1, 0.75, (0.1, 0.5)]
+    for prior in inside:
+        assert SelectiveClassifier.load(tmp_path / "policy.json", prior=prior).feasible
+    for prior in outside:
+        with pytest.raises(VerificationError, match=r"0\.2 to 0\.7"):
+            SelectiveClassifier.load(tmp_path / "policy.json", prior=prior)
+
+
+def test_the_share_of_ones_own_rows_is_no_stated_prior(tmp_path: Path) -> None:
+    z, y, _ = answers(800)
+    SelectiveClassifier.fit(z, y).save(tmp_path / "policy.json")
+    load = SelectiveClassifier.load
+    refused(VerificationError, lambda: load(tmp_path / "policy.json", prior=0.5), f"{y.mean():.3g}", "prior=0.5")
+
+
 def test_the_rates_of_a_class_hold_at_every_prior(tmp_path: Path) -> None:
     z, y, _ = answers(2000)
     SelectiveClassifier.fit(z, y, loss="fnr", prior=0.5).save(tmp_path / "policy.json")
