@@ -17,13 +17,15 @@ class Setting:
     Args:
         things: What labelled rows are called.
         grouping: Where a user says which rows belong together.
+        others: The other rows, which give the cuts to try.
     """
 
     things: str
     grouping: str
+    others: str
 
 
-OF_A_RUN = Setting("pictures", "data.group_by")
+OF_A_RUN = Setting("pictures", "data.group_by", "val_select")
 _RISKS = {
     "error": "the share of wrong answers among accepted answers",
     "fnr": 'the share answered "{no}" among accepted {things} labelled "{yes}"',

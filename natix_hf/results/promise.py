@@ -204,7 +204,7 @@ def certify(
     parts: dict[str, RiskControl] = {}
     try:
         if not why_not:
-            parts = _certify(rows, select, risk, prior, labels)
+            parts = _certify(rows, select, risk, prior, labels, setting)
     except DataError as error:  # a class or an answer has no row: then there is no promise, but the run goes on
         why_not = str(error)
     feasible = bool(parts) and all(part.feasible for part in parts.values())
@@ -263,7 +263,12 @@ def certify(
 
 
 def _certify(
-    rows: CalibrationRows, select: SelectRows, risk: RiskConfig, prior: float | None, labels: LabelNames
+    rows: CalibrationRows,
+    select: SelectRows,
+    risk: RiskConfig,
+    prior: float | None,
+    labels: LabelNames,
+    setting: Setting,
 ) -> dict[str, RiskControl]:
     """The certificate for all answers together, or one per answer.
 
@@ -283,7 +288,7 @@ def _certify(
         return {EVERY_ANSWER: found}
     for answer, name in ((1, labels.yes), (0, labels.no)):
         if not (select.decisions == answer).any():
-            raise DataError(f'no row that chooses the cuts is answered "{name}", so there is no cut to try')
+            raise DataError(f'no row of {setting.others} is answered "{name}", so there is no cut to try')
     both = fit_classwise_risk_control(
         rows.confidence,
         rows.decisions,

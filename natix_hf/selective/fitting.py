@@ -132,7 +132,7 @@ def fit(
         of_views=False,
         groups_known=made.groups_known,
         labels=names,
-        setting=Setting("rows", "groups="),
+        setting=Setting("rows", "groups=", "the half for fitting"),
     )
     share = float(np.concatenate([fitting.labels, certifying.labels]).mean())
     made = replace(made, share=share, fitting=_half(fitting), certifying=_half(certifying))
