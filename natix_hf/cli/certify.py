@@ -38,6 +38,10 @@ def certify(
     group: Annotated[str | None, typer.Option(help="Column that says which rows belong together.")] = None,
     names: Annotated[str | None, typer.Option(help="Names of answers 0 and 1: NO,YES.")] = None,
     model: Annotated[str | None, typer.Option(help="Which model answered; the policy keeps it.")] = None,
+    looks: Annotated[
+        int,
+        typer.Option(min=1, help="Share delta over so many fits of the same answers, with other options or seeds."),
+    ] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Draw the halves and the row of each group with this seed.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the policy here, such as policy.json.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw plots into this folder.")] = None,
@@ -65,6 +69,7 @@ def certify(
         prior=None if prior is None else _prior(prior),
         classwise=classwise,
         min_coverage=min_coverage,
+        looks=looks,
         seed=seed,
         names=named or ("no", "yes"),
         probabilities=read.probabilities,

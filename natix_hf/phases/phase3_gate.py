@@ -14,7 +14,7 @@ from natix_hf.provenance.stored import to_json
 from natix_hf.results import plots
 from natix_hf.results.answers import compute_answers
 from natix_hf.results.figures import paired_bounds
-from natix_hf.results.gate import GateComparison, GateReport
+from natix_hf.results.gate import GateComparison, GateReport, write_cross_fitted
 from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.trainers.gate import cross_fit, gate_targets, train_gate
 
@@ -74,6 +74,7 @@ def run(context: PhaseContext) -> Outcome:
         if wins:
             with atomic_file(context.folder / GATE) as temporary:
                 save_gate(temporary, gate)
+            write_cross_fitted(context.folder, table.ids, learned)
             gate_sha256 = file_sha256(context.folder / GATE)
     PartialState().wait_for_everyone()
     kept = GateReport(

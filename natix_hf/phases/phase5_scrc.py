@@ -16,6 +16,8 @@ from natix_hf.provenance.stored import to_json
 from natix_hf.results import plots
 from natix_hf.results.answers import compute_answers
 from natix_hf.results.calibration import CalibrationReport, fit_on, measure_calibration
+from natix_hf.results.candidate import Candidate
+from natix_hf.results.gate import read_cross_fitted
 from natix_hf.results.logits import LogitTable, write_logits
 from natix_hf.results.looks import Looks, add_look
 from natix_hf.results.promise import (
@@ -47,7 +49,6 @@ def run(context: PhaseContext) -> Outcome:
     calibration.write(context.folder)
     _plot_reliability(context.folder, calibration, calib, prior)
     confidence = Confidence(threshold, learned_gate(context))
-    seen = compute_answers(champion, context.ask("val_select"))[1] if confidence.reads_features else None
     rows, why_not = calibration_rows(
         calib, confidence(calib.logits, features), threshold, config.risk, prior, recipe.data.seed
     )
@@ -55,7 +56,7 @@ def run(context: PhaseContext) -> Outcome:
     promise = certify(
         rows,
         why_not,
-        SelectRows(confidence(select.logits, seen), answered, select.labels, select.groups),
+        SelectRows(_select_confidence(context, champion, select, confidence), answered, select.labels, select.groups),
         config.risk,
         prior,
         candidate_sha256=calib.candidate_sha256,
@@ -94,6 +95,23 @@ def _told(promise: PromiseReport) -> str:
 def _lacking(part: CertifiedPart) -> str:
     found = f"{part.accepted} accepted groups with {part.errors} errors"
     return f"{found}, {part.needed} needed" if part.needed else f"{found}, too many errors"
+
+
+def _select_confidence(
+    context: PhaseContext, champion: Candidate, select: LogitTable, confidence: Confidence
+) -> np.ndarray:
+    """The confidence in the answers on val_select, float64 [n].
+
+    A learned gate was fitted on these rows, and rates them too well. Phase 3 has rated each by a gate that has not
+    seen its group.
+    """
+    if not confidence.reads_features:
+        return confidence(select.logits)
+    cross_fitted = read_cross_fitted(context.upstream(3), select.ids)
+    if cross_fitted is not None:
+        return cross_fitted
+    tell(f"{' ' * LABEL}phase 3 is of an older version: run it again for a better start of risk control", hang=LABEL)
+    return confidence(select.logits, compute_answers(champion, context.ask("val_select"))[1])
 
 
 def learned_gate(context: PhaseContext) -> Path | None:

@@ -100,6 +100,7 @@ class SelectiveClassifier:
         prior: Shares | None = None,
         classwise: bool = False,
         min_coverage: float | None = None,
+        looks: int = 1,
         seed: int = 0,
         names: Sequence[str] = ("no", "yes"),
         probabilities: bool | None = None,
@@ -132,6 +133,8 @@ class SelectiveClassifier:
                 middle of an interval). `None`: the share of these rows.
             classwise (`bool`, defaults to `False`): One cut and one guarantee for each answer.
             min_coverage (`float`, *optional*): Smallest share of accepted answers at which a guarantee is given.
+            looks (`int`, defaults to 1): Number of fits of the same answers, with other settings or seeds, that share
+                `delta`. Nobody counts them but you.
             seed (`int`, defaults to 0): Draws the halves and the row of each group.
             names (pair of `str`, defaults to `("no", "yes")`): Names of answers 0 and 1.
             probabilities (`bool`, *optional*): What the values are. `None`: logits, and values that look like
@@ -152,7 +155,7 @@ class SelectiveClassifier:
         """
         from natix_hf.selective.fitting import fit, wanted
 
-        want = wanted(alpha, delta, loss, prior, classwise, min_coverage, threshold, seed)
+        want = wanted(alpha, delta, loss, prior, classwise, min_coverage, looks, threshold, seed)
         made = MadeFrom(
             model=model,
             probabilities=bool(probabilities),

@@ -74,6 +74,7 @@ def wanted(
     prior: Shares | None,
     classwise: bool,
     min_coverage: float | None,
+    looks: int,
     threshold: str | float,
     seed: int,
 ) -> Wanted:
@@ -99,6 +100,7 @@ def wanted(
             min_coverage=min_coverage,
             classwise=classwise,
             prior=None if shares is None else list(shares),
+            looks=looks,
         )
     except RecipeError as error:
         raise UsageError(str(error).removeprefix(f"{RiskConfig.place}.")) from None

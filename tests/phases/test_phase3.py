@@ -18,6 +18,7 @@ from natix_hf.models.gate import gate_inputs, load_gate
 from natix_hf.phases import phase3_gate
 from natix_hf.provenance.files import file_sha256
 from natix_hf.recipe import parse_recipe
+from natix_hf.results.gate import read_cross_fitted
 from natix_hf.results.logits import LogitTable
 from natix_hf.runs.context import PhaseContext
 from natix_hf.runs.graph import PHASES
@@ -88,6 +89,9 @@ def test_a_gate_that_knows_more_than_the_margin_stays(method: str, phase3: Run, 
     confidence = load_gate(_gate(tmp_path)).confidence(gate_inputs(features, table.logits, THRESHOLD))
     wrong = (table.logits > THRESHOLD) != (table.labels == 1)
     assert aurc(confidence, wrong) < 0.5 * compared["margin"]
+    # Phase 5 gets a fair confidence of each of these rows, by the gates of the folds.
+    fair = read_cross_fitted(tmp_path / "phase3_gate", table.ids)
+    assert fair is not None and aurc(fair, wrong, prior_weights(table.labels, None)) == compared["learned"]
 
 
 def test_the_figures_are_those_of_the_cross_fit(phase3: Run) -> None:
@@ -109,7 +113,7 @@ def test_a_gate_that_knows_nothing_goes(phase3: Run, tmp_path: Path) -> None:
     assert report["kind"] == "margin" and "gate_sha256" not in report
     assert report["compared"]["aurc"]["high"] >= 0
     assert tells(report["reason"], "margin")
-    assert not _gate(tmp_path).exists()
+    assert not _gate(tmp_path).exists() and read_cross_fitted(tmp_path / "phase3_gate", []) is None
     assert (tmp_path / "phase3_gate" / "plots" / "gate.png").is_file()
 
 

@@ -19,7 +19,7 @@ from natix_hf.calibration.classwise import fit_classwise_risk_control
 from natix_hf.calibration.risk_control import fit_risk_control
 from natix_hf.calibration.risk_rows import one_row_per_group, subsample_to_prior
 from natix_hf.data.asked import Asked
-from natix_hf.errors import RunError
+from natix_hf.errors import RunError, VerificationError
 from natix_hf.metrics import compute_metrics, group_weights, prior_weights
 from natix_hf.metrics.table import METRICS
 from natix_hf.models.gate import Gate, gate_inputs, save_gate
@@ -29,7 +29,7 @@ from natix_hf.provenance.stored import to_json
 from natix_hf.recipe import parse_recipe
 from natix_hf.results import calibration as calibration_results
 from natix_hf.results.evaluation import evaluate, evaluate_selective
-from natix_hf.results.gate import GateReport
+from natix_hf.results.gate import GateReport, write_cross_fitted
 from natix_hf.results.logits import LogitTable, read_logits
 from natix_hf.runs.context import PhaseContext
 from natix_hf.runs.graph import PHASES
@@ -340,6 +340,16 @@ def test_a_learned_gate_ranks_the_answers(phase5: Run, tmp_path: Path) -> None:
     assert found.feasible and found.coverage is not None and found.coverage < 1
     assert risk["thresholds"]["Roadwork"] == found.threshold
     assert risk["parts"]["every answer"]["coverage"] == found.coverage
+    # Phase 3 has rated these rows by gates that had not seen them: the walk begins where those say.
+    fair = np.random.default_rng(0).permutation(scores[0])
+    write_cross_fitted(tmp_path / "phase3_gate", select.ids, fair)
+    by_fair = phase5(select, calib)[1]
+    seen = fair, *_seen(select, "error", None)[1:]
+    found = fit_risk_control(scores[1][at], wrong, 0.05, 0.1, select=seen)
+    part = by_fair["parts"]["every answer"]
+    assert (part["threshold"], part["accepted"], part["needed"]) == (found.threshold, found.accepted, found.needed)
+    write_cross_fitted(tmp_path / "phase3_gate", select.ids[::-1], fair)
+    refused(VerificationError, lambda: phase5(select, calib), "phase 3 again")
 
 
 # What phase 6 makes of it.
