@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betaincc, betainccinv
+from scipy.special import betaincc, betainccinv, ndtri
 
 from natix_hf.errors import UsageError
 
 # An error rate close to alpha would need more accepted groups than anybody can collect.
 MOST_ACCEPTED = 1_000_000
 
-# Up to so many errors, the numbers of groups are kept for the next call.
-TABLE = 1 << 12
+# Up to so many errors, the numbers of groups are kept for the next call, in tables that are this long and longer.
+TABLE, SHORTEST = 1 << 17, 1 << 4
 
 
 def check_share(value: float, name: str) -> None:
@@ -72,7 +72,12 @@ def smallest_accepted(errors: Any, alpha: float, delta: float) -> npt.NDArray[np
         `np.ndarray` of int64: Numbers of groups, with the shape of `errors`.
     """
     e = np.asarray(errors, dtype=np.int64)
-    low, high = e.copy(), e + 1 + np.int64(1 / alpha)
+    # It is the number of trials until error e + 1, but for chance; so begin near its quantile (Cornish and Fisher).
+    z, step = -float(ndtri(delta)), 2 + np.int64(1 / alpha)
+    guess = (e + 1 + z * np.sqrt((e + 1) * (1 - alpha)) + (z * z - 1) * (2 - alpha) / 6) / alpha
+    low = np.maximum(guess.astype(np.int64) - step, e)
+    low = np.where(binomial_cdf(e, low, alpha) > delta, low, e)
+    high = low + 2 * step
     while (short := binomial_cdf(e, high, alpha) > delta).any():
         low, high = np.where(short, high, low), np.where(short, high * 2, high)
     while (high - low > 1).any():
@@ -119,7 +124,9 @@ def allowed_errors(accepted: Any, alpha: float, delta: float) -> Any:
 
 @lru_cache(maxsize=64)
 def _sizes_that_pass(errors: int, alpha: float, delta: float) -> npt.NDArray[np.int64]:
-    return smallest_accepted(np.arange(errors), alpha, delta)
+    """The sizes for fewer than `errors` errors, a power of two. A table begins with the one of half its length."""
+    fewer = _sizes_that_pass(errors // 2, alpha, delta) if errors > SHORTEST else np.empty(0, dtype=np.int64)
+    return np.append(fewer, smallest_accepted(np.arange(fewer.size, errors), alpha, delta))
 
 
 def most_errors_and_size(accepted: npt.NDArray[np.int64], alpha: float, delta: float) -> tuple[Any, Any]:
@@ -132,11 +139,10 @@ def most_errors_and_size(accepted: npt.NDArray[np.int64], alpha: float, delta: f
     Returns:
         `tuple` of two `np.ndarray` of int64: The errors, -1 if even zero are too many, and the groups.
     """
-    at_most = (
-        int(accepted.max() * min(alpha, 1.0)) + 2
-    )  # fewer errors than alpha times the groups pass, if delta < 0.5
-    if delta < 0.5 and at_most <= TABLE:
-        sizes = _sizes_that_pass(1 << at_most.bit_length(), alpha, delta)
+    errors, largest = SHORTEST, int(accepted.max())
+    while errors <= TABLE and (sizes := _sizes_that_pass(errors, alpha, delta))[-1] <= largest:
+        errors *= 2
+    if errors <= TABLE:
         most = np.searchsorted(sizes, accepted, side="right") - 1
         return most, sizes[np.maximum(most, 0)]
     most = allowed_errors(accepted, alpha, delta)
