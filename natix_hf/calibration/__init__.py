@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from natix_hf.calibration.binomial import allowed_errors
     from natix_hf.calibration.classwise import ClasswiseRiskControl, fit_classwise_risk_control
     from natix_hf.calibration.grid import make_grid
-    from natix_hf.calibration.plan import Plan, groups_needed
+    from natix_hf.calibration.plan import groups_needed, groups_needed_classwise, groups_needed_for
     from natix_hf.calibration.promise import Promise
     from natix_hf.calibration.risk_control import RiskControl, fit_risk_control
     from natix_hf.calibration.risk_rows import losses_for, one_row_per_group, subsample_to_prior
+    from natix_hf.calibration.simulation import Plan, PlanRow
     from natix_hf.calibration.temperature import (
         TEMPERATURE_BOUNDS,
         Calibration,
@@ -27,7 +28,8 @@ _PLACES = {
     **dict.fromkeys(("ClasswiseRiskControl", "fit_classwise_risk_control"), "classwise"),
     "allowed_errors": "binomial",
     "make_grid": "grid",
-    **dict.fromkeys(("Plan", "groups_needed"), "plan"),
+    **dict.fromkeys(("groups_needed", "groups_needed_classwise", "groups_needed_for"), "plan"),
+    **dict.fromkeys(("Plan", "PlanRow"), "simulation"),
     "Promise": "promise",
     **dict.fromkeys(("RiskControl", "fit_risk_control"), "risk_control"),
     **dict.fromkeys(("losses_for", "one_row_per_group", "subsample_to_prior"), "risk_rows"),
@@ -39,6 +41,7 @@ __all__ = [
     "Calibration",
     "ClasswiseRiskControl",
     "Plan",
+    "PlanRow",
     "Promise",
     "RiskControl",
     "allowed_errors",
@@ -48,6 +51,8 @@ __all__ = [
     "fit_risk_control",
     "fit_temperature",
     "groups_needed",
+    "groups_needed_classwise",
+    "groups_needed_for",
     "losses_for",
     "make_grid",
     "one_row_per_group",
