@@ -10,6 +10,7 @@ import numpy as np
 
 from natix_hf.bundle.confidence import Confidence
 from natix_hf.calibration import Plan, groups_needed_classwise, groups_needed_for, losses_for
+from natix_hf.calibration.classwise import ClasswiseLoss
 from natix_hf.calibration.config import RiskConfig
 from natix_hf.data.splits import SPLITS, Splits, read_splits
 from natix_hf.errors import DataError, UsageError
@@ -51,10 +52,18 @@ class RunAnswers:
     calib_groups: int
     calib_usable: int
 
-    def plan(self, alpha: float, delta: float, coverage: float | None, groups: Sequence[int]) -> Plan:
-        """Plan for answers like these."""
+    def plan(
+        self,
+        alpha: float | None = None,
+        delta: float | None = None,
+        coverage: float | None = None,
+        groups: Sequence[int] = (),
+    ) -> Plan:
+        """Plan for answers like these. Without alpha and delta those of the run count, delta for one look."""
+        alpha = self.risk.alpha if alpha is None else alpha
+        delta = self.risk.delta_of_a_look if delta is None else delta
         if self.risk.classwise:
-            kind = "error" if self.risk.loss == "error" else "rates"
+            kind: ClasswiseLoss = "error" if self.risk.loss == "error" else "rates"
             answers = (self.confidence, self.decisions, self.labels)
             return groups_needed_classwise(*answers, alpha, delta, kind, coverage, self.weights, groups)
         losses, eligible = losses_for(self.risk.loss, self.decisions, self.labels)
@@ -85,7 +94,13 @@ def run_answers(run_dir: Path) -> RunAnswers:
         if learned
         else Confidence(decision.threshold_logit)(table.logits)
     )
-    prior = decision.target_prior if risk.loss == "error" else None
+    priors = risk.priors(decision.target_prior)
+    if priors is not None and priors[0] != priors[1]:
+        raise UsageError(
+            f"{run_dir} promises an error rate for shares of label 1 from {priors[0]:g} to {priors[1]:g} "
+            "(phase5.risk.prior), which natix-hf plan cannot simulate: plan without --run"
+        )
+    prior = None if priors is None else priors[0]
     _, of_group, sizes = np.unique(table.groups, return_inverse=True, return_counts=True)
     weights = _at_prior(1.0 / sizes[of_group], table.labels, prior)
     counts = splits.counts()["val_calib"]
