@@ -57,7 +57,7 @@ def groups_needed(
         groups (`Sequence[int]`): Numbers of groups for the table. Defaults to some around the answer.
 
     Returns:
-        [`Plan`]: The number of groups and a table. `groups` is `None` if a million would not do.
+        [`Plan`]: The number of groups and a table. `groups` is `None` if 100,000 would not do.
 
     Raises:
         [`UsageError`]: If an argument is out of range.
@@ -117,7 +117,7 @@ def groups_needed_for(
         groups (`Sequence[int]`): Numbers of groups for the table. Defaults to some around the answer.
 
     Returns:
-        [`Plan`]: The number of groups and a table. `groups` is `None` if a million would not do.
+        [`Plan`]: The number of groups and a table. `groups` is `None` if 100,000 would not do.
 
     Raises:
         [`DataError`]: If an array is invalid or the arrays differ in length.
