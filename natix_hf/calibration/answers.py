@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from natix_hf.calibration.fixed_sequence import Counts
 from natix_hf.calibration.grid import MOST, make_grid
+from natix_hf.errors import DataError
 from natix_hf.metrics.arrays import Floats, as_floats, as_labels, as_weights, check_lengths
 
 Ints = npt.NDArray[np.int64]
@@ -140,6 +141,8 @@ def sample_of(confidence: Any, losses: Any, weights: Any | None = None, eligible
     counts = np.ones(c.size, dtype=np.int8) if eligible is None else as_labels(eligible, "eligible")
     weight = as_weights(weights, "weights")
     check_lengths(confidence=c, losses=wrong, eligible=counts, weights=weight)
+    if not counts.any():
+        raise DataError("eligible is 0 in every row, so no row counts in the denominator of the risk")
     values, at = np.unique(c, return_inverse=True)
     kind = np.where(counts == 1, wrong, 2)
     shares = np.zeros((3, values.size))
