@@ -12,12 +12,13 @@ from natix_hf.bundle.confidence import Confidence
 from natix_hf.calibration import Plan, groups_needed_classwise, groups_needed_for, losses_for
 from natix_hf.calibration.classwise import ClasswiseLoss
 from natix_hf.calibration.config import RiskConfig
-from natix_hf.data.splits import SPLITS, Splits, read_splits
+from natix_hf.data.splits import SPLITS, read_splits
 from natix_hf.errors import DataError, UsageError
-from natix_hf.models.gate import GATE, gate_inputs
+from natix_hf.models.gate import GATE
 from natix_hf.provenance.manifest import read_manifest
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.decision import Decision
+from natix_hf.results.gate import read_cross_fitted
 from natix_hf.results.logits import LogitTable
 from natix_hf.runs.folders import RUN_FILE
 from natix_hf.runs.freshness import finished_digest, upstream_digests
@@ -73,10 +74,9 @@ class RunAnswers:
 def run_answers(run_dir: Path) -> RunAnswers:
     """Read a run's answers on val_select.
 
-    With a learned gate the pictures of val_select are read again, because their features are not stored.
-
     Raises:
-        UsageError: if it is no run folder, or if a phase that phase 5 needs is missing or stale.
+        UsageError: if it is no run folder, if a phase that phase 5 needs is missing, stale or too old, or if the run
+            promises for an interval of priors.
         DataError: if val_select has rows of one label only, and a target prior.
         VerificationError: if a file is damaged.
     """
@@ -88,12 +88,7 @@ def run_answers(run_dir: Path) -> RunAnswers:
     table = decision.val_select(run_dir / PHASES[2].folder, champion)
     splits = read_splits(run_dir / PHASES[0].folder / SPLITS)
     risk, certified = _risk(run_dir)
-    learned = (run_dir / PHASES[3].folder / GATE).is_file() and finished_digest(run_dir, PHASES[3]) is not None
-    confidence = (
-        _cross_fitted(run_dir, decision, champion, table, splits)
-        if learned
-        else Confidence(decision.threshold_logit)(table.logits)
-    )
+    confidence, gate = _confidence(run_dir, decision, table)
     priors = risk.priors(decision.target_prior)
     if priors is not None and priors[0] != priors[1]:
         raise UsageError(
@@ -110,7 +105,7 @@ def run_answers(run_dir: Path) -> RunAnswers:
         labels=table.labels,
         weights=weights,
         groups=len(sizes),
-        gate="learned" if learned else "margin",
+        gate=gate,
         risk=risk,
         certified=certified,
         prior=prior,
@@ -126,28 +121,18 @@ def _risk(run_dir: Path) -> tuple[RiskConfig, bool]:
     return RiskConfig.build(section.get("risk", {})), True
 
 
-def _cross_fitted(
-    run_dir: Path, decision: Decision, champion: Candidate, table: LogitTable, splits: Splits
-) -> np.ndarray:
-    from natix_hf.data.asked import ask
-    from natix_hf.data.rows import load_image_data
-    from natix_hf.recipe import parse_recipe
-    from natix_hf.results.answers import compute_answers
-    from natix_hf.runs.pins import pinned_data
-    from natix_hf.trainers.gate import cross_fit, gate_targets
-
-    sections = [read_manifest(run_dir / PHASES[number].folder)["section"] for number in (0, 3)]
-    gate = dict(sections[1]["phase3"])
-    recipe = parse_recipe({"data": sections[0]["data"], "phase3": gate | gate.pop("training", {})})
-    rows = load_image_data(pinned_data(run_dir, recipe.data), splits).role("val_select")
-    features = compute_answers(champion, ask(rows, decision.exam))[1]
-    threshold, method = decision.threshold_logit, recipe.phase3.method
-    wrong = ((table.logits > threshold) != (table.labels == 1)).astype(np.int64)
-    targets = gate_targets(method, table.logits, table.labels, threshold)
-    found: np.ndarray = cross_fit(
-        gate_inputs(features, table.logits, threshold), targets, wrong, table.groups, recipe.phase3
-    )
-    return found
+def _confidence(run_dir: Path, decision: Decision, table: LogitTable) -> tuple[np.ndarray, str]:
+    """The confidence in the answers on val_select, and the kind of the gate."""
+    folder = run_dir / PHASES[3].folder
+    if finished_digest(run_dir, PHASES[3]) is None or not (folder / GATE).is_file():
+        return Confidence(decision.threshold_logit)(table.logits), "margin"
+    found = read_cross_fitted(folder, table.ids)
+    if found is None:
+        raise UsageError(
+            f"phase 3 of {run_dir} is of an older version, which kept no confidences on val_select: "
+            f"natix-hf run RECIPE --phases 3 --run-dir {run_dir}"
+        )
+    return found, "learned"
 
 
 def _at_prior(weights: np.ndarray, labels: np.ndarray, prior: float | None) -> np.ndarray:

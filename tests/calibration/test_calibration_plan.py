@@ -46,8 +46,8 @@ def test_the_model_against_rows(alpha: float, delta: float, n: int, model: tuple
     [row] = [row for row in plan.table if row.groups == n]
     rng, found = np.random.default_rng(3), []
     for _ in range(DRAWS):
-        calib, select = (rows_of_model(rng, n, *model) for _ in range(2))
-        found.append(fit_risk_control(*calib, alpha, delta, select=select).coverage or 0.0)
+        (c, losses), select = (rows_of_model(rng, n, *model) for _ in range(2))
+        found.append(fit_risk_control(c, losses, alpha, delta, select=select).coverage or 0.0)
     assert row.certified == pytest.approx(np.mean(np.array(found) > 0), abs=NEAR)
     assert row.reached == pytest.approx(np.mean(np.array(found) >= 0.95 * coverage), abs=NEAR)
     assert row.coverage == pytest.approx(np.mean(found), abs=NEAR)
@@ -82,8 +82,8 @@ def test_both_answers_must_be_certified(loss: Any) -> None:
     [row] = [row for row in plan.table if row.groups == 120]
     found = []
     for _ in range(100):
-        calib, select = ([column[at] for column in answers] for at in rng.integers(0, 400, (2, 120)))
-        both = fit_classwise_risk_control(*calib, 0.15, 0.2, loss, select=select)
+        (c, d, y), select = ([column[at] for column in answers] for at in rng.integers(0, 400, (2, 120)))
+        both = fit_classwise_risk_control(c, d, y, 0.15, 0.2, loss, select=select)
         parts = (both.positive.coverage, both.negative.coverage)
         found.append(min(part or 0.0 for part in parts) if both.feasible else 0.0)
     assert row.certified == pytest.approx(np.mean(np.array(found) > 0), abs=0.15)
@@ -157,5 +157,4 @@ def test_bad_answers() -> None:
     refused(DataError, lambda: needed_for([1, 2], [0, 1], 0.05, 0.1, weights=[0, 0]), "weights")
     refused(DataError, lambda: needed_for([1, 2], [0, 1], 0.05, 0.1, eligible=[0, 0]), "eligible")
     refused(DataError, lambda: groups_needed_classwise([1, 2], [1, 1], [0, 1], 0.05, 0.1), "decisions")
-    steep = {"alpha": 0.9, "delta": 0.1, "error_rate": 0.8, "floor": 0.1}
-    refused(UsageError, lambda: groups_needed(**steep), "floor", 0.1, "error_rate", 0.8)
+    refused(UsageError, lambda: groups_needed(0.9, 0.1, error_rate=0.8, floor=0.1), "floor", 0.1, "error_rate", 0.8)
