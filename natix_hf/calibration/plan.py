@@ -66,7 +66,7 @@ def groups_needed(
         >>> groups_needed(alpha=0.05, delta=0.05).groups
         59
         >>> plan = groups_needed(alpha=0.1, delta=0.1, error_rate=0.02, coverage=0.6)
-        >>> 60 < plan.groups < 120, plan.probability >= 0.9
+        >>> 120 < plan.groups < 200, plan.probability >= 0.9
         (True, True)
     """
     _check(alpha, delta, coverage)
@@ -127,7 +127,7 @@ def groups_needed_for(
         >>> import numpy as np
         >>> confidence = np.arange(200)
         >>> plan = groups_needed_for(confidence, losses=confidence < 40, alpha=0.05, delta=0.1, coverage=0.75)
-        >>> 60 < plan.groups < 120
+        >>> 100 < plan.groups < 180
         True
     """
     _check(alpha, delta, coverage)
