@@ -25,6 +25,10 @@ BLOCK = 512
 # Without other rows, at most this many walks share delta, and each has this many times the rows that it needs.
 STARTS, ROOM = 4, 3
 
+# With other rows, a threshold is judged by the rows that it is expected to accept and so many standard errors, each
+# with its weight. The weights won in simulation (benchmarks/selective_references.py).
+WEIGHTS = {-1.0: 1.0, 0.0: 0.03, 1.0: 0.03}
+
 
 class Counts(NamedTuple):
     """Accepted rows of one denominator and the losses among them, at thresholds from strict to loose; and all rows.
@@ -71,7 +75,7 @@ def walks(
             a quarter, half and three quarters of the rows are accepted. With few rows there are fewer walks.
     """
     if select is not None:
-        return (_walk(tests, _sizes_to_begin(tests, alpha, delta, select), alpha, delta),)
+        return (_walk(tests, _first_with_select(tests, alpha, delta, select), alpha, delta),)
     rows = int(min(test.total for test in tests))
     starts = min(max(rows // (ROOM * needed_without_error(alpha, delta)), 1), STARTS)
     share = delta / starts
@@ -79,27 +83,62 @@ def walks(
     for start in range(starts):
         expected = (int(test.total) * start // starts for test in tests)
         sizes = [int(most_errors_and_size(np.array([m]), alpha, share)[1][0]) for m in expected]
-        found.append(_walk(tests, sizes, alpha, share))
+        found.append(_walk(tests, _first_with(tests, sizes), alpha, share))
     return tuple(found)
 
 
-def _sizes_to_begin(tests: Sequence[Counts], alpha: float, delta: float, select: Sequence[Counts]) -> list[int]:
-    """Of each denominator, the accepted rows at which the first test is most likely to pass.
+def _first_with(tests: Sequence[Counts], sizes: Sequence[int]) -> int:
+    """Index of the first threshold that accepts enough rows in every denominator."""
+    # The counts of accepted rows never decrease, so bisection finds it.
+    return max(int(np.searchsorted(test.accepted, size)) for test, size in zip(tests, sizes, strict=True))
 
-    The sizes come from other rows, so the losses of the calibration rows have no part in the choice.
+
+def _first_with_select(tests: Sequence[Counts], alpha: float, delta: float, select: Sequence[Counts]) -> int:
+    """Index of the first threshold to test: where the test is most likely to pass, as other rows tell.
+
+    They choose a threshold, and from it a number of accepted rows at which the walk begins. The losses of the
+    calibration rows have no part in it. By chance a threshold accepts a few rows more or fewer than expected, and with
+    fewer than it needs it cannot pass. So a threshold is judged by one standard error fewer rows than expected, and
+    only a little by as many or more.
     """
-    expected = [
-        np.round(s.accepted * (t.total / s.total)).astype(np.int64) for t, s in zip(tests, select, strict=True)
-    ]
-    allowed = [most_errors_and_size(m, alpha, delta) for m in expected]
-    # Many thresholds ask for the same sizes. Each distinct choice is tried once, at its smallest risk.
-    choices = np.flatnonzero(np.any([np.diff(most, prepend=-2) != 0 for most, _ in allowed], axis=0))
-    chance = np.ones(choices.size)
-    for (most, size), seen in zip(allowed, select, strict=True):
-        m, risk = most[choices], np.minimum.reduceat(_likely_risk(seen), choices)
-        chance *= np.where(m >= 0, binomial_cdf(np.maximum(m, 0), size[choices], risk), 0.0)
-    chosen = choices[np.argmax(chance)]
-    return [int(size[chosen]) for _, size in allowed]
+    chance = np.zeros(len(select[0].accepted))
+    for errors, weight in WEIGHTS.items():
+        passes = np.full(chance.size, weight)
+        for test, seen in zip(tests, select, strict=True):
+            most, size = most_errors_and_size(_expected(test, seen, errors), alpha, delta)
+            passes *= _chance(most, size, _likely_risk(seen))
+        chance += passes
+    chosen = int(np.argmax(chance))
+    sizes, whole = [], False
+    for test, seen in zip(tests, select, strict=True):
+        fewer, expected = _expected(test, seen, -1.0), _expected(test, seen, 0.0)
+        sizes.append(int(most_errors_and_size(fewer[chosen : chosen + 1], alpha, delta)[1][0]))
+        jump = expected[min(chosen + 1, expected.size - 1)] - expected[chosen]
+        whole = whole or bool(jump > expected[chosen] - fewer[chosen])
+    if not whole:
+        return _first_with(tests, sizes)
+    # Many rows share the next confidence. Waiting for a few rows more would let all of them in, so the walk begins at
+    # this very threshold, or at the first one that could pass at all.
+    least = [needed_without_error(alpha, delta)] * len(tests)
+    return max(chosen, _first_with(tests, least))
+
+
+def _expected(test: Counts, seen: Counts, errors: float) -> Ints:
+    """Rows that each threshold is expected to accept, plus so many standard errors."""
+    expected = seen.accepted * (test.total / seen.total)
+    refused = np.maximum(1 - expected / max(test.total, 1), 0)
+    spread = np.sqrt(expected * refused * (1 + test.total / seen.total))
+    rows: Ints = np.clip(np.round(expected + errors * spread), 0, test.total).astype(np.int64)
+    return rows
+
+
+def _chance(most: Ints, size: Ints, risk: Floats) -> Floats:
+    """How likely each test is to pass at its risk: 0 if not even zero errors pass."""
+    # Many thresholds ask for the same size. Each size is tried once, at the smallest of their risks.
+    begins = np.flatnonzero(np.diff(most, prepend=-2))
+    errors, smallest = most[begins], np.minimum.reduceat(risk, begins)
+    chance = np.where(errors >= 0, binomial_cdf(np.maximum(errors, 0), size[begins], smallest), 0.0)
+    return np.repeat(chance, np.diff(begins, append=most.size))
 
 
 def _likely_risk(seen: Counts) -> Floats:
@@ -120,9 +159,7 @@ def _likely_risk(seen: Counts) -> Floats:
     return np.minimum(likely, 1 - 1e-12)
 
 
-def _walk(tests: Sequence[Counts], sizes: Sequence[int], alpha: float, delta: float) -> Walk:
-    # The counts of accepted rows never decrease, so bisection finds the first threshold with enough rows.
-    first = max(int(np.searchsorted(test.accepted, size)) for test, size in zip(tests, sizes, strict=True))
+def _walk(tests: Sequence[Counts], first: int, alpha: float, delta: float) -> Walk:
     thresholds = len(tests[0].accepted)
     if first == thresholds:
         return Walk(first, first - 1, delta)
