@@ -129,6 +129,24 @@ def _sizes_that_pass(errors: int, alpha: float, delta: float) -> npt.NDArray[np.
     return np.append(fewer, smallest_accepted(np.arange(fewer.size, errors), alpha, delta))
 
 
+def sizes_that_pass(accepted: int, alpha: float, delta: float) -> npt.NDArray[np.int64] | None:
+    """The table of [`smallest_accepted`] for 0, 1, 2 and more errors, kept for later calls.
+
+    Args:
+        accepted (`int`): The last entry exceeds it.
+        alpha, delta (`float`): In (0, 1).
+
+    Returns:
+        `np.ndarray` of int64 or `None`: Rising numbers of groups; `None` if they would be too many to keep.
+    """
+    errors = SHORTEST
+    while (sizes := _sizes_that_pass(errors, alpha, delta))[-1] <= accepted:
+        errors *= 2
+        if errors > TABLE:
+            return None
+    return sizes
+
+
 def most_errors_and_size(accepted: npt.NDArray[np.int64], alpha: float, delta: float) -> tuple[Any, Any]:
     """Compute [`allowed_errors`], and the fewest groups that pass with as many (or with none, if none may be wrong).
 
@@ -139,10 +157,8 @@ def most_errors_and_size(accepted: npt.NDArray[np.int64], alpha: float, delta: f
     Returns:
         `tuple` of two `np.ndarray` of int64: The errors, -1 if even zero are too many, and the groups.
     """
-    errors, largest = SHORTEST, int(accepted.max())
-    while errors <= TABLE and (sizes := _sizes_that_pass(errors, alpha, delta))[-1] <= largest:
-        errors *= 2
-    if errors <= TABLE:
+    sizes = sizes_that_pass(int(accepted.max()), alpha, delta)
+    if sizes is not None:
         most = np.searchsorted(sizes, accepted, side="right") - 1
         return most, sizes[np.maximum(most, 0)]
     most = allowed_errors(accepted, alpha, delta)

@@ -14,7 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from natix_hf.calibration.binomial import binomial_cdf, most_errors_and_size, needed_without_error
+from natix_hf.calibration.binomial import (
+    binomial_cdf,
+    most_errors_and_size,
+    needed_without_error,
+    sizes_that_pass,
+)
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -39,6 +44,14 @@ class Counts(NamedTuple):
     accepted: npt.NDArray[Any]
     errors: npt.NDArray[Any]
     total: float
+
+
+class Begin(NamedTuple):
+    """Where a walk begins: at a threshold or later, where so many rows of each denominator are accepted. The losses of
+    the calibration rows have no part in it."""
+
+    at: int
+    sizes: list[int]
 
 
 class Walk(NamedTuple):
@@ -75,7 +88,7 @@ def walks(
             a quarter, half and three quarters of the rows are accepted. With few rows there are fewer walks.
     """
     if select is not None:
-        return (_walk(tests, _first_with_select(tests, alpha, delta, select), alpha, delta),)
+        return (walk_from(tests, choose_begin([test.total for test in tests], alpha, delta, select), alpha, delta),)
     rows = int(min(test.total for test in tests))
     starts = min(max(rows // (ROOM * needed_without_error(alpha, delta)), 1), STARTS)
     share = delta / starts
@@ -83,52 +96,42 @@ def walks(
     for start in range(starts):
         expected = (int(test.total) * start // starts for test in tests)
         sizes = [int(most_errors_and_size(np.array([m]), alpha, share)[1][0]) for m in expected]
-        found.append(_walk(tests, _first_with(tests, sizes), alpha, share))
+        found.append(walk_from(tests, Begin(0, sizes), alpha, share))
     return tuple(found)
 
 
-def _first_with(tests: Sequence[Counts], sizes: Sequence[int]) -> int:
-    """Index of the first threshold that accepts enough rows in every denominator."""
-    # The counts of accepted rows never decrease, so bisection finds it.
-    return max(int(np.searchsorted(test.accepted, size)) for test, size in zip(tests, sizes, strict=True))
+def choose_begin(totals: Sequence[float], alpha: float, delta: float, select: Sequence[Counts]) -> Begin:
+    """Choose where the first test is most likely to pass, as other rows tell.
 
-
-def _first_with_select(tests: Sequence[Counts], alpha: float, delta: float, select: Sequence[Counts]) -> int:
-    """Index of the first threshold to test: where the test is most likely to pass, as other rows tell.
-
-    They choose a threshold, and from it a number of accepted rows at which the walk begins. The losses of the
-    calibration rows have no part in it. By chance a threshold accepts a few rows more or fewer than expected, and with
-    fewer than it needs it cannot pass. So a threshold is judged by one standard error fewer rows than expected, and
-    only a little by as many or more.
+    They choose a threshold, and from it a number of accepted rows at which the walk begins. By chance a threshold
+    accepts a few rows more or fewer than expected, and with fewer than it needs it cannot pass. So a threshold is
+    judged by one standard error fewer rows than expected, and only a little by as many or more.
     """
-    chance = np.zeros(len(select[0].accepted))
+    risks, chance = [_likely_risk(seen) for seen in select], np.zeros(len(select[0].accepted))
     for errors, weight in WEIGHTS.items():
         passes = np.full(chance.size, weight)
-        for test, seen in zip(tests, select, strict=True):
-            most, size = most_errors_and_size(_expected(test, seen, errors), alpha, delta)
-            passes *= _chance(most, size, _likely_risk(seen))
+        for total, seen, risk in zip(totals, select, risks, strict=True):
+            most, size = most_errors_and_size(_expected(total, seen, errors), alpha, delta)
+            passes *= _chance(most, size, risk)
         chance += passes
     chosen = int(np.argmax(chance))
     sizes, whole = [], False
-    for test, seen in zip(tests, select, strict=True):
-        fewer, expected = _expected(test, seen, -1.0), _expected(test, seen, 0.0)
+    for total, seen in zip(totals, select, strict=True):
+        fewer, expected = _expected(total, seen, -1.0), _expected(total, seen, 0.0)
         sizes.append(int(most_errors_and_size(fewer[chosen : chosen + 1], alpha, delta)[1][0]))
         jump = expected[min(chosen + 1, expected.size - 1)] - expected[chosen]
         whole = whole or bool(jump > expected[chosen] - fewer[chosen])
-    if not whole:
-        return _first_with(tests, sizes)
     # Many rows share the next confidence. Waiting for a few rows more would let all of them in, so the walk begins at
     # this very threshold, or at the first one that could pass at all.
-    least = [needed_without_error(alpha, delta)] * len(tests)
-    return max(chosen, _first_with(tests, least))
+    return Begin(chosen, [needed_without_error(alpha, delta)] * len(sizes)) if whole else Begin(0, sizes)
 
 
-def _expected(test: Counts, seen: Counts, errors: float) -> Ints:
-    """Rows that each threshold is expected to accept, plus so many standard errors."""
-    expected = seen.accepted * (test.total / seen.total)
-    refused = np.maximum(1 - expected / max(test.total, 1), 0)
-    spread = np.sqrt(expected * refused * (1 + test.total / seen.total))
-    rows: Ints = np.clip(np.round(expected + errors * spread), 0, test.total).astype(np.int64)
+def _expected(total: float, seen: Counts, errors: float) -> Ints:
+    """Rows of `total` that each threshold is expected to accept, plus so many standard errors."""
+    expected = seen.accepted * (total / seen.total)
+    refused = np.maximum(1 - expected / max(total, 1), 0)
+    spread = np.sqrt(expected * refused * (1 + total / seen.total))
+    rows: Ints = np.clip(np.round(expected + errors * spread), 0, total).astype(np.int64)
     return rows
 
 
@@ -159,8 +162,11 @@ def _likely_risk(seen: Counts) -> Floats:
     return np.minimum(likely, 1 - 1e-12)
 
 
-def _walk(tests: Sequence[Counts], first: int, alpha: float, delta: float) -> Walk:
-    thresholds = len(tests[0].accepted)
+def walk_from(tests: Sequence[Counts], begin: Begin, alpha: float, delta: float) -> Walk:
+    """Test from there on, until a test fails."""
+    # The counts of accepted rows never decrease, so bisection finds the first threshold with enough rows.
+    enough = [int(np.searchsorted(test.accepted, size)) for test, size in zip(tests, begin.sizes, strict=True)]
+    first, thresholds = max(begin.at, *enough), len(tests[0].accepted)
     if first == thresholds:
         return Walk(first, first - 1, delta)
     passed = min(_passed(test.accepted[first:], test.errors[first:], alpha, delta) for test in tests)
@@ -169,6 +175,10 @@ def _walk(tests: Sequence[Counts], first: int, alpha: float, delta: float) -> Wa
 
 def _passed(accepted: Ints, errors: Ints, alpha: float, delta: float) -> int:
     """Number of tests that passed before the first failure."""
+    sizes = sizes_that_pass(int(accepted[-1]), alpha, delta)
+    if sizes is not None:
+        failed = accepted < sizes[np.minimum(errors, sizes.size - 1)]
+        return int(np.argmax(failed)) if failed.any() else accepted.size
     # More rows without an error only help, so a test can fail only where the number of errors rises.
     rises = np.append(0, np.flatnonzero(errors[1:] != errors[:-1]) + 1)
     for begin in range(0, rises.size, BLOCK):

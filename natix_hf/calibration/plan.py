@@ -54,7 +54,7 @@ def groups_needed(
         floor (`float`, *optional*): Error of the most confident answers, at most `error_rate`. Defaults to
             `error_rate`; both default to 0.
         rest (`float`, defaults to 0.3): Error of the answers below the planned share, in [0, 1].
-        groups (`Sequence[int]`): Numbers of groups for the table. Defaults to some around the answer.
+        groups (`Sequence[int]`): Further numbers of groups for the table, besides some around the answer.
 
     Returns:
         [`Plan`]: The number of groups and a table. `groups` is `None` if 100,000 would not do.
@@ -114,7 +114,7 @@ def groups_needed_for(
         weights (`array-like` of shape `(n,)`, *optional*): Rows are drawn in proportion to them: for a row of a group,
             1 over the size of the group, times its [`prior_weights`].
         eligible (`array-like` of shape `(n,)`, *optional*): 1 for the rows that count in the denominator of the risk.
-        groups (`Sequence[int]`): Numbers of groups for the table. Defaults to some around the answer.
+        groups (`Sequence[int]`): Further numbers of groups for the table, besides some around the answer.
 
     Returns:
         [`Plan`]: The number of groups and a table. `groups` is `None` if 100,000 would not do.

@@ -170,7 +170,7 @@ def fit_risk_control(
     if grid is not None:
         fixed = np.unique(as_floats(grid, "grid"))[::-1]
     if select is not None:
-        others = _select_rows(select, len(rows.counted))
+        others = select_rows(select, len(rows.counted))
         fixed = grid_of_sorted(others.confidence)[::-1] if fixed is None else fixed
         seen = others.counts(others.cuts(fixed))
     cuts = rows.own_cuts() if fixed is None else rows.cuts(fixed)
@@ -190,7 +190,8 @@ def _each(values: Any) -> list[Any]:
     return [values] if dimensions == 1 else list(values)
 
 
-def _select_rows(select: Sequence[Any], denominators: int) -> SortedRows:
+def select_rows(select: Sequence[Any], denominators: int) -> SortedRows:
+    """Check and sort the rows of `select`, with weights for each denominator."""
     if len(select) not in (2, 3):
         raise UsageError(f"select must be confidences, losses and perhaps weights, found {len(select)} parts")
     c, wrong = as_floats(select[0], "select_confidence"), as_labels(select[1], "select_losses")

@@ -144,7 +144,7 @@ def simulate(
     Args:
         calibrate: Draws a calibration.
         planned: The planned coverage.
-        groups: Numbers of groups for the table; without them some around the answer.
+        groups: Numbers of groups for the table, besides some around the answer.
         hopeless: Why no number of groups would do, or "".
         exact: There is no error, and every answer is planned for, so that the number is known.
 
@@ -168,7 +168,7 @@ def simulate(
         found = simulation.smallest(needed_without_error(alpha, delta))
         if found is None:
             reason = f"more than {MOST_GROUPS:,} groups would be needed: raise alpha, or plan a smaller coverage"
-    sizes = set(groups) or ({math.ceil(found * part) for part in AROUND} if found is not None else set())
+    sizes = {*groups, *(math.ceil(found * part) for part in AROUND if found is not None)}
     rows = {size: simulation.precise_row(size) for size in sizes if size <= MOST_GROUPS}
     if found is not None:
         rows[found] = simulation.row(found, BATCH if exact else _draws(found))

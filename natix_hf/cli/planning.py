@@ -121,7 +121,7 @@ def _plan_run(
         "" if answers.calib_usable == answers.calib_groups else f", about {answers.calib_usable} of them{at_prior}"
     )
     say(f"val_calib of this run has {answers.calib_groups} groups{usable}")
-    _say_table(found)
+    _say_table(found, answers.calib_usable)
 
 
 def _say_answer(found: Plan, what: str) -> None:
@@ -138,7 +138,7 @@ def _say_answer(found: Plan, what: str) -> None:
     say(f"the promise is false with probability at most {found.delta:g}; runs calibrate on 15% to 17.5% of the groups")
 
 
-def _say_table(found: Plan) -> None:
+def _say_table(found: Plan, own: int | None = None) -> None:
     if not found.table:
         return
     say()
@@ -146,7 +146,7 @@ def _say_table(found: Plan) -> None:
     say(" groups  certificate  planned  coverage")
     for row in found.table:
         bar = "#" * round(_BAR * row.reached)
-        mark = " <" if row.groups == found.groups else ""
+        mark = " <" if row.groups == found.groups else " this run" if row.groups == own else ""
         say(f"{row.groups:7d} {row.certified:12.2f} {row.reached:8.2f} {row.coverage:9.3f}  |{bar:{_BAR}}|{mark}")
 
 

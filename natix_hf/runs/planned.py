@@ -60,7 +60,9 @@ class RunAnswers:
         coverage: float | None = None,
         groups: Sequence[int] = (),
     ) -> Plan:
-        """Plan for answers like these. Without alpha and delta those of the run count, delta for one look."""
+        """Plan for answers like these. Without alpha and delta those of the run count, delta for one look. The table
+        has a row for as many groups as the run has."""
+        groups = [*groups, max(self.calib_usable, 1)]
         alpha = self.risk.alpha if alpha is None else alpha
         delta = self.risk.delta_of_a_look if delta is None else delta
         if self.risk.classwise:
