@@ -6,6 +6,7 @@ chance of seeing this few errors would be at most `delta`.
 
 from __future__ import annotations
 
+import numbers
 from functools import lru_cache
 from typing import Any
 
@@ -18,14 +19,21 @@ from natix_hf.errors import UsageError
 # An error rate close to alpha would need more accepted groups than anybody can collect.
 MOST_ACCEPTED = 1_000_000
 
+# To certify less than this takes more than a billion rows.
+SMALLEST_SHARE = 1e-9
+
 # Up to so many errors, the numbers of groups are kept for the next call, in tables that are this long and longer.
 TABLE, SHORTEST = 1 << 17, 1 << 4
 
 
-def check_share(value: float, name: str) -> None:
+def check_share(value: Any, name: str) -> None:
     """Raise a [`UsageError`] if a value is not strictly between 0 and 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise UsageError(f"{name} must be a number between 0 and 1, found {value!r}")
     if not 0 < value < 1:
         raise UsageError(f"{name} must be between 0 and 1, both excluded, found {value}")
+    if value < SMALLEST_SHARE and name == "alpha":
+        raise UsageError(f"alpha must be at least {SMALLEST_SHARE:g}, found {value}: no data are enough for less")
 
 
 def binomial_cdf(errors: Any, accepted: Any, rate: Any) -> Any:

@@ -110,17 +110,18 @@ def fit_classwise_risk_control(
             f"all {rows.decisions.size} decisions are {rows.decisions[0]}: a threshold for each answer needs rows of "
             "both"
         )
+    if grid is not None and not (isinstance(grid, list | tuple) and len(grid) == 2):
+        raise UsageError("grid must be two lists of thresholds: for the answer 1, and for the answer 0")
     others, weights = None, None
     if select is not None:
-        if len(select) not in (3, 4):
-            raise UsageError(
-                f"select must be confidences, decisions, labels and perhaps weights, found {len(select)} parts"
-            )
-        others = _rows(select[0], select[1], select[2], "select_")
-        weights = select[3] if len(select) == 4 else None
-        for answer in (1, 0):
-            if not (others.decisions == answer).any():
-                raise DataError(f"no row of select is answered {answer}, so nothing says where its walk begins")
+        others, weights = _select(select)
+        missing = [f"answered {a}" for a in (1, 0) if not (others.decisions == a).any()]
+        if loss == "rates":
+            missing += [f"labelled {label}" for label in (1, 0) if not (others.labels == label).any()]
+        if missing:
+            raise DataError(f"no row of select is {missing[0]}, so nothing says where to begin")
+    if eligible is not None:
+        eligible = _masks(eligible, rows.decisions.size, "eligible")
     if loss == "error":
         levels = alpha, delta / 2, coverage_delta / 2
         positive, negative = _fit_error(rows, levels, grid, min_coverage, others, weights, eligible)
@@ -140,6 +141,28 @@ class _Rows(NamedTuple):
     def wrong(self) -> npt.NDArray[np.bool_]:
         wrong: npt.NDArray[np.bool_] = self.decisions != self.labels
         return wrong
+
+
+def _select(select: Any) -> tuple[_Rows, Floats | None]:
+    if not isinstance(select, list | tuple) or len(select) not in (3, 4):
+        raise UsageError(f"select must be confidences, decisions, labels and perhaps weights, found {select!r:.80}")
+    others = _rows(select[0], select[1], select[2], "select_")
+    if len(select) == 3 or select[3] is None:
+        return others, None
+    return others, _masks(select[3], others.decisions.size, "select_weights")
+
+
+def _masks(values: Any, rows: int, name: str) -> Floats:
+    """Float64 of shape `(n,)` or `(k, n)`."""
+    try:
+        array: Floats = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{name} must be numbers, one for each row, or one row of them for each denominator: {error}"
+        ) from None
+    if array.ndim not in (1, 2) or array.shape[-1] != rows:
+        raise DataError(f"{name} must have the shape [{rows}] or [k, {rows}], found {list(array.shape)}")
+    return array
 
 
 def _rows(confidence: Any, decisions: Any, labels: Any, of: str = "") -> _Rows:
@@ -165,9 +188,9 @@ def _fit_error(
         mine, others = rows.decisions == answer, None
         if select is not None:
             theirs = select.decisions == answer
-            chosen = None if weights is None else np.asarray(weights)[..., theirs]
+            chosen = None if weights is None else weights[..., theirs]
             others = (select.confidence[theirs], select.wrong[theirs], chosen)
-        counted = None if eligible is None else np.asarray(eligible)[..., mine]
+        counted = None if eligible is None else eligible[..., mine]
         return fit_risk_control(
             rows.confidence[mine], rows.wrong[mine], alpha, delta, counted, thresholds, minimum, coverage_delta, others
         )
@@ -206,7 +229,8 @@ def _fit_rates(
             for label, test in enumerate(tests)
         ]
         positive, negative = (
-            infeasible([test], walked, levels, int(mine.sum())) for test, mine in zip(tests, answered, strict=True)
+            infeasible([test], walked, levels, int(mine.sum()), [test])
+            for test, mine in zip(tests, answered, strict=True)
         )
         reason = "this rate could be certified, but at no step together with the other one"
         return (
@@ -225,7 +249,17 @@ def _fit_rates(
         )
         for test, mine, thresholds in zip(tests, answered, strict_to_loose, strict=True)
     )
-    return positive, negative
+    # Each rate depends on both thresholds, so one without the other promises nothing.
+    other = "the other answer has no threshold, and this rate depends on both"
+    return _only_with(positive, negative, other), _only_with(negative, positive, other)
+
+
+def _only_with(found: RiskControl, other: RiskControl, reason: str) -> RiskControl:
+    if other.feasible or not found.feasible:
+        return found
+    return replace(
+        found, feasible=False, threshold=None, coverage=None, coverage_interval=None, risk_bound=None, reason=reason
+    )
 
 
 def _enters(rows: _Rows, strict_to_loose: Sequence[Floats], steps: int) -> npt.NDArray[np.int64]:

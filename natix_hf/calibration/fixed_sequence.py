@@ -84,10 +84,11 @@ def walks(
         tests: The counts of the calibration rows, one for each denominator.
         alpha, delta: In (0, 1).
         select: The counts of other rows, at the same thresholds and for the same denominators. They say where the one
-            walk begins. `None`: a walk begins at the strictest threshold with enough rows, and up to three more where
-            a quarter, half and three quarters of the rows are accepted. With few rows there are fewer walks.
+            walk begins, if they are as many as one test needs. `None`: a walk begins at the strictest threshold with
+            enough rows, and up to three more where a quarter, half and three quarters of the rows are accepted. With
+            few rows there are fewer walks.
     """
-    if select is not None:
+    if select is not None and min(seen.total for seen in select) >= needed_without_error(alpha, delta):
         return (walk_from(tests, choose_begin([test.total for test in tests], alpha, delta, select), alpha, delta),)
     rows = int(min(test.total for test in tests))
     starts = min(max(rows // (ROOM * needed_without_error(alpha, delta)), 1), STARTS)
@@ -167,6 +168,9 @@ def walk_from(tests: Sequence[Counts], begin: Begin, alpha: float, delta: float)
     # The counts of accepted rows never decrease, so bisection finds the first threshold with enough rows.
     enough = [int(np.searchsorted(test.accepted, size)) for test, size in zip(tests, begin.sizes, strict=True)]
     first, thresholds = max(begin.at, *enough), len(tests[0].accepted)
+    least = needed_without_error(alpha, delta)
+    if first == thresholds and thresholds and all(test.accepted[-1] >= least for test in tests):
+        first = thresholds - 1  # fewer rows than other rows let expect: the loosest threshold is all that is left
     if first == thresholds:
         return Walk(first, first - 1, delta)
     passed = min(_passed(test.accepted[first:], test.errors[first:], alpha, delta) for test in tests)

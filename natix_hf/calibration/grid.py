@@ -28,6 +28,13 @@ class SortedRows(NamedTuple):
         changes = np.flatnonzero(self.confidence[1:] != self.confidence[:-1])[::-1]
         return np.append(changes + 1, 0)
 
+    def some_cuts(self) -> npt.NDArray[np.int64]:
+        """As `own_cuts`, but at most 1000 of them, the closer the stricter."""
+        own = self.own_cuts()
+        if own.size <= MOST:
+            return own
+        return own[np.unique(np.geomspace(1, own.size, MOST).round().astype(np.int64) - 1)]
+
     def cuts(self, grid: Floats) -> npt.NDArray[np.int64]:
         """Position of the first accepted row for each threshold of the grid."""
         return np.searchsorted(self.confidence, grid, side="right")

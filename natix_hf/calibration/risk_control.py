@@ -24,7 +24,7 @@ from natix_hf.calibration.binomial import (
 )
 from natix_hf.calibration.fixed_sequence import Counts, Walk, loosest, walks
 from natix_hf.calibration.grid import SortedRows, grid_of_sorted, sort_rows
-from natix_hf.errors import UsageError
+from natix_hf.errors import DataError, UsageError
 from natix_hf.metrics.arrays import as_floats, as_labels, as_weights, check_lengths
 
 Bools = npt.NDArray[np.bool_]
@@ -139,7 +139,8 @@ def fit_risk_control(
         coverage_delta (`float`, defaults to 0.05): Largest probability that `coverage_interval` is wrong.
         select (`tuple` of two or three `array-like`, *optional*): Confidences and losses of other rows, and their
             weights of shape `(m,)` or `(k, m)`: 0 for rows that do not count in the denominator, and for instance
-            [`prior_weights`]. Several rows of a group are welcome here.
+            [`prior_weights`]. Several rows of a group are welcome here. Fewer rows than one test needs (45 at an alpha
+            of 0.05 and a delta of 0.1) do not say where to begin; they only give the grid.
 
     Returns:
         [`RiskControl`]: The threshold and its counts. Takes O(n log n) time, for one sort, and O(n) memory.
@@ -163,7 +164,9 @@ def fit_risk_control(
         raise UsageError(f"min_coverage must be between 0 and 1, found {min_coverage}")
     c, wrong = as_floats(confidence, "confidence"), as_labels(losses, "losses")
     check_lengths(confidence=c, losses=wrong)
-    counted = None if eligible is None else [as_labels(k, "eligible").astype(np.bool_) for k in _each(eligible)]
+    counted = (
+        None if eligible is None else [as_labels(k, "eligible").astype(np.bool_) for k in _each(eligible, "eligible")]
+    )
     for mask in counted or ():
         check_lengths(confidence=c, eligible=mask)
     rows, fixed, seen = sort_rows(c, wrong, counted), None, None
@@ -179,30 +182,34 @@ def fit_risk_control(
     best = loosest(walked)
     levels = alpha, delta, coverage_delta
     if not best.passed:
-        return infeasible(tests, walked, levels, c.size)
+        return infeasible(tests, walked, levels, c.size, rows.counts(rows.some_cuts()))
     threshold = rows.threshold(int(cuts[best.last])) if fixed is None else float(fixed[best.last])
     return certified(threshold, c.size - int(cuts[best.last]), tests, best, levels, c.size, min_coverage)
 
 
-def _each(values: Any) -> list[Any]:
+def _each(values: Any, name: str) -> list[Any]:
     """One array for each denominator."""
+    if not hasattr(values, "__len__"):
+        raise DataError(f"{name} must be an array, or one array for each denominator, found {values!r:.80}")
     dimensions = values.ndim if hasattr(values, "ndim") else 1 + (np.ndim(values[0]) if len(values) else 0)
-    return [values] if dimensions == 1 else list(values)
+    if not len(values):
+        raise DataError(f"{name} is empty")
+    return [values] if dimensions < 2 else [values[k] for k in range(len(values))]
 
 
 def select_rows(select: Sequence[Any], denominators: int) -> SortedRows:
     """Check and sort the rows of `select`, with weights for each denominator."""
-    if len(select) not in (2, 3):
-        raise UsageError(f"select must be confidences, losses and perhaps weights, found {len(select)} parts")
+    if not isinstance(select, list | tuple) or len(select) not in (2, 3):
+        raise UsageError(f"select must be confidences, losses and perhaps weights, found {select!r:.80}")
     c, wrong = as_floats(select[0], "select_confidence"), as_labels(select[1], "select_losses")
     check_lengths(select_confidence=c, select_losses=wrong)
-    given = [None] * denominators if len(select) == 2 or select[2] is None else _each(select[2])
+    given = [None] * denominators if len(select) == 2 or select[2] is None else _each(select[2], "select_weights")
     if len(given) != denominators:
         raise UsageError(f"select has {len(given)} rows of weights for {denominators} denominators of the risk")
     weights = []
     for each in given:
         weight = as_weights(each, "select_weights")
-        weight = np.ones(c.size) if weight is None else weight
+        weight = np.ones(c.size) if weight is None else weight / weight.max()
         check_lengths(select_confidence=c, select_weights=weight)
         # The weights add up to the number of equally weighted rows that would say as much (Kish).
         weights.append(weight * (weight.sum() / (weight @ weight)))
@@ -241,21 +248,9 @@ def certified(
             f"{min_coverage:g}"
         )
         return RiskControl(
-            False,
-            None,
-            None,
-            None,
-            coverage_delta,
-            accepted,
-            errors,
-            None,
-            alpha,
-            delta,
-            needed,
-            rows,
-            eligible,
+            False, None, None, None, coverage_delta, accepted, errors, None, alpha, delta, needed, rows, eligible,
             reason,
-        )
+        )  # fmt: skip
     reason = (
         f"with probability at least {1 - delta:g} over the draw of the calibration groups, the risk of a row of a "
         f"new group, given that it is accepted, is at most {alpha:g}"
@@ -267,9 +262,14 @@ def certified(
 
 
 def infeasible(
-    tests: Sequence[Counts], walked: Sequence[Walk], levels: tuple[float, float, float], rows: int
+    tests: Sequence[Counts],
+    walked: Sequence[Walk],
+    levels: tuple[float, float, float],
+    rows: int,
+    everywhere: Sequence[Counts],
 ) -> RiskControl:
-    """Build the result where no first test passed. `levels` holds alpha, delta and coverage_delta."""
+    """Build the result where no first test passed. `levels` holds alpha, delta and coverage_delta, and `everywhere`
+    the counts at thresholds of the rows themselves."""
     alpha, delta, coverage_delta = levels
     tested = [walk for walk in walked if walk.first < len(tests[0].accepted)]
     if not tested:
@@ -286,7 +286,7 @@ def infeasible(
         more = f"at this error rate {needed} accepted rows would do"
         if needed is None:
             more = "this rate is not below the risk that is asked for"
-            if _hopeless(tests, alpha, delta):
+            if _hopeless(everywhere, alpha, delta):
                 more = "and at every threshold the risk is too large: no number of rows would do"
         reason = f"{errors} errors among the {accepted} most confident rows are too many; {more}"
     eligible = int(min(test.total for test in tests))

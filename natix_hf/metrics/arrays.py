@@ -33,6 +33,9 @@ def as_array(values: Any, name: str) -> npt.NDArray[Any]:
         values = values.detach().cpu()
         # numpy knows no bfloat16, and float64 holds each of its values.
         values = (values.double() if values.is_floating_point() else values).numpy()
+    if np.ma.is_masked(values):
+        position = int(np.argmax(np.ma.getmaskarray(values)))
+        raise DataError(f"{name} has no value at position {position}, which is masked: leave out such rows")
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -72,8 +75,12 @@ def as_probabilities(values: Any, name: str = "probabilities") -> Floats:
 def as_labels(values: Any, name: str = "labels") -> Labels:
     """[`as_array`] as int8, 1 for the positive class. Any value but 0 and 1 is a [`DataError`]."""
     array = as_array(values, name)
-    known = (array == 0) | (array == 1)
-    if not known.all():
+    try:
+        known = (array == 0) | (array == 1)
+        all_known = bool(known.all())
+    except TypeError:  # a missing value of pandas is neither equal nor unequal to anything
+        raise DataError(f"{name} must be 0 or 1, found a missing value") from None
+    if not all_known:
         position = int(np.argmin(known))
         raise DataError(f"{name} must be 0 or 1, found {array[position]} at position {position}")
     return array.astype(np.int8, copy=False)

@@ -19,7 +19,7 @@ from natix_hf.results.calibration import CalibrationReport, fit_on, measure_cali
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.gate import read_cross_fitted
 from natix_hf.results.logits import LogitTable, write_logits
-from natix_hf.results.looks import Looks, add_look
+from natix_hf.results.looks import add_look
 from natix_hf.results.promise import (
     EVERY_ANSWER,
     CertifiedPart,
@@ -64,7 +64,7 @@ def run(context: PhaseContext) -> Outcome:
         of_views=calib.asked.exam is not None,
         groups_known=recipe.data.groups_known,
         labels=champion.labels,
-        record=functools.partial(add_look, context.folder),
+        record=functools.partial(add_look, context.run_dir),
         rows_sha256=ids_sha256(calib.asked.row_ids),
     )
     promise.write(context.folder)
@@ -72,11 +72,6 @@ def run(context: PhaseContext) -> Outcome:
     before, after = (errors["ece"].value for errors in (calibration.before, calibration.after))
     told = f"{_told(promise)}; ECE {before:.3f} before calibration, {after:.3f} after"
     return Outcome({"calibration": to_json(calibration), "risk_control": to_json(promise)}, told)
-
-
-def finished_parts(context: PhaseContext) -> list[str]:
-    """The list of earlier certifications: the rows of val_calib stay spent when other settings are tried."""
-    return [Looks.FILE]
 
 
 def _told(promise: PromiseReport) -> str:

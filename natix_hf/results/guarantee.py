@@ -45,6 +45,7 @@ def guarantee(
     *,
     groups_known: bool,
     of_views: bool,
+    share: float,
     error_at_share: Mapping[str, float | None],
     looks: Sequence[Look] = (),
     setting: Setting = OF_A_RUN,
@@ -56,6 +57,7 @@ def guarantee(
         groups_known: Something says which rows belong together. False: each row counts as a group, and the words say
             what the guarantee rests on.
         of_views: True if a row is a view of the exam.
+        share: The share of label 1 among the calibration rows.
         error_at_share: The error rate of the accepted calibration rows at shares of label 1; empty for a rate.
         looks: The different certifications of the same rows.
         setting: The words for rows and groups.
@@ -72,7 +74,7 @@ def guarantee(
         f"with probability at least {1 - risk.delta:g} over the draw of the calibration {unit}, {what} is at most "
         f"{risk.alpha:g} for {new}{doubt}",
         f"The promise holds for new {unit} drawn like the calibration {unit}, "
-        f"{_at(risk, target_prior, labels, error_at_share)}",
+        f"{_at(risk, target_prior, labels, f'the share of these {unit}, {share:.3g}', error_at_share)}",
         "It covers all of them together, not every slice, and only accepted answers",
     ]
     if of_views:
@@ -83,9 +85,14 @@ def guarantee(
 
 
 def _at(
-    risk: RiskConfig, target_prior: float | None, labels: LabelNames, error_at_share: Mapping[str, float | None]
+    risk: RiskConfig,
+    target_prior: float | None,
+    labels: LabelNames,
+    as_found: str,
+    error_at_share: Mapping[str, float | None],
 ) -> str:
-    """The shares of label 1 at which the guarantee holds, and what happens at others."""
+    """The shares of label 1 at which the guarantee holds, and what happens at others. `as_found` is the share without
+    a target prior, in words."""
     yes, priors = labels.yes, risk.priors(target_prior)
     if risk.loss != "error":
         return f'at every share of "{yes}"'
@@ -96,7 +103,7 @@ def _at(
     if seen:
         elsewhere += f"; on the calibration rows it was {' and '.join(dict.fromkeys((seen[0], seen[-1])))}"
     if priors is None:
-        return f'at the share of "{yes}" in the data. {elsewhere}'
+        return f'at {as_found}, of "{yes}". {elsewhere}'
     if priors[0] == priors[1]:
         return f'at a share of {priors[0]:g} of "{yes}". {elsewhere}'
     return f'at every share of "{yes}" from {priors[0]:g} to {priors[1]:g}. {elsewhere}'

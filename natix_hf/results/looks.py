@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from natix_hf.calibration.risk_rows import Loss
-from natix_hf.provenance.stored import Stored
+from natix_hf.errors import VerificationError
+from natix_hf.provenance.files import json_sha256
+from natix_hf.provenance.stored import Stored, to_json
 
 
 @dataclass(frozen=True)
@@ -35,20 +37,47 @@ class Look:
 
 @dataclass(frozen=True)
 class Looks(Stored):
-    """Every look of a run, kept when phase 5 runs again."""
+    """Every look of a run. The file lies in the run folder, so that no repeated, interrupted or restored phase takes a
+    look back.
+
+    Args:
+        sha256 (`str`): Hash of the list, so that a damaged file is not counted on from.
+    """
 
     FILE: ClassVar[str] = "looks.json"
 
     looks: list[Look]
+    sha256: str
 
 
-def add_look(folder: Path, look: Look) -> list[Look]:
-    """Record a look. The result is every different look at the same rows, in their order, this one included."""
-    kept = Looks.read(folder).looks if (folder / Looks.FILE).is_file() else []
-    if look.sha256 not in [each.sha256 for each in kept]:
+def add_look(run_dir: Path, look: Look) -> list[Look]:
+    """Record a look. The result is every different look at the same rows, in their order, this one included.
+
+    Raises:
+        VerificationError: if the list is damaged.
+    """
+    kept = _read(run_dir)
+    if (look.rows_sha256, look.sha256) not in [(each.rows_sha256, each.sha256) for each in kept]:
         kept = [*kept, look]
-    Looks(kept).write(folder)
+    Looks(kept, json_sha256(to_json(kept))).write(run_dir)
     return [each for each in kept if each.rows_sha256 == look.rows_sha256]
+
+
+def _read(run_dir: Path) -> list[Look]:
+    path = run_dir / Looks.FILE
+    if not path.is_file():
+        return []
+    try:
+        found = Looks.read(run_dir)
+        if found.sha256 == json_sha256(to_json(found.looks)):
+            return found.looks
+        problem = "its hash is another"
+    except VerificationError as error:
+        problem = str(error)
+    raise VerificationError(
+        f"{path} counts the certifications of val_calib and is damaged ({problem}): bring it back from a copy of the "
+        "run, or begin a new run with other splits (data.seed)"
+    )
 
 
 def words_about(looks: Sequence[Look], unit: str) -> str:

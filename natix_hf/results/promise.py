@@ -119,10 +119,14 @@ class CalibrationRows:
     @property
     def sha256(self) -> str:
         """Hash of everything that a certification reads of the rows."""
-        digest = hashlib.sha256()
-        for array in (self.confidence, self.decisions, self.labels, self.counted):
-            digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
+        return _sha256(self.confidence, self.decisions, self.labels, self.counted)
+
+
+def _sha256(*arrays: np.ndarray | None) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -138,8 +142,19 @@ class SelectRows:
     def weights(self, prior: float | None) -> np.ndarray:
         """Weights that count each group once and give label 1 the share `prior`, float64 [n]."""
         _, number, size = np.unique(self.groups, return_inverse=True, return_counts=True)
-        weights: np.ndarray = prior_weights(self.labels, prior) / size[number]
+        weights = 1 / size[number]
+        if prior is not None:
+            for label, share in ((1, prior), (0, 1 - prior)):
+                of_label = self.labels == label
+                if not of_label.any():
+                    raise DataError(f"no row of val_select has label {label}, so they cannot stand for a prior")
+                weights[of_label] *= share / weights[of_label].sum()
         return weights
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything that a certification reads of the rows."""
+        return _sha256(self.confidence, self.decisions, self.labels, np.unique(self.groups, return_inverse=True)[1])
 
 
 def calibration_rows(
@@ -214,7 +229,7 @@ def certify(
         looks = record(
             Look(
                 rows_sha256=rows_sha256,
-                sha256=json_sha256([rows.sha256, candidate_sha256, gate, settings]),
+                sha256=json_sha256([rows.sha256, select.sha256, candidate_sha256, gate, settings]),
                 candidate_sha256=candidate_sha256,
                 gate=gate,
                 loss=risk.loss,
@@ -236,6 +251,7 @@ def certify(
             labels,
             groups_known=groups_known,
             of_views=of_views,
+            share=float(rows.labels.mean()),
             error_at_share=elsewhere or {},
             looks=looks or [],
             setting=setting,
@@ -305,12 +321,13 @@ def _certify(
 
 def _error_at_share(rows: CalibrationRows, cuts: dict[str, float], labels: LabelNames) -> dict[str, float | None]:
     """The error rate among accepted answers on the calibration rows, weighted to other shares of label 1. It is an
-    estimate, no promise. None where no row is accepted."""
+    estimate, no promise. None where no row is accepted, or all are of one class."""
     confidence, decisions, truth = rows.as_found or (rows.confidence, rows.decisions, rows.labels)
     accepted = confidence > np.where(decisions == 1, cuts[labels.yes], cuts[labels.no])
     found: dict[str, float | None] = {}
     for share in SHARES:
-        weights = prior_weights(truth, share) * accepted
+        one_class = truth.min() == truth.max()
+        weights = np.zeros(truth.size) if one_class else prior_weights(truth, share) * accepted
         found[f"{share:g}"] = float(weights @ (decisions != truth) / weights.sum()) if weights.any() else None
     return found
 

@@ -48,14 +48,20 @@ def reference(
 ) -> tuple[float, int, int, int] | None:
     """Threshold, rows accepted, those that count, errors; by loops."""
     need = next(m for m in range(1, 10**4) if passes(0, m, alpha, delta))
-    walks = 1 if select is not None else min(max(sum(eligible) // (3 * need), 1), 4)
     if grid is None:
         grid = between(confidence if select is None else select[0])
+    if select is not None and len(select[0]) < need:
+        select = None  # too few to say where to begin
+    walks = 1 if select is not None else min(max(sum(eligible) // (3 * need), 1), 4)
     begin = [size_to_begin(select, grid, sum(eligible), alpha, delta)] if select else [
         (math.inf, size_that_passes(sum(eligible) * j // walks, alpha, delta / walks)) for j in range(walks)
     ]  # fmt: skip
     found = None
+    loosest = sum(ok for c, ok in zip(confidence, eligible, strict=True) if c > min(grid))
     for strictest, size in begin:
+        enough = next(m for m in range(1, 10**4) if passes(0, m, alpha, delta / walks))
+        if loosest < size and loosest >= enough:  # fewer rows than expected: only the loosest threshold is left
+            strictest, size = min(grid), enough
         for threshold in sorted(set(grid), reverse=True):
             kept = [i for i, c in enumerate(confidence) if c > threshold]
             m = sum(eligible[i] for i in kept)
