@@ -20,20 +20,22 @@ from natix_hf.errors import UsageError
 MOST_ACCEPTED = 1_000_000
 
 # To certify less than this takes more than a billion rows.
-SMALLEST_SHARE = 1e-9
+SMALLEST_ALPHA = 1e-9
 
 # Up to so many errors, the numbers of groups are kept for the next call, in tables that are this long and longer.
 TABLE, SHORTEST = 1 << 17, 1 << 4
 
 
 def check_share(value: Any, name: str) -> None:
-    """Raise a [`UsageError`] if a value is not strictly between 0 and 1."""
+    """Raise a [`UsageError`] if a value is not a number strictly between 0 and 1, or if it is an alpha that no data
+    could certify."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise UsageError(f"{name} must be a number between 0 and 1, found {value!r}")
-    if not 0 < value < 1:
+    share = float(value)
+    if not 0 < share < 1:
         raise UsageError(f"{name} must be between 0 and 1, both excluded, found {value}")
-    if value < SMALLEST_SHARE and name == "alpha":
-        raise UsageError(f"alpha must be at least {SMALLEST_SHARE:g}, found {value}: no data are enough for less")
+    if name == "alpha" and share < SMALLEST_ALPHA:
+        raise UsageError(f"alpha must be at least {SMALLEST_ALPHA:g}, found {value}: no data are enough for less")
 
 
 def binomial_cdf(errors: Any, accepted: Any, rate: Any) -> Any:

@@ -590,3 +590,63 @@ def test_classwise_rates_begin_where_both_are_likely_to_pass() -> None:
     refused(UsageError, lambda: fit_classwise_risk_control(*rows, 0.1, 0.1, "rates", eligible=np.ones(700)), "rates")
     one = answers(50, 0)[0], np.ones(50), answers(50, 0)[2]
     refused(DataError, lambda: fit_classwise_risk_control(*rows, 0.1, 0.1, select=one), "select", 0)
+
+
+def test_too_few_rows_of_select_or_other_rows_than_expected() -> None:
+    """What other rows say cannot be held against rows that would pass."""
+    c, wrong = np.repeat([2.0, -9.0], [60, 200]), np.repeat([0, 1], [60, 200])
+    found = fit_risk_control(c, wrong, 0.05, 0.1, select=(np.full(300, 2.0), np.zeros(300)))
+    assert (found.threshold, found.accepted, found.errors) == (0.0, 60, 0)  # the one threshold that they give
+    rows = two_gaussians(1000, 0.0, np.random.default_rng(0))
+    for few in (1, 5, 44):
+        others = two_gaussians(few, 0.0, np.random.default_rng(few))
+        by_few = fit_risk_control(*rows, 0.05, 0.1, select=others)
+        assert by_few == fit_risk_control(*rows, 0.05, 0.1, grid=make_grid(others[0]))
+    uniform = np.random.default_rng(0).random(1000)
+    wrong = np.random.default_rng(1).random(1000) < np.where(uniform > 0.3, 0.01, 0.5)
+    elsewhere = fit_risk_control(uniform, wrong, 0.05, 0.1, select=(uniform - 5, wrong))
+    assert not elsewhere.feasible and "no number" not in elsewhere.reason  # another scale: their cuts accept all
+    assert fit_risk_control(uniform, wrong, 0.05, 0.1, select=(uniform, wrong)).feasible
+
+
+def test_a_rate_promises_nothing_where_the_other_answer_has_no_threshold() -> None:
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 500)
+    decisions = np.where(generator.random(1000) < 0.02, 1 - labels, labels)
+    confidence = np.where(decisions == 1, generator.random(1000) + 1, generator.random(1000) * 0.01)
+    found = fit_classwise_risk_control(confidence, decisions, labels, 0.05, 0.1, "rates", min_coverage=0.97)
+    parts = found.positive, found.negative
+    assert not found.feasible and not any(part.feasible or part.threshold is not None for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "facts"),
+    [
+        (lambda: fit_risk_control([1.0], [0], 1e-20, 0.1), UsageError, ["alpha", "1e-20"]),
+        (lambda: fit_risk_control([1.0], [0], "0.05", 0.1), UsageError, ["alpha", "'0.05'"]),
+        (lambda: fit_risk_control([1.0], [0], 0.05, None), UsageError, ["delta", None]),
+        (lambda: fit_risk_control([1.0], [0], 0.05, 0.1, np.zeros((0, 1))), DataError, ["eligible", "empty"]),
+        (lambda: fit_risk_control([1.0], [0], 0.05, 0.1, 1), DataError, ["eligible", 1]),
+        (lambda: fit_risk_control([1.0], [0], 0.05, 0.1, select={"a": 1}), UsageError, ["select"]),
+        (lambda: fit_risk_control(np.ma.masked_array([1.0, 2], [0, 1]), [0, 0], 0.1, 0.1), DataError, ["position 1"]),
+        (lambda: fit_risk_control([1.0, 2], np.array([0, None]), 0.1, 0.1), DataError, ["losses", None]),
+        (lambda: fit_classwise_risk_control(*answers(9, 0), 0.1, 0.1, grid=([1],)), UsageError, ["grid", "two"]),
+        (lambda: fit_classwise_risk_control(*answers(9, 0), 0.1, 0.1, eligible=[1, 0]), DataError, ["eligible", 9]),
+        (
+            lambda: fit_classwise_risk_control(*answers(9, 0), 0.1, 0.1, "rates", select=([1, 2], [0, 1], [1, 1])),
+            DataError, ["select", "labelled 0"],
+        ),
+    ],
+)  # fmt: skip
+def test_strange_arguments_are_one_line(
+    call: Callable[[], object], error: type[Exception], facts: list[object]
+) -> None:
+    refused(error, call, *facts)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_weights_of_any_size(scale: float) -> None:
+    c, wrong = two_gaussians(300, 0.02, np.random.default_rng(0))
+    rows = two_gaussians(500, 0.02, np.random.default_rng(1))
+    found = fit_risk_control(*rows, 0.1, 0.1, select=(c, wrong, np.full(300, scale)))
+    assert found == fit_risk_control(*rows, 0.1, 0.1, select=(c, wrong))

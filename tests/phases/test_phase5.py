@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from natix_hf.results import calibration as calibration_results
 from natix_hf.results.evaluation import evaluate, evaluate_selective
 from natix_hf.results.gate import GateReport, write_cross_fitted
 from natix_hf.results.logits import LogitTable, read_logits
+from natix_hf.results.promise import SelectRows
 from natix_hf.runs.context import PhaseContext
 from natix_hf.runs.graph import PHASES
 
@@ -231,6 +233,46 @@ def test_looks_are_counted_and_share_delta(phase5: Run) -> None:
     assert shared["looks"][-1]["delta"] == 0.025 and len(shared["looks"]) == 3 and shared["delta"] == 0.1
     (tight,), (loose,) = shared["parts"].values(), looks[0]["parts"].values()
     assert tight["coverage"] < loose["coverage"] and tells(shared["guarantee"], "3 times", "0.775")
+
+
+def test_no_repeated_or_restored_phase_takes_a_look_back(phase5: Run, tmp_path: Path) -> None:
+    select, calib = _table("val_select"), _table("val_calib", separation=2.4)
+    phase5(select, calib, risk={"alpha": 0.06})
+    phase5(select, calib, risk={"alpha": 0.07})
+    shutil.rmtree(tmp_path / "phase5_scrc")  # what an older result that is brought back knows does not count
+    assert len(phase5(select, calib, risk={"alpha": 0.06})[1]["looks"]) == 2
+    other = LogitTable(Asked(select.ids, select.groups, select.labels), select.logits * 1.01, SHA)
+    assert len(phase5(other, calib, risk={"alpha": 0.06})[1]["looks"]) == 3  # other rows choose the cuts and the start
+    looks = read_json(tmp_path / "looks.json")
+    for damage in ("nonsense", json.dumps(looks | {"looks": []}), json.dumps(looks | {"looks": looks["looks"][:1]})):
+        (tmp_path / "looks.json").write_text(damage, encoding="utf-8")
+        refused(VerificationError, lambda: phase5(select, calib), tmp_path / "looks.json", "data.seed")
+
+
+def test_groups_of_any_size_stand_for_a_prior(phase5: Run) -> None:
+    labels = np.repeat([1, 0], [9000, 1500])
+    groups = np.concatenate([np.repeat(np.arange(300), 30), 300 + np.arange(1500)])
+    weights = SelectRows(np.zeros(10500), labels, labels, groups).weights(0.4)
+    assert weights[labels == 1].sum() / weights.sum() == pytest.approx(0.4)
+    assert np.ptp(np.bincount(groups, weights)[:300]) < 1e-12  # each group as much as another of its class
+
+
+def test_the_share_that_is_promised_for_is_that_of_the_groups(phase5: Run) -> None:
+    """Without a target prior. Groups of label 1 have many rows here, and one row of each counts."""
+    many, few = _table("val_calib", groups=100, share=1.0), _table("val_calib", groups=500, share=0.0, seed=1)
+    labels = np.concatenate([np.repeat(many.labels, 5), few.labels[::2]])
+    logits = np.concatenate([np.repeat(many.logits, 5), few.logits[::2]])
+    groups = np.concatenate([np.repeat(many.groups, 5), np.char.add("f", few.groups[::2])])
+    calib = LogitTable(Asked([str(i) for i in range(labels.size)], groups, labels), logits, SHA)
+    risk = phase5(_table("val_select"), calib, risk={"alpha": 0.1})[1]
+    assert labels.mean() == pytest.approx(2 / 3, abs=0.01) and risk["feasible"]
+    assert tells(risk["guarantee"], f"{100 / 600:.3g}") and "0.667" not in risk["guarantee"]
+
+
+def test_calibration_groups_of_one_class_are_certified_and_nothing_is_said_of_other_shares(phase5: Run) -> None:
+    calib = _table("val_calib", groups=600, share=0.0)
+    risk = phase5(_table("val_select"), calib, risk={"alpha": 0.2})[1]
+    assert risk["feasible"] and set(risk["error_at_share"].values()) == {None}
 
 
 def test_where_no_groups_are_known_the_promise_is_about_rows_and_says_what_it_rests_on(phase5: Run) -> None:
