@@ -38,9 +38,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from measure import MIB, Side, Turns, median_ratio, report
+from measure import MIB, Side, Turns, report
 from PIL import Image
 from results import record
+from timing import median_ratio
 from torch import nn
 from torch.utils.data import Dataset, get_worker_info
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments

@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import median_ratio, plain_arguments, plain_rows
+from measure import plain_arguments, plain_rows
 from results import record
+from timing import median_ratio
 from torch.utils.data import DataLoader
 from transformers import Trainer
 

@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import median_ratio
 from PIL import Image
 from results import record
+from timing import median_ratio
 
 MOST_OVER_BARE, LEAST_FASTER = 1.05, 1.7
 SIZES = {1: 4, 8: 1, 32: 0.5}  # images a call, and how many calls a turn

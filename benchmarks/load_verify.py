@@ -20,8 +20,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from measure import median_ratio
 from results import record
+from timing import median_ratio
 
 from natix_hf.bundle.build import build_bundle
 from natix_hf.bundle.contents import bundle_problems

@@ -7,9 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import psutil  # comes with accelerate
@@ -90,11 +89,6 @@ class Turns:
         if within == self.warm_up:
             self._begin = time.perf_counter()
         self._step += 1
-
-
-def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """Median of the ratios of neighbours in time: a slow minute slows both sides of a pair."""
-    return median(a / b for a, b in zip(above, below, strict=True))
 
 
 def plain_rows(rows: Rows, to_pixels: Callable[[list[Any]], Any]) -> Any:

@@ -28,9 +28,10 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from measure import MIB, median_ratio
+from measure import MIB
 from PIL import Image, ImageEnhance
 from results import record
+from timing import median_ratio
 
 from natix_hf.data.images import open_image, pixel_sha256, shrink
 from natix_hf.data.near_duplicates import near_duplicate_groups, perceptual_hashes, thumbprint

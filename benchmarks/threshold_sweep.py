@@ -16,9 +16,9 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from measure import median_ratio
 from results import record
 from sklearn.metrics import matthews_corrcoef
+from timing import median_ratio
 
 from natix_hf.metrics import select_threshold
 

@@ -32,9 +32,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import Side, Turns, median_ratio, plain_arguments, plain_rows
+from measure import Side, Turns, plain_arguments, plain_rows
 from PIL import Image, ImageEnhance, ImageFilter
 from results import record
+from timing import median_ratio
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, get_scheduler
 
