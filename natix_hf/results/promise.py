@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 import numpy as np
@@ -333,17 +333,4 @@ def _error_at_share(rows: CalibrationRows, cuts: dict[str, float], labels: Label
 
 
 def _part(found: RiskControl) -> CertifiedPart:
-    return CertifiedPart(
-        feasible=found.feasible,
-        threshold=found.threshold,
-        coverage=found.coverage,
-        coverage_interval=found.coverage_interval,
-        coverage_delta=found.coverage_delta,
-        accepted=found.accepted,
-        errors=found.errors,
-        risk_bound=found.risk_bound,
-        needed=found.needed,
-        rows=found.rows,
-        eligible=found.eligible,
-        reason=found.reason,
-    )
+    return CertifiedPart(**{part.name: getattr(found, part.name) for part in fields(CertifiedPart)})
