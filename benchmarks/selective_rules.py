@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from natix_hf.calibration.binomial import binomial_cdf, smallest_accepted, upper_bound
+from natix_hf.calibration.binomial import binomial_cdf, needed_without_error, smallest_accepted, upper_bound
 from natix_hf.calibration.grid import make_grid
 
 Floats = npt.NDArray[np.float64]
@@ -96,10 +96,11 @@ class Mapie:
     learned: Any = None
 
     def threshold(self, confidence: Floats, losses: npt.NDArray[Any]) -> float | None:
-        thresholds = self.thresholds
-        if self.method == "fixed_sequence":  # from the first threshold that could pass without an error, as one walk
-            accepted, _ = counts(confidence, losses, thresholds)
-            thresholds = thresholds[(1 - self.alpha) ** accepted <= self.delta]
+        accepted, _ = counts(confidence, losses, self.thresholds)
+        # Its Holm procedure stops at a threshold that accepts no row, for want of a p-value. The fixed sequence begins
+        # at the first threshold that could pass without an error, as one walk does.
+        least = needed_without_error(self.alpha, self.delta) if self.method == "fixed_sequence" else 1
+        thresholds = self.thresholds[accepted >= least]
         if not thresholds.size:
             return None
         controller = self.learned or self.controller(thresholds)
