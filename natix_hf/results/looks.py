@@ -12,6 +12,8 @@ from natix_hf.errors import VerificationError
 from natix_hf.provenance.files import json_sha256
 from natix_hf.provenance.stored import Stored, to_json
 
+_TOLD = 6  # looks that a sentence lists
+
 
 @dataclass(frozen=True)
 class Look:
@@ -81,11 +83,21 @@ def _read(run_dir: Path) -> list[Look]:
 
 
 def words_about(looks: Sequence[Look], unit: str) -> str:
-    """One sentence about several looks, or "" if there is only one. `unit` is what a calibration row stands for."""
+    """One sentence that lists several looks, or "" if there is only one. `unit` is what a calibration row stands for."""
     if len(looks) < 2:
         return ""
     together = max(1 - sum(look.delta for look in looks), 0.0)
+    told = [_told(look) for look in looks[:_TOLD]]
+    more = [f"{len(looks) - _TOLD} more"] if len(looks) > _TOLD else []
     return (
-        f"These calibration {unit} were certified {len(looks)} times with different settings or models: all of these "
-        f"promises hold together with probability at least {together:.3g}"
+        f"These calibration {unit} were certified {len(looks)} times with different settings or models "
+        f"({'; '.join([*told, *more])}): all that was promised holds together with probability at least {together:.3g}"
     )
+
+
+def _told(look: Look) -> str:
+    of_each = " for each answer" if look.classwise else ""
+    low, high = look.prior or (0.0, 0.0)
+    shares = f" at shares from {low:g} to {high:g}" if low < high else ""
+    found = "" if look.feasible else ", not certified"
+    return f"{look.loss} at most {look.alpha:g}{of_each}{shares}{found}"

@@ -227,6 +227,7 @@ def test_looks_are_counted_and_share_delta(phase5: Run) -> None:
              ({"alpha": 0.06}, {"alpha": 0.06}, {"alpha": 0.05}, {"alpha": 0.05, "min_coverage": 0.01})]  # fmt: skip
     assert [len(look["looks"]) for look in looks] == [1, 1, 2, 2]  # the same one again is no new look
     assert "certified" not in looks[0]["guarantee"] and tells(looks[2]["guarantee"], "2 times", "0.8")
+    assert tells(looks[2]["guarantee"], "error at most 0.06; error at most 0.05)")
     other = LogitTable(Asked([f"o/{i}" for i in calib.ids], calib.groups, calib.labels), calib.logits, SHA)
     assert len(phase5(select, other, risk={"alpha": 0.07})[1]["looks"]) == 1  # other rows
     shared = phase5(select, calib, risk={"alpha": 0.06, "delta": 0.1, "looks": 4})[1]
