@@ -83,7 +83,7 @@ def _read(run_dir: Path) -> list[Look]:
 
 
 def words_about(looks: Sequence[Look], unit: str) -> str:
-    """One sentence that lists several looks, or "" if there is only one. `unit` is what a calibration row stands for."""
+    """One sentence that lists several looks; "" if there is only one. `unit` is what a calibration row stands for."""
     if len(looks) < 2:
         return ""
     together = max(1 - sum(look.delta for look in looks), 0.0)
