@@ -112,7 +112,8 @@ FOREIGN = {"candidate_sha256": None, "model_sha256": None, "fold": "none", "made
         _policy(0.1, Calibration("platt", 1 / 3, 0.1), fold="calibration", promise=CERTIFIED),
         _policy(0.1, gate=GateUse("learned", "confidnet", "c" * 64)),
         _policy(0.1, **FOREIGN),
-        _policy(0.1, promise=Promise(True, "x", {"None": 0.1, "Roadwork": 0.1}, "error", 0.05, 0.1, False, (0.2, 0.2), 7)),
+        _policy(0.1, promise=Promise(
+            True, "x", {"None": 0.1, "Roadwork": 0.1}, "error", 0.05, 0.1, False, (0.2, 0.2), 7)),
         _policy(0.1, promise=Promise(False, "x", None, "fnr", 0.05, 0.1, True)),
     ],
 )  # fmt: skip
@@ -129,19 +130,20 @@ def test_an_older_policy_is_read(schema: int, tmp_path: Path) -> None:
     assert read_policy(tmp_path / "policy.json") == _policy(0.25, promise=CERTIFIED)
 
 
-SETTINGS = {"loss": "error", "alpha": 0.05, "delta": 0.1, "classwise": True}
+SETTINGS = {"feasible": True, "guarantee": "x", "loss": "error", "alpha": 0.05, "delta": 0.1, "classwise": True}
 
 
 @pytest.mark.parametrize(
     "changed",
     [
-        {"schema": 1}, {"schema": 5}, {"schema": None}, {"schema": 4.0}, {"schema": True}, {"schema": [4]}, {"temperature": 1.0}, {"calibration": None},
+        {"schema": 1}, {"schema": 5}, {"schema": None}, {"schema": 4.0}, {"schema": True}, {"schema": [4]},
+        {"temperature": 1.0}, {"calibration": None},
         {"calibration": 0.5},
         *({"calibration": {"method": "temperature", "slope": slope, "intercept": 0.0}}
           for slope in (0.0, -1.0, "1", None, float("inf"), float("nan"))),
         {"calibration": {"method": "temperature", "slope": 0.5, "intercept": 0.1}}, {"calibration": {"slope": 0.5}},
         {"calibration": {"method": "other", "slope": 0.5, "intercept": 0.0}},
-        *({"risk_control": SETTINGS | {"feasible": True, "guarantee": "x", "thresholds": thresholds}} for thresholds in (
+        *({"risk_control": SETTINGS | {"thresholds": thresholds}} for thresholds in (
             {"None": 0.1}, {"None": 0.1, "Roadwork": float("nan")}, {"None": 0.1, "Roadwork": None}, [0.1, 0.2], 0.5,
             {"None": 0.1, "Roadwork": 0.1, "Other": 0.1})),
         {"risk_control": None}, {"gate": None}, {"gate": {}}, {"gate": {"kind": "x"}}, {"gate": {"kind": "learned"}},
