@@ -38,5 +38,5 @@ def check_clipped(policy: Policy, folded: np.ndarray, clipped: np.ndarray) -> No
         what = next(what for what, of in depends.items() if of[first])
         raise DataError(
             f"the score at position {rows[first]} is too close to {int(far[first])} for this policy, whose {what} "
-            f"depends on how far the logit lies beyond {folded[rows[first]]:+.1f}: pass logits with probabilities=False"
+            f"depends on how far the logit is beyond {folded[rows[first]]:+.1f}: pass logits with probabilities=False"
         )

@@ -10,6 +10,8 @@ from natix_hf.bundle.names import BUNDLE_MANIFEST
 from natix_hf.bundle.policy import Policy, write_policy
 from natix_hf.errors import UsageError
 
+PLOTS = ("risk_coverage.png", "reliability_before.png", "reliability_after.png")
+
 
 def check_file(path: Path) -> None:
     """Refuse a path where no policy may be written.
