@@ -11,7 +11,7 @@ import typer
 
 from natix_hf.cli.app import Command, app
 from natix_hf.errors import UsageError
-from natix_hf.terminal import LABEL, say, tell
+from natix_hf.terminal import LABEL, say
 
 
 @app.command(cls=Command)
@@ -62,8 +62,6 @@ def certify(
         label_names(named)
     _check_places(answers, out, plot)
     read = read_answers(answers, logit, probability, label, group, named)
-    for note in read.notes:
-        tell(f"note     {note}", hang=LABEL)
     classifier = SelectiveClassifier.fit(
         read.values,
         read.labels,
@@ -85,8 +83,10 @@ def certify(
         classifier.save(out)
     drawn = classifier.plot(plot) if plot is not None else []
     if as_json:
-        say(json.dumps(_facts(classifier, out), ensure_ascii=False))
+        say(json.dumps(_facts(classifier, out) | {"notes": read.notes}, ensure_ascii=False))
     else:
+        for note in read.notes:
+            say(f"note     {note}", hang=LABEL)
         columns = ", ".join(f"{what} from {' and '.join(found)}" for what, found in read.columns.items() if found)
         say(
             f"columns  {columns}{'' if read.groups is not None else '; no groups: each row counts as one'}", hang=LABEL

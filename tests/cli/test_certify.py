@@ -13,6 +13,7 @@ from conftest import Command
 from facts import tells
 
 from natix_hf import SelectiveClassifier
+from natix_hf.terminal import set_verbosity, verbosity
 
 
 @pytest.fixture
@@ -153,5 +154,12 @@ def test_places_where_nothing_can_be_written(
 def test_an_empty_row_is_told(table: Path, command: Command) -> None:
     text = table.read_text(encoding="utf-8")
     table.write_text(text + ",,,\n", encoding="utf-8")
-    code, _, err = command("certify", table, *NAMED)
-    assert code == 0 and tells(err.strip(), "note", "1 empty row")
+    usual = verbosity()
+    try:
+        for quiet in ((), ("--quiet",)):
+            code, out, err = command("certify", table, *NAMED, *quiet)
+            assert (code, err) == (0, "") and tells(out.splitlines()[0], "note", "1 empty row")
+    finally:
+        set_verbosity(usual)
+    [note] = json.loads(command("certify", table, *NAMED, "--json")[1])["notes"]
+    assert tells(note, "1 empty row")
