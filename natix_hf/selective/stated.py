@@ -34,7 +34,7 @@ def interval(prior: Shares | None) -> Prior | None:
         return None
     try:
         given = np.asarray(prior)
-        if given.dtype.kind not in "iuf" or given.shape not in ((), (2,)):  # a text that numpy would read is none
+        if given.dtype.kind not in "iuf" or given.shape not in ((), (2,)):  # no text
             raise ValueError
         low, high = np.broadcast_to(given.astype(np.float64), 2).tolist()
     except (TypeError, ValueError):
