@@ -43,7 +43,8 @@ def fit(logits: Any = Z, labels: Any = Y, **named: Any) -> SelectiveClassifier:
         *(({"model": value}, "model") for value in (5, "", " ", "a\nb", "\ud800", b"x")),
         *(({"probabilities": value}, "probabilities") for value in ("no", 0, 1, "x")),
         *(({"loss": value}, "loss") for value in (None, ["error"], "ERROR")),
-        *(({"prior": value}, "prior") for value in ("0.5", "x", True, {"a": 1}, (0.2, 0.5, 0.8), (0.2,), HUGE, (0.2, None))),
+        *(({"prior": value}, "prior") for value in ("0.5", "x", True, {"a": 1}, (0.2, 0.5, 0.8), (0.2,), HUGE)),
+        ({"prior": (0.2, None)}, "prior"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
