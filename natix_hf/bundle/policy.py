@@ -8,6 +8,8 @@ probability 0.5 (the official miner does, because its validator rounds) then fol
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,6 +25,7 @@ from natix_hf.provenance.stored import OPTIONAL, from_json, to_json
 SCHEMA = 4
 # 2 has no labels: they were always the subnet's. 4 may belong to no bundle, and its promise may name a prior.
 _READ = (2, 3, 4)
+_FOREIGN = 4
 Fold = Literal["decision", "calibration", "none"]
 
 
@@ -73,6 +76,10 @@ class MadeFrom:
     share: float = 0.0
     fitting: Half = field(default_factory=lambda: Half(0, 0))
     certifying: Half = field(default_factory=lambda: Half(0, 0))
+
+    @property
+    def halves(self) -> dict[str, Half]:
+        return {"fitting": self.fitting, "certifying": self.certifying}
 
 
 @dataclass(frozen=True)
@@ -153,25 +160,74 @@ def read_policy(path: Path) -> Policy:
         VerificationError: if the file is missing, damaged, or of another schema.
     """
     content = read_json(path)
-    if not isinstance(content, dict) or content.pop("schema", None) not in _READ:
+    schema = content.pop("schema", None) if isinstance(content, dict) else None
+    if type(schema) is not int or schema not in _READ:
         raise VerificationError(f"{path} is not a policy of schema {SCHEMA}: use the natix_hf version that wrote it")
     shift = content.pop("folded_shift", None)
     try:
         policy: Policy = from_json(Policy, content)
-        problem = _problem(policy, shift)
+        problem = next(_problems(policy, schema, shift), None)
     except (TypeError, ValueError, UsageError) as error:
         problem = str(error)
+    except OverflowError:
+        problem = "a number is too large"
     if problem is not None:
         raise VerificationError(f"{path} is damaged: {problem}")
     return policy
 
 
-def _problem(policy: Policy, shift: object) -> str | None:
-    cuts = policy.promise.accept_above
-    if cuts is not None and set(cuts) != set(policy.labels.label2id):
-        return f"risk_control.thresholds names {', '.join(cuts)}"
-    if not np.isfinite([policy.threshold_logit, *(cuts or {}).values()]).all():
-        return "a threshold is not finite"
+def _problems(policy: Policy, schema: int, shift: object) -> Iterator[str]:
+    """One line for everything that no version has written."""
+    if not math.isfinite(policy.threshold_logit):
+        yield "threshold_logit is not finite"
+    if not math.isfinite(policy.folded_shift) or shift not in (None, policy.folded_shift):
+        yield f"folded_shift is {str(shift)[:80]}, and slope and threshold give {policy.folded_shift:g}"
     if policy.gate.kind == "learned" and policy.gate.sha256 is None:
-        return "its learned gate has no sha256"
-    return None if shift in (None, policy.folded_shift) else f"folded_shift is {str(shift)[:80]}"
+        yield "its learned gate has no sha256"
+    yield from _of_promise(policy.promise, policy.labels)
+    made = policy.made_from
+    hashes = (policy.candidate_sha256, policy.model_sha256)
+    if made is None and None in hashes:
+        yield "it names neither the weights of a bundle nor, in made_from, other answers"
+    if made is None:
+        return
+    if schema < _FOREIGN:
+        yield f"made_from came with schema {_FOREIGN}, and it has schema {schema}"
+    if policy.fold != "none" or policy.gate.kind != "margin" or policy.onnx is not None or hashes != (None, None):
+        yield "made_from is of another model's answers: beside it fold is none, gate is margin, and no file has a hash"
+    yield from _of_answers(made)
+
+
+def _of_promise(promise: Promise, labels: LabelNames) -> Iterator[str]:
+    cuts, settings = promise.accept_above, (promise.loss, promise.alpha, promise.delta, promise.classwise)
+    if promise.feasible != (cuts is not None):
+        found = "null" if cuts is None else "given"
+        yield f"risk_control.feasible is {str(promise.feasible).lower()}, but its thresholds are {found}"
+    if cuts is not None and set(cuts) != set(labels.label2id):
+        yield f"risk_control.thresholds names {', '.join(cuts)}"
+    if cuts is not None and not all(map(math.isfinite, cuts.values())):
+        yield "risk_control.thresholds is not finite"
+    if None in settings and (promise.feasible or any(setting is not None for setting in settings)):
+        yield "risk_control needs loss, alpha, delta and classwise together"
+    if cuts is not None and not promise.classwise and len(set(cuts.values())) > 1:
+        yield "risk_control.thresholds differ, but classwise is false"
+    for name, share in (("alpha", promise.alpha), ("delta", promise.delta)):
+        if share is not None and not 0 < share < 1:
+            yield f"risk_control.{name} is {share}: it must be between 0 and 1"
+    if promise.prior is not None and not (promise.loss == "error" and 0 < promise.prior[0] <= promise.prior[1] < 1):
+        yield f"risk_control.prior is {list(promise.prior)}: an error rate has two shares, the lower one first"
+    if promise.looks is not None and promise.looks < 1:
+        yield f"risk_control.looks is {promise.looks}: it must be at least 1"
+
+
+def _of_answers(made: MadeFrom) -> Iterator[str]:
+    if made.probabilities and not made.said:
+        yield "made_from.probabilities is true, but said is false"
+    for name, value, holds in (
+        ("epsilon", made.epsilon, 0 < made.epsilon < 0.5),
+        ("share", made.share, 0 <= made.share <= 1),
+        ("seed", made.seed, made.seed >= 0),
+        *((half, vars(of), 1 <= of.groups <= of.rows) for half, of in made.halves.items()),
+    ):
+        if not holds:
+            yield f"made_from.{name} is {value}"

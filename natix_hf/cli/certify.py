@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from natix_hf.cli.app import Command, app
 from natix_hf.errors import UsageError
-from natix_hf.terminal import LABEL, say, tell
+from natix_hf.terminal import LABEL, say
 
 
 @app.command(cls=Command)
@@ -54,11 +55,13 @@ def certify(
     """
     from natix_hf.intake.answers import read_answers
     from natix_hf.selective.classifier import SelectiveClassifier
+    from natix_hf.selective.stated import label_names
 
     named = _pair(names, "names") if names is not None else None
+    if named is not None:
+        label_names(named)
+    _check_places(answers, out, plot)
     read = read_answers(answers, logit, probability, label, group, named)
-    for note in read.notes:
-        tell(f"note     {note}", hang=LABEL)
     classifier = SelectiveClassifier.fit(
         read.values,
         read.labels,
@@ -80,8 +83,10 @@ def certify(
         classifier.save(out)
     drawn = classifier.plot(plot) if plot is not None else []
     if as_json:
-        say(json.dumps(_facts(classifier, out), ensure_ascii=False))
+        say(json.dumps(_facts(classifier, out) | {"notes": read.notes}, ensure_ascii=False))
     else:
+        for note in read.notes:
+            say(f"note     {note}", hang=LABEL)
         columns = ", ".join(f"{what} from {' and '.join(found)}" for what, found in read.columns.items() if found)
         say(
             f"columns  {columns}{'' if read.groups is not None else '; no groups: each row counts as one'}", hang=LABEL
@@ -111,6 +116,30 @@ def _facts(classifier: Any, out: Path | None) -> dict[str, Any]:
     }
 
 
+def _check_places(answers: Path, out: Path | None, plot: Path | None) -> None:
+    """Refuse places where nothing can be written, before the work, and above all the file of answers itself."""
+    from natix_hf.selective.written import PLOTS, check_file, check_folder
+
+    if out is not None:
+        check_file(out)
+        if _same(out, answers):
+            raise UsageError(f"--out {out} is the file of answers, which it would replace: name another file")
+    if plot is not None:
+        check_folder(plot)
+        drawn = [plot / name for name in PLOTS]
+        if out is not None and any(_same(out, path) for path in (plot, *plot.parents, *drawn)):
+            raise UsageError(f"--out {out} and --plot {plot} need places of their own: one would replace the other")
+        if any(_same(answers, path) for path in drawn):
+            raise UsageError(f"--plot {plot} would replace the file of answers: name another folder")
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file, by a link or another spelling too; they need not exist."""
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
 def _pair(text: str, option: str) -> tuple[str, str]:
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 2:
@@ -121,15 +150,22 @@ def _pair(text: str, option: str) -> tuple[str, str]:
 def _prior(text: str) -> float | tuple[float, float]:
     try:
         if "," not in text:
-            return float(text)
+            return _float(text)
         low, high = _pair(text, "prior")
-        return float(low), float(high)
+        return _float(low), _float(high)
     except ValueError:
         raise UsageError(f"--prior is {text!r}: it must be a share such as 0.5, or two such as 0.2,0.8") from None
 
 
 def _number(text: str) -> str | float:
     try:
-        return float(text)
+        return _float(text)
     except ValueError:
         return text
+
+
+def _float(text: str) -> float:
+    """A number as people write it: 1_0, which Python reads as 10, is none."""
+    if "_" in text:
+        raise ValueError(text)
+    return float(text)

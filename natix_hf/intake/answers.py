@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,45 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from natix_hf.errors import DataError, UsageError, first_line
-from natix_hf.intake.table_files import is_table, read_table
+from natix_hf.errors import DataError, UsageError
+from natix_hf.intake.answer_columns import find_answers, find_column
+from natix_hf.intake.answer_files import Columns, read_columns
 
-# The usual names of columns, in small letters with _ between words. A pair is of labels 0 and 1.
-_STEMS = {"logit": ("logit", "logits", "z"), "probability": ("prob", "probability", "probabilities", "proba", "p")}
-_SINGLE = {
-    "logit": (*_STEMS["logit"], "decision_function"),
-    "probability": (*_STEMS["probability"], *(f"{stem}_1" for stem in _STEMS["probability"]), "p1"),
-    "score": ("score", "scores"),
-    "label": ("label", "labels", "y", "y_true", "true_label", "target", "targets", "truth", "ground_truth"),
-    "group": (
-        *(
-            "group",
-            "groups",
-            "group_id",
-            "video",
-            "video_id",
-            "vid",
-            "vid_id",
-            "video_info_vid_id",
-            "track",
-            "track_id",
-        ),
-        *(
-            "sequence",
-            "sequence_id",
-            "seq",
-            "seq_id",
-            "clip",
-            "clip_id",
-            "patient",
-            "patient_id",
-            "subject",
-            "subject_id",
-        ),
-    ),
-}
 _WORDS = {"0": 0, "1": 1, "false": 0, "true": 1}
-_COMMAND = "natix-hf certify"
 
 
 @dataclass(frozen=True)
@@ -71,18 +36,6 @@ class AnswerTable:
     groups: np.ndarray | None
     columns: dict[str, list[str]]
     notes: list[str]
-
-
-@dataclass(frozen=True)
-class _Table:
-    name: str
-    columns: dict[str, Any]  # a list or an array of each column
-    lines: Sequence[int]
-    unit: str  # what `lines` count
-    notes: list[str]
-
-    def where(self, row: int) -> str:
-        return f"{self.name}, {self.unit} {self.lines[row]}"
 
 
 def read_answers(
@@ -108,14 +61,19 @@ def read_answers(
     """
     if logit is not None and probability is not None:
         raise UsageError("name one column for the answers: --logit or --probability, not both")
-    table = _read(path)
-    kind, answers = _answers(table, logit, probability)
-    labelled = _column(table, "label", label)
-    grouped = _column(table, "group", group, needed=False)
+    table = read_columns(path)
+    if not table.lines:
+        raise DataError(f"{table.name} has no rows: each row is one answer with its true label")
+    kind, answers = find_answers(table, logit, probability)
+    labelled = find_column(table, "label", label)
+    grouped = find_column(table, "group", group, needed=False)
     if labelled is None or grouped in (*answers, labelled) or labelled in answers:
-        raise DataError(f"{table.name}: one column cannot be two things: {_said(table)}")
+        raise DataError(f"{table.name}: one column cannot be two things: {table.said}")
+    _check_lengths(table, [*answers, labelled, *([] if grouped is None else [grouped])])
     parts = [_numbers(table, column) for column in answers]
     said = logit is not None or probability is not None
+    if kind == "score":
+        kind = _kind_of_score(table, answers[0], parts[0])
     return AnswerTable(
         values=parts[0] if len(parts) == 1 else np.stack(parts, axis=1),
         probabilities=True if kind == "probability" else False if said else None,
@@ -126,140 +84,34 @@ def read_answers(
     )
 
 
-def _read(path: Path) -> _Table:
-    name, kind = path.name, path.suffix.lower()
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}: name a csv, tsv, jsonl, parquet or npz file of answers")
-    if is_table(name):
-        read = read_table(name, path.read_bytes())
-        columns: dict[str, Any] = {column: [row[column] for row in read.rows] for column in read.columns}
-        table = _Table(name, columns, read.lines, "line", read.notes)
-    elif kind == ".parquet":
-        table = _of_arrays(name, _parquet(path))
-    elif kind == ".npz":
-        table = _of_arrays(name, _npz(path))
-    else:
-        raise UsageError(f"{path} is no table of answers: use csv, tsv, jsonl, parquet or npz")
-    if not table.lines:
-        raise DataError(f"{name} has no rows: each row is one answer with its true label")
-    return table
+def _check_lengths(table: Columns, columns: list[str]) -> None:
+    """Refuse columns of several lengths, or without a row. Other arrays of the file may have any length."""
+    lengths = {column: len(table.columns[column]) for column in columns}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{column} {length}" for column, length in lengths.items())
+        raise DataError(f"{table.name}: one value for each row is needed, found lengths: {told}")
+    if not lengths[columns[0]]:
+        raise DataError(f"{table.name} has no rows: each row is one answer with its true label")
 
 
-def _of_arrays(name: str, columns: dict[str, Any]) -> _Table:
-    rows = max((len(values) for values in columns.values()), default=0)
-    return _Table(name, columns, range(1, rows + 1), "row", [])
+def _kind_of_score(table: Columns, column: str, values: np.ndarray) -> str:
+    if values.min() >= 0 and values.max() <= 1:
+        raise DataError(
+            f"{table.name}: {column} may hold logits or probabilities: say --logit {column} or --probability {column}"
+        )
+    return "logit"
 
 
-def _parquet(path: Path) -> dict[str, Any]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        read = parquet.read_table(path)
-        doubled = next((name for name in read.column_names if read.column_names.count(name) > 1), None)
-        if doubled is not None:
-            raise DataError(f"{path.name}: two columns are called {doubled!r}: rename one")
-        return {name: _values(read[name]) for name in read.column_names}
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path.name} cannot be read as parquet ({first_line(error)})") from None
-
-
-def _values(column: Any) -> Any:
-    import pyarrow as pa
-
-    kind = column.type
-    plain = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    return column.to_numpy() if plain and not column.null_count else column.to_pylist()
-
-
-def _npz(path: Path) -> dict[str, Any]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # zipfile, zlib and numpy raise many kinds
-        raise DataError(f"{path.name} cannot be read as npz ({first_line(error)})") from None
-    return {name: array for name, array in found.items() if array.ndim}
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "_", name.strip().lower()).strip("_")
-
-
-def _said(table: _Table) -> str:
-    return f"its columns are {', '.join(list(table.columns)[:20])}"
-
-
-def _answers(table: _Table, logit: str | None, probability: str | None) -> tuple[str, list[str]]:
-    """What the answers are, and their one column or two."""
-    for kind, given in (("logit", logit), ("probability", probability)):
-        if given is not None:
-            return kind, _named(table, kind, given, most=2)
-    found = [(kind, [name]) for kind in ("logit", "probability", "score") for name in _usual(table, kind)]
-    found += [(kind, pair) for kind in _STEMS for pair in _pairs(table, kind)]
-    in_pairs = {name for _, names in found if len(names) == 2 for name in names}
-    found = [(kind, names) for kind, names in found if len(names) == 2 or names[0] not in in_pairs]
-    advice = f"{_said(table)}: say --logit COLUMN or --probability COLUMN"
-    if not found:
-        raise DataError(f"{table.name} has no column that is known to hold answers; {advice}")
-    if len(found) > 1:
-        several = " and ".join(", ".join(names) for _, names in found)
-        raise DataError(f"{table.name}: both {several} may hold the answers; {advice}")
-    [(kind, names)] = found
-    if kind == "score":
-        values = _numbers(table, names[0])
-        if values.min() >= 0 and values.max() <= 1:
-            raise DataError(
-                f"{table.name}: {names[0]} may hold logits or probabilities: say --logit {names[0]} or --probability "
-                f"{names[0]}"
-            )
-        kind = "logit"
-    return kind, names
-
-
-def _usual(table: _Table, kind: str) -> list[str]:
-    return [name for name in table.columns if _plain(name) in _SINGLE[kind]]
-
-
-def _pairs(table: _Table, kind: str) -> list[list[str]]:
-    plain = {_plain(name): name for name in table.columns}
-    both = [
-        [plain.get(f"{stem}{between}{label}") for label in (0, 1)] for stem in _STEMS[kind] for between in ("_", "")
-    ]
-    return [[no, yes] for no, yes in both if no is not None and yes is not None]
-
-
-def _named(table: _Table, kind: str, given: str, most: int = 1) -> list[str]:
-    """The columns that are named, with a comma between two of them."""
-    names = [name.strip() for name in given.split(",")]
-    if given in table.columns or len(names) > most or len(set(names)) < len(names):
-        names = [given]
-    lacking = next((name for name in names if name not in table.columns), None)
-    if lacking is not None:
-        raise DataError(f"{table.name} has no column {lacking!r} for --{kind}; {_said(table)}")
-    return names
-
-
-def _column(table: _Table, kind: str, given: str | None, needed: bool = True) -> str | None:
-    if given is not None:
-        return _named(table, kind, given)[0]
-    found = _usual(table, kind)
-    if len(found) > 1 or (needed and not found):
-        which = f"both {' and '.join(found)} may be" if found else "no column is known to be"
-        raise DataError(f"{table.name}: {which} the {kind} of a row; {_said(table)}: say --{kind} COLUMN")
-    return found[0] if found else None
-
-
-def _numbers(table: _Table, column: str) -> np.ndarray:
+def _numbers(table: Columns, column: str) -> np.ndarray:
     values = table.columns[column]
-    if len(values) != len(table.lines):
-        raise DataError(f"{table.name}: {column} has {len(values)} values, but there are {len(table.lines)} rows")
     if isinstance(values, np.ndarray) and values.dtype.kind in "iuf":
         numbers: np.ndarray = values.astype(np.float64)
-    elif all(isinstance(value, list) for value in values):  # a parquet column of pairs
-        try:
-            numbers = np.asarray(values, dtype=np.float64)
-        except (TypeError, ValueError):
-            raise DataError(f"{table.name}: {column} must hold one number or two in each row") from None
+    elif isinstance(values, np.ndarray) and values.dtype.kind != "U":
+        raise DataError(f"{table.name}: {column} holds {values.dtype}: it must hold numbers")
+    elif all(isinstance(value, list) for value in values):  # a column of pairs
+        if len({len(value) for value in values}) > 1:
+            raise DataError(f"{table.name}: {column} must hold one number or two in each row")
+        numbers = np.array([[_number(table, column, row, x) for x in value] for row, value in enumerate(values)])
     else:
         numbers = np.array([_number(table, column, row, value) for row, value in enumerate(values)])
     finite = np.isfinite(numbers).reshape(len(numbers), -1).all(axis=1)
@@ -269,27 +121,35 @@ def _numbers(table: _Table, column: str) -> np.ndarray:
     return numbers
 
 
-def _number(table: _Table, column: str, row: int, value: Any) -> float:
+def _number(table: Columns, column: str, row: int, value: Any) -> float:
     try:
-        if isinstance(value, bool) or value is None or (isinstance(value, str) and "_" in value):
+        if isinstance(value, bool | bytes) or value is None or (isinstance(value, str) and "_" in value):
             raise ValueError
         return float(value)
-    except (TypeError, ValueError):
-        told = "empty" if value is None else repr(value)[:60]
+    except (TypeError, ValueError, OverflowError):  # a whole number may be too large for a float
+        told = "empty" if value is None or value == "" else repr(value)[:60]
         raise DataError(f"{table.where(row)}: {column} is {told}: it must be a number") from None
 
 
-def _labels(table: _Table, column: str, names: Sequence[str] | None) -> np.ndarray:
+def _listed(table: Columns, column: str) -> list[Any]:
+    """The values of a column as Python holds them, one for each row."""
     values = table.columns[column]
-    if len(values) != len(table.lines):
-        raise DataError(f"{table.name}: {column} has {len(values)} values, but there are {len(table.lines)} rows")
+    if isinstance(values, np.ndarray) and values.ndim > 1:
+        raise DataError(
+            f"{table.name}: {column} has the shape {list(values.shape)}: it must be one value for each row"
+        )
+    return values.tolist() if isinstance(values, np.ndarray) else list(values)
+
+
+def _labels(table: Columns, column: str, names: Sequence[str] | None) -> np.ndarray:
     known: dict[Any, int] = {0: 0, 1: 1} | _WORDS | {f"{word}.0": int(word) for word in ("0", "1")}
     for label, name in enumerate(names or ()):
         if known.get(name.lower(), label) != label:
             raise UsageError(f"--names: {name!r} is the name of label {label}, but in a table it stands for the other")
         known[name] = label
+    values = _listed(table, column)
     found = np.empty(len(values), dtype=np.int8)
-    for row, value in enumerate(values.tolist() if isinstance(values, np.ndarray) else values):
+    for row, value in enumerate(values):
         meant = known.get(value) if isinstance(value, str | int | float) else None
         if meant is None and isinstance(value, str):
             meant = _WORDS.get(value.lower())
@@ -301,16 +161,13 @@ def _labels(table: _Table, column: str, names: Sequence[str] | None) -> np.ndarr
     return found
 
 
-def _groups(table: _Table, column: str) -> np.ndarray:
-    values = table.columns[column]
-    if len(values) != len(table.lines):
-        raise DataError(f"{table.name}: {column} has {len(values)} values, but there are {len(table.lines)} rows")
-    if isinstance(values, np.ndarray) and values.dtype.kind in "iuU":
-        return values
-    listed = values.tolist() if isinstance(values, np.ndarray) else values
+def _groups(table: Columns, column: str) -> np.ndarray:
+    values, listed = table.columns[column], _listed(table, column)
     for row, value in enumerate(listed):
-        if value is None or (isinstance(value, float) and math.isnan(value)):
+        if value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip() or value == b"":
             raise DataError(
                 f"{table.where(row)}: {column} is empty: name the group of every row, or leave out the column"
             )
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iuU":
+        return values
     return np.array([str(value) for value in listed])

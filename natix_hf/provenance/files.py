@@ -93,7 +93,7 @@ def read_json(path: Path) -> Any:
         VerificationError: If the file is missing, is a folder or is not JSON. The message names the file.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # an editor may have put its mark before the text
     except (FileNotFoundError, NotADirectoryError):
         raise VerificationError(f"{path} is missing") from None
     except IsADirectoryError:

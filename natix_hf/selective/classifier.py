@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from natix_hf.bundle.names import BUNDLE_MANIFEST, POLICY
-from natix_hf.bundle.policy import MadeFrom, Policy, read_policy, write_policy
+from natix_hf.bundle.names import POLICY
+from natix_hf.bundle.policy import MadeFrom, Policy, read_policy
 from natix_hf.calibration.logits import EPSILON, as_logits
 from natix_hf.calibration.risk_rows import Loss
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.labels import ABSTAIN
-from natix_hf.selective.stated import Shares, differences, label_names
+from natix_hf.selective.clipped import check_clipped
+from natix_hf.selective.stated import Shares, differences, kind_of_values, label_names, model_name, unmasked
 from natix_hf.selective.told import halves, lines
+from natix_hf.selective.written import drawing, write
 
 if TYPE_CHECKING:
     from natix_hf.selective.fitting import Evidence
@@ -153,19 +155,21 @@ class SelectiveClassifier:
             [`DataError`]: If an array is invalid, or a half lacks a class.
             [`UsageError`]: If an argument is out of range.
         """
-        from natix_hf.selective.fitting import fit, wanted
+        from natix_hf.selective.fitting import fit
+        from natix_hf.selective.wanted import number, wanted
 
+        labelled, probabilities = label_names(names), kind_of_values(probabilities)
         want = wanted(alpha, delta, loss, prior, classwise, min_coverage, looks, threshold, seed)
         made = MadeFrom(
-            model=model,
+            model=model_name(model),
             probabilities=bool(probabilities),
             said=probabilities is not None,
-            epsilon=epsilon,
+            epsilon=number(epsilon, "epsilon", "between 0 and 0.5, both excluded", 0, 0.5),
             groups_known=groups is not None,
-            seed=seed,
+            seed=want.seed,
         )
-        z, raised = as_logits(logits, probabilities, epsilon)
-        return cls(*fit(z, raised, labels, groups, want, label_names(names), made))
+        z, raised = as_logits(unmasked(logits, "logits"), probabilities, made.epsilon)
+        return cls(*fit(z, raised, labels, groups, want, labelled, made))
 
     @property
     def feasible(self) -> bool:
@@ -196,11 +200,15 @@ class SelectiveClassifier:
             [`SelectiveAnswers`]: One answer per row, in the same order.
 
         Raises:
-            [`DataError`]: If the array is invalid.
-            [`UsageError`]: If nobody has said what the values are.
+            [`DataError`]: If the array is invalid, or a score of 0 or 1 is too coarse for the policy of a bundle or of
+                logits: the answer depends on how large the logit is.
+            [`UsageError`]: If nobody has said what the values are, or they are said to be of another kind than in
+                `fit`.
         """
-        policy = self.policy
-        z = policy.unfold(self._read(logits, probabilities))
+        policy, (z, clipped) = self.policy, self._read(logits, probabilities)
+        if clipped is not None:
+            check_clipped(policy, z, clipped)
+        z = policy.unfold(z)
         confidence, positive = policy.margin(z), policy.decide(z)
         accepted = policy.accepts(z, confidence)
         label = np.where(positive, policy.labels.yes, policy.labels.no)
@@ -215,26 +223,33 @@ class SelectiveClassifier:
             threshold=cut,
         )
 
-    def _read(self, values: Any, probabilities: bool | None) -> np.ndarray:
-        """The logits of the model, float64 [n]."""
-        made, said = self.policy.made_from, self._probabilities if probabilities is None else probabilities
+    def _read(self, values: Any, probabilities: bool | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """The logits of the model, float64 [n], and which ones are only known to lie at 0 or beyond, bool [n], unless
+        the policy was fitted to such values."""
+        made, said = self.policy.made_from, kind_of_values(probabilities)
+        said = self._probabilities if said is None else said
+        for problem in differences(self.policy, None, None, None, said):
+            raise UsageError(f"the policy {problem}")
         if said is None and made is None:
             raise UsageError(
                 "a bundle's policy does not say what these values are: pass probabilities=True for the scores of a "
                 "pipeline, or probabilities=False for logits"
             )
         epsilon = EPSILON if made is None else made.epsilon
-        if said is None and np.shape(values)[:1] < (_TELLING,):
+        if said is None and _few(values):
             said = False  # few logits may all lie in [0, 1]; fit has seen that those of this model do not
-        return as_logits(values, said, epsilon)[0]
+        z, raised = as_logits(unmasked(values, "logits"), said, epsilon)
+        if not raised or (made is not None and made.probabilities):
+            return z, None
+        return z, z != as_logits(values, said, np.finfo(np.float64).tiny)[0]
 
     def save(self, path: str | Path) -> None:
-        """Write the policy, as a bundle holds it, to a file such as `policy.json`."""
-        if (Path(path).parent / BUNDLE_MANIFEST).is_file():
-            raise UsageError(
-                f"{Path(path).parent} is a bundle, whose files belong together: save the policy elsewhere"
-            )
-        write_policy(Path(path), self.policy)
+        """Write the policy, as a bundle holds it, to a file such as `policy.json`.
+
+        Raises:
+            [`UsageError`]: If the file cannot be written, or belongs to a bundle.
+        """
+        write(Path(path), self.policy)
 
     @classmethod
     def load(
@@ -268,10 +283,10 @@ class SelectiveClassifier:
             [`UsageError`]: If the policy has a learned gate, which needs more than logits.
         """
         file = Path(path) / POLICY if Path(path).is_dir() else Path(path)
-        policy = read_policy(file)
-        for problem in differences(policy, names, prior, model):
+        policy, said = read_policy(file), kind_of_values(probabilities)
+        for problem in differences(policy, names, prior, model_name(model), said):
             raise VerificationError(f"{file} {problem}")
-        return cls(policy, probabilities=probabilities)
+        return cls(policy, probabilities=said)
 
     def describe(self) -> str:
         """What was fitted on which rows, and what is promised, in a few lines."""
@@ -280,8 +295,8 @@ class SelectiveClassifier:
     def __repr__(self) -> str:
         names, promise = self.policy.labels, self.policy.promise
         told = "no guarantee"
-        if promise.feasible:
-            told = f"{promise.loss} at most {promise.alpha:g} with probability {1 - (promise.delta or 0):g}"
+        if promise.feasible and promise.alpha is not None and promise.delta is not None:
+            told = f"{promise.loss} at most {promise.alpha:g} with probability {1 - promise.delta:g}"
         return f"SelectiveClassifier({names.no!r} or {names.yes!r}, {halves(self.policy)}, {told})"
 
     def plot(self, folder: str | Path) -> list[Path]:
@@ -294,10 +309,18 @@ class SelectiveClassifier:
             `list[Path]`: The files.
 
         Raises:
-            [`UsageError`]: If the policy was loaded: it does not hold the answers.
+            [`UsageError`]: If the policy was loaded, since it does not hold the answers, or nothing can be written.
         """
         if self.evidence is None:
             raise UsageError("a loaded policy holds no answers to plot: plot where it is fitted")
         from natix_hf.selective.plots import plot
 
-        return plot(Path(folder), self.policy, self.evidence)
+        with drawing(Path(folder)):
+            return plot(Path(folder), self.policy, self.evidence)
+
+
+def _few(values: Any) -> bool:
+    try:
+        return bool(np.shape(values)[:1] < (_TELLING,))
+    except ValueError:  # rows of several lengths, which are refused as such
+        return False

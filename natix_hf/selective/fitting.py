@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from natix_hf.bundle.policy import Half, MadeFrom, Policy
-from natix_hf.calibration.config import RiskConfig
-from natix_hf.calibration.risk_rows import Loss
-from natix_hf.errors import DataError, RecipeError, UsageError
+from natix_hf.errors import DataError, UsageError
 from natix_hf.labels import LabelNames
 from natix_hf.metrics import select_threshold
-from natix_hf.metrics.arrays import as_array, as_labels, check_lengths, check_threshold
+from natix_hf.metrics.arrays import as_array, as_labels, check_lengths
 from natix_hf.metrics.groups import classes_of_groups
-from natix_hf.metrics.threshold import OBJECTIVES
 from natix_hf.results.calibration import fit_on
 from natix_hf.results.guarantee import Setting
 from natix_hf.results.promise import CalibrationRows, PromiseReport, SelectRows, calibration_rows, certify
-from natix_hf.selective.stated import Prior, Shares, interval
+from natix_hf.selective.stated import unmasked
+from natix_hf.selective.wanted import Wanted
 
 
 class Answers(NamedTuple):
@@ -50,61 +48,6 @@ class Evidence:
     prior: float | None
     no_optimum: bool
     raised: int
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a caller wants, checked."""
-
-    risk: RiskConfig
-    prior: Prior | None
-    threshold: str | float
-    seed: int
-
-    @property
-    def weighted_to(self) -> float | None:
-        """The share of label 1 that threshold and temperature are fitted to."""
-        return None if self.prior is None else (self.prior[0] + self.prior[1]) / 2
-
-
-def wanted(
-    alpha: float,
-    delta: float,
-    loss: Loss,
-    prior: Shares | None,
-    classwise: bool,
-    min_coverage: float | None,
-    looks: int,
-    threshold: str | float,
-    seed: int,
-) -> Wanted:
-    """Check what a caller wants.
-
-    Raises:
-        UsageError: if a value is impossible; the line names the argument.
-    """
-    if loss not in get_args(Loss):
-        raise UsageError(f'loss must be one of {", ".join(get_args(Loss))}, found "{loss}"')
-    if isinstance(threshold, str) and threshold not in OBJECTIVES:
-        raise UsageError(f'threshold must be a number or one of {", ".join(OBJECTIVES)}, found "{threshold}"')
-    if not isinstance(threshold, str):
-        check_threshold(threshold)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise UsageError(f"seed must be a whole number from 0 on, found {seed!r}")
-    shares = interval(prior)
-    try:
-        risk = RiskConfig(
-            loss=loss,
-            alpha=alpha,
-            delta=delta,
-            min_coverage=min_coverage,
-            classwise=classwise,
-            prior=None if shares is None else list(shares),
-            looks=looks,
-        )
-    except RecipeError as error:
-        raise UsageError(str(error).removeprefix(f"{RiskConfig.place}.")) from None
-    return Wanted(risk, shares, threshold, seed)
 
 
 def fit(
@@ -151,7 +94,7 @@ def halves(
         DataError: if an array is invalid, or the first half has no row of a class.
     """
     y = _labels(labels)
-    g = np.arange(y.size) if groups is None else as_array(groups, "groups")
+    g = np.arange(y.size) if groups is None else _groups(groups)
     check_lengths(logits=logits, labels=y, groups=g)
     numbers, positive = classes_of_groups(g, y)
     if y.min() == y.max():
@@ -176,12 +119,38 @@ def halves(
 
 
 def _labels(values: Any) -> np.ndarray:
-    array = as_array(values, "labels")
+    array = _known(as_array(unmasked(values, "labels"), "labels"), "labels")
     if isinstance(array[0], str):
         raise DataError(
             f"labels are words such as {str(array[0])!r}: pass 1 for yes and 0 for no, as labels == WORD gives"
         )
     return as_labels(array)
+
+
+def _groups(values: Any) -> np.ndarray:
+    array = _known(as_array(unmasked(values, "groups"), "groups"), "groups")
+    if array.dtype.kind in "OUS":
+        empty = [isinstance(name, str | bytes) and not name.strip() for name in array.tolist()]
+        if any(empty):
+            raise DataError(f"groups has no name at position {empty.index(True)}: name the group of every row")
+    return array
+
+
+def _known(array: np.ndarray, name: str) -> np.ndarray:
+    """The array, if no value of it is missing."""
+    missing = [_is_missing(value) for value in array] if array.dtype.kind == "O" else [False]
+    if any(missing):
+        position = missing.index(True)
+        raise DataError(f"{name} has no value at position {position}, found {array[position]}: leave out such rows")
+    return array
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether it is None, NaN or pandas' NA, which equals nothing and is no truth value."""
+    try:
+        return value is None or not bool(value == value)
+    except (TypeError, ValueError):
+        return True
 
 
 def _half(answers: Answers) -> Half:

@@ -10,11 +10,12 @@ from natix_hf.metrics import expected_calibration_error, prior_weights
 from natix_hf.results import plots
 from natix_hf.results.promise_plot import plot_promise
 from natix_hf.selective.fitting import Evidence
+from natix_hf.selective.written import PLOTS
 
 
 def plot(folder: Path, policy: Policy, evidence: Evidence) -> list[Path]:
     """Draw the certifying half: risk over coverage, and reliability before and after calibration."""
-    paths = [folder / f"{name}.png" for name in ("risk_coverage", "reliability_before", "reliability_after")]
+    paths = [folder / name for name in PLOTS]
     plot_promise(paths[0], evidence.report, evidence.rows, "the certifying half")
     answers = evidence.certifying
     weights = prior_weights(answers.labels, evidence.prior)

@@ -1,17 +1,27 @@
-"""What a caller states: the prior and the names of the answers. Is it what a policy was made for?"""
+"""What a caller states: prior, names, model and the kind of the values. Is it what a policy was made for?"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from typing import Any
 
 import numpy as np
 
 from natix_hf.bundle.policy import Policy
-from natix_hf.errors import RecipeError, UsageError
+from natix_hf.errors import DataError, RecipeError, UsageError
 from natix_hf.labels import LabelNames
 
 Prior = tuple[float, float]
 Shares = float | Sequence[float]
+
+
+def shown(value: Any) -> str:
+    """A value for an error: in one line, cut if it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def interval(prior: Shares | None) -> Prior | None:
@@ -23,11 +33,16 @@ def interval(prior: Shares | None) -> Prior | None:
     if prior is None:
         return None
     try:
-        low, high = np.broadcast_to(np.asarray(prior, dtype=np.float64), 2).tolist()
+        given = np.asarray(prior)
+        if given.dtype.kind not in "iuf" or given.shape not in ((), (2,)):  # no text
+            raise ValueError
+        low, high = np.broadcast_to(given.astype(np.float64), 2).tolist()
     except (TypeError, ValueError):
-        raise UsageError(f"prior must be a share or a pair of shares (low, high), found {prior!r}") from None
+        raise UsageError(f"prior must be a share or a pair of shares (low, high), found {shown(prior)}") from None
     if not 0 < low <= high < 1:
-        raise UsageError(f"prior must be a share, or low and high, between 0 and 1, both excluded, found {prior!r}")
+        raise UsageError(
+            f"prior must be a share, or low and high, between 0 and 1, both excluded, found {shown(prior)}"
+        )
     return low, high
 
 
@@ -42,21 +57,68 @@ def label_names(names: Sequence[str]) -> LabelNames:
     Raises:
         UsageError: if there are not two, or one cannot be used.
     """
-    if isinstance(names, str) or len(names) != 2:
-        raise UsageError(f"names must be two, of answer 0 and of answer 1, found {names!r}")
+    given: Any = names
+    given = given.tolist() if isinstance(given, np.ndarray) else given
+    ordered = not isinstance(given, str | bytes | Mapping | Set)
     try:
-        return LabelNames(no=names[0], yes=names[1])
+        listed = list(given) if ordered else []
+    except TypeError:
+        listed = []
+    if len(listed) != 2:
+        raise UsageError(f"names must be two in order, of answer 0 and of answer 1, found {shown(names)}")
+    try:
+        return LabelNames(no=listed[0], yes=listed[1])
     except RecipeError as error:
         raise UsageError(str(error).replace(f"{LabelNames.place}.", "names: ", 1)) from None
 
 
-def differences(policy: Policy, names: Sequence[str] | None, prior: Shares | None, model: str | None) -> Iterator[str]:
+def model_name(model: Any) -> str | None:
+    """Which model answered, in words or as a hash.
+
+    Raises:
+        UsageError: if it is no text of one line.
+    """
+    if model is not None and not (isinstance(model, str) and model.strip() and model.isprintable()):
+        raise UsageError(f"model must be one line of text, or None, found {shown(model)}")
+    return model
+
+
+def kind_of_values(probabilities: Any) -> bool | None:
+    """Whether values are said to be probabilities.
+
+    Raises:
+        UsageError: if it is neither True, False nor None.
+    """
+    if probabilities is not None and not isinstance(probabilities, bool | np.bool_):
+        raise UsageError(f"probabilities must be True, False or None, found {shown(probabilities)}")
+    return None if probabilities is None else bool(probabilities)
+
+
+def unmasked(values: Any, name: str) -> Any:
+    """Values as they are, if none of them is masked, as `numpy.ma` does: a masked row would count as any other.
+
+    Raises:
+        DataError: if one is.
+    """
+    if np.ma.is_masked(values):
+        position = int(np.argwhere(np.ma.getmaskarray(values))[0][0])
+        raise DataError(f"{name} has no value at position {position}, which is masked: leave out such rows")
+    return values
+
+
+def differences(
+    policy: Policy, names: Sequence[str] | None, prior: Shares | None, model: str | None, probabilities: bool | None
+) -> Iterator[str]:
     """One line for everything in which a policy differs from what a caller states. None states nothing."""
-    if names is not None and label_names(names) != policy.labels:
+    stated = None if names is None else label_names(names)
+    if stated is not None and stated != policy.labels:
         own = f"{policy.labels.no} (0) and {policy.labels.yes} (1)"
-        yield f"answers {own}, not {names[0]} (0) and {names[1]} (1): fit one for those"
+        yield f"answers {own}, not {stated.no} (0) and {stated.yes} (1): fit one for those"
+    made = policy.made_from
+    if probabilities is False and made is not None and made.probabilities:
+        yield "was fitted to probabilities, and you state that the values are logits: fit one to logits"
     if model is not None:
-        known = (policy.made_from.model,) if policy.made_from is not None else ()
+        known = (made.model,) if made is not None else ()
         hashes = [sha for sha in (*known, policy.model_sha256) if sha is not None]
         if not hashes:
             yield f"does not say which model it is for, and you state {model}: fit it again with model="

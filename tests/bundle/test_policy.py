@@ -100,7 +100,9 @@ def test_probabilities_do_not_overflow() -> None:
     assert np.isfinite(probabilities).all()
 
 
-CERTIFIED = Promise(True, "x", {"None": 0.1, "Roadwork": 0.7}, alpha=0.05)
+CERTIFIED = Promise(True, "x", {"None": 0.1, "Roadwork": 0.7}, "error", 0.05, 0.1, True)
+MADE = MadeFrom("resnet", True, True, 1e-7, True, 3, 0.25, Half(20, 4), Half(30, 5))
+FOREIGN = {"candidate_sha256": None, "model_sha256": None, "fold": "none", "made_from": MADE}
 
 
 @pytest.mark.parametrize(
@@ -109,8 +111,10 @@ CERTIFIED = Promise(True, "x", {"None": 0.1, "Roadwork": 0.7}, alpha=0.05)
         _policy(0.123456789012345678, Calibration("temperature", 1 / 1.7)), _policy(-3.0, fold="none"),
         _policy(0.1, Calibration("platt", 1 / 3, 0.1), fold="calibration", promise=CERTIFIED),
         _policy(0.1, gate=GateUse("learned", "confidnet", "c" * 64)),
-        _policy(0.1, candidate_sha256=None, model_sha256=None, made_from=MadeFrom(
-            "resnet", True, True, 1e-7, True, 3, 0.25, Half(20, 4), Half(30, 5))),
+        _policy(0.1, **FOREIGN),
+        _policy(0.1, promise=Promise(
+            True, "x", {"None": 0.1, "Roadwork": 0.1}, "error", 0.05, 0.1, False, (0.2, 0.2), 7)),
+        _policy(0.1, promise=Promise(False, "x", None, "fnr", 0.05, 0.1, True)),
     ],
 )  # fmt: skip
 def test_round_trip(policy: Policy, tmp_path: Path) -> None:
@@ -126,16 +130,20 @@ def test_an_older_policy_is_read(schema: int, tmp_path: Path) -> None:
     assert read_policy(tmp_path / "policy.json") == _policy(0.25, promise=CERTIFIED)
 
 
+SETTINGS = {"feasible": True, "guarantee": "x", "loss": "error", "alpha": 0.05, "delta": 0.1, "classwise": True}
+
+
 @pytest.mark.parametrize(
     "changed",
     [
-        {"schema": 1}, {"schema": 5}, {"schema": None}, {"temperature": 1.0}, {"calibration": None},
+        {"schema": 1}, {"schema": 5}, {"schema": None}, {"schema": 4.0}, {"schema": True}, {"schema": [4]},
+        {"temperature": 1.0}, {"calibration": None},
         {"calibration": 0.5},
         *({"calibration": {"method": "temperature", "slope": slope, "intercept": 0.0}}
           for slope in (0.0, -1.0, "1", None, float("inf"), float("nan"))),
         {"calibration": {"method": "temperature", "slope": 0.5, "intercept": 0.1}}, {"calibration": {"slope": 0.5}},
         {"calibration": {"method": "other", "slope": 0.5, "intercept": 0.0}},
-        *({"risk_control": {"feasible": True, "guarantee": "x", "thresholds": thresholds}} for thresholds in (
+        *({"risk_control": SETTINGS | {"thresholds": thresholds}} for thresholds in (
             {"None": 0.1}, {"None": 0.1, "Roadwork": float("nan")}, {"None": 0.1, "Roadwork": None}, [0.1, 0.2], 0.5,
             {"None": 0.1, "Roadwork": 0.1, "Other": 0.1})),
         {"risk_control": None}, {"gate": None}, {"gate": {}}, {"gate": {"kind": "x"}}, {"gate": {"kind": "learned"}},
@@ -153,6 +161,83 @@ def test_a_damaged_policy_is_refused(changed: dict[str, Any], tmp_path: Path) ->
     path.write_text(json.dumps({k: v for k, v in content.items() if v != "absent"}), encoding="utf-8")
     with refused(VerificationError, "policy.json"):
         read_policy(path)
+
+
+NAN, HUGE = float("nan"), 10**400
+CUTS = {"None": 0.1, "Roadwork": 0.7}
+
+
+def _edited(folder: Path, policy: Policy, part: str, changed: dict[str, Any]) -> Path:
+    """A file of this policy in which somebody changed values of one part, or of the whole."""
+    path = folder / "policy.json"
+    write_policy(path, policy)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert read_policy(path) == policy
+    (content[part] if part else content).update(changed)
+    path.write_text(json.dumps({k: v for k, v in content.items() if v != "absent"}), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"thresholds": None}, {"feasible": False}, {"loss": None}, {"alpha": None}, {"delta": None},
+        {"classwise": None}, {"classwise": False}, {"prior": [0.9, 0.1]}, {"prior": [NAN, NAN]}, {"prior": [0.0, 0.5]},
+        {"prior": [0.5, 1.0]}, {"prior": [0.5]}, {"prior": [0.2, 0.3], "loss": "fnr"}, {"looks": 0}, {"looks": -3},
+        {"looks": 1.0}, {"loss": None, "thresholds": None, "feasible": False},
+        *({share: value} for share in ("alpha", "delta") for value in (0, 1, -1.0, 7.0, NAN, HUGE, True)),
+        {"thresholds": CUTS | {"None": HUGE}}, {"thresholds": CUTS | {"None": float("inf")}},
+    ],
+    ids=lambda changed: str(changed)[:60],
+)  # fmt: skip
+def test_a_promise_that_no_version_has_written_is_refused(changed: dict[str, Any], tmp_path: Path) -> None:
+    path = _edited(tmp_path, _policy(0.25, promise=CERTIFIED), "risk_control", changed)
+    with refused(VerificationError, "policy.json", "risk_control" if str(HUGE) not in str(changed) else "damaged"):
+        read_policy(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "changed"),
+    [
+        *(("", {"schema": schema}) for schema in (2, 3)), ("", {"fold": "decision"}), ("", {"fold": "calibration"}),
+        ("", {"model_sha256": "a" * 64}), ("", {"candidate_sha256": "a" * 64}), ("", {"made_from": "absent"}),
+        ("", {"gate": {"kind": "learned", "sha256": "a" * 64}}), ("", {"onnx": {"sha256": "a", "max_difference": 0}}),
+        ("", {"fold": "decision", "folded_shift": "absent"}),
+        *(("made_from", {"share": share}) for share in (-0.1, 5.0, NAN, HUGE)),
+        *(("made_from", {"epsilon": epsilon}) for epsilon in (0, 0.5, -1.0, NAN)), ("made_from", {"seed": -1}),
+        *(("made_from", {half: {"rows": rows, "groups": groups}}) for half in ("fitting", "certifying")
+          for rows, groups in ((-1, 1), (1, -1), (0, 0), (4, 5))),
+        ("made_from", {"said": False}), ("made_from", {"model": 5}),
+    ],
+    ids=lambda changed: str(changed)[:60],
+)  # fmt: skip
+def test_answers_that_a_policy_cannot_be_made_from_are_refused(part: str, changed: Any, tmp_path: Path) -> None:
+    path = _edited(tmp_path, _policy(0.25, **FOREIGN), part, changed)
+    with refused(VerificationError, "policy.json"):
+        read_policy(path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"candidate_sha256": None}, {"model_sha256": None}, {"threshold_logit": HUGE},
+        {"calibration": {"method": "temperature", "slope": HUGE, "intercept": 0.0}},
+        {"calibration": {"method": "temperature", "slope": 1e308, "intercept": 0.0}, "folded_shift": "absent",
+         "threshold_logit": 1e9},
+    ],
+    ids=lambda changed: str(changed)[:60],
+)  # fmt: skip
+def test_a_bundle_that_is_named_by_half_or_a_number_off_the_scale_is_refused(changed: Any, tmp_path: Path) -> None:
+    path = _edited(tmp_path, _policy(0.25, Calibration("temperature", 0.5)), "", changed)
+    with refused(VerificationError, "policy.json"):
+        read_policy(path)
+
+
+def test_a_mark_that_an_editor_put_before_the_text_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    write_policy(path, _policy(0.25, promise=CERTIFIED))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_policy(path) == _policy(0.25, promise=CERTIFIED)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", "{", '{"schema": 2}'])

@@ -13,6 +13,7 @@ from conftest import Command
 from facts import tells
 
 from natix_hf import SelectiveClassifier
+from natix_hf.terminal import set_verbosity, verbosity
 
 
 @pytest.fixture
@@ -83,9 +84,82 @@ def test_without_a_certificate_the_policy_is_written_and_the_exit_code_is_1(
         (("--names", "leer,voll", "--loss", "mcc"), ("loss", "mcc")),
         (("--names", "leer,voll", "--threshold", "best"), ("threshold", "best")),
         (("--names", "leer,voll", "--alpha", "2"), ("alpha", "2")),
+        *((("--names", "leer,voll", "--prior", prior), ("prior",))
+          for prior in ("", ",", "0_5", "nan", "inf", "0.2,x", "0,1", "0.8,0.2", "[0.5]")),
+        *((("--names", "leer,voll", "--threshold", cut), ("threshold", "mcc"))
+          for cut in ("1_0", "", "MCC", "nan", "0.5,0.6")),
+        (("--names", "leer,voll", "--threshold", "1.5"), ("threshold", "1.5")),
+        (("--names", ",voll"), ("names", "''")), (("--names", "leer,leer"), ("names", "leer")),
+        (("--names", "leer,voll", "--looks", "9" * 400), ("looks",)),
+        (("--names", "leer,voll", "--seed", "9" * 60), ("seed",)),
+        (("--names", "leer,voll", "--model", ""), ("model",)),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_bad_usage(options: tuple[str, ...], facts: tuple[str, ...], table: Path, command: Command) -> None:
     code, out, err = command("certify", table, *options)
     assert (code, out) == (2, "") and tells(err.strip(), *facts)
+
+
+NAMED = ("--names", "leer,voll")
+
+
+def test_the_answers_are_never_replaced(table: Path, tmp_path: Path, command: Command) -> None:
+    before = table.read_bytes()
+    (tmp_path / "link.csv").symlink_to(table)
+    (tmp_path / "hard.csv").hardlink_to(table)
+    (tmp_path / "folder").symlink_to(tmp_path, target_is_directory=True)
+    for out in (table, tmp_path / "x" / ".." / table.name, *(tmp_path / name for name in (
+        "link.csv", "hard.csv", "folder/answers.csv", "./answers.csv"))):  # fmt: skip
+        (tmp_path / "x").mkdir(exist_ok=True)
+        code, told, err = command("certify", table, *NAMED, "--out", out)
+        assert (code, told) == (2, "") and tells(err.strip(), "--out", out)
+        assert table.read_bytes() == before
+    code, _, err = command("certify", tmp_path / "link.csv", *NAMED, "--out", table)
+    assert code == 2 and tells(err.strip(), "--out") and table.read_bytes() == before
+    picture = tmp_path / "plots" / "risk_coverage.png"
+    picture.parent.mkdir()
+    picture.symlink_to(table)
+    assert command("certify", table, *NAMED, "--plot", picture.parent)[0] == 2 and table.read_bytes() == before
+
+
+def test_a_policy_replaces_an_older_one(table: Path, tmp_path: Path, command: Command) -> None:
+    for seed in (0, 1):
+        assert command("certify", table, *NAMED, "--seed", seed, "--out", tmp_path / "policy.json")[0] == 0
+        made = SelectiveClassifier.load(tmp_path / "policy.json").policy.made_from
+        assert made is not None and made.seed == seed
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--out", "."), ("--out", ""), ("--out", "answers.csv/p.json"), ("--plot", "answers.csv"),
+        ("--plot", "answers.csv/plots"), ("--out", "new", "--plot", "new"), ("--out", "new", "--plot", "new/plots"),
+        ("--out", "plots/reliability_after.png", "--plot", "./plots"), ("--out", "/proc/x.json"),
+        ("--out", "n" * 300),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_places_where_nothing_can_be_written(
+    options: tuple[str, ...], table: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if options[-1].startswith("/proc") and not Path("/proc/self").exists():
+        pytest.skip("no /proc")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command("certify", table, *NAMED, *options)
+    assert (code, out) == (2, "") and ".tmp" not in err and len(err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [table]
+
+
+def test_an_empty_row_is_told(table: Path, command: Command) -> None:
+    text = table.read_text(encoding="utf-8")
+    table.write_text(text + ",,,\n", encoding="utf-8")
+    usual = verbosity()
+    try:
+        for quiet in ((), ("--quiet",)):
+            code, out, err = command("certify", table, *NAMED, *quiet)
+            assert (code, err) == (0, "") and tells(out.splitlines()[0], "note", "1 empty row")
+    finally:
+        set_verbosity(usual)
+    [note] = json.loads(command("certify", table, *NAMED, "--json")[1])["notes"]
+    assert tells(note, "1 empty row")

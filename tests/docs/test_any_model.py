@@ -68,7 +68,7 @@ def test_a_table_from_anywhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["here without what is heavy", "in the official miner's environment"])
 def test_the_miners_box(where: str, tmp_path: Path) -> None:
-    promise = Promise(True, "x", {"None": 0.4, "Roadwork": 1.1}, "error", 0.05, 0.1, False)
+    promise = Promise(True, "x", {"None": 0.4, "Roadwork": 1.1}, "error", 0.05, 0.1, True)
     policy = Policy(0.3, "a" * 64, "b" * 64, Calibration("temperature", 1 / 1.7), promise=promise)
     write_policy(tmp_path / "policy.json", policy)
     z = policy.unfold(np.log([0.93 / 0.07]))

@@ -90,6 +90,7 @@ def test_labels_as_people_write_them(labels: list[Any], names: Any, kind: str, t
         assert same(read_answers(path, names=names), LOGITS, None)
 
 
+FOUR = {"group": [1, 2, 3, 4], "label": LABELS}
 BASE = {"logit": LOGITS, "label": LABELS}
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "no answers": ({"label": LABELS, "x": LOGITS}, {}, ("--logit", "--probability", "label, x")),
@@ -114,6 +115,11 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "an empty label": (BASE | {"label": [0, 1, 0, ""]}, {}, ("line 5", "empty")),
     "an empty group": (BASE | {"group": ["a", "", "b", "c"]}, {}, ("line 3", "group", "empty")),
     "names that turn the labels": (BASE, {"names": ("1", "0")}, ("--names", "'1'")),
+    "one name in two spellings": ({"logit_0": LOGITS, "logit_1": LOGITS, "logit 1": LOGITS} | FOUR, {},
+                                  ("logit_0, logit_1", "logit_0, logit 1", "--logit")),
+    "three classes": ({f"logit_{k}": LOGITS for k in range(3)} | FOUR, {}, ("logit_2", "logit_1", "--logit")),
+    "classes from 1": ({"p_1": [0.1] * 4, "p_2": [0.9] * 4} | FOUR, {}, ("p_2", "p_1", "--probability")),
+    "a pair in two spellings": ({"prob_1": [0.1] * 4, "prob0": [0.9] * 4} | FOUR, {}, ("prob0", "prob_1")),
     "both kinds named": (BASE, {"logit": "logit", "probability": "logit"}, ("--logit", "--probability")),
 }
 
@@ -134,11 +140,60 @@ def test_what_is_not_clear_is_refused(case: str, tmp_path: Path) -> None:
         ("npz", {"logit": [1.0, np.nan, 2, 3], "label": LABELS}, ("row 2", "nan")),
         ("npz", {"logit": LOGITS, "label": LABELS[:-1]}, ("label", "3", "4")),
         ("npz", {"logit": LOGITS, "label": np.array([0, 1, 1, None], dtype=object)}, ("npz", "pickle")),
+        ("npz", {"logit": np.array(LOGITS) * 1j, "label": LABELS}, ("logit", "complex128")),
+        ("npz", {"logit": np.array(LOGITS) > 0, "label": LABELS}, ("logit", "bool")),
+        ("npz", {"logit": np.array(LABELS).astype("M8[s]"), "label": LABELS}, ("logit", "datetime64")),
+        ("npz", {"logit": np.array([b"1_0", b"2", b"3", b"4"]), "label": LABELS}, ("row 1", "1_0")),
+        ("npz", {"logit": LOGITS, "label": np.array(LABELS)[:, None]}, ("label", "[4, 1]")),
+        ("npz", {"logit": [], "label": [], "names": ["no", "yes"]}, ("no rows",)),
+        ("npz", BASE | {"group": np.array(["a", "", "b", "c"])}, ("row 2", "group", "empty")),
+        ("npz", BASE | {"group": np.array(["a", " ", "b", "c"])}, ("row 2", "group", "empty")),
+        ("npz", BASE | {"group": np.array([b"a", b"", b"b", b"c"])}, ("row 2", "group", "empty")),
+        ("npz", BASE | {"group": np.arange(8).reshape(4, 2)}, ("group", "[4, 2]")),
+        ("npz", BASE | {"group": np.array([0, "NaT", 2, 3], dtype="M8[s]")}, ("row 2", "group", "empty")),
+        ("parquet", BASE | {"group": ["a", "", "b", "c"]}, ("row 2", "group", "empty")),
+        ("parquet", BASE | {"group": ["a", " ", "b", "c"]}, ("row 2", "group", "empty")),
+        ("parquet", BASE | {"group": [b"a", b"", b"b", b"c"]}, ("row 2", "group", "empty")),
+        ("parquet", {"logit": [b"1", b"2", b"3", b"4"], "label": LABELS}, ("row 1", "logit")),
+        ("parquet", {"logit": [["1_0", "2"]] * 4, "label": LABELS}, ("row 1", "1_0")),
+        ("parquet", {"logit": [[1.0, None]] * 4, "label": LABELS}, ("row 1", "empty")),
+        ("parquet", {"logit": [[True, False]] * 4, "label": LABELS}, ("row 1", "True")),
     ],
     ids=str,
 )
 def test_rows_of_arrays_are_named(kind: str, columns: dict[str, Any], facts: tuple[str, ...], tmp_path: Path) -> None:
     refused(DataError, lambda: read_answers(written(tmp_path, kind, columns)), *facts)
+
+
+def test_arrays_that_nobody_needs_may_have_any_length(tmp_path: Path) -> None:
+    columns = {"logit": LOGITS, "label": LABELS, "group": np.array([b"a", b"b", b"b", b"c"])}
+    assert same(read_answers(written(tmp_path, "npz", columns | {"classes": np.arange(999), "seed": np.array(3)})))
+
+
+def test_numbers_of_other_columns_do_not_matter(tmp_path: Path) -> None:
+    columns = {"logit_0": [1.0] * 4, "logit_1": LOGITS, "label": LABELS, "feature_2": LOGITS, "x2": LOGITS}
+    assert same(read_answers(written(tmp_path, "csv", columns)), np.c_[[1.0] * 4, LOGITS], None)
+    both = columns | {"logit_2": LOGITS}
+    found = read_answers(written(tmp_path, "csv", both), logit="logit_0,logit_1")
+    assert same(found, np.c_[[1.0] * 4, LOGITS], None)
+
+
+@pytest.mark.parametrize("value", ["9" * 400, "[1, " + "9" * 400 + "]", "9" * 5000, "1e999", "true", "null"])
+@pytest.mark.parametrize("column", ["logit", "label"])
+def test_a_value_off_the_scale_is_one_line(value: str, column: str, tmp_path: Path) -> None:
+    rows = ['{"logit": 1.5, "label": 1}', '{"logit": 2, "label": 0}'.replace("2" if column == "logit" else "0", value)]
+    if (column, value) == ("label", "true"):
+        return  # a label
+    if value.startswith("["):
+        rows[0] = rows[0].replace("1.5", "[1, 2]") if column == "logit" else rows[0]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    refused(DataError, lambda: read_answers(tmp_path / "a.jsonl"), "a.jsonl, line 2")
+
+
+def test_an_empty_row_is_passed_over_with_a_note(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("logit,label\n-1.5,0\n2.25,1\n,\n\n0,1\n-0.03,0\n", encoding="utf-8")
+    found = read_answers(tmp_path / "a.csv")
+    assert same(found, LOGITS, None) and any("1 empty row" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(

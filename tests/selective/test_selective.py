@@ -345,7 +345,7 @@ CALIBRATIONS = [Calibration("temperature", 1 / 1.7), Calibration("platt", 0.6, -
 @pytest.mark.parametrize("fold", ["decision", "calibration", "none"])
 @pytest.mark.parametrize("calibration", CALIBRATIONS, ids=["temperature", "platt"])
 def test_a_bundles_policy_answers_for_a_plain_pipeline(fold: Any, calibration: Calibration, tmp_path: Path) -> None:
-    promise = Promise(True, "x", {"None": 0.4, "Roadwork": 1.1}, "error", 0.05, 0.1, False)
+    promise = Promise(True, "x", {"None": 0.4, "Roadwork": 1.1}, "error", 0.05, 0.1, True)
     policy = Policy(0.3, "a" * 64, "b" * 64, calibration, fold, promise=promise)
     write_policy(tmp_path / "policy.json", policy)
     z = np.random.default_rng(0).normal(0, 3, 200)
