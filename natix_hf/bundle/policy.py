@@ -63,7 +63,7 @@ class MadeFrom:
         probabilities (`bool`): The answers were probabilities, which count as at least `epsilon`; else logits.
         said (`bool`): The caller said which; else the values could not be probabilities.
         groups_known (`bool`): The caller said which rows belong together; else each row counts as a group.
-        share (`float`): Share of label 1 among the rows.
+        share (`float`): Share of label 1 among the groups that certify, one row of each.
         fitting, certifying ([`Half`]): The half for temperature and threshold, and the half for the certificate.
     """
 

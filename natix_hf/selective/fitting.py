@@ -79,7 +79,8 @@ def fit(
         labels=names,
         setting=Setting("rows", "groups=", "the half for fitting"),
     )
-    share = float(np.concatenate([fitting.labels, certifying.labels]).mean())
+    found = rows.labels if rows.as_found is None else rows.as_found[2]
+    share = float(found.mean())
     made = replace(made, share=share, fitting=_half(fitting), certifying=_half(certifying))
     policy = Policy(threshold, None, None, calibration, "none", promise=report.promise, labels=names, made_from=made)
     return policy, Evidence(report, rows, fitting, certifying, prior, no_optimum, raised)

@@ -130,7 +130,7 @@ def differences(
     if promise.prior is None:
         found = "" if policy.made_from is None else f", {policy.made_from.share:.3g}"
         yield (
-            f"promises its error rate at the share of {policy.labels.yes} in its own rows{found}, and you expect "
+            f"promises its error rate at the share of {policy.labels.yes} among its own groups{found}, and you expect "
             f"{told_prior(wanted)}: fit it with prior={prior!r}"
         )
     elif not promise.prior[0] <= wanted[0] <= wanted[1] <= promise.prior[1]:

@@ -19,7 +19,8 @@ def lines(policy: Policy, evidence: Evidence | None) -> Iterator[str]:
     if made is not None:
         rows, groups = (getattr(made.fitting, of) + getattr(made.certifying, of) for of in ("rows", "groups"))
         model = f", answered by {made.model}" if made.model else ""
-        yield f'answers  {rows} rows in {groups} groups, {made.share:.3g} of them "{labels.yes}"{model}'
+        yield f"answers  {rows} rows in {groups} groups{model}"
+        yield f'share    {made.share:.3g} of the certifying groups are "{labels.yes}"'
         yield f"halves   {halves(policy)}; divided by group, seed {made.seed}"
     else:
         yield f"answers  of the bundle's model {(policy.model_sha256 or '')[:12]}"
