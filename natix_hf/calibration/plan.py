@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from natix_hf.calibration.answers import Profile, Sample, sample_of
 from natix_hf.calibration.binomial import check_share
 from natix_hf.calibration.classwise import ClasswiseLoss, fit_classwise_risk_control
 from natix_hf.calibration.fixed_sequence import loosest, walks
+from natix_hf.calibration.population import Profile, Sample, sample_of
 from natix_hf.calibration.simulation import NEAR, Calibrate, Plan, simulate
 from natix_hf.errors import DataError, UsageError
 from natix_hf.metrics.arrays import Floats, Labels, as_floats, as_labels, as_weights, check_lengths
