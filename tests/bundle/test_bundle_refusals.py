@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from bundles import describe, edit, read
 from conftest import Command, refused
@@ -23,6 +24,7 @@ from natix_hf.models.classifier import build_backbone, load_classifier
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import load_processor
 from natix_hf.provenance.files import file_sha256
+from natix_hf.selective.classifier import SelectiveClassifier
 
 
 def the_problem(bundle: Path, *facts: object) -> bool:
@@ -318,8 +320,20 @@ def test_a_policy_of_other_weights_is_refused(what: str, bundle: Path) -> None:
 
 @pytest.mark.parametrize("lacking", [("model_sha256",), ("candidate_sha256",), ("model_sha256", "candidate_sha256")])
 def test_a_policy_of_no_weights_is_refused(lacking: tuple[str, ...], bundle: Path) -> None:
-    """A policy for a foreign model's answers, as `natix-hf certify` writes it, is for no bundle."""
     edit(bundle / "policy.json", **dict.fromkeys(lacking))
+    describe(bundle)
+    assert the_problem(bundle, "policy.json", "weights of a bundle")
+    for verify in (True, False):
+        with refused(VerificationError, "policy.json", "weights of a bundle"):
+            load_bundle(bundle, verify=verify)
+
+
+def test_the_policy_of_a_foreign_model_is_refused(bundle: Path) -> None:
+    """As `natix-hf certify` writes it, for the same two names."""
+    labels = np.arange(400) % 2
+    names = tuple(json.loads((bundle / "policy.json").read_text(encoding="utf-8"))["labels"].values())
+    SelectiveClassifier.fit(8.0 * labels - 4, labels, names=names).save(bundle.parent / "policy.json")
+    (bundle / "policy.json").write_bytes((bundle.parent / "policy.json").read_bytes())
     describe(bundle)
     assert the_problem(bundle, "policy.json", "model.safetensors", "certify")
     for verify in (True, False):
