@@ -126,7 +126,7 @@ def test_harder_plans_need_more(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_number_would_do_only_where_it_is_so() -> None:
     hopeless = needed_for(np.arange(100), np.arange(100) % 2, 0.05, 0.1, 0.5)
     assert hopeless.groups is None and "no number of groups would do" in hopeless.reason and not hopeless.table
-    for near in (groups_needed(0.05, 0.1, 0.0499), groups_needed(1e-300, 0.1)):
+    for near in (groups_needed(0.05, 0.1, 0.0499), groups_needed(1e-9, 0.1)):
         assert near.groups is None and "100,000" in near.reason and "no number" not in near.reason
     finer = groups_needed(0.05, 0.1, coverage=0.0003)  # the first of 1000 thresholds that can pass accepts too much
     assert finer.groups is None and "no number of groups would do" in finer.reason
@@ -135,6 +135,7 @@ def test_no_number_would_do_only_where_it_is_so() -> None:
 
 
 def test_strange_inputs_are_answered() -> None:
+    refused(UsageError, lambda: groups_needed(1e-300, 0.1), "alpha", "1e-300")
     assert groups_needed(0.9999, 0.1, 0.5, 0.5).groups is not None
     assert groups_needed(0.05, 1e-300).groups == math.ceil(math.log(1e-300) / math.log(0.95))
     assert needed_for([1.0], [0], 0.05, 0.1).groups == 45
