@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from natix_hf.errors import DataError, UsageError
-from natix_hf.metrics.arrays import Floats, as_floats
+from natix_hf.metrics.arrays import Floats, as_floats, refuse_masked
 
 # The largest distance to 1 of two probabilities of one row: float16 rounds to 5e-4, a table to three decimals.
 _ROUNDING = 2e-3
@@ -58,6 +58,7 @@ def as_logits(
 
 def _columns(values: Any, name: str) -> list[Floats]:
     """One or two columns of finite numbers."""
+    refuse_masked(values, name)
     if hasattr(values, "detach"):  # a tensor on any device; numpy knows no bfloat16
         values = values.detach().cpu()
         values = (values.double() if values.is_floating_point() else values).numpy()

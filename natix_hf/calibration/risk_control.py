@@ -119,7 +119,8 @@ def fit_risk_control(
     the same video break the guarantee.
 
     The grid and `select` must be fixed before these rows are seen. A walk begins at the strictest threshold that
-    accepts enough of these rows, whatever their losses. If the risk never decreases as the threshold loosens, the
+    accepts enough of these rows, whatever their losses; or at a threshold that `select` names, where many rows share
+    the next confidence. If the risk never decreases as the threshold loosens, the
     guarantee is proven despite this dependence. Otherwise simulation supports it (benchmarks/risk_validity.py).
     With neither `grid` nor `select` the thresholds are the midpoints between the distinct confidences of these rows,
     and one below them all; the same holds for them.
@@ -143,7 +144,8 @@ def fit_risk_control(
             of 0.05 and a delta of 0.1) do not say where to begin; they only give the grid.
 
     Returns:
-        [`RiskControl`]: The threshold and its counts. Takes O(n log n) time, for one sort, and O(n) memory.
+        [`RiskControl`]: The threshold and its counts. Takes O(n log n) time, for one sort of each set of rows, and
+            O(n) memory.
 
     Raises:
         [`DataError`]: If an array is invalid or the arrays differ in length.

@@ -33,9 +33,7 @@ def as_array(values: Any, name: str) -> npt.NDArray[Any]:
         values = values.detach().cpu()
         # numpy knows no bfloat16, and float64 holds each of its values.
         values = (values.double() if values.is_floating_point() else values).numpy()
-    if np.ma.is_masked(values):
-        position = int(np.argmax(np.ma.getmaskarray(values)))
-        raise DataError(f"{name} has no value at position {position}, which is masked: leave out such rows")
+    refuse_masked(values, name)
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -45,6 +43,13 @@ def as_array(values: Any, name: str) -> npt.NDArray[Any]:
     if array.size == 0:
         raise DataError(f"{name} is empty")
     return array
+
+
+def refuse_masked(values: Any, name: str) -> None:
+    """Raise a [`DataError`] if a value is masked, as `numpy.ma` does: without its mask it would count as any other."""
+    if np.ma.is_masked(values):
+        position = int(np.argwhere(np.ma.getmaskarray(values))[0][0])
+        raise DataError(f"{name} has no value at position {position}, which is masked: leave out such rows")
 
 
 def as_floats(values: Any, name: str) -> Floats:

@@ -9,6 +9,7 @@ import numpy as np
 
 from natix_hf.bundle.confidence import Confidence
 from natix_hf.calibration import Calibration
+from natix_hf.errors import VerificationError
 from natix_hf.metrics import prior_weights
 from natix_hf.models.gate import GATE
 from natix_hf.provenance.files import ids_sha256
@@ -19,7 +20,7 @@ from natix_hf.results.calibration import CalibrationReport, fit_on, measure_cali
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.gate import read_cross_fitted
 from natix_hf.results.logits import LogitTable, write_logits
-from natix_hf.results.looks import add_look
+from natix_hf.results.looks import Look, add_look
 from natix_hf.results.promise import (
     EVERY_ANSWER,
     CertifiedPart,
@@ -64,7 +65,7 @@ def run(context: PhaseContext) -> Outcome:
         of_views=calib.asked.exam is not None,
         groups_known=recipe.data.groups_known,
         labels=champion.labels,
-        record=functools.partial(add_look, context.run_dir),
+        record=functools.partial(add_look, context.run_dir, _looks_before(context.folder)),
         rows_sha256=ids_sha256(calib.asked.row_ids),
     )
     promise.write(context.folder)
@@ -72,6 +73,18 @@ def run(context: PhaseContext) -> Outcome:
     before, after = (errors["ece"].value for errors in (calibration.before, calibration.after))
     told = f"{_told(promise)}; ECE {before:.3f} before calibration, {after:.3f} after"
     return Outcome({"calibration": to_json(calibration), "risk_control": to_json(promise)}, told)
+
+
+def finished_parts(context: PhaseContext) -> list[str]:
+    """The last result, whose looks at val_calib stay spent."""
+    return [PromiseReport.FILE]
+
+
+def _looks_before(folder: Path) -> list[Look]:
+    try:
+        return PromiseReport.read(folder).looks or []
+    except VerificationError:  # there is none, or it is damaged and made again; the run's own list counts
+        return []
 
 
 def _told(promise: PromiseReport) -> str:

@@ -52,15 +52,16 @@ class Looks(Stored):
     sha256: str
 
 
-def add_look(run_dir: Path, look: Look) -> list[Look]:
+def add_look(run_dir: Path, before: Sequence[Look], look: Look) -> list[Look]:
     """Record a look. The result is every different look at the same rows, in their order, this one included.
+
+    Args:
+        before: The looks that the last result of phase 5 lists. They count even if the run's list is gone.
 
     Raises:
         VerificationError: if the list is damaged.
     """
-    kept = _read(run_dir)
-    if (look.rows_sha256, look.sha256) not in [(each.rows_sha256, each.sha256) for each in kept]:
-        kept = [*kept, look]
+    kept = list({(each.rows_sha256, each.sha256): each for each in (*_read(run_dir), *before, look)}.values())
     Looks(kept, json_sha256(to_json(kept))).write(run_dir)
     return [each for each in kept if each.rows_sha256 == look.rows_sha256]
 

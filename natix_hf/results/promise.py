@@ -64,7 +64,7 @@ class PromiseReport(Stored):
         error_at_share (`dict[str, float | None]`, *optional*): The error rate of accepted answers on val_calib,
             weighted to other shares of label 1. An estimate, no promise. None for other losses and without a promise.
         looks (`list[Look]`, *optional*): The different certifications of these rows in this run, this one included.
-            None if nothing could be tested.
+            None if the rows support no certification, or a version before looks were counted wrote the file.
     """
 
     FILE: ClassVar[str] = "scrc.json"
@@ -147,7 +147,9 @@ class SelectRows:
             for label, share in ((1, prior), (0, 1 - prior)):
                 of_label = self.labels == label
                 if not of_label.any():
-                    raise DataError(f"no row of val_select has label {label}, so they cannot stand for a prior")
+                    raise DataError(
+                        f"no row that says where to begin has label {label}, so these rows cannot stand for a prior"
+                    )
                 weights[of_label] *= share / weights[of_label].sum()
         return weights
 

@@ -12,14 +12,16 @@ from natix_hf.bundle.confidence import Confidence
 from natix_hf.calibration import Plan, groups_needed_classwise, groups_needed_for, losses_for
 from natix_hf.calibration.classwise import ClasswiseLoss
 from natix_hf.calibration.config import RiskConfig
+from natix_hf.calibration.simulation import MOST_GROUPS
 from natix_hf.data.splits import SPLITS, read_splits
-from natix_hf.errors import DataError, UsageError
+from natix_hf.errors import UsageError
 from natix_hf.models.gate import GATE
 from natix_hf.provenance.manifest import read_manifest
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.decision import Decision
 from natix_hf.results.gate import read_cross_fitted
 from natix_hf.results.logits import LogitTable
+from natix_hf.results.promise import SelectRows
 from natix_hf.runs.folders import RUN_FILE
 from natix_hf.runs.freshness import finished_digest, upstream_digests
 from natix_hf.runs.graph import PHASES
@@ -30,7 +32,7 @@ class RunAnswers:
     """The champion's answers on val_select, and what the run was asked to certify.
 
     Args:
-        confidence, decisions, labels (`np.ndarray` [n]): The answers, of every row and view.
+        rows ([`SelectRows`]): The answers, of every row and view.
         weights (`np.ndarray` [n]): One group is drawn like another, and one answer of it, at `prior`.
         groups (`int`): Groups on val_select.
         gate (`str`): `margin` or `learned`. A learned gate's confidences are cross-fitted, because it was trained on
@@ -41,9 +43,7 @@ class RunAnswers:
         calib_groups, calib_usable (`int`): Groups on val_calib, and about how many are left at `prior`.
     """
 
-    confidence: np.ndarray
-    decisions: np.ndarray
-    labels: np.ndarray
+    rows: SelectRows
     weights: np.ndarray
     groups: int
     gate: str
@@ -62,15 +62,15 @@ class RunAnswers:
     ) -> Plan:
         """Plan for answers like these. Without alpha and delta those of the run count, delta for one look. The table
         has a row for as many groups as the run has."""
-        groups = [*groups, max(self.calib_usable, 1)]
+        groups = [*groups, *([self.calib_usable] if 1 <= self.calib_usable <= MOST_GROUPS else [])]
         alpha = self.risk.alpha if alpha is None else alpha
         delta = self.risk.delta_of_a_look if delta is None else delta
         if self.risk.classwise:
             kind: ClasswiseLoss = "error" if self.risk.loss == "error" else "rates"
-            answers = (self.confidence, self.decisions, self.labels)
+            answers = (self.rows.confidence, self.rows.decisions, self.rows.labels)
             return groups_needed_classwise(*answers, alpha, delta, kind, coverage, self.weights, groups)
-        losses, eligible = losses_for(self.risk.loss, self.decisions, self.labels)
-        return groups_needed_for(self.confidence, losses, alpha, delta, coverage, self.weights, eligible, groups)
+        losses, eligible = losses_for(self.risk.loss, self.rows.decisions, self.rows.labels)
+        return groups_needed_for(self.rows.confidence, losses, alpha, delta, coverage, self.weights, eligible, groups)
 
 
 def run_answers(run_dir: Path) -> RunAnswers:
@@ -98,15 +98,14 @@ def run_answers(run_dir: Path) -> RunAnswers:
             "(phase5.risk.prior), which natix-hf plan cannot simulate: plan without --run"
         )
     prior = None if priors is None else priors[0]
-    _, of_group, sizes = np.unique(table.groups, return_inverse=True, return_counts=True)
-    weights = _at_prior(1.0 / sizes[of_group], table.labels, prior)
+    rows = SelectRows(
+        confidence, (table.logits > decision.threshold_logit).astype(np.int8), table.labels, table.groups
+    )
     counts = splits.counts()["val_calib"]
     return RunAnswers(
-        confidence=confidence,
-        decisions=(table.logits > decision.threshold_logit).astype(np.int8),
-        labels=table.labels,
-        weights=weights,
-        groups=len(sizes),
+        rows=rows,
+        weights=rows.weights(prior),
+        groups=np.unique(table.groups).size,
         gate=gate,
         risk=risk,
         certified=certified,
@@ -135,15 +134,6 @@ def _confidence(run_dir: Path, decision: Decision, table: LogitTable) -> tuple[n
             f"natix-hf run RECIPE --phases 3 --run-dir {run_dir}"
         )
     return found, "learned"
-
-
-def _at_prior(weights: np.ndarray, labels: np.ndarray, prior: float | None) -> np.ndarray:
-    if prior is None:
-        return weights
-    share = float(weights[labels == 1].sum() / weights.sum())
-    if not 0 < share < 1:
-        raise DataError(f"all rows of val_select have one label, so they cannot stand for a target prior of {prior:g}")
-    return weights * np.where(labels == 1, prior / share, (1 - prior) / (1 - share))
 
 
 def _usable(positive: int, groups: int, prior: float | None) -> int:

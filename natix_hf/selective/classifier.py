@@ -19,7 +19,7 @@ from natix_hf.calibration.risk_rows import Loss
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.labels import ABSTAIN
 from natix_hf.selective.clipped import check_clipped
-from natix_hf.selective.stated import Shares, differences, kind_of_values, label_names, model_name, unmasked
+from natix_hf.selective.stated import Shares, differences, kind_of_values, label_names, model_name
 from natix_hf.selective.told import halves, lines
 from natix_hf.selective.written import drawing, write
 
@@ -168,7 +168,7 @@ class SelectiveClassifier:
             groups_known=groups is not None,
             seed=want.seed,
         )
-        z, raised = as_logits(unmasked(logits, "logits"), probabilities, made.epsilon)
+        z, raised = as_logits(logits, probabilities, made.epsilon)
         return cls(*fit(z, raised, labels, groups, want, labelled, made))
 
     @property
@@ -238,7 +238,7 @@ class SelectiveClassifier:
         epsilon = EPSILON if made is None else made.epsilon
         if said is None and _few(values):
             said = False  # few logits may all lie in [0, 1]; fit has seen that those of this model do not
-        z, raised = as_logits(unmasked(values, "logits"), said, epsilon)
+        z, raised = as_logits(values, said, epsilon)
         if not raised or (made is not None and made.probabilities):
             return z, None
         return z, z != as_logits(values, said, np.finfo(np.float64).tiny)[0]

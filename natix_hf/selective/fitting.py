@@ -16,7 +16,6 @@ from natix_hf.metrics.groups import classes_of_groups
 from natix_hf.results.calibration import fit_on
 from natix_hf.results.guarantee import Setting
 from natix_hf.results.promise import CalibrationRows, PromiseReport, SelectRows, calibration_rows, certify
-from natix_hf.selective.stated import unmasked
 from natix_hf.selective.wanted import Wanted
 
 
@@ -120,7 +119,7 @@ def halves(
 
 
 def _labels(values: Any) -> np.ndarray:
-    array = _known(as_array(unmasked(values, "labels"), "labels"), "labels")
+    array = _known(as_array(values, "labels"), "labels")
     if isinstance(array[0], str):
         raise DataError(
             f"labels are words such as {str(array[0])!r}: pass 1 for yes and 0 for no, as labels == WORD gives"
@@ -129,7 +128,7 @@ def _labels(values: Any) -> np.ndarray:
 
 
 def _groups(values: Any) -> np.ndarray:
-    array = _known(as_array(unmasked(values, "groups"), "groups"), "groups")
+    array = _known(as_array(values, "groups"), "groups")
     if array.dtype.kind in "OUS":
         empty = [isinstance(name, str | bytes) and not name.strip() for name in array.tolist()]
         if any(empty):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from natix_hf.bundle.policy import Policy
-from natix_hf.errors import DataError, RecipeError, UsageError
+from natix_hf.errors import RecipeError, UsageError
 from natix_hf.labels import LabelNames
 
 Prior = tuple[float, float]
@@ -92,18 +92,6 @@ def kind_of_values(probabilities: Any) -> bool | None:
     if probabilities is not None and not isinstance(probabilities, bool | np.bool_):
         raise UsageError(f"probabilities must be True, False or None, found {shown(probabilities)}")
     return None if probabilities is None else bool(probabilities)
-
-
-def unmasked(values: Any, name: str) -> Any:
-    """Values as they are, if none of them is masked, as `numpy.ma` does: a masked row would count as any other.
-
-    Raises:
-        DataError: if one is.
-    """
-    if np.ma.is_masked(values):
-        position = int(np.argwhere(np.ma.getmaskarray(values))[0][0])
-        raise DataError(f"{name} has no value at position {position}, which is masked: leave out such rows")
-    return values
 
 
 def differences(

@@ -244,6 +244,8 @@ def test_no_repeated_or_restored_phase_takes_a_look_back(phase5: Run, tmp_path: 
     assert len(phase5(select, calib, risk={"alpha": 0.06})[1]["looks"]) == 2
     other = LogitTable(Asked(select.ids, select.groups, select.labels), select.logits * 1.01, SHA)
     assert len(phase5(other, calib, risk={"alpha": 0.06})[1]["looks"]) == 3  # other rows choose the cuts and the start
+    (tmp_path / "looks.json").unlink()  # the last result knows them
+    assert len(phase5(other, calib, risk={"alpha": 0.08})[1]["looks"]) == 4
     looks = read_json(tmp_path / "looks.json")
     for damage in ("nonsense", json.dumps(looks | {"looks": []}), json.dumps(looks | {"looks": looks["looks"][:1]})):
         (tmp_path / "looks.json").write_text(damage, encoding="utf-8")
