@@ -44,7 +44,7 @@ def write_logits(path: Path, table: LogitTable) -> None:
     asked = table.asked
     columns = {"row_id": table.ids, "group": table.groups, "label": table.labels, "logit": table.logits}
     levels = {} if asked.exam is None else {"level": asked.levels}
-    made_by = {_HASH_KEY: table.candidate_sha256.encode(), _EXAM_KEY: _exam_text(asked.exam)}
+    made_by = {_HASH_KEY: table.candidate_sha256.encode(), _EXAM_KEY: exam_text(asked.exam)}
     with atomic_file(path) as temporary:
         pq.write_table(pa.table(columns | levels).replace_schema_metadata(made_by), temporary)
 
@@ -66,7 +66,7 @@ def read_logits(path: Path, candidate_sha256: str, exam: Exam | None = None) -> 
         raise VerificationError(
             f"{path} was made by weights {made_by[:12]}, not by {candidate_sha256[:12]}: run its phase again"
         )
-    if metadata.get(_EXAM_KEY, b"null") != _exam_text(exam):
+    if metadata.get(_EXAM_KEY, b"null") != exam_text(exam):
         raise VerificationError(f"{path} holds answers to other views of the pictures: run its phase again")
     each_row = slice(None, None, exam.views if exam is not None else 1)
     asked = Asked(
@@ -91,5 +91,12 @@ def kept_logits(path: Path, candidate_sha256: str, asked: Asked) -> LogitTable |
     return LogitTable(asked, found.logits, candidate_sha256) if same else None
 
 
-def _exam_text(exam: Exam | None) -> bytes:
+def exam_text(exam: Exam | None) -> bytes:
+    """The exam as a file's metadata hold it."""
     return json.dumps(None if exam is None else asdict(exam)).encode()
+
+
+def exam_of_text(text: bytes) -> Exam | None:
+    """Read what `exam_text` wrote."""
+    values = json.loads(text)
+    return None if values is None else Exam(**values)
