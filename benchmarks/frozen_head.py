@@ -50,7 +50,7 @@ def ours(recipe: Recipe, data: ImageData, model: Any, evaluation: str, scratch: 
     os.environ["NATIX_HF_CACHE"] = str(scratch / "cache")
     changes = {"eval_strategy": evaluation, "save_strategy": "no", "load_best_model_at_end": False}
     config = recipe.phase1.with_training(changes)
-    rows = data.role("train"), data.role("val_select")
+    rows = data.role("train"), ask(data.role("val_select"))
     folder, processor = scratch / "ours", make_processor(recipe.model)
     train_classifier(model, processor, *rows, config, recipe.data.augment, None, folder, save=lambda merged: folder)
 

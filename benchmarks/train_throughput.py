@@ -56,7 +56,7 @@ def ours(recipe: Recipe, train: Rows, val: Rows, model: Any, total: int, scratch
     config = recipe.phase1.with_training(only_train)
     processor = make_processor(recipe.model)
     augment, prior = recipe.data.augment, recipe.data.target_prior
-    train_classifier(model, processor, train, val, config, augment, prior, scratch, save=lambda merged: scratch)
+    train_classifier(model, processor, train, ask(val), config, augment, prior, scratch, save=lambda merged: scratch)
 
 
 def challenge(recipe: Recipe, train: Rows, val: Rows, model: Any, total: int, scratch: Path) -> None:

@@ -14,7 +14,16 @@ from typing import Any
 
 from natix_hf.errors import UsageError, did_you_mean
 from natix_hf.recipe import Recipe
-from natix_hf.section import Section, describe, item_section_of, key_meanings, key_types, section_of, unknown_key
+from natix_hf.section import (
+    Section,
+    describe,
+    item_section_of,
+    key_meanings,
+    key_name,
+    key_types,
+    section_of,
+    unknown_key,
+)
 from natix_hf.trainers.config import Argument, TrainingSection
 
 _WIDEST = 100  # columns; longer lines are hard to read, however wide the terminal is
@@ -55,7 +64,9 @@ def sections() -> dict[str, type[Section]]:
 def keys_of(section: type[Section]) -> list[Key]:
     """The keys of a section: its own keys first, then the fields of TrainingArguments that have a default here."""
     types, meanings = key_types(section), key_meanings(section)
-    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(section)}
+    defaults = {
+        key_name(f): f.default if f.default_factory is MISSING else f.default_factory() for f in fields(section)
+    }
     names = sorted(types, key=lambda name: isinstance(meanings[name], Argument))
     rows = []
     for name in names:

@@ -58,6 +58,12 @@ class Recipe(Section):
     phase6: ExportConfig = field(default_factory=ExportConfig)
     name: str = field(default="recipe", metadata=NOT_A_KEY)
 
+    def check(self) -> None:
+        takes = [key for key, from_ in (("phase2.from", self.phase2.from_), ("phase3.from", self.phase3.from_))
+                 if from_ == "out_of_fold"]  # fmt: skip
+        if takes and self.phase1.folds is None:
+            raise RecipeError(f"{takes[0]} is out_of_fold, but phase1.folds is null: set it to a number, such as 5")
+
     def section(self, name: str) -> Any:
         """A section, or one key of it such as `data.slices`, as plain JSON values with every default filled in."""
         section, _, key = name.partition(".")
@@ -67,12 +73,14 @@ class Recipe(Section):
         return values[key] if key else values
 
     def sections(self, *names: str) -> dict[str, Any]:
-        """Sections and keys by name. A key that is later than the first version is left out at its default."""
+        """Sections and keys by name. A key that is later than the first version is left out at its default, and one
+        whose name ends in `?` where it is off."""
         found = {}
         for name in names:
-            section, _, key = name.partition(".")
-            if not key or key in self.section(section):
-                found[name] = self.section(name)
+            section, _, key = name.removesuffix("?").partition(".")
+            off = name.endswith("?") and not self.section(f"{section}.{key}")
+            if not off and (not key or key in self.section(section)):
+                found[name.removesuffix("?")] = self.section(name.removesuffix("?"))
         return found
 
     def stage(self, number: int) -> TrainingSection:

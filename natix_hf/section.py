@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import enum
+import keyword
 import math
 import types
 from collections.abc import Iterable, Mapping
@@ -80,9 +81,9 @@ class Section:
     def __post_init__(self) -> None:
         of_data = _keys_of_data(type(self))
         for name, hint in key_types(type(self)).items():
-            value = getattr(self, name)
+            value = getattr(self, _attribute(name))
             value = as_typed(value) if name in of_data else value
-            object.__setattr__(self, name, coerce(value, hint, self.key(name)))
+            object.__setattr__(self, _attribute(name), coerce(value, hint, self.key(name)))
         self.check()
 
     def check(self) -> None:
@@ -94,16 +95,17 @@ class Section:
 
     def require(self, holds: bool, name: str, allowed: str) -> None:
         """Raise a `RecipeError` that names the key `name`, its value and what is allowed, unless `holds` is true."""
-        require(holds, self.key(name), getattr(self, name), allowed)
+        require(holds, self.key(name), getattr(self, _attribute(name)), allowed)
 
     def plain(self) -> dict[str, Any]:
         """Every key and its value as JSON values, which manifests record and hashes are computed from."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if not _adds_nothing(f, self)}
+        kept = [f for f in fields(self) if not _adds_nothing(f, self)]
+        return {key_name(f): _without_sections(getattr(self, f.name), as_plain=True) for f in kept}
 
     def mapping(self) -> dict[str, Any]:
         """Every key and its value as in a recipe file. `build` turns the result into this section again."""
-        values = {name: getattr(self, name) for name in key_types(type(self))}
-        return {name: _mapping(value) for name, value in values.items()}
+        values = {name: getattr(self, _attribute(name)) for name in key_types(type(self))}
+        return {name: _without_sections(value, as_plain=False) for name, value in values.items()}
 
     @classmethod
     def build(cls, given: Mapping[Any, Any], where: str = "") -> Self:
@@ -126,7 +128,7 @@ class Section:
             values |= cls._take_unknown(unknown, where)
         if "where" in [f.name for f in fields(cls)]:
             values["where"] = where
-        return cls(**values)
+        return cls(**{_attribute(name): value for name, value in values.items()})
 
     @classmethod
     def _take_unknown(cls, given: dict[Any, Any], where: str) -> dict[str, Any]:
@@ -152,10 +154,19 @@ def unknown_key(
     return RecipeError(f"unknown key {full}: the keys of {where or 'a recipe'} are {', '.join(known)}{note}")
 
 
+def key_name(key: Field[Any]) -> str:
+    """The name of a key in a recipe. A word that Python keeps for itself, such as `from`, is the field `from_`."""
+    return key.name.removesuffix("_")
+
+
+def _attribute(name: str) -> str:
+    return f"{name}_" if keyword.iskeyword(name) else name
+
+
 def key_types(cls: type[Section]) -> dict[str, Any]:
     """The type of every key of a section."""
     hints = get_type_hints(cls)
-    return {f.name: hints[f.name] for f in fields(cls) if not f.metadata.get("not_a_key")}
+    return {key_name(f): hints[f.name] for f in fields(cls) if not f.metadata.get("not_a_key")}
 
 
 def key_meanings(cls: type[Section]) -> dict[str, str]:
@@ -164,7 +175,7 @@ def key_meanings(cls: type[Section]) -> dict[str, str]:
     for base in reversed(cls.__mro__):
         for name, hint in get_type_hints(base, include_extras=True).items():
             if get_origin(hint) is Annotated:
-                found[name] = hint.__metadata__[0]
+                found[name.removesuffix("_")] = hint.__metadata__[0]
     return {name: found.get(name, "") for name in key_types(cls)}
 
 
@@ -231,9 +242,6 @@ def _as_meant(typed: Typed, options: tuple[Any, ...]) -> Any:
     return typed.text if str in options or typed.is_word else typed.value
 
 
-_PLURALS: dict[Any, str] = {float: "numbers", int: "whole numbers"}
-
-
 def describe(hint: Any) -> str:
     """A type in words, such as `a number or null`."""
     origin, options = get_origin(hint), get_args(hint)
@@ -243,7 +251,8 @@ def describe(hint: Any) -> str:
         return _join(options)
     if origin is list:
         item = section_of(options[0])
-        of = f"sections ({item.place})" if item is not None else _PLURALS.get(options[0]) or describe(options[0])
+        plurals = {float: "numbers", int: "whole numbers"}
+        of = f"sections ({item.place})" if item is not None else plurals.get(options[0]) or describe(options[0])
         return f"a list of {of}"
     if _is_enum(hint):
         return _join(_words(hint))
@@ -275,16 +284,12 @@ def _adds_nothing(key: Field[Any], section: Section) -> bool:
     return bool(getattr(section, key.name) == default)
 
 
-def _plain(value: Any) -> Any:
+def _without_sections(value: Any, as_plain: bool) -> Any:
     if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value.plain() if isinstance(value, Section) else copy.deepcopy(value)
-
-
-def _mapping(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_mapping(item) for item in value]
-    return value.mapping() if isinstance(value, Section) else copy.deepcopy(value)
+        return [_without_sections(item, as_plain) for item in value]
+    if isinstance(value, Section):
+        return value.plain() if as_plain else value.mapping()
+    return copy.deepcopy(value)
 
 
 def _require_plain(value: Any, key: str) -> None:

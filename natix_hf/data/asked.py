@@ -33,6 +33,7 @@ class Asked:
         row_labels: Labels, int64 [n].
         exam: The views of each row. None: the pictures themselves.
         cells: The n cells of an undecoded image column. None if the pictures are not needed.
+        fingerprint: What identifies the pictures, for the key of a cache. Empty: nothing does.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class Asked:
         row_labels: np.ndarray,
         exam: Exam | None = None,
         cells: Sequence[Any] | None = None,
+        fingerprint: str = "",
     ) -> None:
         self.row_ids = row_ids
         self.row_groups = row_groups
         self.row_labels = row_labels
         self.exam = exam
         self.cells = cells
+        self.fingerprint = fingerprint
 
     @property
     def views(self) -> int:
@@ -77,6 +80,12 @@ class Asked:
     def of_rows(self, values: Any) -> np.ndarray:
         """Repeat one value per row for each answer to that row."""
         return np.repeat(np.asarray(values), self.views)
+
+    def select(self, rows: np.ndarray) -> Asked:
+        """Ask about the rows at these positions only, int64 [m]."""
+        cells = None if self.cells is None else _Chosen(self.cells, rows)
+        ids = [self.row_ids[i] for i in rows]
+        return Asked(ids, self.row_groups[rows], self.row_labels[rows], self.exam, cells, self.fingerprint)
 
     def picture(self, i: int) -> Image.Image:
         """The picture for answer i: the original image, or its exam view of 224 x 224 px.
@@ -109,7 +118,20 @@ class Asked:
         return challenge_image(image, view % len(LEVELS), seed)
 
 
+class _Chosen(Sequence[Any]):
+    """Some of the cells of a column, which are read when they are asked for."""
+
+    def __init__(self, cells: Sequence[Any], rows: np.ndarray) -> None:
+        self.cells, self.rows = cells, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.cells[int(self.rows[i])]
+
+
 def ask(rows: Rows, exam: Exam | None = None) -> Asked:
     """Ask about the rows of a role, as they are or at the views of an exam."""
     cells = rows.source.select_columns([rows.image_column])[rows.image_column]
-    return Asked(rows.ids, rows.groups, rows.labels, exam, cells)
+    return Asked(rows.ids, rows.groups, rows.labels, exam, cells, f"{rows.role} {rows.decoded._fingerprint}")

@@ -54,6 +54,8 @@ class Exam:
     seed: int
 
 
+_LEVELS = 4  # of the exam: subnet/challenge.py has them, which imports too much for a recipe
+
 # The value of `group_by` that joins pictures that look alike.
 NEAR_DUPLICATES = "near_duplicates"
 
@@ -179,10 +181,12 @@ class DataConfig(Section):
     seed: Annotated[int, "Seed of the splits, the label noise and the exam views."] = 0
     exam: Annotated[
         bool,
-        "Use views of the subnet's exam to fit the threshold, gate and guarantee and to measure all figures "
-        "(docs/subnet.md).",
+        "Use views of the subnet's exam to choose epochs and candidates, to fit the threshold, gate and guarantee, "
+        "and to measure all figures (docs/subnet.md).",
     ] = False
-    exam_views: Annotated[int, "Exam views per picture; a multiple of 4, because the exam has four levels."] = 4
+    exam_views: Annotated[
+        int, "Exam views per picture in phases 2, 3, 5 and 6; a multiple of 4, because the exam has four levels."
+    ] = 4
     augment: Annotated[
         Augment,
         "How training views are drawn: a section of keys, or challenge to draw them like the views of the subnet's "
@@ -219,8 +223,8 @@ class DataConfig(Section):
         self.require(0 <= self.label_noise < 0.5, "label_noise", "a share from 0 to below 0.5")
         self.require(self.cache_px >= 1, "cache_px", "at least 1")
         self.require(self.seed >= 0, "seed", "at least 0")
-        self.require(views > 0 and views % 4 == 0, "exam_views", "a multiple of 4")
-        self.require(self.exam or views == 4, "exam_views", "left out unless data.exam is true")
+        self.require(views > 0 and views % _LEVELS == 0, "exam_views", "a multiple of 4")
+        self.require(self.exam or views == _LEVELS, "exam_views", "left out unless data.exam is true")
         asked = self.question
         self.require(
             asked is None or (asked == asked.strip() != "" and asked.isprintable()), "question", "one line, or null"
@@ -252,6 +256,12 @@ class DataConfig(Section):
     def drawn_exam(self) -> Exam | None:
         """The exam of phases 2, 3, 5 and 6. None: they ask about the pictures themselves."""
         return Exam(self.exam_views, self.seed) if self.exam else None
+
+    @property
+    def choice_exam(self) -> Exam | None:
+        """The exam by which epochs, adapters, probes and candidates are compared: one view at each level, however many
+        `exam_views` there are. None: they are compared on the pictures themselves."""
+        return Exam(_LEVELS, self.seed) if self.exam else None
 
     @property
     def groups_known(self) -> bool:

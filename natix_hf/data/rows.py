@@ -44,6 +44,20 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def select(self, at: np.ndarray) -> Rows:
+        """The rows at these positions, int64."""
+        rows = at.tolist()
+        return replace(
+            self,
+            ids=[self.ids[i] for i in rows],
+            labels=self.labels[at],
+            groups=self.groups[at],
+            source=self.source.select(rows),
+            decoded=self.decoded.select(rows),
+            origins=[self.origins[i] for i in rows] if self.origins else [],
+            columns={name: [values[i] for i in rows] for name, values in self.columns.items()},
+        )
+
     def images(self) -> Iterable[Image.Image]:
         """Yield the original images, decoded one at a time."""
         from natix_hf.data.images import describe_cell, open_image

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
 
 from natix_hf.metrics.threshold import Objective
-from natix_hf.section import Section
+from natix_hf.section import LATER, Section
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,11 @@ class ThresholdConfig(Section):
     place: ClassVar[str] = "phase2"
 
     objective: Annotated[Objective, "The score that the threshold maximises on val_select."] = "mcc"
+    from_: Annotated[
+        Literal["val_select", "out_of_fold"],
+        "The answers that the threshold and the calibration are fitted to. out_of_fold: those of phase1.folds, to all "
+        "of train and val_select; for data with few groups.",
+    ] = field(default="val_select", metadata=LATER)
     n_resamples: Annotated[int, "Resamples of the paired group bootstrap that decides between candidates."] = 2000
 
     def check(self) -> None:

@@ -12,10 +12,13 @@ from natix_hf.provenance.stored import to_json
 from natix_hf.results import plots
 from natix_hf.results.answers import compute_answers
 from natix_hf.results.candidate import Candidate
-from natix_hf.results.decision import Decision, choose_champion, exam_answers
+from natix_hf.results.decision import Decision, FittedTo, choose_champion, exam_answers, held_out_mcc, rates_at
 from natix_hf.results.figures import GroupCounts
 from natix_hf.results.logits import LogitTable, kept_logits, write_logits
+from natix_hf.results.out_of_fold import OutOfFold
 from natix_hf.runs.context import Outcome, PhaseContext
+from natix_hf.runs.graph import PHASES
+from natix_hf.terminal import LABEL, tell
 
 
 def run(context: PhaseContext) -> Outcome:
@@ -28,10 +31,20 @@ def run(context: PhaseContext) -> Outcome:
     champion, comparisons = choose_champion(tables, thresholds, prior, config.n_resamples)
     table, chosen = tables[champion], best[champion]
     context.note_rows("val_select", table.asked.row_ids)
-    curve = sweep(table.logits, table.labels, target_prior=prior)
+    samples = _samples(context, champion, table)
+    fitted_to = config.from_ if config.from_ in samples else "val_select"
+    sample = samples[fitted_to]
+    if fitted_to == "out_of_fold":
+        chosen = select_threshold(sample.logits, sample.labels, config.objective, prior)
+    curve = sweep(sample.logits, sample.labels, target_prior=prior)
     with atomic_file(context.folder / "sweep.parquet") as temporary:
         pq.write_table(pa.table(curve), temporary)
     plots.threshold(context.folder / "plots" / "threshold.png", curve, chosen, prior, candidates[champion].labels)
+    held_out = {
+        str(name): measured
+        for name, answers in samples.items()
+        if (measured := held_out_mcc(answers, table, config.objective, prior, config.n_resamples)) is not None
+    }
     decision = Decision(
         champion=champion,
         candidate_sha256=table.candidate_sha256,
@@ -39,14 +52,33 @@ def run(context: PhaseContext) -> Outcome:
         objective=config.objective,
         target_prior=prior,
         exam=table.asked.exam,
-        val_select_optimistic={config.objective: chosen.value, "tpr": chosen.tpr, "tnr": chosen.tnr},
+        val_select_optimistic=rates_at(table, chosen.threshold, config.objective, prior),
         val_select_groups=GroupCounts.of(table.groups, table.labels),
         comparisons=comparisons,
+        fitted_to=fitted_to,
+        held_out=held_out or None,
     )
     decision.write(context.folder)
     figure = f"{config.objective.replace('_', ' ').replace('mcc', 'MCC')} {chosen.value:.3f}"
-    told = f"champion {champion}, threshold at logit {chosen.threshold:+.3f}, {figure} on val_select (optimistic)"
-    return Outcome(to_json(decision), told)
+    on = {"val_select": "val_select", "out_of_fold": "the out-of-fold answers"}[fitted_to]
+    told = f"champion {champion}, threshold at logit {chosen.threshold:+.3f}, {figure} on {on} (optimistic)"
+    return Outcome(to_json(decision), "; MCC on val_select ".join(filter(None, [told, decision.told_held_out])))
+
+
+def _samples(context: PhaseContext, champion: str, table: LogitTable) -> dict[FittedTo, LogitTable | OutOfFold]:
+    """What a threshold for the champion can be fitted to, by name."""
+    recipe = context.recipe
+    if recipe.phase1.folds is None:
+        return {"val_select": table}
+    if champion == PHASES[1].folder:
+        return {"val_select": table, "out_of_fold": context.out_of_fold()}
+    if recipe.phase2.from_ == "out_of_fold":
+        tell(
+            f"{' ' * LABEL}the threshold is fitted to val_select: the out-of-fold answers are those of phase 1, but "
+            f"the champion is {champion}",
+            hang=LABEL,
+        )
+    return {"val_select": table}
 
 
 def finished_parts(context: PhaseContext) -> list[str]:
@@ -57,10 +89,11 @@ def finished_parts(context: PhaseContext) -> list[str]:
 
 
 def _answers(context: PhaseContext, candidate: Candidate) -> LogitTable:
-    """A candidate's answers on val_select. Its own phase stored those to whole pictures; those to exam views are
-    computed here."""
-    if context.recipe.data.drawn_exam is None:
-        return candidate.stored_logits("val_select")
+    """A candidate's answers on val_select. Its own phase stored those that it was chosen by; those to further views of
+    the exam are computed here."""
+    data = context.recipe.data
+    if data.drawn_exam == data.choice_exam:
+        return candidate.stored_logits("val_select", data.drawn_exam)
     asked, path = context.ask("val_select"), exam_answers(context.folder, candidate)
     table = kept_logits(path, candidate.sha256, asked)
     if table is None:

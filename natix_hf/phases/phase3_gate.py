@@ -13,10 +13,14 @@ from natix_hf.provenance.files import atomic_file, file_sha256
 from natix_hf.provenance.stored import to_json
 from natix_hf.results import plots
 from natix_hf.results.answers import compute_answers
+from natix_hf.results.decision import Decision
 from natix_hf.results.figures import paired_bounds
 from natix_hf.results.gate import GateComparison, GateReport, write_cross_fitted
+from natix_hf.results.out_of_fold import read_out_of_fold_features
 from natix_hf.runs.context import Outcome, PhaseContext
-from natix_hf.trainers.gate import cross_fit, gate_targets, train_gate
+from natix_hf.runs.graph import PHASES
+from natix_hf.terminal import LABEL, tell
+from natix_hf.trainers.gate import cross_fit, gate_targets, joined, train_gate
 
 
 def run(context: PhaseContext) -> Outcome:
@@ -39,7 +43,8 @@ def run(context: PhaseContext) -> Outcome:
     features = compute_answers(champion, asked)[1]
     inputs = gate_inputs(features, table.logits, threshold)
     targets = gate_targets(config.method, table.logits, table.labels, threshold)
-    learned = cross_fit(inputs, targets, wrong, table.groups, config)
+    further = _out_of_fold(context, decision)
+    learned = cross_fit(inputs, targets, wrong, table.groups, config, further)
     margin = np.abs(table.logits - threshold)
     weights = prior_weights(table.labels, prior)
     found = paired_selective_difference(
@@ -54,7 +59,7 @@ def run(context: PhaseContext) -> Outcome:
         )
         for name, each in found.items()
     }
-    gate = train_gate(inputs, targets, config)  # on all of val_select, for use on later answers
+    gate = train_gate(*joined(inputs, targets, further), config)  # on all of val_select, for use on later answers
     aurc = compared["aurc"]
     wins = aurc.high is not None and aurc.high < 0
     figures = f"AURC {aurc.learned:.4f} for the learned gate, {aurc.margin:.4f} for the margin"
@@ -86,6 +91,27 @@ def run(context: PhaseContext) -> Outcome:
         **facts,
     )
     return _write(context, kept)
+
+
+def _out_of_fold(context: PhaseContext, decision: Decision) -> tuple[np.ndarray, np.ndarray] | None:
+    """Inputs and targets of the out-of-fold answers to train, or None if the gate learns from val_select alone."""
+    config, threshold, folder = context.recipe.phase3, decision.threshold_logit, PHASES[1].folder
+    if config.from_ == "val_select":
+        return None
+    if decision.champion != folder:
+        if context.is_main:
+            tell(
+                f"{' ' * LABEL}the gate learns from val_select alone, because the out-of-fold answers are phase 1's and "
+                f"the champion is {decision.champion}",
+                hang=LABEL,
+            )
+        return None
+    answers = context.out_of_fold()
+    features = read_out_of_fold_features(context.run_dir / folder, answers)
+    of_train = answers.asked.of_rows(answers.roles == "train")
+    logits, labels = answers.logits[of_train], answers.labels[of_train]
+    inputs = gate_inputs(features[of_train], logits, threshold)
+    return inputs, gate_targets(config.method, logits, labels, threshold)
 
 
 def _write(context: PhaseContext, report: GateReport) -> Outcome:

@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
+from natix_hf.data.asked import ask
 from natix_hf.data.frames import LABELLED, open_sources
 from natix_hf.data.rows import Rows
 from natix_hf.data.stream import Stream
@@ -23,7 +24,7 @@ from natix_hf.results import plots
 from natix_hf.results.answers import write_history
 from natix_hf.runs.context import CHECKPOINTS, PhaseContext
 from natix_hf.runs.freshness import finished_digest
-from natix_hf.runs.graph import PHASES
+from natix_hf.runs.graph import CHOICE, PHASES
 from natix_hf.runs.pins import pinned_unlabelled
 from natix_hf.ssl.objectives import takes_decoder
 from natix_hf.terminal import LABEL, tell
@@ -66,7 +67,7 @@ def adapt_backbone(context: PhaseContext) -> dict[str, Any]:
     recipe, config = context.recipe, context.recipe.phase4
     train = context.rows("train")
     labelled = config.probe_steps > 0 and len(train) > 0  # only probes read labels
-    probe = (train, context.rows("val_select")) if labelled else None
+    probe = (ask(train, recipe.data.choice_exam), context.ask_to_choose("val_select")) if labelled else None
     done, weights = context.folder / REPORT, context.folder / BACKBONE / "model.safetensors"
     found: dict[str, Any] = read_json(done) if done.is_file() else {}
     finished = weights.is_file() and found.get("backbone_sha256") == file_sha256(weights)
@@ -177,6 +178,6 @@ def _key(context: PhaseContext) -> dict[str, Any]:
     recipe = context.recipe
     alone = replace(recipe, phase4=replace(recipe.phase4, supervised=None, use_labeled_data=False))
     return {
-        "settings": alone.section_sha256("model", "phase4"),
+        "settings": alone.section_sha256("model", "phase4", *(CHOICE if recipe.phase4.probe_steps > 0 else ())),
         "rows": finished_digest(context.run_dir, PHASES[0]),
     }

@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache
 
+from natix_hf.data.config import DataConfig
 from natix_hf.metrics import select_threshold
 from natix_hf.models.config import ModelConfig
 from natix_hf.phases.phase4_adapt import BACKBONE, adapt_backbone
@@ -52,7 +53,7 @@ def run(context: PhaseContext) -> Outcome:
         report["control"] = {"from": control.name}
     if not context.is_main:
         return Outcome()
-    report["against_control"] = against = _compare(candidate, control, recipe.data.target_prior)
+    report["against_control"] = against = _compare(candidate, control, recipe.data)
     gain = f"gain {Gain(**against['mcc_gain']).told}"
     told = f"MCC {against['val_select_mcc_optimistic']:.3f} on val_select (optimistic), {gain} over the control"
     return Outcome(report, told)
@@ -75,7 +76,7 @@ def _train(context: PhaseContext, candidate: Candidate, model: ModelConfig, stag
         found: dict[str, Any] = read_json(done)
         return found
     clear_device_cache(garbage_collection=True)  # the next model needs the GPU memory of the last one
-    train, val_select = context.rows("train"), context.rows("val_select")
+    train, val_select = context.rows("train"), context.ask_to_choose("val_select")
     checkpoints = context.checkpoints / candidate.name
     data = context.recipe.data
     report = leave_candidate(candidate, model, stage, train, val_select, data, checkpoints, context.is_main)
@@ -96,9 +97,10 @@ def _control_of_phase1(context: PhaseContext, stage: SupervisedConfig) -> Candid
     return Candidate(folder) if as_now and as_many else None
 
 
-def _compare(adapted: Candidate, control: Candidate, prior: float | None) -> dict[str, Any]:
+def _compare(adapted: Candidate, control: Candidate, data: DataConfig) -> dict[str, Any]:
     """Compare two candidates on val_select: the MCC of each at its best threshold (optimistic) and the paired gain."""
-    tables = {candidate.name: candidate.stored_logits("val_select") for candidate in (control, adapted)}
+    prior, exam = data.target_prior, data.choice_exam
+    tables = {candidate.name: candidate.stored_logits("val_select", exam) for candidate in (control, adapted)}
     best = {name: select_threshold(t.logits, t.labels, target_prior=prior) for name, t in tables.items()}
     thresholds = {name: chosen.threshold for name, chosen in best.items()}
     _, [comparison] = choose_champion(tables, thresholds, prior, _RESAMPLES)

@@ -43,9 +43,12 @@ def run(context: PhaseContext) -> Outcome:
     calib, features = compute_answers(champion, context.ask("val_calib"))
     context.note_rows("val_select", select.asked.row_ids)
     write_logits(context.folder / "logits" / "val_calib.parquet", calib)
-    fitted, no_optimum = fit_on(select, config.method, prior)
+    out_of_fold = decision.fitted_to == "out_of_fold"
+    sample = context.out_of_fold() if out_of_fold else select
+    fitted, no_optimum = fit_on(sample, config.method, prior)
     if no_optimum:
-        tell(f"{' ' * LABEL}no temperature fits val_select best, so the probabilities stay as they are", hang=LABEL)
+        told = "the out-of-fold answers" if out_of_fold else "val_select"
+        tell(f"{' ' * LABEL}no temperature fits {told} best, so the probabilities stay as they are", hang=LABEL)
     calibration = measure_calibration(fitted, no_optimum, calib, prior, config.n_resamples)
     calibration.write(context.folder)
     _plot_reliability(context.folder, calibration, calib, prior)

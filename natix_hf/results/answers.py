@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from natix_hf.bundle.inference import Inference
-from natix_hf.data.asked import Asked, ask
+from natix_hf.data.asked import Asked
 from natix_hf.data.config import DataConfig
 from natix_hf.data.rows import Rows
 from natix_hf.data.views import AskedViews
@@ -33,7 +33,7 @@ def leave_candidate(
     model: ModelConfig,
     stage: SupervisedConfig,
     train: Rows,
-    val_select: Rows,
+    val_select: Asked,
     data: DataConfig,
     checkpoints: Path,
     is_main: bool,
@@ -44,6 +44,7 @@ def leave_candidate(
 
     Args:
         stage: The settings of the training.
+        val_select: What is asked to choose the best epoch: pictures, or their views in the exam.
         checkpoints: The folder of the Trainer's checkpoints. An interrupted training continues from there.
         is_main: True for the process that writes. The others only take part in the training.
 
@@ -66,7 +67,7 @@ def leave_candidate(
     )
     history = report.pop("history")
     if is_main:
-        write_logits(candidate.logits_file("val_select"), compute_answers(candidate, ask(val_select))[0])
+        write_logits(candidate.logits_file("val_select"), compute_answers(candidate, val_select)[0])
         plots.training(candidate.training_plot, write_history(candidate.folder / "history.json", history))
     return report | {"parameters": parameters}
 

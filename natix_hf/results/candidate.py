@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from natix_hf.data.config import Exam
 from natix_hf.labels import LabelNames, stored_names
 from natix_hf.provenance.files import file_sha256
 from natix_hf.results.logits import LogitTable, read_logits
@@ -44,10 +45,10 @@ class Candidate:
     def logits_file(self, role: str) -> Path:
         return self.folder / "logits" / f"{role}.parquet"
 
-    def stored_logits(self, role: str) -> LogitTable:
-        """The stored logits of a role's whole pictures, checked to come from these weights.
+    def stored_logits(self, role: str, exam: Exam | None) -> LogitTable:
+        """The stored logits of a role's pictures, or of their views in the exam, checked to come from these weights.
 
         Raises:
-            VerificationError: if they are missing, damaged, or from other weights.
+            VerificationError: if they are missing, damaged, from other weights, or about other views.
         """
-        return read_logits(self.logits_file(role), self.sha256)
+        return read_logits(self.logits_file(role), self.sha256, exam)

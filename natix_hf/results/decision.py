@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
 
 from natix_hf.data.config import Exam
 from natix_hf.errors import RunError
-from natix_hf.metrics import paired_difference, prior_weights
-from natix_hf.provenance.stored import Stored
+from natix_hf.metrics import compute_metrics, metric_intervals, paired_difference, prior_weights, select_threshold
+from natix_hf.metrics.threshold import Objective
+from natix_hf.provenance.stored import OPTIONAL, Stored
 from natix_hf.results.candidate import Candidate
-from natix_hf.results.figures import Gain, GroupCounts, paired_bounds
+from natix_hf.results.figures import Figure, Gain, GroupCounts, paired_bounds
 from natix_hf.results.logits import LogitTable, read_logits
+from natix_hf.results.out_of_fold import OutOfFold
+
+# What a threshold was fitted to.
+FittedTo = Literal["val_select", "out_of_fold"]
+_FOLDS = 5  # of the held-out MCC
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,9 @@ class Decision(Stored):
         exam (`Exam`): The views that the threshold was fitted to; None means whole pictures.
         val_select_optimistic (`dict[str, float]`): Figures on val_select by name. They are optimistic because the
             threshold was chosen on the same rows.
+        fitted_to (`str`): What the threshold was fitted to; None means val_select, in files older than the key.
+        held_out (`dict[str, Figure]`): The MCC on val_select where each group is decided by a threshold that was
+            fitted without it, by what it was fitted to. None: there are too few groups, or the file is older.
     """
 
     FILE: ClassVar[str] = "threshold.json"
@@ -46,16 +58,65 @@ class Decision(Stored):
     val_select_optimistic: dict[str, float]
     val_select_groups: GroupCounts
     comparisons: list[Comparison]
+    fitted_to: FittedTo | None = field(default=None, metadata=OPTIONAL)
+    held_out: dict[str, Figure] | None = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def told_held_out(self) -> str:
+        """The held-out MCC in words, or ""."""
+        names = {"val_select": "val_select", "out_of_fold": "out-of-fold answers"}
+        figures = [f"{figure.told} ({names[name]})" for name, figure in (self.held_out or {}).items()]
+        return f"with thresholds fitted to other groups {', '.join(figures)}" if figures else ""
 
     def val_select(self, folder: Path, champion: Candidate) -> LogitTable:
         """The champion's answers on val_select that the threshold was fitted to. `folder` is the folder of phase 2."""
-        if self.exam is None:
-            return champion.stored_logits("val_select")
-        return read_logits(exam_answers(folder, champion), champion.sha256, self.exam)
+        further = exam_answers(folder, champion)
+        if further.is_file():
+            return read_logits(further, champion.sha256, self.exam)
+        return champion.stored_logits("val_select", self.exam)
+
+
+def rates_at(table: LogitTable, threshold: float, objective: Objective, prior: float | None) -> dict[str, float]:
+    """The objective, TPR and TNR of a table's answers at a threshold."""
+    decided = (table.logits > threshold).astype(np.float64)
+    found = compute_metrics(decided, table.labels, sample_weight=prior_weights(table.labels, prior))
+    return {objective: found[objective], "tpr": found["recall"], "tnr": found["specificity"]}
+
+
+def held_out_mcc(
+    fitted_to: OutOfFold | LogitTable, table: LogitTable, objective: Objective, prior: float | None, n_resamples: int
+) -> Figure | None:
+    """The MCC of a table's answers where each group is decided by a threshold that was fitted without that group.
+
+    Args:
+        fitted_to: The answers that thresholds are fitted to: the table itself, or out-of-fold answers.
+        table: The champion's answers on val_select.
+
+    Returns:
+        The MCC with its interval, or None if a label has fewer than two groups.
+    """
+    few = min(len(np.unique(table.groups[table.labels == label])) for label in (0, 1))
+    if few < 2:
+        return None
+    decided = np.zeros(len(table.labels), dtype=bool)
+    folds = StratifiedGroupKFold(min(_FOLDS, few), shuffle=True, random_state=0)
+    for _, held in folds.split(table.logits, table.labels, table.groups):
+        others = ~np.isin(fitted_to.groups, table.groups[held])
+        logits, labels = fitted_to.logits[others], fitted_to.labels[others]
+        if len(np.unique(labels)) < 2:
+            return None
+        decided[held] = table.logits[held] > select_threshold(logits, labels, objective, prior).threshold
+    answers, weights = decided.astype(np.float64), prior_weights(table.labels, prior)
+    value = compute_metrics(answers, table.labels, sample_weight=weights)["mcc"]
+    found = metric_intervals(
+        answers, table.labels, table.groups, sample_weight=weights, n_resamples=n_resamples, metrics=("mcc",)
+    )
+    return Figure.of(value, found["mcc"])
 
 
 def exam_answers(folder: Path, candidate: Candidate) -> Path:
-    """The file in which phase 2 keeps a candidate's answers to exam views of val_select."""
+    """The file in which phase 2 keeps a candidate's answers on val_select, if it asked about other views than the
+    candidate's own phase."""
     return folder / "logits" / f"{candidate.name}.parquet"
 
 

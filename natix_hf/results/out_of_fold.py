@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from natix_hf.data.asked import Asked
 from natix_hf.errors import VerificationError
@@ -16,6 +18,7 @@ from natix_hf.provenance.files import atomic_file
 from natix_hf.results.logits import exam_of_text, exam_text
 
 OUT_OF_FOLD = "out_of_fold.parquet"
+_FEATURES = "out_of_fold_features.safetensors"
 _MODELS, _EXAM = b"fold_models_sha256", b"exam"
 
 
@@ -38,14 +41,26 @@ class OutOfFold:
     models: list[str]
 
     @property
+    def labels(self) -> np.ndarray:
+        return self.asked.labels
+
+    @property
+    def groups(self) -> np.ndarray:
+        return self.asked.groups
+
+    @property
     def row_logits(self) -> np.ndarray:
         """The mean answer to each row, float64 [rows]."""
         means: np.ndarray = self.logits.reshape(len(self.roles), self.asked.views).mean(axis=1)
         return means
 
 
-def write_out_of_fold(folder: Path, answers: OutOfFold) -> None:
-    """Write the answers to `out_of_fold.parquet`, one line per view."""
+def write_out_of_fold(folder: Path, answers: OutOfFold, features: np.ndarray | None = None) -> None:
+    """Write the answers to `out_of_fold.parquet`, one line per view.
+
+    Args:
+        features: The inputs of the classifier layer of the model that answered, float32 [answers, d].
+    """
     asked = answers.asked
     columns = {
         "row_id": asked.ids,
@@ -59,6 +74,9 @@ def write_out_of_fold(folder: Path, answers: OutOfFold) -> None:
     made_by = {_MODELS: json.dumps(answers.models).encode(), _EXAM: exam_text(asked.exam)}
     with atomic_file(folder / OUT_OF_FOLD) as temporary:
         pq.write_table(pa.table(columns | levels).replace_schema_metadata(made_by), temporary)
+    if features is not None:
+        with atomic_file(folder / _FEATURES) as temporary:
+            save_file({"features": features}, temporary)
 
 
 def read_out_of_fold(folder: Path) -> OutOfFold:
@@ -82,3 +100,21 @@ def read_out_of_fold(folder: Path) -> OutOfFold:
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
         raise VerificationError(f"{path} cannot be read ({error}): run phase 1 again") from None
     return OutOfFold(asked, rows["role"], rows["fold"].astype(np.int64), logits, models)
+
+
+def read_out_of_fold_features(folder: Path, answers: OutOfFold) -> np.ndarray:
+    """Read the features that belong to these answers, float32 [answers, d].
+
+    Raises:
+        VerificationError: if the file cannot be read or belongs to other answers.
+    """
+    path = folder / _FEATURES
+    try:
+        features: np.ndarray = load_file(path)["features"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise VerificationError(f"{path} cannot be read ({error}): run phase 1 again") from None
+    if len(features) != len(answers.logits):
+        raise VerificationError(
+            f"{path} has {len(features)} rows for {len(answers.logits)} answers: run phase 1 again"
+        )
+    return features

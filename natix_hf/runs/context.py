@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from natix_hf.data.asked import Asked, ask
+from natix_hf.data.exam_cache import drawn_once
 from natix_hf.errors import LeakageError, RunError, UsageError
 from natix_hf.models.config import ModelConfig
 from natix_hf.provenance.manifest import MANIFEST
 from natix_hf.recipe import Recipe
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.decision import Decision
+from natix_hf.results.out_of_fold import OutOfFold, read_out_of_fold
 from natix_hf.runs.graph import CANDIDATE_PHASES, PHASES, Phase
 from natix_hf.runs.pins import pinned_model
 
@@ -124,6 +128,11 @@ class PhaseContext:
         """The rows of a role as the recipe asks about them: whole pictures, or their views in the exam."""
         return ask(self.rows(role), self.recipe.data.drawn_exam)
 
+    def ask_to_choose(self, role: str) -> Asked:
+        """The rows of a role as candidates are chosen by them: whole pictures, or one view at each level of the exam,
+        drawn once. Every rank may call it."""
+        return drawn_once(self.rows(role), self.recipe.data.choice_exam)
+
     def note_rows(self, role: str, ids: Sequence[str]) -> None:
         """Record rows that were read through stored logits.
 
@@ -133,7 +142,20 @@ class PhaseContext:
         self._grant(role)
         self.rows_read[role] = list(ids)
 
-    def _grant(self, role: str) -> None:
-        if role not in self.phase.roles:
+    def out_of_fold(self) -> OutOfFold:
+        """Phase 1's out-of-fold answers. The manifest records that their rows were read.
+
+        Raises:
+            LeakageError: if this phase must not read rows of train and val_select in this way.
+            VerificationError: if there are none, or if they cannot be read.
+        """
+        answers = read_out_of_fold(self.run_dir / PHASES[1].folder)
+        for role in np.unique(answers.roles):
+            self._grant(str(role), self.phase.answers_of)
+            self.rows_read[str(role)] = [answers.asked.row_ids[i] for i in np.flatnonzero(answers.roles == role)]
+        return answers
+
+    def _grant(self, role: str, further: Sequence[str] = ()) -> None:
+        if role not in (*self.phase.roles, *further):
             granted = ", ".join(self.phase.roles) or "none"
             raise LeakageError(f"{self.phase.folder} must not read rows of {role}: it may read {granted}")

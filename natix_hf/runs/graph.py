@@ -19,6 +19,7 @@ class Phase:
         sections: Sections of the recipe that decide the result.
         trains: True if the phase runs on every rank.
         title: What the phase does, for people.
+        answers_of: Further roles whose rows the phase may read, but only through out-of-fold answers.
     """
 
     number: int
@@ -29,6 +30,7 @@ class Phase:
     sections: tuple[str, ...]
     trains: bool
     title: str
+    answers_of: tuple[str, ...] = ()
 
     @property
     def module(self) -> str:
@@ -37,6 +39,8 @@ class Phase:
 
 # The keys that decide which views of a picture the phases after training ask about.
 _ASKED = ("data.exam", "data.exam_views")
+# What candidates are chosen by. "?": it counts only where it is on, since the first version did not have it here.
+CHOICE = ("data.exam?",)
 
 # Phase 0 splits the rows. It runs automatically before any other phase.
 PHASES: dict[int, Phase] = {
@@ -49,7 +53,7 @@ PHASES: dict[int, Phase] = {
             (0,),
             (),
             ("train", "val_select"),
-            ("model", "phase1", "data.labels"),
+            ("model", "phase1", "data.labels", *CHOICE),
             True,
             "train the baseline",
         ),
@@ -59,7 +63,7 @@ PHASES: dict[int, Phase] = {
             (0,),
             (1,),
             ("train", "val_select"),
-            ("model", "phase1", "phase4", "data.labels"),
+            ("model", "phase1", "phase4", "data.labels", *CHOICE),
             True,
             "adapt the backbone without labels (ExPLoRA), then train on it",
         ),
@@ -72,6 +76,7 @@ PHASES: dict[int, Phase] = {
             ("phase2", *_ASKED),
             False,
             "choose the champion and its threshold",
+            ("train",),
         ),
         Phase(
             3,
@@ -82,6 +87,7 @@ PHASES: dict[int, Phase] = {
             ("phase3", *_ASKED),
             True,
             "train a gate and compare it with the margin",
+            ("train",),
         ),
         Phase(
             5,
@@ -92,6 +98,7 @@ PHASES: dict[int, Phase] = {
             ("phase5", *_ASKED),
             False,
             "calibrate, then certify the risk of the accepted answers",
+            ("train",),
         ),
         Phase(
             6,

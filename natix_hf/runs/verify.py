@@ -149,7 +149,7 @@ def _row_problems(run_dir: Path, phase: Phase, manifest: dict[str, Any], splits:
     role_of = dict(zip(splits.ids, splits.roles, strict=True))
     problems = []
     for role, ids in read.items():
-        if role not in phase.roles:
+        if role not in phase.roles + phase.answers_of:
             problems.append(f"{phase.folder} read rows of {role}, which it must not read")
         moved = [row_id for row_id in ids if role_of.get(row_id) != role]
         for row_id in moved:

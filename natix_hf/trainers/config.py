@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from natix_hf.errors import RecipeError, require
 from natix_hf.models.adapters import check_adapter
-from natix_hf.section import NOT_A_KEY, Section, coerce, key_meanings, key_types, unknown_key
+from natix_hf.section import LATER, NOT_A_KEY, Section, coerce, key_meanings, key_types, unknown_key
 
 
 class Argument(str):
@@ -185,6 +185,11 @@ class SupervisedConfig(TrainingSection):
         Literal["sampler", "loss"],
         "How training reaches data.target_prior: sampler draws the rarer class more often; loss gives it more weight.",
     ] = "sampler"
+    folds: Annotated[
+        int | None,
+        "Also train a model without each of so many folds of groups, for out-of-fold answers to train and val_select "
+        "(docs/phase1.md); null trains none.",
+    ] = field(default=None, metadata=LATER)
     num_train_epochs: Epochs = 10
     per_device_eval_batch_size: Annotated[int, Argument("Evaluation rows per batch and device.")] = 128
     eval_strategy: Annotated[
@@ -221,6 +226,8 @@ class SupervisedConfig(TrainingSection):
         self.require(views == 1 or self.adapter == "none", "feature_views", "1 unless adapter is none")
         self.require(decay is None or 0 < decay < 1, "ema_decay", "a share between 0 and 1, or null")
         self.require(patience is None or patience >= 1, "early_stopping_patience", "at least 1, or null")
+        self.require(self.folds is None or self.folds >= 2, "folds", "at least 2, or null")
+        self.require(self.folds is None or self.where == "phase1", "folds", "left out: phase 1 alone has folds")
         known = score is None or score.removeprefix("eval_") in SCORES
         self.require(known, "metric_for_best_model", " | ".join(SCORES))
         stops = patience is not None

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from natix_hf.data.asked import Asked, ask
 from natix_hf.data.config import Augment, AugmentConfig
 from natix_hf.data.plain import is_plain, rows_of
 from natix_hf.data.rows import Rows
@@ -211,8 +212,8 @@ class ExploraTrainer(StreamTrainer):
         save_model(folder, merged, self.processing_class)
         return folder
 
-    def _rows(self, train_dataset: Any, eval_dataset: Any) -> tuple[Rows, tuple[Rows, Rows] | None]:
-        """Read the images, and the labelled rows on which a probe is fitted and scored."""
+    def _rows(self, train_dataset: Any, eval_dataset: Any) -> tuple[Rows, tuple[Asked, Asked] | None]:
+        """Read the images, and the labelled pictures on which a probe is fitted and scored."""
         image_column, label_column = self._columns
         if not is_plain(train_dataset, image_column):
             raise DataError(f"{_WHERE}: train_dataset needs an image column {image_column!r}")
@@ -231,7 +232,7 @@ class ExploraTrainer(StreamTrainer):
             found.append(rows_of(rows, role, image_column, label_column))
             if len(set(found[-1].labels.tolist())) < 2:
                 raise DataError(f"{_WHERE}: the {role} rows of the probe have only one label, they need both labels")
-        return images, (found[0], found[1])
+        return images, (ask(found[0]), ask(found[1]))
 
     def compute_loss(
         self,

@@ -107,7 +107,12 @@ def train_gate(inputs: np.ndarray, targets: np.ndarray, config: GateConfig) -> G
 
 
 def cross_fit(
-    inputs: np.ndarray, targets: np.ndarray, wrong: np.ndarray, groups: np.ndarray, config: GateConfig
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    wrong: np.ndarray,
+    groups: np.ndarray,
+    config: GateConfig,
+    further: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Compute the confidence of each row with a gate that has not seen the row's group, float64 [n].
 
@@ -117,12 +122,23 @@ def cross_fit(
         wrong: int64 [n], 1 where the answer was wrong. The folds are stratified by it.
         groups: Group of each row, [n]. There must be at least `config.folds` groups.
         config: Settings of the gate.
+        further: Inputs and targets of other groups, which every gate learns from too.
     """
     folds = StratifiedGroupKFold(config.folds, shuffle=True, random_state=config.seed)
     confidence = np.full(len(targets), np.nan)
     for seen, held in folds.split(inputs, wrong, groups):
-        confidence[held] = train_gate(inputs[seen], targets[seen], config).confidence(inputs[held])
+        gate = train_gate(*joined(inputs[seen], targets[seen], further), config)
+        confidence[held] = gate.confidence(inputs[held])
     return confidence
+
+
+def joined(
+    inputs: np.ndarray, targets: np.ndarray, further: tuple[np.ndarray, np.ndarray] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets, followed by further ones."""
+    if further is None:
+        return inputs, targets
+    return np.concatenate([inputs, further[0]]), np.concatenate([targets, further[1]])
 
 
 class _Pairs(Dataset[dict[str, torch.Tensor]]):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from natix_hf.errors import require
+from natix_hf.section import LATER
 from natix_hf.trainers.config import Epochs, TrainingSection
 
 _ONE_PASS = (
@@ -26,6 +27,11 @@ class GateConfig(TrainingSection):
         "class (arXiv:1910.04851).",
     ] = "correctness"
     hidden: Annotated[int, "Width of the gate's hidden layer."] = 64
+    from_: Annotated[
+        Literal["val_select", "out_of_fold"],
+        "The answers that the gate learns from. out_of_fold: also those of phase1.folds to train. The gate is "
+        "compared on val_select either way.",
+    ] = field(default="val_select", metadata=LATER)
     folds: Annotated[int, "Number of folds of the cross-fit on val_select; a group is never in two folds."] = 5
     n_resamples: Annotated[
         int, "Number of bootstrap resamples in the paired comparison of the learned gate with the margin."

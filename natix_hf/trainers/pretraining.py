@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 from transformers.trainer_utils import IntervalStrategy
 
-from natix_hf.data.asked import ask
+from natix_hf.data.asked import Asked, ask
 from natix_hf.data.config import Augment
 from natix_hf.data.rows import Rows
 from natix_hf.data.sampler import EpochSampler
@@ -64,7 +64,7 @@ def make_pretraining(
     backbone: PreTrainedModel,
     processor: Any,
     images: Rows,
-    probe_rows: tuple[Rows, Rows] | None,
+    probe_rows: tuple[Asked, Asked] | None,
     config: ExploraConfig,
     augment: Augment,
     arguments: TrainingArguments,
@@ -79,7 +79,8 @@ def make_pretraining(
         backbone: The backbone. It is changed in place.
         processor: Image processor of the backbone.
         images: Rows to train on. With `stream`: a sample of it, on which backbones are compared.
-        probe_rows: Labelled rows on which a probe is fitted and scored. None: there are no labels.
+        probe_rows: What a probe is fitted and scored on: labelled pictures, or their views in the exam. None: there
+            are no labels.
         config: Settings of the stage.
         augment: Augmentation of the training views.
         arguments: Completed in place with the times of the probes and the score to choose by.
@@ -152,21 +153,28 @@ def _student(backbone: PreTrainedModel, config: ExploraConfig, seed: int) -> nn.
 
 
 class Probes:
-    """Compute figures of a backbone: of its features, and with labels also of a linear and a k-NN probe."""
+    """Compute figures of a backbone: of its features, and with labels also of a linear and a k-NN probe.
+
+    It reads one view of each chosen row. With an exam the levels take turns.
+    """
 
     def __init__(
         self,
         images: Rows,
-        labelled: tuple[Rows, Rows] | None,
+        labelled: tuple[Asked, Asked] | None,
         preprocess: Preprocess,
         most: int,
         batch_size: int,
         seed: int,
     ) -> None:
-        self.rows = labelled if labelled is not None else (images,)
+        self.asked = labelled if labelled is not None else (ask(images),)
         self.labelled = labelled is not None
-        self.views = [AskedViews(ask(rows), preprocess) for rows in self.rows]
-        self.chosen = [_some_of_each_label(rows.labels, most, seed) for rows in self.rows]
+        self.views = [AskedViews(asked, preprocess) for asked in self.asked]
+        self.chosen = [
+            [row * asked.views + turn % asked.views for turn, row in enumerate(chosen)]
+            for asked in self.asked
+            for chosen in [_some_of_each_label(asked.row_labels, most, seed)]
+        ]
         self.batch_size = batch_size
 
     def __call__(self, backbone: nn.Module) -> dict[str, float]:
@@ -176,7 +184,7 @@ class Probes:
         ]
         figures = feature_figures(features[0])
         if self.labelled:
-            train, val = (rows.labels[chosen] for rows, chosen in zip(self.rows, self.chosen, strict=True))
+            train, val = (asked.labels[chosen] for asked, chosen in zip(self.asked, self.chosen, strict=True))
             figures |= probe_scores(features[0], train, features[1], val)
         return figures
 

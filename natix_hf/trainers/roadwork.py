@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from natix_hf.data.asked import ask
 from natix_hf.data.config import Augment, AugmentConfig
 from natix_hf.data.plain import class_names, is_plain, rows_of
+from natix_hf.data.rows import Rows
 from natix_hf.data.views import AskedViews
 from natix_hf.errors import DataError, UsageError
 from natix_hf.models.adapters import AUTO
@@ -148,10 +149,9 @@ class RoadworkTrainer(BaseTrainer):
             with arguments.main_process_first(desc="images"):  # rank 0 decodes, the other ranks read its cache
                 train = self._prepared(train_dataset, "train")
                 evaluation = None if isinstance(eval_dataset, dict) else self._prepared(eval_dataset, "eval")
+            scored = ask(evaluation) if isinstance(evaluation, Rows) else evaluation
             views = AugmentConfig() if augment is None else augment
-            self._stage = make_stage(
-                model, processing_class, train, evaluation, config, views, target_prior, arguments
-            )
+            self._stage = make_stage(model, processing_class, train, scored, config, views, target_prior, arguments)
             given |= {name: value for name, value in self._stage.given.items() if value is not None}
             if isinstance(eval_dataset, dict):
                 given["eval_dataset"] = {name: self._asked(rows, name) for name, rows in eval_dataset.items()}

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 
+from natix_hf.data.asked import Asked
 from natix_hf.data.config import Augment
 from natix_hf.data.rows import Rows
 from natix_hf.data.stream import Stream
@@ -29,7 +30,7 @@ def pretrain_backbone(
     backbone: PreTrainedModel,
     processor: Any,
     images: Rows,
-    probe_rows: tuple[Rows, Rows] | None,
+    probe_rows: tuple[Asked, Asked] | None,
     config: ExploraConfig,
     augment: Augment,
     save: Callable[[PreTrainedModel], Path],
@@ -43,8 +44,8 @@ def pretrain_backbone(
         backbone: The backbone to start from, without a head. It is changed in place.
         processor: Image processor of the backbone.
         images: Rows to train on. With `stream`: a sample of it, on which backbones are compared.
-        probe_rows: Labelled rows on which a probe is fitted and scored (train, val_select). None: there are no labels,
-            and the last backbone is kept.
+        probe_rows: What a probe is fitted and scored on (train, val_select): labelled pictures, or their views in the
+            exam. None: there are no labels, and the last backbone is kept.
         config: Settings of the stage.
         augment: Augmentation of the recipe. A masked autoencoder uses its flips and crop shapes, or the default ones
             with `challenge`.

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainingArguments
 
-from natix_hf.data.asked import ask
+from natix_hf.data.asked import Asked, ask
 from natix_hf.data.config import Augment
 from natix_hf.data.rows import Rows
 from natix_hf.data.sampler import EpochSampler, rows_of_an_epoch
@@ -29,8 +29,9 @@ from natix_hf.trainers.adalora import AdaLoraCallback
 from natix_hf.trainers.arguments import optimizer_steps
 from natix_hf.trainers.config import SupervisedConfig
 
-# `Rows` are prepared here. Any other torch dataset must yield the model's inputs.
+# `Rows` and `Asked` are prepared here. Any other torch dataset must yield the model's inputs.
 Trained = Rows | Dataset[Any]
+Scored = Asked | Dataset[Any]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Stage:
         given: Model, datasets, sampler, class weights and callbacks, as keyword arguments of the trainer.
         plain: The whole classifier. `given["model"]` is the classifier itself, a wrapper around it, or a part of it.
         adapted: The PeftModel around the classifier. None without an adapter.
-        pictures: The evaluation rows as `predict` sees them. None if there are no evaluation rows.
+        pictures: What is asked in evaluation, as `predict` sees it. None if nothing is.
     """
 
     given: dict[str, Any]
@@ -54,7 +55,7 @@ def make_stage(
     model: PreTrainedModel,
     processor: Any,
     train: Trained | None,
-    evaluation: Trained | None,
+    evaluation: Scored | None,
     config: SupervisedConfig,
     augment: Augment,
     target_prior: float | None,
@@ -65,7 +66,8 @@ def make_stage(
     Args:
         model: A classifier with two labels. It is changed in place.
         processor: The image processor that is saved with the model.
-        train, evaluation: `Rows`, or torch datasets that yield `pixel_values` and `labels` and are used unchanged.
+        train: `Rows`, or a torch dataset that yields `pixel_values` and `labels` and is used unchanged.
+        evaluation: `Asked`, or such a dataset.
         config: Settings; `adapter`, `adapter_options`, `feature_views` and `prior_by` are used.
         augment: Augmentation of the training views.
         target_prior: Share of label 1 to train for. None: the share in the rows.
@@ -89,7 +91,7 @@ def make_stage(
         sampler = EpochSampler(train.labels, seed, by_sampler, train.origins, train.shares)
         mean, std = processor.image_mean, processor.image_std
         views = TrainViews(train, augment, preprocess.image_size, mean, std, seed)
-    pictures: Any = AskedViews(ask(evaluation), preprocess) if isinstance(evaluation, Rows) else evaluation
+    pictures: Any = AskedViews(evaluation, preprocess) if isinstance(evaluation, Asked) else evaluation
     given: dict[str, Any] = {"model": model, "train_dataset": views, "eval_dataset": pictures}
     adapted = None
     if config.adapter == "none":
@@ -146,7 +148,7 @@ def _features(
     model: nn.Module,
     processor: Any,
     train: Rows,
-    evaluation: Trained | None,
+    evaluation: Scored | None,
     views: TrainViews,
     pictures: Any,
     config: SupervisedConfig,
@@ -159,23 +161,25 @@ def _features(
     2, ...
     """
 
-    def features(views: list[View], rows: Rows, extra: Any) -> Any:
-        key = [processor.to_dict(), rows.role, ids_sha256(rows.ids), rows.decoded._fingerprint, extra]
+    def features(views: list[View], asked: Asked, extra: Any) -> Any:
+        exam = [asdict(asked.exam)] if asked.exam is not None else []
+        key = [processor.to_dict(), asked.fingerprint, ids_sha256(asked.row_ids), *exam, extra]
         workers = arguments.dataloader_num_workers
         batch_size = arguments.per_device_eval_batch_size
         with arguments.main_process_first(desc="features"):  # rank 0 computes, the other ranks read its cache
             return cached_features(model, views, key, batch_size, workers, arguments.device)
 
-    plain: View = (AskedViews(ask(train), Preprocess(processor)), range(len(train)))
+    whole = ask(train)
+    plain: View = (AskedViews(whole, Preprocess(processor)), range(len(train)))
     augmented: list[View] = [
         (views, [(view, row) for row in range(len(train))]) for view in range(1, config.feature_views)
     ]
     extra = [augment if augment == "challenge" else asdict(augment), arguments.seed] if augmented else None
-    of_train = features([plain, *augmented], train, [config.feature_views, extra])
+    of_train = features([plain, *augmented], whole, [config.feature_views, extra])
     found: dict[str, Any] = {"train_dataset": FeatureViews(of_train, train.labels)}
-    if isinstance(evaluation, Rows):
-        of_rows = features([(pictures, range(len(evaluation)))], evaluation, None)
-        found["eval_dataset"] = FeatureViews(of_rows, evaluation.labels)
+    if isinstance(evaluation, Asked):
+        of_answers = features([(pictures, range(len(evaluation)))], evaluation, None)
+        found["eval_dataset"] = FeatureViews(of_answers, evaluation.labels)
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments
 
+from natix_hf.data.asked import Asked
 from natix_hf.data.config import Augment
 from natix_hf.data.rows import Rows
 from natix_hf.models.adapters import AUTO, adapted_modules
@@ -32,12 +33,13 @@ def train_classifier(
     model: PreTrainedModel,
     processor: Any,
     train: Rows,
-    val_select: Rows,
+    val_select: Asked,
     config: SupervisedConfig,
     augment: Augment,
     target_prior: float | None,
     checkpoints: Path,
     save: Callable[[PreTrainedModel], Path],
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Train `model` in place and save it as a plain model with its best weights.
 
@@ -47,13 +49,15 @@ def train_classifier(
     Args:
         model: A classifier with two labels.
         processor: Image processor of the model.
-        train, val_select: Rows to train on, and rows that choose the best checkpoint.
+        train: Rows to train on.
+        val_select: What is asked to choose the best checkpoint: pictures, or their views in the exam.
         config: Settings of the stage. `adapter: none` trains only the head, on features computed once. `auto` chooses
             an adapter first.
         augment: Augmentation of the training views.
         target_prior: Share of label 1 to train and score for. None: the share in the rows.
         checkpoints: Folder of the checkpoints.
         save: Writes the plain model and returns its folder. It is called only on the rank that writes.
+        quiet: Print nothing while training.
 
     Returns:
         The facts of the training: `history` (the Trainer's log), `card` (`TrainingFacts`), best score and step, and
@@ -82,7 +86,7 @@ def train_classifier(
 
         config, facts = bake_off(model, config, steps, trial, folder)
     stage = make_stage(model, *rows, config, *rest, arguments)
-    trainer = _trainer(stage, config, target_prior, arguments)
+    trainer = _trainer(stage, config, target_prior, arguments, quiet)
     facts["trainable_parameters"] = count_trainable(stage.given["model"])
     proof = None
     if stage.adapted is not None:

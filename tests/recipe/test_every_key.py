@@ -18,6 +18,7 @@ from test_every_key_phase4 import EFFECTS as PHASE4_EFFECTS
 from test_every_key_selective import EFFECTS as SELECTIVE_EFFECTS
 
 from natix_hf.bundle.config import ExportConfig
+from natix_hf.data.asked import ask
 from natix_hf.data.config import DataConfig, SourceConfig
 from natix_hf.errors import DataError
 from natix_hf.keys import sections
@@ -95,7 +96,7 @@ def look(tmp_path_factory: pytest.TempPathFactory) -> Look:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(supervised, "RoadworkTrainer", _StubTrainer)
             supervised.train_classifier(
-                model, make_processor(recipe.model), data.role("train"), data.role("val_select"), recipe.phase1,
+                model, make_processor(recipe.model), data.role("train"), ask(data.role("val_select")), recipe.phase1,
                 recipe.data.augment, recipe.data.target_prior, folder / "checkpoints", save=lambda merged: folder,
             )  # fmt: skip
         seen = {"class_weights": None, **_StubTrainer.seen}

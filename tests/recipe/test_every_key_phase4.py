@@ -15,6 +15,7 @@ from conftest import TINY, striped_image, tiny_backbone, write_parquet_source
 from effects import Look, changed, remembered, require_effect
 from transformers import TrainerCallback
 
+from natix_hf.data.asked import ask
 from natix_hf.data.config import AugmentConfig, DataConfig
 from natix_hf.data.rows import ImageData, load_image_data
 from natix_hf.models.config import ModelConfig
@@ -52,8 +53,9 @@ def _pretrain(data: ImageData, content: dict[str, Any], folder: Path) -> tuple[A
     processor = make_processor(ModelConfig(config={"model_type": "dinov2", "patch_size": 7}, image_size=28))
     config = parse_recipe(content).phase4
     report = self_supervised.pretrain_backbone(
-        backbone, processor, rows[0], rows, config, AugmentConfig(), save, folder / "checkpoints"
-    )
+        backbone, processor, rows[0], (ask(rows[0]), ask(rows[1])), config, AugmentConfig(), save,
+        folder / "checkpoints",
+    )  # fmt: skip
     return backbone, report
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from conftest import write_parquet_source
 
+from natix_hf.data.asked import ask
 from natix_hf.data.config import AugmentConfig, DataConfig
 from natix_hf.data.rows import ImageData, load_image_data
 from natix_hf.models.classifier import build_classifier
@@ -35,6 +36,6 @@ def train_stage(
     """Leaves `folder/model`."""
     config = parse_recipe({"phase1": QUICK | {"adapter": adapter} | section}).phase1
     return train_classifier(
-        build_classifier(model, seed=0), make_processor(model), data.role("train"), data.role("val_select"),
+        build_classifier(model, seed=0), make_processor(model), data.role("train"), ask(data.role("val_select")),
         config, AugmentConfig(), None, folder / "checkpoints", save or save_in(folder / "model"),
     )  # fmt: skip

@@ -12,6 +12,7 @@ from conftest import Killed, kill_at, save_vit_mae, tiny_backbone
 from safetensors.torch import load_file
 from stages import save_in, striped_data
 
+from natix_hf.data.asked import ask
 from natix_hf.data.config import AugmentConfig
 from natix_hf.data.rows import ImageData
 from natix_hf.errors import RunError
@@ -52,7 +53,7 @@ def _pretrain(
     backbone = load_backbone(folder.parent / "mae") if decoder is not None else tiny_backbone(model_type)
     return self_supervised.pretrain_backbone(
         backbone, make_processor(MODEL), data.role("train"),
-        (data.role("train"), data.role("val_select")) if labels else None,
+        (ask(data.role("train")), ask(data.role("val_select"))) if labels else None,
         config, AugmentConfig(), save_in(folder / "backbone"), folder / "checkpoints", decoder,
     )  # fmt: skip
 

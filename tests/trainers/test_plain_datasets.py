@@ -17,6 +17,7 @@ from transformers import AutoModelForImageClassification
 
 import natix_hf
 from natix_hf import ExploraTrainer, RoadworkTrainer
+from natix_hf.data.asked import ask
 from natix_hf.data.config import AugmentConfig
 from natix_hf.data.plain import rows_of
 from natix_hf.errors import DataError, NatixError, RunError, UsageError
@@ -58,7 +59,7 @@ def test_it_is_the_training_of_the_phases(adapter: str, pretrained: Path, tmp_pa
     model = ModelConfig(backbone=str(pretrained), image_size=28)
     config = parse_recipe({"phase1": QUICK | {"adapter": adapter}}).phase1
     report = train_classifier(
-        build_classifier(model, seed=42), make_processor(model), rows_of(TRAIN, "train"), rows_of(TEST, "eval"),
+        build_classifier(model, seed=42), make_processor(model), rows_of(TRAIN, "train"), ask(rows_of(TEST, "eval")),
         config, AugmentConfig(), 0.3, tmp_path / "phase", save_in(tmp_path / "saved"),
     )  # fmt: skip
     assert _equal(trainer.model.state_dict(), load_classifier(tmp_path / "saved").state_dict())
@@ -200,7 +201,8 @@ def test_it_is_the_pretraining_of_phase_4(objective: str, tmp_path: Path, capsys
     rows = rows_of(TRAIN, "train")
     report = pretrain_backbone(
         tiny_backbone("dinov2"), make_processor(ModelConfig(config={"model_type": "dinov2"}, image_size=28)), rows,
-        (rows, rows_of(TEST, "eval")), config, AugmentConfig(), save_in(tmp_path / "saved"), tmp_path / "phase",
+        (ask(rows), ask(rows_of(TEST, "eval"))), config, AugmentConfig(), save_in(tmp_path / "saved"),
+        tmp_path / "phase",
     )  # fmt: skip
     with pytest.raises(Killed):
         _explora(tmp_path / "api", objective, eval_dataset=TEST, callbacks=[kill_at(3)]).train()

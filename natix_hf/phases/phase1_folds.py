@@ -1,0 +1,160 @@
+"""The folds of phase 1: for each fold of groups, a model as phase 1 trains it, without those groups.
+
+A fold's model trains on the other rows of train, and its epoch is chosen on the other rows of val_select. So it has
+seen the groups that it answers neither in training nor in any choice.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils.memory import clear_device_cache
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from natix_hf.data.asked import Asked, ask
+from natix_hf.data.folds import divide_folds
+from natix_hf.data.rows import Rows
+from natix_hf.metrics import select_threshold
+from natix_hf.models.classifier import build_classifier
+from natix_hf.models.preprocess import make_processor
+from natix_hf.provenance.files import atomic_file, ids_sha256
+from natix_hf.results.answers import compute_answers, save_candidate
+from natix_hf.results.candidate import Candidate
+from natix_hf.results.out_of_fold import OutOfFold, write_out_of_fold
+from natix_hf.runs.context import PhaseContext
+from natix_hf.terminal import LABEL, tell
+from natix_hf.trainers.supervised import train_classifier
+
+
+@dataclass(frozen=True)
+class Part:
+    """The answers of one fold's model: to its rows of train, then to those of val_select."""
+
+    model_sha256: str
+    logits: np.ndarray
+    features: np.ndarray
+
+
+def fold_of_each_row(context: PhaseContext, train: Rows, val_select: Asked) -> np.ndarray:
+    """The fold of each row of train, then of val_select, int64 [n].
+
+    Raises:
+        UsageError: As `divide_folds` does.
+    """
+    stage = context.recipe.phase1
+    assert stage.folds is not None
+    asked, roles = _all_rows(train, val_select)
+    return divide_folds(roles, asked.row_labels, asked.row_groups, stage.folds, stage.seed)
+
+
+def answer_out_of_fold(context: PhaseContext, train: Rows, val_select: Asked, folds: np.ndarray) -> dict[str, Any]:
+    """Train a model without each fold and leave its answers to that fold. Every rank calls it.
+
+    An interrupted attempt continues with the fold, and the checkpoint, where it stopped.
+
+    Returns:
+        Figures for the manifest.
+    """
+    of_train, of_val = folds[: len(train)], folds[len(train) :]
+    count = int(folds.max()) + 1
+    parts = []
+    for fold in range(count):
+        held = [
+            ask(train.select(np.flatnonzero(of_train == fold)), val_select.exam),
+            val_select.select(np.flatnonzero(of_val == fold)),
+        ]
+        path = context.checkpoints / "folds" / f"fold-{fold + 1}.safetensors"
+        done = _read_part(path, held) is not None
+        PartialState().wait_for_everyone()  # every rank looks for the answers before rank 0 writes them
+        if not done:
+            if context.is_main:
+                answered = sum(len(asked.row_ids) for asked in held)
+                tell(
+                    f"{' ' * LABEL}fold {fold + 1} of {count}: training without the {answered:,} rows that it answers"
+                )
+            seen = train.select(np.flatnonzero(of_train != fold)), val_select.select(np.flatnonzero(of_val != fold))
+            _train_fold(context, *seen, held, path)
+        PartialState().wait_for_everyone()
+        parts.append(_read_part(path, held))
+    return _leave(context, train, val_select, folds, [part for part in parts if part]) if context.is_main else {}
+
+
+def _train_fold(context: PhaseContext, train: Rows, val_select: Asked, held: list[Asked], path: Path) -> None:
+    recipe, folder = context.recipe, path.with_suffix("")
+    clear_device_cache(garbage_collection=True)  # the next model needs the GPU memory of the last one
+    processor = make_processor(context.model)
+    train_classifier(
+        build_classifier(context.model, recipe.phase1.seed, recipe.data.labels),
+        processor,
+        train,
+        val_select,
+        recipe.phase1,
+        recipe.data.augment,
+        recipe.data.target_prior,
+        folder,
+        save=lambda merged: save_candidate(folder, merged, processor).model,
+        quiet=True,
+    )
+    if not context.is_main:
+        return
+    answers = [compute_answers(Candidate(folder), asked) for asked in held if len(asked)]
+    tensors = {
+        "logits": np.concatenate([table.logits for table, _ in answers]),
+        "features": np.concatenate([features for _, features in answers]),
+    }
+    made_by = {"model_sha256": answers[0][0].candidate_sha256, "rows_sha256": _rows_sha256(held)}
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, metadata=made_by)
+    shutil.rmtree(folder, ignore_errors=True)  # the answers are what is wanted
+
+
+def _rows_sha256(held: list[Asked]) -> str:
+    return ids_sha256([row_id for asked in held for row_id in asked.row_ids])
+
+
+def _read_part(path: Path, held: list[Asked]) -> Part | None:
+    """What a fold's model answered, or None if no attempt has left its answers to these rows yet."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "np") as part:
+            made_by = part.metadata() or {}
+            if made_by.get("rows_sha256") != _rows_sha256(held):
+                return None
+            return Part(made_by["model_sha256"], part.get_tensor("logits"), part.get_tensor("features"))
+    except (OSError, SafetensorError):
+        return None
+
+
+def _leave(
+    context: PhaseContext, train: Rows, val_select: Asked, folds: np.ndarray, parts: list[Part]
+) -> dict[str, Any]:
+    """Join the answers of all folds in the order of the rows, and write them."""
+    asked, roles = _all_rows(train, val_select)
+    logits = np.empty((len(folds), asked.views))
+    features = np.empty((len(folds), asked.views, parts[0].features.shape[1]), dtype=np.float32)
+    for fold, part in enumerate(parts):
+        at = np.flatnonzero(folds == fold)
+        logits[at] = part.logits.reshape(len(at), asked.views)
+        features[at] = part.features.reshape(len(at), asked.views, -1)
+    answers = OutOfFold(asked, roles, folds, logits.ravel(), [part.model_sha256 for part in parts])
+    write_out_of_fold(context.folder, answers, features.reshape(len(asked), -1))
+    best = select_threshold(answers.logits, asked.labels, target_prior=context.recipe.data.target_prior)
+    return {"folds": len(parts), "out_of_fold_rows": len(folds), "out_of_fold_mcc_optimistic": best.value}
+
+
+def _all_rows(train: Rows, val_select: Asked) -> tuple[Asked, np.ndarray]:
+    """The rows of train, then of val_select, and the role of each."""
+    asked = Asked(
+        train.ids + val_select.row_ids,
+        np.concatenate([train.groups, val_select.row_groups]),
+        np.concatenate([train.labels, val_select.row_labels]),
+        val_select.exam,
+    )
+    return asked, np.repeat(["train", "val_select"], [len(train), len(val_select.row_ids)])
