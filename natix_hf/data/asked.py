@@ -18,7 +18,8 @@ from PIL import Image
 from natix_hf.data.config import Exam
 from natix_hf.data.images import describe_cell, open_image
 from natix_hf.data.rows import Rows
-from natix_hf.subnet.challenge import LEVELS, challenge_image
+from natix_hf.errors import DataError
+from natix_hf.subnet.challenge import LEVELS, cached_picture, decode_jpeg, sent_jpeg
 
 
 class Asked:
@@ -34,6 +35,7 @@ class Asked:
         exam: The views of each row. None: the pictures themselves.
         cells: The n cells of an undecoded image column. None if the pictures are not needed.
         fingerprint: What identifies the pictures, for the key of a cache. Empty: nothing does.
+        generated: The pictures were made by a model. The exam draws their views as those of such pictures.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Asked:
         exam: Exam | None = None,
         cells: Sequence[Any] | None = None,
         fingerprint: str = "",
+        generated: bool = False,
     ) -> None:
         self.row_ids = row_ids
         self.row_groups = row_groups
@@ -51,6 +54,7 @@ class Asked:
         self.exam = exam
         self.cells = cells
         self.fingerprint = fingerprint
+        self.generated = generated
 
     @property
     def views(self) -> int:
@@ -85,37 +89,57 @@ class Asked:
         """Ask about the rows at these positions only, int64 [m]."""
         cells = None if self.cells is None else _Chosen(self.cells, rows)
         ids = [self.row_ids[i] for i in rows]
-        return Asked(ids, self.row_groups[rows], self.row_labels[rows], self.exam, cells, self.fingerprint)
+        groups, labels = self.row_groups[rows], self.row_labels[rows]
+        return Asked(ids, groups, labels, self.exam, cells, self.fingerprint, self.generated)
 
     def picture(self, i: int) -> Image.Image:
         """The picture for answer i: the original image, or its exam view of 224 x 224 px.
 
         Raises:
-            DataError: If the image cannot be read.
+            DataError: If the image cannot be read, or is too large for the exam.
         """
-        return self._shown(self._open(i // self.views), i)
+        return self.pictures_of([i])[0]
 
     def pictures_of(self, answers: Sequence[int]) -> list[Image.Image]:
-        """The pictures for several answers. Neighbouring views of a row share one decoding."""
+        """The pictures for several answers. Neighbouring views of a row share one decoding and one first JPEG."""
         shown = []
         for row, of_row in groupby(answers, key=lambda i: i // self.views):
-            image = self._open(row)
-            shown += [self._shown(image, i) for i in of_row]
+            if self.exam is None:
+                shown += [self._open(row) for _ in of_row]
+            else:
+                cached = self._cached(row)
+                shown += [decode_jpeg(self._sent(cached, row, i % self.views)) for i in of_row]
         return shown
+
+    def jpegs_of(self, row: int) -> list[bytes]:
+        """The JPEG files that the validator sends about a row, one for each view of the exam, in their order.
+
+        Raises:
+            DataError: As in `picture`.
+        """
+        assert self.exam is not None, "whole pictures are not sent"
+        cached = self._cached(row)
+        return [self._sent(cached, row, view) for view in range(self.views)]
 
     def _open(self, row: int) -> Image.Image:
         assert self.cells is not None, "this object was made without pictures"
         cell = self.cells[row]
         return open_image(cell, describe_cell(cell, self.row_ids[row]))
 
-    def _shown(self, image: Image.Image, i: int) -> Image.Image:
-        if self.exam is None:
-            return image
-        row, view = divmod(i, self.views)
+    def _cached(self, row: int) -> Image.Image:
+        """A row's picture as the validator's cache holds it."""
+        image = self._open(row)
+        try:
+            return cached_picture(image, generated=self.generated)
+        except ValueError as error:
+            raise DataError(f"row {self.row_ids[row]}: {error}") from None
+
+    def _sent(self, cached: Image.Image, row: int, view: int) -> bytes:
         # A view depends on the id of its row only, so it is the same whatever other rows are asked.
+        assert self.exam is not None and self.exam.is_current, "views of another version cannot be drawn again"
         name = f"{self.exam.seed}/{view // len(LEVELS)}/{self.row_ids[row]}"
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-        return challenge_image(image, view % len(LEVELS), seed)
+        return sent_jpeg(cached, view % len(LEVELS), seed)
 
 
 class _Chosen(Sequence[Any]):

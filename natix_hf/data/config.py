@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 from natix_hf.labels import LabelNames
+from natix_hf.provenance.stored import before
 from natix_hf.section import LATER, OF_DATA, Section
 from natix_hf.synthetic import SyntheticConfig
 
@@ -46,12 +47,24 @@ class AugmentConfig(Section):
 Augment = AugmentConfig | Literal["challenge"]
 
 
+# How the views of an exam are drawn. 1: from the picture itself. 2: from the validator's own JPEG of it. Raise the
+# number with every change of a view: answers to views of two versions are never mixed.
+EXAM_VERSION = 2
+
+
 @dataclass(frozen=True)
 class Exam:
-    """Views of the subnet's exam that replace the pictures: the number per picture, and the seed."""
+    """Views of the subnet's exam that replace the pictures: the number per picture, the seed, and how they are
+    drawn."""
 
     views: int
     seed: int
+    version: int = field(default=EXAM_VERSION, metadata=before(1))
+
+    @property
+    def is_current(self) -> bool:
+        """True if the views are drawn as this version of the package draws them."""
+        return self.version == EXAM_VERSION
 
 
 _LEVELS = 4  # of the exam: subnet/challenge.py has them, which imports too much for a recipe

@@ -6,7 +6,6 @@ to answer it. The validator sends JPEG files, so these very files are kept: abou
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,12 +20,12 @@ from natix_hf.data.asked import Asked, ask
 from natix_hf.data.config import Exam
 from natix_hf.data.rows import Rows
 from natix_hf.provenance.files import json_sha256
+from natix_hf.subnet.challenge import decode_jpeg
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Part of the cache key. Raise the number when the views of the exam change.
-_DRAWER = f"1, pillow {PIL.__version__}"
+_DRAWER = f"1, pillow {PIL.__version__}"  # part of the cache key, beside the version of the exam
 _ROWS_A_WORKER = 100  # with fewer rows a second process costs more time than it saves
 
 
@@ -40,7 +39,7 @@ class DrawnOnce(Asked):
     def pictures_of(self, answers: Sequence[int]) -> list[Image.Image]:
         """The pictures for several answers."""
         table = self.drawn[list(answers)]
-        return [Image.open(io.BytesIO(jpeg.as_buffer())).convert("RGB") for jpeg in table["jpeg"]]
+        return [decode_jpeg(jpeg.as_py()) for jpeg in table["jpeg"]]
 
     def select(self, rows: np.ndarray) -> Asked:
         """Ask about the rows at these positions only."""

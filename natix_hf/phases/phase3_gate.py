@@ -101,8 +101,8 @@ def _out_of_fold(context: PhaseContext, decision: Decision) -> tuple[np.ndarray,
     if decision.champion != folder:
         if context.is_main:
             tell(
-                f"{' ' * LABEL}the gate learns from val_select alone, because the out-of-fold answers are phase 1's and "
-                f"the champion is {decision.champion}",
+                f"{' ' * LABEL}the gate learns from val_select alone, because the out-of-fold answers are "
+                f"those of phase 1 and the champion is {decision.champion}",
                 hang=LABEL,
             )
         return None

@@ -20,6 +20,11 @@ def formerly(key: str) -> dict[str, str]:
     return {"formerly": key}
 
 
+def before(value: Any) -> dict[str, Any]:
+    """Metadata of a field that older files lack: there it has this value, and a file omits it where it has it."""
+    return {"before": value}
+
+
 class Stored:
     """Base of a frozen dataclass that has a file of its own.
 
@@ -73,13 +78,19 @@ def to_json(value: Any) -> Any:
         return {
             field.metadata.get("key", field.name): to_json(item)
             for field in dataclasses.fields(value)
-            if (item := getattr(value, field.name)) is not None or not field.metadata.get("optional")
+            if not _omitted(item := getattr(value, field.name), field)
         }
     if isinstance(value, dict):
         return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
     return value
+
+
+def _omitted(item: Any, field: dataclasses.Field[Any]) -> bool:
+    if "before" in field.metadata:
+        return bool(item == field.metadata["before"])
+    return item is None and bool(field.metadata.get("optional"))
 
 
 def from_json(hint: Any, value: Any, where: str = "") -> Any:
@@ -127,6 +138,8 @@ def _dataclass_from_json(hint: Any, value: Any, where: str) -> Any:
         key = next((key for key in keys if key in left), None)
         if key is not None:
             found[field.name] = from_json(hints[field.name], left.pop(key), f"{where}.{key}")
+        elif "before" in field.metadata:
+            found[field.name] = field.metadata["before"]
         elif field.metadata.get("optional"):
             if field.default is field.default_factory:  # both are missing
                 found[field.name] = None

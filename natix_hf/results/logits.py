@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from natix_hf.data.asked import Asked
 from natix_hf.data.config import Exam
 from natix_hf.errors import VerificationError
 from natix_hf.provenance.files import atomic_file
+from natix_hf.provenance.stored import from_json, to_json
 
 _HASH_KEY, _EXAM_KEY = b"candidate_sha256", b"exam"
 
@@ -93,10 +94,10 @@ def kept_logits(path: Path, candidate_sha256: str, asked: Asked) -> LogitTable |
 
 def exam_text(exam: Exam | None) -> bytes:
     """The exam as a file's metadata hold it."""
-    return json.dumps(None if exam is None else asdict(exam)).encode()
+    return json.dumps(to_json(exam)).encode()
 
 
 def exam_of_text(text: bytes) -> Exam | None:
     """Read what `exam_text` wrote."""
-    values = json.loads(text)
-    return None if values is None else Exam(**values)
+    found: Exam | None = from_json(Exam | None, json.loads(text))
+    return found

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from natix_hf.data.asked import Asked, ask
+from natix_hf.data.config import EXAM_VERSION
 from natix_hf.data.exam_cache import drawn_once
 from natix_hf.errors import LeakageError, RunError, UsageError
 from natix_hf.models.config import ModelConfig
@@ -96,8 +97,12 @@ class PhaseContext:
         if decision.exam != self.recipe.data.drawn_exam:
             asked = decision.exam
             fitted = "whole pictures" if asked is None else f"{asked.views} views of each picture"
+            why = "data.exam and data.exam_views have changed"
+            if asked is not None and not asked.is_current:
+                fitted += f" as version {asked.version} of the exam drew them"
+                why = f"this version of natix_hf draws version {EXAM_VERSION}"
             raise UsageError(
-                f"phase 2 fitted the threshold to {fitted}, but data.exam and data.exam_views have changed: "
+                f"phase 2 fitted the threshold to {fitted}, but {why}: "
                 f"run phase 2 again: natix-hf run RECIPE --phases 2 --run-dir {self.run_dir}"
             )
         return decision

@@ -8,6 +8,7 @@ from pathlib import Path
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.provenance.manifest import MANIFEST, manifest_problems, read_manifest
 from natix_hf.recipe import Recipe
+from natix_hf.results.decision import Decision
 from natix_hf.runs.graph import PHASES, Phase, order_phases
 
 NOT_FINISHED = "not finished yet"
@@ -91,4 +92,7 @@ def why_not_current(run_dir: Path, phase: Phase, recipe: Recipe) -> str | None:
         return "its settings changed"
     if manifest["upstream"] != upstream_digests(run_dir, phase):
         return "its inputs changed"
+    exam = recipe.data.drawn_exam
+    if phase.number == 2 and exam is not None and Decision.read(folder).exam != exam:
+        return "the exam is drawn in another way now"
     return None

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-_PLACES = {"challenge_image": "challenge", "expected_reward": "rewards", "is_hotkey": "hotkey", "reward": "rewards"}
-__all__ = ["challenge_image", "expected_reward", "is_hotkey", "reward"]
+_PLACES = {
+    "challenge_image": "challenge",
+    "challenge_jpeg": "challenge",
+    "expected_reward": "rewards",
+    "is_hotkey": "hotkey",
+    "reward": "rewards",
+}
+__all__ = ["challenge_image", "challenge_jpeg", "expected_reward", "is_hotkey", "reward"]
 
 
 def __getattr__(name: str) -> Any:

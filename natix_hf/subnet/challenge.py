@@ -1,9 +1,10 @@
-"""Challenges: how the validator changes a real picture before it sends it to a miner.
+"""Challenges: how the validator changes a picture before it sends it to a miner.
 
-This is the behaviour of the subnet's public code (v2.0.4, January 2026), in PIL and numpy. A quarter of the pictures
-falls on each level. Level 0 crops the centre square. Level 1 rotates and crops at random. Levels 2 and 3 also distort
-the picture. All are then stored as JPEG. Half of a miner's challenges are synthetic pictures; this module does not
-make those.
+This is the behaviour of the subnet's public code (v2.0.4, January 2026), in PIL and numpy. A real picture is first
+saved as JPEG at full size, because the validator keeps it in a cache of such files. A generated picture is kept
+without loss, at most 1024 x 1024 px. A quarter of the pictures falls on each level. Level 0 crops the centre square.
+Level 1 rotates and crops at random. Levels 2 and 3 also distort the picture. All are then sent as JPEG. Half of a
+miner's challenges are generated pictures; this module changes them, but does not make them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import numpy as np
 from PIL import Image
 
 SIZE = 224
+GENERATED_SIDE = 1024  # a larger generated picture is squeezed to a square of this side
+LONGEST_SIDE = 65_500  # of a JPEG file, by libjpeg
 LEVELS = (0, 1, 2, 3)
 MOST_DEGREES, LEAST_AREA = 20.0, 0.2
 # Distortions of each level in the order of application, with the largest strength that is drawn. 0 means none.
@@ -51,30 +54,74 @@ class Challenge:
     strengths: dict[str, int] = field(default_factory=dict)
 
 
-def challenge_image(image: Image.Image, level: int, seed: int) -> Image.Image:
+def challenge_image(image: Image.Image, level: int, seed: int, *, generated: bool = False) -> Image.Image:
     """Change a picture as the validator does before it sends it.
 
     Source: the subnet's public code, v2.0.4, January 2026.
 
     Args:
-        image (`PIL.Image.Image`): A picture of any size and mode.
+        image (`PIL.Image.Image`): A picture of any size and mode. It is not turned by its EXIF orientation.
         level (`int`): 0 to 3. Level 0 crops the centre; 1 rotates and crops; 2 and 3 also distort.
         seed (`int`): At least 0. The seed and the level decide every draw.
+        generated (`bool`, defaults to `False`): The picture was made by a model: it has no first JPEG, and if a side
+            is longer than 1024 px it is squeezed to 1024 x 1024 px.
 
     Returns:
-        `PIL.Image.Image`: An RGB picture of 224 x 224 px, decoded from JPEG.
+        `PIL.Image.Image`: An RGB picture of 224 x 224 px, decoded from the JPEG of [`challenge_jpeg`].
 
     Raises:
-        `ValueError`: If there is no such level or the seed is negative.
+        `ValueError`: If there is no such level, the seed is negative, or a real picture is too large for a JPEG.
 
     Example:
         >>> from PIL import Image
         >>> challenge_image(Image.new("RGB", (640, 480)), level=3, seed=0).size
         (224, 224)
     """
+    return decode_jpeg(challenge_jpeg(image, level, seed, generated=generated))
+
+
+def challenge_jpeg(image: Image.Image, level: int, seed: int, *, generated: bool = False) -> bytes:
+    """The very JPEG file that the validator sends to a miner.
+
+    Args:
+        image, level, seed, generated: As for [`challenge_image`].
+
+    Returns:
+        `bytes`: A JPEG file of 224 x 224 px, quality 75.
+
+    Raises:
+        `ValueError`: As for [`challenge_image`].
+    """
+    return sent_jpeg(cached_picture(image, generated=generated), level, seed)
+
+
+def cached_picture(image: Image.Image, *, generated: bool = False) -> Image.Image:
+    """The picture as the validator's cache holds it: what is the same for all challenges about it.
+
+    Raises:
+        `ValueError`: If a real picture is too large for a JPEG.
+    """
+    image = image.convert("RGB")
+    if generated:
+        square = (GENERATED_SIDE, GENERATED_SIDE)
+        return image.resize(square, Image.Resampling.LANCZOS) if max(image.size) > GENERATED_SIDE else image
+    if max(image.size) > LONGEST_SIDE:
+        raise ValueError(
+            f"a picture of {image.width} x {image.height} px cannot be saved as JPEG, which the exam does first: its "
+            f"longest side may have {LONGEST_SIDE:,} px"
+        )
+    return jpeg(image)
+
+
+def sent_jpeg(cached: Image.Image, level: int, seed: int) -> bytes:
+    """The JPEG of one challenge about a picture of the validator's cache, as [`challenge_jpeg`] makes it.
+
+    Raises:
+        `ValueError`: If there is no such level or the seed is negative.
+    """
     generator = np.random.default_rng([seed, level])
-    challenge = draw_challenge(image.width, image.height, level, generator)
-    return jpeg(apply_challenge(image.convert("RGB"), challenge, generator))
+    challenge = draw_challenge(cached.width, cached.height, level, generator)
+    return encode_jpeg(apply_challenge(cached, challenge, generator))
 
 
 def draw_challenge(width: int, height: int, level: int, generator: np.random.Generator) -> Challenge:
@@ -125,11 +172,21 @@ def apply_challenge(image: Image.Image, challenge: Challenge, generator: np.rand
     return view
 
 
-def jpeg(image: Image.Image, quality: int = _JPEG_QUALITY) -> Image.Image:
-    """Encode a picture as JPEG and decode it again."""
+def encode_jpeg(image: Image.Image, quality: int = _JPEG_QUALITY) -> bytes:
+    """Encode a picture as JPEG, with the chroma at half size, as PIL does by itself."""
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=quality)
-    return Image.open(buffer).convert("RGB")
+    return buffer.getvalue()
+
+
+def decode_jpeg(content: bytes) -> Image.Image:
+    """Decode a JPEG file to RGB."""
+    return Image.open(io.BytesIO(content)).convert("RGB")
+
+
+def jpeg(image: Image.Image, quality: int = _JPEG_QUALITY) -> Image.Image:
+    """Encode a picture as JPEG and decode it again."""
+    return decode_jpeg(encode_jpeg(image, quality))
 
 
 def _rotated_crop(image: Image.Image, challenge: Challenge) -> Image.Image:

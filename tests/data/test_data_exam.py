@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from natix_hf.data.asked import Asked
 from natix_hf.data.config import Exam
 from natix_hf.data.views import AskedViews
 from natix_hf.errors import DataError
-from natix_hf.subnet.challenge import challenge_image
+from natix_hf.subnet.challenge import challenge_image, challenge_jpeg
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -51,6 +52,39 @@ def test_every_view_is_that_row_at_that_level() -> None:
             assert torch.equal(asked[8 * row + i]["pixel_values"], to_tensor(wanted))
 
 
+@pytest.mark.parametrize("generated", [False, True])
+def test_the_files_that_are_sent(generated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All views of a row from one first JPEG; `picture` shows what they hold."""
+    asked = views_of(["a", "b"]).asked
+    asked.generated = generated
+    made: list[Any] = []
+    real = exam.cached_picture
+    monkeypatch.setattr(exam, "cached_picture", lambda *a, **b: made.append(a) or real(*a, **b))
+    found = asked.jpegs_of(1)
+    assert len(made) == 1
+    image = pictures(2)[1]
+    assert found == [challenge_jpeg(image, i % 4, seed_of(5, i // 4, "b"), generated=generated) for i in range(8)]
+    for i, content in enumerate(found):
+        assert asked.picture(8 + i).tobytes() == Image.open(io.BytesIO(content)).convert("RGB").tobytes()
+    made.clear()
+    asked.pictures_of(range(16))
+    assert len(made) == 2
+
+
+def test_a_picture_is_turned_upright_first() -> None:
+    """By its orientation, as everywhere here; the official code would not turn it."""
+    [image] = pictures(1)
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(buffer, "PNG", exif=exif)
+    labels = np.zeros(1, dtype=np.int64)
+    cells = [{"bytes": buffer.getvalue(), "path": None}]
+    asked = Asked(["a"], np.array(["a"]), labels, Exam(4, 5), cells)
+    turned = image.transpose(Image.Transpose.ROTATE_270)
+    assert asked.jpegs_of(0)[0] == challenge_jpeg(turned, 0, seed_of(5, 0, "a"))
+
+
 def test_a_view_hangs_on_its_own_row_alone() -> None:
     whole, part = views_of(["a", "b", "c"]), views_of(["c", "b"])
     assert whole.asked.picture(8 * 2 + 3).tobytes() == part.asked.picture(3).tobytes()
@@ -75,3 +109,6 @@ def test_batches_cut_rows_anywhere(batch: int, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_bad_image_is_named() -> None:
     refused(DataError, lambda: views_of(["a", "?"]).asked.picture(8), "row ?")
+    asked = views_of(["a"]).asked
+    asked.cells = [{"bytes": png_bytes(Image.new("RGB", (65_501, 1))), "path": None}]
+    refused(DataError, lambda: asked.picture(1), "row a", "65501 x 1", "JPEG")

@@ -21,8 +21,11 @@ from natix_hf.errors import RecipeError, UsageError, VerificationError
 from natix_hf.metrics import select_threshold
 from natix_hf.phases import phase2_threshold, phase6_evaluate
 from natix_hf.pipeline import run_recipe
+from natix_hf.provenance.files import describe_files, write_json
+from natix_hf.provenance.manifest import manifest_digest, manifest_seal
 from natix_hf.provenance.stored import to_json
 from natix_hf.recipe import parse_recipe
+from natix_hf.results.decision import Decision
 from natix_hf.results.logits import read_logits
 from natix_hf.runs.graph import PHASES as PHASE_FOLDERS
 from natix_hf.runs.verify import find_problems
@@ -86,7 +89,7 @@ def test_the_threshold_is_that_of_the_exam(exam_run: tuple[dict[str, str], Path]
     np.testing.assert_allclose(table.logits, z, atol=1e-5)
     chosen = select_threshold(table.logits, table.labels, target_prior=0.5)
     assert decision["threshold_logit"] == chosen.threshold == bundle.policy.threshold_logit
-    assert decision["exam"] == {"views": 8, "seed": 3}
+    assert decision["exam"] == {"views": 8, "seed": 3, "version": 2}
 
 
 def test_the_figures_are_those_of_the_exam(exam_run: tuple[dict[str, str], Path], source: Path) -> None:
@@ -170,8 +173,35 @@ def test_a_threshold_of_other_views_is_not_built_upon(
 def test_answers_to_other_views_are_refused(exam_run: tuple[dict[str, str], Path]) -> None:
     path = exam_run[1] / "phase2_threshold" / "logits" / "phase1_baseline.parquet"
     sha256 = read(exam_run[1] / "phase2_threshold" / "threshold.json")["candidate_sha256"]
-    for other in (None, Exam(4, 3), Exam(8, 4)):
+    for other in (None, Exam(4, 3), Exam(8, 4), Exam(8, 3, 1)):
         refused(VerificationError, lambda other=other: read_logits(path, sha256, other), path, "views")
+
+
+def test_a_threshold_of_views_drawn_before_is_fitted_again(
+    exam_run: tuple[dict[str, str], Path], recipe: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A run of a version without the first JPEG: its files hold no version of the exam."""
+    run = Path(shutil.copytree(exam_run[1], tmp_path / "exam"))
+    folder = run / PHASE_FOLDERS[2].folder
+    decision = read(folder / "threshold.json")
+    del decision["exam"]["version"]
+    (folder / "threshold.json").write_text(json.dumps(decision), encoding="utf-8")
+    for path in (folder / "logits").glob("*.parquet"):
+        table = pq.read_table(path)
+        old = {**table.schema.metadata, b"exam": b'{"views": 8, "seed": 3}'}
+        pq.write_table(table.replace_schema_metadata(old), path)
+    manifest = read(folder / "manifest.json")
+    manifest["files"] = describe_files(folder, list(manifest["files"]))
+    manifest["digest"] = manifest_digest(manifest)
+    write_json(folder / "manifest.json", manifest | {"seal": manifest_seal(manifest)})
+    shutil.rmtree(run / PHASE_FOLDERS[3].folder)
+    assert Decision.read(folder).exam == Exam(8, 3, 1)
+    refused(UsageError, lambda: run_recipe(recipe, [3], run, overrides=EXAM), "version 1", "version 2", "--phases 2")
+    asked: list[int] = []
+    real = phase2_threshold.compute_answers
+    monkeypatch.setattr(phase2_threshold, "compute_answers", lambda *args: asked.append(1) or real(*args))
+    run_recipe(recipe, [2], run, overrides=EXAM)
+    assert asked == [1] and read(folder / "threshold.json")["exam"]["version"] == 2
 
 
 def test_what_is_refused() -> None:

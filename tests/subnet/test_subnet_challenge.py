@@ -16,7 +16,9 @@ from natix_hf.subnet.challenge import (
     SIZE,
     Challenge,
     apply_challenge,
+    cached_picture,
     challenge_image,
+    challenge_jpeg,
     draw_challenge,
     jpeg,
 )
@@ -86,20 +88,99 @@ def test_level_0_is_the_centre_square(width: int, height: int, box: tuple[int, i
     np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
 
 
-def test_a_224_picture_goes_through_level_0_as_its_jpeg() -> None:
+def slowly_saved(image: Image.Image) -> Image.Image:
+    """JPEG 75 with chroma at half size, to bytes and back."""
     buffer = io.BytesIO()
-    picture(224, 224).save(buffer, format="JPEG", quality=75)
-    found = np.asarray(challenge_image(picture(224, 224), 0, 5))
-    np.testing.assert_array_equal(found, np.asarray(Image.open(buffer)))
-    np.testing.assert_array_equal(np.asarray(jpeg(picture(224, 224))), found)
+    image.convert("RGB").save(buffer, "JPEG", quality=75, subsampling="4:2:0")
+    return Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")
 
 
-def test_the_area_that_is_kept() -> None:
-    """38.5 % of a 16:9 frame on average, a hundredth more or less; never below a fifth."""
+def slowly_squeezed(image: Image.Image, axes: tuple[int, int]) -> np.ndarray:
+    """A square of 1024 px by Lanczos, one axis after the other, without looking at the aspect."""
+    pixels = np.asarray(image).astype(np.float64)
+    for axis in axes:
+        was = pixels.shape[axis]
+        wide = max(1.0, was / 1024) * 3
+        lines = []
+        for place in range(1024):
+            centre = (place + 0.5) * was / 1024
+            near = np.arange(max(0, int(centre - wide + 0.5)), min(was, int(centre + wide + 0.5)))
+            x = (near - centre + 0.5) * 3 / wide
+            weights = np.sinc(x) * np.sinc(x / 3) * (np.abs(x) < 3)
+            lines.append(np.tensordot(weights / weights.sum(), np.take(pixels, near, axis), (0, axis)))
+        pixels = np.rint(np.clip(np.stack(lines, axis), 0, 255))
+    return pixels
+
+
+def sent(cached: Image.Image, level: int, seed: int) -> bytes:
+    """What is sent of a picture that lies in the validator's cache."""
+    rng = np.random.default_rng([seed, level])
+    view = apply_challenge(cached, draw_challenge(cached.width, cached.height, level, rng), rng)
+    buffer = io.BytesIO()
+    view.save(buffer, "JPEG", quality=75, subsampling="4:2:0")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("size", [(224, 224), (321, 250)])
+def test_a_real_picture_is_saved_at_full_size_first(size: tuple[int, int], level: int) -> None:
+    image = picture(*size)
+    expected = sent(slowly_saved(image), level, 7)
+    assert challenge_jpeg(image, level, 7) == expected
+    found = challenge_image(image, level, 7)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(Image.open(io.BytesIO(expected))))
+    assert sent(image, level, 7) != expected  # the first JPEG shows
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("size", [(1024, 1024), (300, 200), (1, 3)])
+def test_a_generated_picture_is_kept_as_it_is(size: tuple[int, int], level: int) -> None:
+    image = picture(*size)
+    assert challenge_jpeg(image, level, 7, generated=True) == sent(image, level, 7)
+    assert cached_picture(image, generated=True).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("size", [(1280, 720), (900, 1100), (1025, 40)])
+def test_a_large_generated_picture_is_squeezed(size: tuple[int, int]) -> None:
+    image = picture(*size)
+    found = cached_picture(image, generated=True)
+    assert found.size == (1024, 1024)
+    off = [np.abs(np.asarray(found) - slowly_squeezed(image, axes)).max() for axes in ((0, 1), (1, 0))]
+    assert min(off) <= 1  # Pillow takes the cheaper order
+    for level in (0, 3):
+        view = challenge_image(image, level, 3, generated=True)
+        np.testing.assert_array_equal(np.asarray(view), np.asarray(Image.open(io.BytesIO(sent(found, level, 3)))))
+
+
+def test_what_no_jpeg_can_hold_is_refused() -> None:
+    long = Image.new("RGB", (65_501, 2))
+    refused(ValueError, lambda: challenge_image(long, 0, 0), "65501 x 2", "JPEG", "65,500")
+    assert challenge_image(long, 0, 0, generated=True).size == (224, 224)
+    assert challenge_image(Image.new("RGB", (65_500, 2)), 1, 0).size == (224, 224)
+
+
+def test_jpeg_is_there_and_back() -> None:
+    image = picture(90, 70)
+    np.testing.assert_array_equal(np.asarray(jpeg(image)), np.asarray(slowly_saved(image)))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "share"), [(1920, 1080, 0.382), (640, 480, 0.476), (1000, 1000, 0.6), (1080, 1920, 0.382)]
+)
+def test_the_area_that_is_kept(width: int, height: int, share: float) -> None:
+    """Ten draws of 0.2 to 1 of the area; the first whose square fits, else the centre square. Summed over sides."""
+    most, area = min(width, height), width * height
+    sides = np.arange(1, most + 1)
+    low, high = (np.clip((sides + half) ** 2 / area, 0.2, 1) for half in (-0.5, 0.5))
+    chances = (high - low) / 0.8
+    misses = (1 - chances.sum()) ** 10
+    kept_shares = sides**2 / area
+    expected = (1 - misses) * (chances * kept_shares).sum() / chances.sum() + misses * kept_shares[-1]
+    assert expected == pytest.approx(share, abs=6e-4)
     rng = generator(1)
-    kept = np.array([draw_challenge(1920, 1080, 1, rng).crop[2] ** 2 / (1920 * 1080) for _ in range(8_000)])
-    assert abs(kept.mean() - 0.385) <= 0.01
-    assert kept.min() >= 0.1995 and kept.max() <= 1080 / 1920 + 1e-9
+    kept = np.array([draw_challenge(width, height, 1, rng).crop[2] ** 2 / area for _ in range(8_000)])
+    assert kept.mean() == pytest.approx(expected, abs=4 * kept.std() / math.sqrt(8_000))
+    assert kept.min() >= 0.1985 and kept.max() <= kept_shares[-1]
 
 
 def test_crops_lie_inside_and_everywhere() -> None:
