@@ -13,6 +13,7 @@ from natix_hf.metrics import select_threshold
 from natix_hf.phases.phase1_folds import answer_out_of_fold, fold_of_each_row
 from natix_hf.provenance.files import read_json, write_json
 from natix_hf.provenance.manifest import MANIFEST, manifest_problems
+from natix_hf.recipe import Recipe
 from natix_hf.results.answers import leave_candidate
 from natix_hf.results.candidate import Candidate
 from natix_hf.runs.context import Outcome, PhaseContext
@@ -68,7 +69,7 @@ def finished_parts(context: PhaseContext) -> list[str]:
 
 def _key(context: PhaseContext) -> dict[str, Any]:
     recipe = context.recipe
-    alone = replace(recipe, phase1=replace(recipe.phase1, folds=None))
+    alone = replace(Recipe(), data=recipe.data, model=recipe.model, phase1=replace(recipe.phase1, folds=None))
     return {
         "settings": alone.section_sha256(*PHASES[1].sections),
         "rows": finished_digest(context.run_dir, PHASES[0]),
