@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from natix_hf.data.asked import Asked, ask
 from natix_hf.data.folds import divide_folds
 from natix_hf.data.rows import Rows
+from natix_hf.errors import LeakageError
 from natix_hf.metrics import select_threshold
 from natix_hf.models.classifier import build_classifier
 from natix_hf.models.preprocess import make_processor
@@ -87,6 +88,10 @@ def answer_out_of_fold(context: PhaseContext, train: Rows, val_select: Asked, fo
 
 def _train_fold(context: PhaseContext, train: Rows, val_select: Asked, held: list[Asked], path: Path) -> None:
     recipe, folder = context.recipe, path.with_suffix("")
+    seen = {*train.groups.tolist(), *val_select.row_groups.tolist()}
+    both = next((group for asked in held for group in asked.row_groups.tolist() if group in seen), None)
+    if both is not None:
+        raise LeakageError(f"group {both} is in the training of the fold that it is in: the folds divide a group")
     clear_device_cache(garbage_collection=True)  # the next model needs the GPU memory of the last one
     processor = make_processor(context.model)
     train_classifier(

@@ -83,7 +83,7 @@ def read_out_of_fold(folder: Path) -> OutOfFold:
     """Read what `write_out_of_fold` wrote.
 
     Raises:
-        VerificationError: if the file cannot be read.
+        VerificationError: if the file cannot be read, or if a group is in two folds.
     """
     path = folder / OUT_OF_FOLD
     try:
@@ -99,7 +99,10 @@ def read_out_of_fold(folder: Path) -> OutOfFold:
         logits = content["logit"].to_numpy()
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
         raise VerificationError(f"{path} cannot be read ({error}): run phase 1 again") from None
-    return OutOfFold(asked, rows["role"], rows["fold"].astype(np.int64), logits, models)
+    folds = rows["fold"].astype(np.int64)
+    if len(set(zip(asked.row_groups.tolist(), folds.tolist(), strict=True))) > len(set(asked.row_groups.tolist())):
+        raise VerificationError(f"{path} has a group in two folds, so a model answered what it has seen")
+    return OutOfFold(asked, rows["role"], folds, logits, models)
 
 
 def read_out_of_fold_features(folder: Path, answers: OutOfFold) -> np.ndarray:

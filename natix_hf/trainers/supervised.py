@@ -18,6 +18,7 @@ from natix_hf.data.rows import Rows
 from natix_hf.models.adapters import AUTO, adapted_modules
 from natix_hf.models.classifier import load_classifier
 from natix_hf.models.tuner import count_trainable
+from natix_hf.terminal import LABEL, tell
 from natix_hf.trainers.arguments import optimizer_steps, require_a_batch, training_arguments, training_refused
 from natix_hf.trainers.bakeoff import bake_off
 from natix_hf.trainers.base import newest_complete_checkpoint
@@ -100,6 +101,9 @@ def train_classifier(
     resume = newest_complete_checkpoint(checkpoints)
     begin = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    took = time.perf_counter() - begin
+    if not quiet and arguments.should_save:
+        _say_cost_of_scoring(trainer, val_select, int(resume.name.rpartition("-")[2]) if resume else 0, took)
     if proof is not None:
         facts["merge"] = proof.proof
     elif arguments.should_save:
@@ -116,6 +120,20 @@ def train_classifier(
         "resumed_from": resume.name if resume else None,
         "train_s": round(time.perf_counter() - begin, 1),
     }
+
+
+def _say_cost_of_scoring(trainer: RoadworkTrainer, asked: Asked, first_step: int, took: float) -> None:
+    """Say what the scores of the epochs cost, in this process."""
+    seconds = [
+        row["eval_runtime"] for row in trainer.state.log_history if "eval_runtime" in row and row["step"] > first_step
+    ]
+    if seconds:
+        what = "pictures" if asked.exam is None else f"exam views, {asked.views} of each picture"
+        tell(
+            f"{' ' * LABEL}each score: {len(asked):,} {what}, in {sum(seconds) / len(seconds):.1f} s; all together "
+            f"{sum(seconds) / took:.0%} of the training",
+            hang=LABEL,
+        )
 
 
 def _trainer(
