@@ -62,7 +62,7 @@ def run(context: PhaseContext) -> Outcome:
     figure = f"{config.objective.replace('_', ' ').replace('mcc', 'MCC')} {chosen.value:.3f}"
     on = {"val_select": "val_select", "out_of_fold": "the out-of-fold answers"}[fitted_to]
     told = f"champion {champion}, threshold at logit {chosen.threshold:+.3f}, {figure} on {on} (optimistic)"
-    return Outcome(to_json(decision), "; MCC on val_select ".join(filter(None, [told, decision.told_held_out])))
+    return Outcome(to_json(decision), "; ".join(filter(None, [told, decision.told_held_out])))
 
 
 def _samples(context: PhaseContext, champion: str, table: LogitTable) -> dict[FittedTo, LogitTable | OutOfFold]:

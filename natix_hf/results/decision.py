@@ -65,8 +65,8 @@ class Decision(Stored):
     def told_held_out(self) -> str:
         """The held-out MCC in words, or ""."""
         names = {"val_select": "val_select", "out_of_fold": "out-of-fold answers"}
-        figures = [f"{figure.told} ({names[name]})" for name, figure in (self.held_out or {}).items()]
-        return f"with thresholds fitted to other groups {', '.join(figures)}" if figures else ""
+        figures = [f"{figure.told} from {names[name]}" for name, figure in (self.held_out or {}).items()]
+        return f"MCC with thresholds of other groups {', '.join(figures)}" if figures else ""
 
     def val_select(self, folder: Path, champion: Candidate) -> LogitTable:
         """The champion's answers on val_select that the threshold was fitted to. `folder` is the folder of phase 2."""

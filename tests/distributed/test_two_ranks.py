@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import TINY_RECIPE, write_parquet_source, write_recipe
 from facts import tells
@@ -13,6 +14,7 @@ from ranks import accelerate_launch, launch
 
 from natix_hf.pipeline import run_recipe
 from natix_hf.resources import resource_folder
+from natix_hf.results.out_of_fold import read_out_of_fold
 from natix_hf.runs.verify import run_problems
 
 pytestmark = pytest.mark.xdist_group("ranks")  # which are forked from one process
@@ -34,6 +36,25 @@ def test_two_ranks_train_and_one_does_the_rest(tiny_recipe_file: Path, tmp_path:
         assert done.stdout.count("device ") == 1, "rank 0 alone speaks"
     assert json.loads((run / "phase1_baseline" / "manifest.json").read_text())["metrics"]["world_size"] == 2
     assert run_problems(run) == []
+
+
+def test_two_ranks_answer_out_of_fold_as_one_does(tmp_path: Path) -> None:
+    """At a small learning rate, and one rank with the double batch, as in tests/invariant."""
+    source = write_parquet_source(tmp_path / "source", groups=40, frames=2, seed=3)
+    data = {**TINY_RECIPE["data"], "source": str(source), "exam": True}
+    recipe = write_recipe(tmp_path / "folds.yaml", TINY_RECIPE | {"data": data})
+    found = {}
+    for config, batch, world in (("cpu.yaml", 16, 1), ("cpu_2proc.yaml", 8, 2)):
+        run = tmp_path / f"run-{world}"
+        settings = [f"phase1.per_device_train_batch_size={batch}", "phase1.num_train_epochs=1", "phase1.folds=2"]
+        settings += ["phase1.learning_rate=1e-4", "phase1.dataloader_drop_last=true", "--run-dir", str(run)]
+        done = launch_phase(launch, config, 1, recipe, tmp_path, *settings)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert json.loads((run / "phase1_baseline" / "manifest.json").read_text())["metrics"]["world_size"] == world
+        assert run_problems(run) == []
+        found[world] = read_out_of_fold(run / "phase1_baseline")
+    assert found[1].asked.ids == found[2].asked.ids and found[1].folds.tolist() == found[2].folds.tolist()
+    np.testing.assert_allclose(found[2].logits, found[1].logits, atol=2e-4)
 
 
 def test_natix_hf_run_launches_its_training_phases(tiny_recipe_file: Path, tmp_path: Path) -> None:

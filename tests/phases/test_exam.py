@@ -1,4 +1,4 @@
-"""`data.exam`: threshold, gate, promise and figures describe answers to the exam, and the training does not change."""
+"""`data.exam`: epochs, threshold, gate, promise and figures describe answers to the exam."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import TINY_RECIPE, write_parquet_source, write_recipe
+import torch
+from conftest import TINY_RECIPE, tiny_backbone, write_parquet_source, write_recipe
 from refusals import refused
 
 from natix_hf.bundle.examine import examine
@@ -25,10 +26,13 @@ from natix_hf.provenance.files import describe_files, write_json
 from natix_hf.provenance.manifest import manifest_digest, manifest_seal
 from natix_hf.provenance.stored import to_json
 from natix_hf.recipe import parse_recipe
+from natix_hf.results.candidate import Candidate
 from natix_hf.results.decision import Decision
 from natix_hf.results.logits import read_logits
 from natix_hf.runs.graph import PHASES as PHASE_FOLDERS
 from natix_hf.runs.verify import find_problems
+from natix_hf.trainers import pretraining
+from natix_hf.trainers.roadwork import RoadworkTrainer
 
 PHASES = [1, 2, 3, 5, 6]
 EXAM = ["data.exam=true", "data.exam_views=8"]
@@ -63,13 +67,71 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_nothing_is_trained_again(exam_run: tuple[dict[str, str], Path]) -> None:
+def test_all_but_the_division_is_made_anew(exam_run: tuple[dict[str, str], Path]) -> None:
     before, run = exam_run
     now = {path.parent.name: read(path)["digest"] for path in run.glob("*/manifest.json")}
     assert set(now) == set(before)
-    same = {name for name in now if now[name] == before[name]}
-    assert same == {"phase0_data", "phase1_baseline"}
+    assert {name for name in now if now[name] == before[name]} == {"phase0_data"}
     assert find_problems(str(run)) == []
+
+
+# What planted models answer right after the first and after the second epoch.
+PLANTED = {"whole pictures first": (True, False), "the exam first": (False, True)}
+
+
+@pytest.mark.parametrize("adapter", ["full", "none", "auto"])
+@pytest.mark.parametrize("planted", PLANTED)
+def test_the_epoch_that_is_kept_is_the_best_one_on_what_is_asked(
+    planted: str, adapter: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One epoch answers whole pictures right and their exam views wrong, and the other the reverse."""
+    monkeypatch.setenv("NATIX_HF_CACHE", str(tmp_path / "cache"))
+    seen: dict[bool, set[bytes]] = {}
+    overrides = [f"phase1.adapter={adapter}", "phase1.num_train_epochs=2", "phase1.early_stopping_patience=1"]
+
+    def answer(self: Any, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
+        labels = inputs["labels"]
+        shown = inputs["pixel_values" if "pixel_values" in inputs else "features"]
+        seen.setdefault(exam, set()).update(value.numpy().tobytes() for value in shown)
+        right = PLANTED[planted][0 if self.state.epoch <= 1 else 1] != exam
+        sign = torch.where((labels == 1) == torch.tensor(right), 1.0, -1.0)
+        noise = torch.linspace(-0.1, 0.1, len(labels))  # no two answers are equal
+        return torch.tensor(0.0), torch.stack([-sign, sign + noise], dim=1), labels
+
+    monkeypatch.setattr(RoadworkTrainer, "prediction_step", answer)
+    for exam in (False, True):
+        given = [*overrides, f"data.exam={str(exam).lower()}"]
+        run = run_recipe(recipe, [1], tmp_path / f"run-{exam}", overrides=given)
+        metrics = read(run / "phase1_baseline" / "manifest.json")["metrics"]
+        assert metrics["kept_step"] == metrics["steps"] // (1 if PLANTED[planted][1] != exam else 2)
+        assert metrics["best_score"] > 0.9
+    assert seen[False].isdisjoint(seen[True])
+    rows = read(run / "phase0_data" / "manifest.json")["metrics"]["counts"]["val_select"]["rows"]
+    assert len(seen[True]) > 3 * rows, "four views of each picture, seldom two alike"
+
+
+def test_probes_and_their_control_see_the_exam(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATIX_HF_CACHE", str(tmp_path / "cache"))
+    asked: list[tuple[Exam | None, list[int]]] = []
+    real = pretraining.backbone_features
+
+    def features(backbone: Any, views: Any, rows: Any, *rest: Any) -> Any:
+        asked.append((views.asked.exam, views.asked.levels[list(rows)].tolist()))
+        return real(backbone, views, rows, *rest)
+
+    monkeypatch.setattr(pretraining, "backbone_features", features)
+    tiny_backbone("dinov2", layers=2).save_pretrained(tmp_path / "backbone")
+    stage = ["phase4.max_steps=2", "phase4.probe_steps=2", "phase4.objective=mae", "phase4.mae.decoder_width=16",
+             "phase4.mae.decoder_layers=1", "phase4.mae.decoder_heads=2", "phase4.dataloader_num_workers=0",
+             "phase4.per_device_train_batch_size=8", "phase4.rank=4", "phase1.num_train_epochs=1"]  # fmt: skip
+    given = [f"model={{backbone: {tmp_path / 'backbone'}, image_size: 28}}", *stage, "data.exam=true"]
+    run = run_recipe(recipe, [4], tmp_path / "run", overrides=given)
+    assert asked and all(exam == Exam(4, 3) for exam, _ in asked)
+    for _, levels in asked:  # the levels take turns
+        assert max(levels.count(level) for level in range(4)) - min(levels.count(level) for level in range(4)) <= 1
+    for name in (".", "control"):
+        candidate = Candidate(run / "phase4_explora" / name)
+        assert candidate.stored_logits("val_select", Exam(4, 3)).asked.views == 4
 
 
 def test_the_threshold_is_that_of_the_exam(exam_run: tuple[dict[str, str], Path], source: Path) -> None:
@@ -153,10 +215,13 @@ def test_the_exam_is_asked_once(
         monkeypatch.setattr(module, "compute_answers", lambda *args, real=real: asked.append(1) or real(*args))
     run_recipe(recipe, [2, 6], run, overrides=[*EXAM, "phase2.objective=f1"])
     assert asked == []
-    run_recipe(recipe, [2, 6], run, overrides=["data.exam=true"])  # other views: each phase asks again
+    baseline = read(run / "phase1_baseline" / "manifest.json")["digest"]
+    run_recipe(recipe, [1, 2, 6], run, overrides=["data.exam=true"])  # the views that phase 1 chose by
+    assert asked == [1] and baseline == read(run / "phase1_baseline" / "manifest.json")["digest"]
+    facts = "val_select.parquet", "other views"
+    refused(VerificationError, lambda: run_recipe(recipe, [2, 6], run), *facts)  # phase 1 has not seen whole pictures
+    run_recipe(recipe, [1, 2, 6], run)
     assert asked == [1, 1]
-    run_recipe(recipe, [2, 6], run)  # whole pictures: val_select's lie beside the candidate
-    assert asked == [1, 1, 1]
 
 
 @pytest.mark.parametrize(("phase", "given"), [(3, ["data.exam=true"]), (5, []), (6, ["data.exam=true"])])

@@ -19,6 +19,7 @@ from natix_hf.data.asked import ask
 from natix_hf.data.folds import divide_folds
 from natix_hf.errors import LeakageError, RecipeError, RunError, UsageError, VerificationError
 from natix_hf.metrics import compute_metrics, prior_weights, select_threshold
+from natix_hf.models.gate import gate_inputs
 from natix_hf.phases import phase1_folds
 from natix_hf.pipeline import run_recipe
 from natix_hf.recipe import load_recipe, parse_recipe
@@ -27,6 +28,7 @@ from natix_hf.results.decision import Decision
 from natix_hf.results.logits import read_logits
 from natix_hf.results.out_of_fold import OutOfFold, read_out_of_fold, read_out_of_fold_features, write_out_of_fold
 from natix_hf.runs.verify import run_problems
+from natix_hf.trainers import gate
 
 FOLDS = ["phase1.folds=3"]
 TAKEN = [*FOLDS, "phase2.from=out_of_fold", "phase3.from=out_of_fold"]
@@ -172,8 +174,30 @@ def test_threshold_and_temperature_come_from_all_rows(folded: tuple[Path, list[d
     assert calibration["slope"] == fitted.slope
     for phase in ("phase2_threshold", "phase3_gate", "phase5_scrc"):
         rows = read(run / phase / "rows_read.json")
-        if phase != "phase3_gate" or read(run / phase / "gate.json")["folds"]:
-            assert sorted(rows["train"]) == sorted(i for i, r in splits_of(run).items() if r[0] == "train")
+        assert sorted(rows["train"]) == sorted(i for i, r in splits_of(run).items() if r[0] == "train")
+
+
+def test_the_gate_learns_from_train_too(
+    folded: tuple[Path, list[dict[str, Any]]], recipe: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Every gate sees all answers to train, with the features of the model that gave them; val_select judges."""
+    run, given = Path(shutil.copytree(folded[0], tmp_path / "run")), []
+    answers, cut = read_out_of_fold(run / "phase1_baseline"), Decision.read(run / "phase2_threshold").threshold_logit
+    inputs = gate_inputs(read_out_of_fold_features(run / "phase1_baseline", answers), answers.logits, cut)
+    of_train = np.repeat(answers.roles == "train", 4)
+    right = (answers.logits > cut) == (answers.labels == 1)
+    real = gate.train_gate
+    monkeypatch.setattr(gate, "train_gate", lambda *args: given.append(args[:2]) or real(*args))
+    shutil.rmtree(run / "phase3_gate")
+    run_recipe(recipe, [3], run, overrides=TAKEN)
+    learned = read(run / "phase3_gate" / "gate.json")["compared"]["aurc"]["learned"]
+    assert len(given) == 2
+    for seen, targets in given:
+        np.testing.assert_array_equal(seen[-of_train.sum() :], inputs[of_train])
+        np.testing.assert_array_equal(targets[-of_train.sum() :], right[of_train])
+    run_recipe(recipe, [3], run, overrides=[*FOLDS, "phase2.from=out_of_fold"])
+    assert learned != read(run / "phase3_gate" / "gate.json")["compared"]["aurc"]["learned"]
+    assert "train" not in read(run / "phase3_gate" / "rows_read.json")
 
 
 def test_the_held_out_figure_never_uses_the_group_that_it_decides(folded: tuple[Path, list[dict[str, Any]]]) -> None:
@@ -246,7 +270,8 @@ def test_few_groups_are_refused_before_any_training(tmp_path: Path, monkeypatch:
 
 def test_what_is_refused() -> None:
     for key in ("phase2", "phase3"):
-        refused(RecipeError, lambda key=key: parse_recipe({key: {"from": "out_of_fold"}}), f"{key}.from", "phase1.folds")
+        given = {key: {"from": "out_of_fold"}}
+        refused(RecipeError, lambda given=given: parse_recipe(given), f"{key}.from", "phase1.folds")
     refused(RecipeError, lambda: parse_recipe({"phase1": {"folds": 1}}), "phase1.folds", 1, "at least 2")
     refused(RecipeError, lambda: parse_recipe({"phase4": {"supervised": {"folds": 3}}}), "phase4.supervised.folds")
     refused(RecipeError, lambda: parse_recipe({"phase2": {"from": "test"}}), "phase2.from", "test", "out_of_fold")
