@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from natix_hf.metrics.threshold import Objective
 from natix_hf.section import Section
 
 
@@ -15,7 +14,10 @@ class ThresholdConfig(Section):
 
     place: ClassVar[str] = "phase2"
 
-    objective: Annotated[Objective, "The score that the threshold maximises on val_select."] = "mcc"
+    objective: Annotated[
+        Literal["mcc", "balanced_accuracy", "f1", "reward"],
+        "The score that the threshold maximises on val_select; reward is the subnet's expected reward.",
+    ] = "mcc"
     n_resamples: Annotated[int, "Resamples of the paired group bootstrap that decides between candidates."] = 2000
 
     def check(self) -> None:

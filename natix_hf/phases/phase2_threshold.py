@@ -16,6 +16,7 @@ from natix_hf.results.decision import Decision, choose_champion, exam_answers
 from natix_hf.results.figures import GroupCounts
 from natix_hf.results.logits import LogitTable, kept_logits, write_logits
 from natix_hf.runs.context import Outcome, PhaseContext
+from natix_hf.subnet.expectation import reward_of_counts
 
 
 def run(context: PhaseContext) -> Outcome:
@@ -23,7 +24,8 @@ def run(context: PhaseContext) -> Outcome:
     config, prior = context.recipe.phase2, context.recipe.data.target_prior
     candidates = {candidate.name: candidate for candidate in context.candidates()}
     tables = {name: _answers(context, candidate) for name, candidate in candidates.items()}
-    best = {name: select_threshold(t.logits, t.labels, config.objective, prior) for name, t in tables.items()}
+    objective = reward_of_counts if config.objective == "reward" else config.objective
+    best = {name: select_threshold(t.logits, t.labels, objective, prior) for name, t in tables.items()}
     thresholds = {name: chosen.threshold for name, chosen in best.items()}
     champion, comparisons = choose_champion(tables, thresholds, prior, config.n_resamples)
     table, chosen = tables[champion], best[champion]
@@ -44,7 +46,7 @@ def run(context: PhaseContext) -> Outcome:
         comparisons=comparisons,
     )
     decision.write(context.folder)
-    figure = f"{config.objective.replace('_', ' ').replace('mcc', 'MCC')} {chosen.value:.3f}"
+    figure = f"{decision.objective_in_words} {chosen.value:.3f}"
     told = f"champion {champion}, threshold at logit {chosen.threshold:+.3f}, {figure} on val_select (optimistic)"
     return Outcome(to_json(decision), told)
 

@@ -14,6 +14,13 @@ from natix_hf.results.candidate import Candidate
 from natix_hf.results.figures import Gain, GroupCounts, paired_bounds
 from natix_hf.results.logits import LogitTable, read_logits
 
+_OBJECTIVES = {
+    "mcc": "MCC",
+    "balanced_accuracy": "balanced accuracy",
+    "f1": "F1",
+    "reward": "the subnet's expected reward",
+}
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -46,6 +53,11 @@ class Decision(Stored):
     val_select_optimistic: dict[str, float]
     val_select_groups: GroupCounts
     comparisons: list[Comparison]
+
+    @property
+    def objective_in_words(self) -> str:
+        """What the threshold maximises, for people."""
+        return _OBJECTIVES.get(self.objective, self.objective)
 
     def val_select(self, folder: Path, champion: Candidate) -> LogitTable:
         """The champion's answers on val_select that the threshold was fitted to. `folder` is the folder of phase 2."""
