@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from natix_hf.metrics.threshold import Objective
 from natix_hf.section import LATER, Section
 
 
@@ -15,7 +14,10 @@ class ThresholdConfig(Section):
 
     place: ClassVar[str] = "phase2"
 
-    objective: Annotated[Objective, "The score that the threshold maximises on val_select."] = "mcc"
+    objective: Annotated[
+        Literal["mcc", "balanced_accuracy", "f1", "reward"],
+        "The score that the threshold maximises on val_select; reward is the subnet's expected reward.",
+    ] = "mcc"
     from_: Annotated[
         Literal["val_select", "out_of_fold"],
         "The answers that the threshold and the calibration are fitted to. out_of_fold: those of phase1.folds, to all "

@@ -15,7 +15,9 @@ from natix_hf.metrics.classification import balanced_accuracy, f1, matthews
 from natix_hf.metrics.prior import class_weights
 
 Objective = Literal["mcc", "balanced_accuracy", "f1"]
-OBJECTIVES: dict[str, Callable[[Any, Any, Any, Any], Any]] = {
+# A score of the four counts tp, fp, tn and fn: arrays that broadcast, weighted or not. Larger is better.
+CountScore = Callable[[Any, Any, Any, Any], Any]
+OBJECTIVES: dict[str, CountScore] = {
     "mcc": matthews,
     "balanced_accuracy": balanced_accuracy,
     "f1": f1,
@@ -36,7 +38,7 @@ class ThresholdResult:
     Args:
         threshold (`float`): On the scale of the scores; a row is called positive iff `score > threshold`, strictly.
         value (`float`): The objective there, at the target prior if one was given.
-        objective (`str`): `"mcc"`, `"balanced_accuracy"` or `"f1"`.
+        objective (`str`): `"mcc"`, `"balanced_accuracy"`, `"f1"`, or the name of the function that was given.
         tpr, tnr (`float`): Recall and specificity there. They do not depend on a prior.
         n (`int`): Rows of the sample.
     """
@@ -64,8 +66,7 @@ class _Candidates(NamedTuple):
         # Between adjacent floats the middle rounds to one of them. The lower one separates, because > is strict.
         return np.where(middle < upper, middle, lower)
 
-    def evaluate(self, objective: str, target_prior: float | None, index: Any = slice(None)) -> Floats:
-        function = OBJECTIVES[objective]
+    def evaluate(self, function: CountScore, target_prior: float | None, index: Any = slice(None)) -> Floats:
         positive, negative = class_weights(self.positives, self.negatives, target_prior)
         all_fn, all_tn = self.fn[index], self.tn[index]
         values = np.empty(all_fn.size)
@@ -110,7 +111,7 @@ def _sorted_candidates(s: Floats, y: Labels, positives: int) -> _Candidates:
 
 
 def select_threshold(
-    scores: Any, labels: Any, objective: Objective = "mcc", target_prior: float | None = None
+    scores: Any, labels: Any, objective: Objective | CountScore = "mcc", target_prior: float | None = None
 ) -> ThresholdResult:
     """Find the threshold with the largest objective, exactly: O(n log n) time, O(n) memory.
 
@@ -122,7 +123,9 @@ def select_threshold(
     Args:
         scores (`array-like` of shape `(n,)`): Any finite numbers that grow with P(positive), usually logits.
         labels (`array-like` of shape `(n,)`): 0 or 1, both present.
-        objective (`str`, defaults to `"mcc"`): `"mcc"`, `"balanced_accuracy"` or `"f1"`.
+        objective (`str` or `Callable`, defaults to `"mcc"`): `"mcc"`, `"balanced_accuracy"`, `"f1"`, or a function of
+            the counts tp, fp, tn and fn, float64 of shape `(k,)` each and weighted to the prior, that returns one
+            finite score for each of the k candidates.
         target_prior (`float`, *optional*): Share of positives to weight the classes to; `None` keeps it.
 
     Returns:
@@ -130,21 +133,28 @@ def select_threshold(
 
     Raises:
         [`DataError`]: an array has a wrong shape or value, or all labels are of one class.
-        [`UsageError`]: the objective is unknown, or the prior is outside (0, 1).
+        [`UsageError`]: the objective is unknown or gives a score that is not finite, or the prior is outside (0, 1).
     """
-    if objective not in OBJECTIVES:
-        raise UsageError(f'objective must be one of {", ".join(OBJECTIVES)}, found "{objective}"')
+    if not callable(objective) and objective not in OBJECTIVES:
+        raise UsageError(f'objective must be one of {", ".join(OBJECTIVES)} or a function, found "{objective}"')
+    function = objective if callable(objective) else OBJECTIVES[objective]
     candidates = _candidates(scores, labels)
-    values = candidates.evaluate(objective, target_prior)
+    values = candidates.evaluate(function, target_prior)
+    if not np.isfinite(values).all():
+        raise UsageError(f"objective {_name(objective)} gives a score that is not finite for some thresholds")
     best = candidates.best(values)
     return ThresholdResult(
         threshold=float(candidates.thresholds(np.array([best]))[0]),
         value=float(values[best]),
-        objective=objective,
+        objective=_name(objective),
         tpr=float(candidates.positives - candidates.fn[best]) / candidates.positives,
         tnr=float(candidates.tn[best]) / candidates.negatives,
         n=candidates.positives + candidates.negatives,
     )
+
+
+def _name(objective: str | CountScore) -> str:
+    return objective if isinstance(objective, str) else getattr(objective, "__name__", type(objective).__name__)
 
 
 def sweep(
@@ -170,11 +180,11 @@ def sweep(
     candidates = _candidates(scores, labels)
     index = np.arange(candidates.fn.size)
     if index.size > max_points:
-        best = candidates.best(candidates.evaluate("mcc", target_prior))
+        best = candidates.best(candidates.evaluate(matthews, target_prior))
         index = np.linspace(0, index.size - 1, max_points).round().astype(np.int64)
         index[np.argmin(np.abs(index - best))] = best
     columns = {"threshold": candidates.thresholds(index)}
-    columns |= {name: candidates.evaluate(name, target_prior, index) for name in OBJECTIVES}
+    columns |= {name: candidates.evaluate(score, target_prior, index) for name, score in OBJECTIVES.items()}
     columns["tpr"] = (candidates.positives - candidates.fn[index]) / candidates.positives
     columns["tnr"] = candidates.tn[index] / candidates.negatives
     return columns

@@ -18,6 +18,7 @@ from natix_hf.results.logits import LogitTable, kept_logits, write_logits
 from natix_hf.results.out_of_fold import OutOfFold
 from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.runs.graph import PHASES
+from natix_hf.subnet.expectation import reward_of_counts
 from natix_hf.terminal import LABEL, tell
 
 
@@ -26,7 +27,8 @@ def run(context: PhaseContext) -> Outcome:
     config, prior = context.recipe.phase2, context.recipe.data.target_prior
     candidates = {candidate.name: candidate for candidate in context.candidates()}
     tables = {name: _answers(context, candidate) for name, candidate in candidates.items()}
-    best = {name: select_threshold(t.logits, t.labels, config.objective, prior) for name, t in tables.items()}
+    objective = reward_of_counts if config.objective == "reward" else config.objective
+    best = {name: select_threshold(t.logits, t.labels, objective, prior) for name, t in tables.items()}
     thresholds = {name: chosen.threshold for name, chosen in best.items()}
     champion, comparisons = choose_champion(tables, thresholds, prior, config.n_resamples)
     table, chosen = tables[champion], best[champion]
@@ -35,7 +37,7 @@ def run(context: PhaseContext) -> Outcome:
     fitted_to = config.from_ if config.from_ in samples else "val_select"
     sample = samples[fitted_to]
     if fitted_to == "out_of_fold":
-        chosen = select_threshold(sample.logits, sample.labels, config.objective, prior)
+        chosen = select_threshold(sample.logits, sample.labels, objective, prior)
     curve = sweep(sample.logits, sample.labels, target_prior=prior)
     with atomic_file(context.folder / "sweep.parquet") as temporary:
         pq.write_table(pa.table(curve), temporary)
@@ -43,7 +45,7 @@ def run(context: PhaseContext) -> Outcome:
     held_out = {
         str(name): measured
         for name, answers in samples.items()
-        if (measured := held_out_mcc(answers, table, config.objective, prior, config.n_resamples)) is not None
+        if (measured := held_out_mcc(answers, table, objective, prior, config.n_resamples)) is not None
     }
     decision = Decision(
         champion=champion,
@@ -52,14 +54,14 @@ def run(context: PhaseContext) -> Outcome:
         objective=config.objective,
         target_prior=prior,
         exam=table.asked.exam,
-        val_select_optimistic=rates_at(table, chosen.threshold, config.objective, prior),
+        val_select_optimistic={config.objective: chosen.value} | rates_at(table, chosen.threshold),
         val_select_groups=GroupCounts.of(table.groups, table.labels),
         comparisons=comparisons,
         fitted_to=fitted_to,
         held_out=held_out or None,
     )
     decision.write(context.folder)
-    figure = f"{config.objective.replace('_', ' ').replace('mcc', 'MCC')} {chosen.value:.3f}"
+    figure = f"{decision.objective_in_words} {chosen.value:.3f}"
     on = {"val_select": "val_select", "out_of_fold": "the out-of-fold answers"}[fitted_to]
     told = f"champion {champion}, threshold at logit {chosen.threshold:+.3f}, {figure} on {on} (optimistic)"
     return Outcome(to_json(decision), "; ".join(filter(None, [told, decision.told_held_out])))

@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from natix_hf.data.config import Exam
 from natix_hf.errors import RunError
 from natix_hf.metrics import compute_metrics, metric_intervals, paired_difference, prior_weights, select_threshold
-from natix_hf.metrics.threshold import Objective
+from natix_hf.metrics.threshold import CountScore, Objective
 from natix_hf.provenance.stored import OPTIONAL, Stored
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.figures import Figure, Gain, GroupCounts, paired_bounds
@@ -22,6 +22,13 @@ from natix_hf.results.out_of_fold import OutOfFold
 # What a threshold was fitted to.
 FittedTo = Literal["val_select", "out_of_fold"]
 _FOLDS = 5  # of the held-out MCC
+
+_OBJECTIVES = {
+    "mcc": "MCC",
+    "balanced_accuracy": "balanced accuracy",
+    "f1": "F1",
+    "reward": "the subnet's expected reward",
+}
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,8 @@ class Decision(Stored):
     Args:
         threshold_logit (`float`): On the scale of the champion's raw logits. An answer is yes strictly above it.
         exam (`Exam`): The views that the threshold was fitted to; None means whole pictures.
-        val_select_optimistic (`dict[str, float]`): Figures on val_select by name. They are optimistic because the
-            threshold was chosen on the same rows.
+        val_select_optimistic (`dict[str, float]`): The objective on the rows that the threshold was fitted to, and TPR
+            and TNR on val_select. They are optimistic where these are the same rows.
         fitted_to (`str`): What the threshold was fitted to; None means val_select, in files older than the key.
         held_out (`dict[str, Figure]`): The MCC on val_select where each group is decided by a threshold that was
             fitted without it, by what it was fitted to. None: there are too few groups, or the file is older.
@@ -68,6 +75,11 @@ class Decision(Stored):
         figures = [f"{figure.told} from {names[name]}" for name, figure in (self.held_out or {}).items()]
         return f"MCC with thresholds of other groups {', '.join(figures)}" if figures else ""
 
+    @property
+    def objective_in_words(self) -> str:
+        """What the threshold maximises, for people."""
+        return _OBJECTIVES.get(self.objective, self.objective)
+
     def val_select(self, folder: Path, champion: Candidate) -> LogitTable:
         """The champion's answers on val_select that the threshold was fitted to. `folder` is the folder of phase 2."""
         further = exam_answers(folder, champion)
@@ -76,15 +88,18 @@ class Decision(Stored):
         return champion.stored_logits("val_select", self.exam)
 
 
-def rates_at(table: LogitTable, threshold: float, objective: Objective, prior: float | None) -> dict[str, float]:
-    """The objective, TPR and TNR of a table's answers at a threshold."""
-    decided = (table.logits > threshold).astype(np.float64)
-    found = compute_metrics(decided, table.labels, sample_weight=prior_weights(table.labels, prior))
-    return {objective: found[objective], "tpr": found["recall"], "tnr": found["specificity"]}
+def rates_at(table: LogitTable, threshold: float) -> dict[str, float]:
+    """TPR and TNR of a table's answers at a threshold."""
+    decided, positive = table.logits > threshold, table.labels == 1
+    return {"tpr": float(decided[positive].mean()), "tnr": float((~decided[~positive]).mean())}
 
 
 def held_out_mcc(
-    fitted_to: OutOfFold | LogitTable, table: LogitTable, objective: Objective, prior: float | None, n_resamples: int
+    fitted_to: OutOfFold | LogitTable,
+    table: LogitTable,
+    objective: Objective | CountScore,
+    prior: float | None,
+    n_resamples: int,
 ) -> Figure | None:
     """The MCC of a table's answers where each group is decided by a threshold that was fitted without that group.
 

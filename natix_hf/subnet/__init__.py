@@ -9,9 +9,19 @@ _PLACES = {
     "challenge_jpeg": "challenge",
     "expected_reward": "rewards",
     "is_hotkey": "hotkey",
+    "mean_reward": "expectation",
     "reward": "rewards",
+    "wait_until": "payout",
 }
-__all__ = ["challenge_image", "challenge_jpeg", "expected_reward", "is_hotkey", "reward"]
+__all__ = [
+    "challenge_image",
+    "challenge_jpeg",
+    "expected_reward",
+    "is_hotkey",
+    "mean_reward",
+    "reward",
+    "wait_until",
+]
 
 
 def __getattr__(name: str) -> Any:

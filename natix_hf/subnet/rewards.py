@@ -20,8 +20,9 @@ def reward(probabilities: Any, labels: Any) -> float:
     Source: the subnet's public code, v2.0.4, January 2026. The reward is the cube of
     `0.5 * MCC of the last 100 answers + 0.5 * accuracy of the last 10`. Probabilities are rounded; exactly 0.5 becomes
     "no". The MCC is 0 if it is negative, or if the labels or the answers are of one class. An answer of -1 earns 0 and
-    is ignored in both windows, but still occupies a place in them. A probability outside [0, 1] earns 0. It is rounded
-    like any other answer and may therefore count as a third class.
+    is ignored in both windows, but still occupies a place in them. A probability outside [0, 1] earns 0. If it rounds
+    to neither 0 nor 1, such as 1.7 or -2, the official code fails on this third class and takes 0 for the MCC as long
+    as the answer is among the last 100, and 0 for the accuracy as long as it is among the last 10.
 
     Args:
         probabilities (`array-like` of shape `(n,)`): P(roadwork) of each answer, oldest first; -1 for no answer.
@@ -45,28 +46,40 @@ def reward(probabilities: Any, labels: Any) -> float:
         raise UsageError("probabilities hold NaN, which the validator does not accept: use -1 for no answer")
     if p[-1] == NO_ANSWER or not 0 <= p[-1] <= 1:
         return 0.0
-    long, short = slice(-LONG_WINDOW, None), slice(-SHORT_WINDOW, None)
-    return float((0.5 * _mcc(p[long], y[long]) + 0.5 * _accuracy(p[short], y[short])) ** 3)
+    mcc, accuracy = (
+        figure(p[-window:], y[-window:]) for figure, window in ((_mcc, LONG_WINDOW), (_accuracy, SHORT_WINDOW))
+    )
+    return float((0.5 * mcc + 0.5 * accuracy) ** 3)
 
 
 def _mcc(p: Floats, labels: Labels) -> float:
     from sklearn.metrics import matthews_corrcoef
 
-    given = p != NO_ANSWER
-    if len(np.unique(labels[given])) < 2:
+    answers, labels = _given(p, labels)
+    if len(np.unique(labels)) < 2 or _third_class(answers):
         return 0.0
-    return max(0.0, float(matthews_corrcoef(labels[given], np.round(p[given]))))
+    return max(0.0, float(matthews_corrcoef(labels, answers)))
 
 
 def _accuracy(p: Floats, labels: Labels) -> float:
+    answers, labels = _given(p, labels)
+    return 0.0 if _third_class(answers) or not answers.size else float((answers == labels).mean())
+
+
+def _given(p: Floats, labels: Labels) -> tuple[Floats, Labels]:
+    """The rounded answers of a window, without those that were none, and their labels."""
     given = p != NO_ANSWER
-    return float((np.round(p[given]) == labels[given]).mean()) if given.any() else 0.0
+    return np.round(p[given]), labels[given]
+
+
+def _third_class(answers: Floats) -> bool:
+    return not np.isin(answers, (0, 1)).all()
 
 
 def expected_reward(tpr: float, tnr: float, histories: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """Estimate the reward of a miner with these rates by simulation.
+    """Compute the mean reward of a miner with these rates, exactly, and the range of single rewards by simulation.
 
-    Each simulated history has 100 independent answers. Half of the labels are 1 on average.
+    A history has 100 independent answers. Half of the labels are 1 on average.
 
     Args:
         tpr (`float`): Share of the pictures with roadwork that are answered correctly.
@@ -84,6 +97,8 @@ def expected_reward(tpr: float, tnr: float, histories: int = 2000, seed: int = 0
         >>> [round(value, 2) for value in expected_reward(1.0, 1.0)]
         [1.0, 1.0, 1.0]
     """
+    from natix_hf.subnet.expectation import mean_reward
+
     if not (0 <= tpr <= 1 and 0 <= tnr <= 1):
         raise UsageError(f"rates must be from 0 to 1, found {tpr} and {tnr}")
     if histories < 1:
@@ -97,4 +112,4 @@ def expected_reward(tpr: float, tnr: float, histories: int = 2000, seed: int = 0
     mcc = np.maximum(np.asarray(matthews(tp, fp, tn, fn)), 0.0)
     rewards = (0.5 * mcc + 0.5 * right[:, -SHORT_WINDOW:].mean(axis=1)) ** 3
     low, high = np.quantile(rewards, [0.025, 0.975])
-    return float(rewards.mean()), float(low), float(high)
+    return float(mean_reward(tpr, tnr)), float(low), float(high)
