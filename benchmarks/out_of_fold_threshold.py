@@ -2,8 +2,8 @@
 
 The photographs' tracks are divided anew for every seed. Phase 1 trains the classifier layer on the frozen backbone
 (`adapter: none`, the features of all rows are computed once), for the baseline and without each fold of groups. The
-baseline's answers to the tracks that are left out (val_calib and test) then show what each threshold and temperature is
-worth. Intervals resample tracks, the same in every division.
+baseline's answers to the tracks that are left out (val_calib and test) then show what each threshold and temperature$
+is worth. Intervals resample tracks, the same in every division.
 
     python benchmarks/out_of_fold_threshold.py [--source FOLDER] [--divisions N] [--only roadwork | speed_limits]
 """

@@ -21,6 +21,7 @@ from natix_hf.runs.freshness import finished_digest
 from natix_hf.runs.graph import PHASES
 
 _REPORT, _KEY = "baseline.json", "baseline_key.json"
+_OF_THE_ATTEMPT = ("train_s", "resumed_from")  # equal trainings leave equal files
 
 
 def run(context: PhaseContext) -> Outcome:
@@ -54,7 +55,7 @@ def _train(context: PhaseContext, candidate: Candidate, train: Rows, val_select:
     )
     if context.is_main:
         write_json(context.folder / _KEY, _key(context))
-        write_json(done, report)
+        write_json(done, {name: fact for name, fact in report.items() if name not in _OF_THE_ATTEMPT})
     PartialState().wait_for_everyone()
     return report
 

@@ -15,6 +15,7 @@ from natix_hf.results.calibration import CalibrationReport
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.decision import Decision
 from natix_hf.results.gate import GateReport
+from natix_hf.results.out_of_fold import OUT_OF_FOLD
 from natix_hf.results.promise import PromiseReport
 from natix_hf.runs.attempt import IN_PROGRESS, ROWS_READ
 from natix_hf.runs.folders import RUN_FILE
@@ -149,7 +150,8 @@ def _row_problems(run_dir: Path, phase: Phase, manifest: dict[str, Any], splits:
     role_of = dict(zip(splits.ids, splits.roles, strict=True))
     problems = []
     for role, ids in read.items():
-        if role not in phase.roles + phase.answers_of:
+        out_of_fold = role in phase.answers_of and (run_dir / PHASES[1].folder / OUT_OF_FOLD).is_file()
+        if role not in phase.roles and not out_of_fold:
             problems.append(f"{phase.folder} read rows of {role}, which it must not read")
         moved = [row_id for row_id in ids if role_of.get(row_id) != role]
         for row_id in moved:

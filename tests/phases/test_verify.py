@@ -26,7 +26,7 @@ FILES = [
     "phase1_baseline/manifest.json", "phase1_baseline/rows_read.json", "phase1_baseline/history.json",
     "phase1_baseline/logits/val_select.parquet", "phase1_baseline/model/config.json",
     "phase1_baseline/model/model.safetensors", "phase1_baseline/model/preprocessor_config.json",
-    "phase1_baseline/plots/training.png",
+    "phase1_baseline/plots/training.png", "phase1_baseline/baseline.json", "phase1_baseline/baseline_key.json",
     "phase2_threshold/manifest.json", "phase2_threshold/rows_read.json", "phase2_threshold/threshold.json",
     "phase2_threshold/sweep.parquet", "phase2_threshold/plots/threshold.png",
     "phase6_export/manifest.json", "phase6_export/rows_read.json", "phase6_export/evaluation.json",
