@@ -84,19 +84,20 @@ class Recipe(Section):
         return json_sha256({name: _identity(name, value) for name, value in self.sections(*names).items()})
 
 
-_PATH_KEYS = ("source", "backbone", "unlabelled")
+_PATH_KEYS = ("source", "backbone", "unlabelled", "synthetic_half")
 # Keys that a later phase lists on its own, so that changing one does not make the phases before it stale.
-_NAMED_APART = {"data": ("slices", "exam", "exam_views", "labels", "question")}
+_NAMED_APART = {"data": ("slices", "exam", "exam_views", "labels", "question", "synthetic_half")}
 
 
 def _identity(name: str, section: Any) -> Any:
     if not isinstance(section, dict):
-        return section
+        return _content(section) if name.partition(".")[2] in _PATH_KEYS else section
     resolved = {key: value for key, value in section.items() if key not in _NAMED_APART.get(name, ())}
     for key in _PATH_KEYS:
-        value = resolved.get(key)
-        resolved[key] = [_content(item) for item in value] if isinstance(value, list) else _content(value)
-    return {key: value for key, value in resolved.items() if key in section}
+        if key in resolved:
+            value = resolved[key]
+            resolved[key] = [_content(item) for item in value] if isinstance(value, list) else _content(value)
+    return resolved
 
 
 def _content(reference: Any) -> Any:

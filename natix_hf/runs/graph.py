@@ -99,7 +99,7 @@ PHASES: dict[int, Phase] = {
             (0, 2),
             (3, 5),
             ("test",),
-            ("phase6", "data.slices", "data.question", *_ASKED),
+            ("phase6", "data.slices", "data.question", "data.synthetic_half", *_ASKED),
             False,
             "evaluate on test, then build the bundle",
         ),
