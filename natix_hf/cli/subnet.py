@@ -115,6 +115,8 @@ def _say_marks(found: Examined, yes: str) -> None:
 
 
 def _say_rates(title: str, rates: Mapping[str, LevelRates], yes: str) -> None:
+    from natix_hf.subnet.marks import rate_notes
+
     width = max(len(name) for name in (title, *rates))
     say(f"{title:{width}s} {'answers':>8s} {yes[:12]:>12s}  {'TPR':22s}{'TNR':22s}MCC")
     for name, of in rates.items():
@@ -122,6 +124,8 @@ def _say_rates(title: str, rates: Mapping[str, LevelRates], yes: str) -> None:
             f"{name:{width}s} {of.answers or 0:8d} {of.positives or 0:12d}  "
             f"{of.told('tpr'):22s}{of.told('tnr'):22s}{of.told('mcc')}"
         )
+    for note in rate_notes({f"{title} {name}": of for name, of in rates.items()}):
+        say(note)
 
 
 def _say_rewards(marks: ExamMarks) -> None:

@@ -313,7 +313,8 @@ def evaluate_slice(
             result[str(value)] = SliceFigures(
                 n=answers["n"],
                 n_positive=answers["n_positive"],
-                mcc=finite(answers["mcc"]),
+                # With one label it is undefined. Its stand-in, 0, would pass for the weakest slice.
+                mcc=finite(answers["mcc"]) if 0 < labels.sum() < len(labels) else None,
                 recall=finite(answers["recall"]),
                 specificity=finite(answers["specificity"]),
                 coverage=float(accepted[at].mean()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -91,6 +91,13 @@ class ExamMarks:
         return {REAL: replace(self, others=None), **(self.others or {})}
 
     @property
+    def notes(self) -> list[str]:
+        """What the intervals of the levels are where resampling gives none, one sentence each."""
+        return rate_notes(
+            {f"level {level}" if level != "all" else "all levels": r for level, r in self.levels.items()}
+        )
+
+    @property
     def paid_half(self) -> str:
         """The half that the headline is about: both, or the real half where only that is known."""
         return BOTH if self.others is not None else REAL
@@ -113,6 +120,24 @@ class ExamAnswers:
     levels: np.ndarray
     groups: np.ndarray
     views: int
+
+
+def rate_notes(rates: Mapping[str, LevelRates]) -> list[str]:
+    """What intervals are where resampling gives none, one sentence each.
+
+    Args:
+        rates: By the name to print.
+    """
+    exact, lacking = [], dict[str, list[str]]()
+    for name, of in rates.items():
+        for rate, interval in (of.intervals or {}).items():
+            told = f"{rate.upper()} of {name}"
+            if interval.exact:
+                exact.append(told)
+            elif interval.reason:
+                lacking.setdefault(interval.reason, []).append(told)
+    notes = [f"Exact binomial bounds, where resampling gives none: {', '.join(exact)}"] if exact else []
+    return notes + [f"No interval for {', '.join(names)}: it {reason}" for reason, names in lacking.items()]
 
 
 def mark_exam(

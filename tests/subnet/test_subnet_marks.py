@@ -97,12 +97,15 @@ def test_a_half_of_one_label_says_nothing_about_the_other() -> None:
 
 
 def test_few_rows_get_exact_bounds_or_a_reason() -> None:
-    rates = mark_exam(answers(3, 20, gap=20), 0.0, n_resamples=100).levels["0"]
+    marks = mark_exam(answers(3, 20, gap=20), 0.0, n_resamples=100)
+    rates = marks.levels["0"]
     assert rates.intervals is not None and rates.intervals["tnr"].exact and rates.tnr == 1.0
     low, high = rates.bounds("tpr")
     assert low == pytest.approx(0.025 ** (1 / 3)) and high == 1.0
     assert rates.bounds("mcc") == (None, None) and "3 groups" in rates.intervals["mcc"].reason
     assert rates.told("mcc") == "1.000"
+    exact, lacking = marks.notes
+    assert "TNR of level 0" in exact and "TPR of all levels" in exact and "MCC of level 3" in lacking
 
 
 def test_marks_of_before_are_read() -> None:
