@@ -28,6 +28,8 @@ def check_run(recipe: Recipe, wanted: Sequence[int], run_dir: Path | None, train
     require_labels(recipe, wanted)
     if 4 in wanted:
         require_unlabelled(recipe.phase4.unlabelled)
+    if 6 in wanted and recipe.data.synthetic_half is not None:
+        require_unlabelled([recipe.data.synthetic_half], "data.synthetic_half")
     if trains_here and any(PHASES[number].trains for number in wanted):
         check_trainings(recipe, [PHASES[number] for number in wanted], run_dir)
     if 6 in wanted and recipe.phase6.push:
@@ -82,15 +84,15 @@ def check_onnx_export(recipe: Recipe) -> None:
     check_onnx(check_model(recipe.model))
 
 
-def require_unlabelled(sources: Sequence[str]) -> None:
-    """Raise a `UsageError` if a source of unlabelled images is neither on this disk nor the id of a data set."""
+def require_unlabelled(sources: Sequence[str], key: str = "phase4.unlabelled") -> None:
+    """Raise a `UsageError` if a further source of images is neither on this disk nor the id of a data set."""
     from natix_hf.data.part import SYNTHETIC
     from natix_hf.provenance.hub import is_repo_id
 
     for source in sources:
         if source != SYNTHETIC and not Path(source).expanduser().exists() and not is_repo_id(source):
             raise UsageError(
-                f"phase4.unlabelled: there is no folder or file {source} (seen from {Path.cwd()}): check the path, or "
+                f"{key}: there is no folder or file {source} (seen from {Path.cwd()}): check the path, or "
                 "name a dataset of the Hub as org/name"
             )
 

@@ -17,6 +17,7 @@ from natix_hf.errors import RecipeError, did_you_mean, first_line
 from natix_hf.metrics.config import ThresholdConfig
 from natix_hf.models.config import ModelConfig
 from natix_hf.provenance.files import file_fingerprint, folder_fingerprint, json_sha256
+from natix_hf.provenance.stored import to_json
 from natix_hf.resources import resource_folder
 from natix_hf.section import NOT_A_KEY, Section
 from natix_hf.trainers.config import SupervisedConfig, TrainingSection
@@ -73,14 +74,15 @@ class Recipe(Section):
         return values[key] if key else values
 
     def sections(self, *names: str) -> dict[str, Any]:
-        """Sections and keys by name. A key that is later than the first version is left out at its default, and one
-        whose name ends in `?` where it is off."""
-        found = {}
+        """Sections and keys by name. A key that is later than the first version is left out at its default.
+        `choice_exam` is the exam by which candidates are chosen; without one it is left out."""
+        found: dict[str, Any] = {}
         for name in names:
-            section, _, key = name.removesuffix("?").partition(".")
-            off = name.endswith("?") and not self.section(f"{section}.{key}")
-            if not off and (not key or key in self.section(section)):
-                found[name.removesuffix("?")] = self.section(name.removesuffix("?"))
+            section, _, key = name.partition(".")
+            if name == "choice_exam":
+                found |= {name: to_json(self.data.choice_exam)} if self.data.choice_exam is not None else {}
+            elif not key or key in self.section(section):
+                found[name] = self.section(name)
         return found
 
     def stage(self, number: int) -> TrainingSection:
@@ -92,19 +94,20 @@ class Recipe(Section):
         return json_sha256({name: _identity(name, value) for name, value in self.sections(*names).items()})
 
 
-_PATH_KEYS = ("source", "backbone", "unlabelled")
+_PATH_KEYS = ("source", "backbone", "unlabelled", "synthetic_half")
 # Keys that a later phase lists on its own, so that changing one does not make the phases before it stale.
-_NAMED_APART = {"data": ("slices", "exam", "exam_views", "labels", "question")}
+_NAMED_APART = {"data": ("slices", "exam", "exam_views", "labels", "question", "synthetic_half")}
 
 
 def _identity(name: str, section: Any) -> Any:
     if not isinstance(section, dict):
-        return section
+        return _content(section) if name.partition(".")[2] in _PATH_KEYS else section
     resolved = {key: value for key, value in section.items() if key not in _NAMED_APART.get(name, ())}
     for key in _PATH_KEYS:
-        value = resolved.get(key)
-        resolved[key] = [_content(item) for item in value] if isinstance(value, list) else _content(value)
-    return {key: value for key, value in resolved.items() if key in section}
+        if key in resolved:
+            value = resolved[key]
+            resolved[key] = [_content(item) for item in value] if isinstance(value, list) else _content(value)
+    return resolved
 
 
 def _content(reference: Any) -> Any:

@@ -45,7 +45,10 @@ def _of_test(evaluation: Evaluation) -> Iterator[str]:
     notes = evaluation.notes({"mcc": "the MCC"})
     yield from (f"         {note}" for note in notes)
     if evaluation.exam is not None:
-        paid = evaluation.exam.rewards["fitted"]
-        low, high = paid.range
-        varies = f" [{low:.3f}, {high:.3f}]" if low < high else ""
-        yield f"reward   {paid.expected:.3f}{varies} expected for the subnet's real pictures"
+        of = {"real": "real pictures", "synthetic": "generated pictures", "both": "real and generated pictures"}
+        for half, marks in evaluation.exam.halves.items():
+            paid = marks.rewards["fitted"]
+            low, high = paid.range
+            varies = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None and low < high else ""
+            told = "undefined" if paid.expected is None else f"{paid.expected:.3f}{varies}"
+            yield f"reward   {told} expected for the subnet's {of[half]}"

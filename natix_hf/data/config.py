@@ -200,6 +200,11 @@ class DataConfig(Section):
     exam_views: Annotated[
         int, "Exam views per picture in phases 2, 3, 5 and 6; a multiple of 4, because the exam has four levels."
     ] = 4
+    synthetic_half: Annotated[
+        str | None,
+        "Labelled pictures that a model has generated, as for data.source (one source): the other half of the exam. "
+        "Phase 6 measures on them; nothing is trained or chosen with them. Needs data.exam.",
+    ] = field(default=None, metadata=LATER)
     augment: Annotated[
         Augment,
         "How training views are drawn: a section of keys, or challenge to draw them like the views of the subnet's "
@@ -238,6 +243,9 @@ class DataConfig(Section):
         self.require(self.seed >= 0, "seed", "at least 0")
         self.require(views > 0 and views % _LEVELS == 0, "exam_views", "a multiple of 4")
         self.require(self.exam or views == _LEVELS, "exam_views", "left out unless data.exam is true")
+        half = self.synthetic_half
+        self.require(half is None or bool(half.strip()), "synthetic_half", "a folder, a Hub dataset id, or null")
+        self.require(self.exam or half is None, "synthetic_half", "left out unless data.exam is true")
         asked = self.question
         self.require(
             asked is None or (asked == asked.strip() != "" and asked.isprintable()), "question", "one line, or null"

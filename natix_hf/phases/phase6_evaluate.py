@@ -13,9 +13,12 @@ from safetensors.numpy import load_file, save_file
 from natix_hf.bundle.confidence import Confidence
 from natix_hf.bundle.policy import GateUse, Policy
 from natix_hf.data.asked import Asked
+from natix_hf.data.splits import SPLITS, read_splits
+from natix_hf.data.synthetic_half import GeneratedRows, load_generated
 from natix_hf.errors import RunError
 from natix_hf.phases.phase5_scrc import learned_gate
 from natix_hf.provenance.files import atomic_file, file_sha256
+from natix_hf.provenance.hub import is_repo_id
 from natix_hf.provenance.manifest import MANIFEST, manifest_problems
 from natix_hf.results import plots
 from natix_hf.results.answers import compute_answers
@@ -27,10 +30,14 @@ from natix_hf.results.examples import Answered, write_examples
 from natix_hf.results.gate import GateReport
 from natix_hf.results.logits import LogitTable, kept_logits, write_logits
 from natix_hf.results.promise import PromiseReport
+from natix_hf.results.synthetic_half import SyntheticHalf
 from natix_hf.runs.context import PhaseContext
+from natix_hf.runs.lineage import public_name
+from natix_hf.runs.pins import pinned_synthetic_half
 from natix_hf.terminal import LABEL, tell
 
 ANSWERS, FEATURES = "logits/test.parquet", "logits/test_features.safetensors"
+SYNTHETIC_ANSWERS = "logits/synthetic_half.parquet"
 SCORES_PLOT = "plots/test_scores.png"
 _COMPARED_IMAGES = 50
 
@@ -50,6 +57,7 @@ class Evaluated:
 def evaluate_champion(context: PhaseContext, decision: Decision, champion: Candidate) -> Evaluated:
     """Evaluate the champion on test. Leaves the answers, `evaluation.json`, the hard examples and a plot of scores."""
     recipe = context.recipe
+    generated = _load_generated(context)  # refuses what it must before test is read
     asked = context.ask("test")
     policy, gate = make_policy(context, decision)
     table, features = _answers(context.folder, champion, asked, with_features=gate is not None)
@@ -60,7 +68,8 @@ def evaluate_champion(context: PhaseContext, decision: Decision, champion: Candi
     if len(set(rows.origins)) > 1:
         columns["source" if "source" not in columns else "data.source"] = rows.origins
     prior, known = recipe.data.target_prior, recipe.data.groups_known
-    evaluation = evaluate(table, policy, accepted, columns, prior, recipe.phase6.n_resamples, known)
+    synthetic = _ask_generated(context, champion, generated) if generated is not None else None
+    evaluation = evaluate(table, policy, accepted, columns, prior, recipe.phase6.n_resamples, known, synthetic)
     evaluation.write(context.folder)
     write_examples(context.folder, Answered(table, policy, confidence, accepted, columns), evaluation.slices)
     plots.test_scores(context.folder / SCORES_PLOT, table.logits, table.labels, policy.threshold_logit, policy.labels)
@@ -69,9 +78,50 @@ def evaluate_champion(context: PhaseContext, decision: Decision, champion: Candi
 
 
 def finished_parts(context: PhaseContext) -> list[str]:
-    """The answers on test. Each champion answers them once; another policy is measured on the same answers."""
+    """The answers on test and on generated pictures. Each champion answers them once; another policy is measured on
+    the same answers."""
     finished = (context.folder / MANIFEST).is_file()
-    return [] if finished and manifest_problems(context.folder) else [ANSWERS, FEATURES]
+    kept = [ANSWERS, FEATURES, SYNTHETIC_ANSWERS, SyntheticHalf.FILE]
+    return [] if finished and manifest_problems(context.folder) else kept
+
+
+def _load_generated(context: PhaseContext) -> GeneratedRows | None:
+    """The generated pictures of the recipe, without those that stand in a split."""
+    config = context.recipe.data
+    if config.synthetic_half is None:
+        return None
+    splits = read_splits(context.upstream(0) / SPLITS)
+    stands = zip(splits.sha256, splits.ids, splits.roles, strict=True)
+    real = {digest: f"row {row_id} of {role}" for digest, row_id, role in stands}
+    generated = load_generated(config, real, pinned_synthetic_half(context.run_dir, config.synthetic_half))
+    for note in generated.notes:
+        tell(f"{' ' * LABEL}{note}", hang=LABEL)
+    return generated
+
+
+def _ask_generated(
+    context: PhaseContext, champion: Candidate, generated: GeneratedRows
+) -> tuple[LogitTable, SyntheticHalf]:
+    """The champion's answers about generated pictures, from the last attempt if the pictures are still the same."""
+    folder, source, asked = context.folder, str(context.recipe.data.synthetic_half), generated.asked
+    facts = SyntheticHalf(
+        public_name(source, {"repo": source} if is_repo_id(source) and not Path(source).exists() else None),
+        len(asked.row_ids),
+        int(asked.row_labels.sum()),
+        generated.pixels_sha256,
+        generated.left_out,
+    )
+    path, table = folder / SYNTHETIC_ANSWERS, None
+    if (folder / SyntheticHalf.FILE).is_file() and SyntheticHalf.read(folder).pixels_sha256 == facts.pixels_sha256:
+        table = kept_logits(path, champion.sha256, asked)
+    if table is None:
+        path.unlink(missing_ok=True)  # no answers may lie beside facts about other pictures
+        facts.write(folder)
+        table, _ = compute_answers(champion, asked)
+        write_logits(path, table)
+    facts.write(folder)
+    tell(f"{' ' * LABEL}{facts.told} ({SyntheticHalf.FILE} lists what was left out)", hang=LABEL)
+    return table, facts
 
 
 def make_policy(context: PhaseContext, decision: Decision) -> tuple[Policy, Path | None]:

@@ -75,6 +75,8 @@ _WAYS = {
     "best": "the best threshold for these views, known only afterwards",
 }
 
+_HALVES = {"real": "The real half", "synthetic": "The synthetic half", "both": "Both halves, each weighs one half"}
+
 
 def write_report(run_dir: Path, to: Path | None = None) -> Path:
     """Write the page about a run to `to`, or to `report.html` in the run folder, and return its path.
@@ -177,6 +179,7 @@ def _content(facts: RunFacts) -> dict[str, Any]:
         "exported": facts.metrics(6),
         "exam": evaluation.exam if evaluation is not None else None,
         "ways": _WAYS,
+        "halves": _HALVES,
         "kinds": [
             to_json(kind) | {"rows": _with_pictures(facts, kind.rows)}
             for kind in (examples.kinds if examples is not None else [])

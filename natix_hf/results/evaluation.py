@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -12,16 +11,15 @@ import numpy as np
 from natix_hf.bundle.policy import Policy
 from natix_hf.calibration import losses_for
 from natix_hf.calibration.risk_rows import Loss
-from natix_hf.metrics import compute_metrics, group_weights, metric_intervals, prior_weights
+from natix_hf.metrics import Interval, compute_metrics, group_weights, metric_intervals, prior_weights
 from natix_hf.metrics.intervals import share_interval
 from natix_hf.metrics.table import interval_names, measured_scores, rates
 from natix_hf.provenance.stored import OPTIONAL, Stored, formerly
 from natix_hf.results.figures import Bounds, Figure, GroupCounts, finite, interval_notes
 from natix_hf.results.logits import LogitTable
-from natix_hf.subnet.marks import ExamMarks, mark_exam
+from natix_hf.results.synthetic_half import SyntheticHalf
+from natix_hf.subnet.marks import ExamAnswers, ExamMarks, mark_exam, small_values
 
-# With fewer rows than this, the interval of a slice is too wide to say anything.
-_SLICE_ROWS = 20
 _NAMED_VALUES = 12
 
 
@@ -72,7 +70,11 @@ class Selective:
 
 @dataclass(frozen=True)
 class SliceFigures:
-    """Figures of the test rows that have one value in a column."""
+    """Figures of the test rows that have one value in a column.
+
+    Args:
+        intervals (`dict[str, Interval]`): 95% intervals of mcc, recall and specificity; None in older files.
+    """
 
     n: float
     n_positive: float
@@ -80,6 +82,12 @@ class SliceFigures:
     recall: float | None
     specificity: float | None
     coverage: float
+    intervals: dict[str, Interval] | None = field(default=None, metadata=OPTIONAL)
+
+    def figure(self, name: str) -> Figure:
+        """A figure with its interval, or with the reason why it has none."""
+        value, found = getattr(self, name), (self.intervals or {}).get(name)
+        return Figure(value, (None, None)) if found is None or value is None else Figure.of(value, found)
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,7 @@ class Evaluation(Stored):
         slices_left_out (`dict`): Number of rows by column and value, of the values with too few rows for figures; None
             if there are none.
         exam (`ExamMarks`): Figures of the subnet's exam; None without one.
+        synthetic_half (`SyntheticHalf`): The generated pictures of the exam's other half; None without them.
     """
 
     FILE: ClassVar[str] = "evaluation.json"
@@ -109,6 +118,7 @@ class Evaluation(Stored):
     slices: dict[str, dict[str, SliceFigures]]
     exam: ExamMarks | None = field(default=None, metadata=OPTIONAL)
     slices_left_out: dict[str, dict[str, int]] | None = field(default=None, metadata=OPTIONAL)
+    synthetic_half: SyntheticHalf | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def groups_known(self) -> bool:
@@ -141,6 +151,17 @@ class Evaluation(Stored):
         ]
         return list(dict.fromkeys(found))
 
+    def notes_of(self, column: str) -> list[str]:
+        """What the intervals of a column's slices are where resampling gives none, one sentence each."""
+        names = {"mcc": "MCC", "recall": "TPR", "specificity": "TNR"}
+        figures = {
+            f"{told} of {value}": row.figure(name)
+            for value, row in self.slices.get(column, {}).items()
+            for name, told in names.items()
+            if row.intervals is not None
+        }
+        return interval_notes(figures)
+
     def left_out_of(self, column: str) -> str:
         """The values of a column that have too few rows for figures, in words, or ""."""
         small = sorted(((self.slices_left_out or {}).get(column) or {}).items(), key=lambda found: -found[1])
@@ -163,6 +184,7 @@ def evaluate(
     target_prior: float | None,
     n_resamples: int,
     groups_known: bool,
+    synthetic: tuple[LogitTable, SyntheticHalf] | None = None,
 ) -> Evaluation:
     """Measure a policy on test answers, with intervals from resampled groups, or exact ones on small samples.
 
@@ -172,9 +194,14 @@ def evaluate(
         target_prior: The share of label 1 for a second column of metrics; None makes no such column.
         n_resamples: Number of resamples of the group bootstrap.
         groups_known: Something says which rows belong together. False: each row counts as a group.
+        synthetic: Answers to the exam's views of generated pictures, and the facts about these.
     """
     asked = table.asked
-    left_out = {name: small for name, values in slices.items() if (small := _small_values(values))}
+    left_out = {name: small for name, values in slices.items() if (small := small_values(values))}
+    marks = None
+    if asked.exam is not None:
+        other = _exam_answers(synthetic[0]) if synthetic is not None else None
+        marks = mark_exam(_exam_answers(table), policy.threshold_logit, other, n_resamples)
     return Evaluation(
         rows=len(asked.row_ids),
         views=asked.views,
@@ -182,15 +209,16 @@ def evaluate(
         as_found=_column(table, policy, None, n_resamples),
         at_target_prior=_column(table, policy, target_prior, n_resamples) if target_prior is not None else None,
         selective=evaluate_selective(table, policy, accepted, target_prior, n_resamples),
-        slices={name: evaluate_slice(table, policy, accepted, values) for name, values in slices.items()},
-        exam=_marks(table, policy.threshold_logit) if asked.exam is not None else None,
+        slices={name: evaluate_slice(table, policy, accepted, values, n_resamples) for name, values in slices.items()},
+        exam=marks,
         slices_left_out=left_out or None,
+        synthetic_half=synthetic[1] if synthetic is not None else None,
     )
 
 
-def _marks(table: LogitTable, threshold_logit: float) -> ExamMarks:
+def _exam_answers(table: LogitTable) -> ExamAnswers:
     asked = table.asked
-    return mark_exam(table.logits, asked.labels, asked.levels, asked.views, threshold_logit)
+    return ExamAnswers(table.logits, asked.labels, asked.levels, asked.groups, asked.views)
 
 
 def _column(table: LogitTable, policy: Policy, prior: float | None, n_resamples: int) -> Column:
@@ -264,27 +292,32 @@ def _promised_risks(
 
 
 def evaluate_slice(
-    table: LogitTable, policy: Policy, accepted: np.ndarray, row_values: Sequence[Any]
+    table: LogitTable, policy: Policy, accepted: np.ndarray, row_values: Sequence[Any], n_resamples: int
 ) -> dict[str, SliceFigures]:
     """Compute figures for each value of a column that has at least 20 rows."""
     values = table.asked.of_rows([str(value) for value in row_values])
-    small, result = _small_values(row_values), {}
+    small, result = small_values(row_values), {}
+    decided = policy.decide(table.logits).astype(np.float64)
     for value in np.unique(values):
         at = values == value
         if value not in small:
-            answers = compute_metrics(policy.decide(table.logits[at]).astype(float), table.labels[at])
+            labels = table.labels[at]
+            answers = compute_metrics(decided[at], labels)
+            intervals = metric_intervals(
+                decided[at],
+                labels,
+                table.groups[at],
+                n_resamples=n_resamples,
+                metrics=("mcc", "recall", "specificity"),
+            )
             result[str(value)] = SliceFigures(
                 n=answers["n"],
                 n_positive=answers["n_positive"],
-                mcc=finite(answers["mcc"]),
+                # With one label it is undefined. Its stand-in, 0, would pass for the weakest slice.
+                mcc=finite(answers["mcc"]) if 0 < labels.sum() < len(labels) else None,
                 recall=finite(answers["recall"]),
                 specificity=finite(answers["specificity"]),
                 coverage=float(accepted[at].mean()),
+                intervals=intervals,
             )
     return result
-
-
-def _small_values(row_values: Sequence[Any]) -> dict[str, int]:
-    """The number of rows of each value that has too few of them for figures."""
-    counts = Counter(str(value) for value in row_values)
-    return {value: rows for value, rows in sorted(counts.items()) if rows < _SLICE_ROWS}

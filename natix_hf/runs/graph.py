@@ -39,8 +39,8 @@ class Phase:
 
 # The keys that decide which views of a picture the phases after training ask about.
 _ASKED = ("data.exam", "data.exam_views")
-# What candidates are chosen by. "?": it counts only where it is on, since the first version did not have it here.
-CHOICE = ("data.exam?",)
+# The views that candidates are chosen by, where these are views of the exam.
+CHOICE = ("choice_exam",)
 
 # Phase 0 splits the rows. It runs automatically before any other phase.
 PHASES: dict[int, Phase] = {
@@ -106,7 +106,7 @@ PHASES: dict[int, Phase] = {
             (0, 2),
             (3, 5),
             ("test",),
-            ("phase6", "data.slices", "data.question", *_ASKED),
+            ("phase6", "data.slices", "data.question", "data.synthetic_half", *_ASKED),
             False,
             "evaluate on test, then build the bundle",
         ),

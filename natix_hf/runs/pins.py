@@ -14,7 +14,7 @@ from natix_hf.recipe import Recipe
 from natix_hf.runs.graph import Phase
 
 PINS = "hub_commits.json"
-SOURCES, UNLABELLED = "sources", "unlabelled"
+SOURCES, UNLABELLED, SYNTHETIC_HALF = "sources", "unlabelled", "synthetic_half"
 
 
 def pin(run_dir: Path, recipe: Recipe, phase: Phase) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def pin(run_dir: Path, recipe: Recipe, phase: Phase) -> dict[str, Any]:
 
     Returns:
         The repositories that the phase reads, as `hub_origin` describes them, under "data" and "model", and by their
-        name under "sources" (several sources of labelled images) and "unlabelled".
+        name under "sources" (several sources of labelled images), "unlabelled" and "synthetic_half".
 
     Raises:
         UsageError: if a repository or revision does not exist, or if the token may not read it.
@@ -47,6 +47,9 @@ def pin(run_dir: Path, recipe: Recipe, phase: Phase) -> dict[str, Any]:
     further = [source for source in recipe.phase4.unlabelled if "phase4" in phase.sections and _on_hub(source)]
     if further:
         found[UNLABELLED] = {source: _origin(run_dir, UNLABELLED, source, "dataset", None) for source in further}
+    half = recipe.data.synthetic_half if f"data.{SYNTHETIC_HALF}" in phase.sections else None
+    if half is not None and _on_hub(half):
+        found[SYNTHETIC_HALF] = {half: _origin(run_dir, SYNTHETIC_HALF, half, "dataset", None)}
     return found
 
 
@@ -82,7 +85,16 @@ def pinned_model(run_dir: Path, config: ModelConfig) -> ModelConfig:
 
 def pinned_unlabelled(run_dir: Path, source: str) -> str | None:
     """The commit of this run for another source of images; None if it is not on the Hub."""
-    origin = _read(run_dir).get(_key(UNLABELLED, source, None))
+    return _pinned(run_dir, UNLABELLED, source)
+
+
+def pinned_synthetic_half(run_dir: Path, source: str) -> str | None:
+    """The commit of this run for the generated pictures; None if they are not on the Hub."""
+    return _pinned(run_dir, SYNTHETIC_HALF, source)
+
+
+def _pinned(run_dir: Path, section: str, source: str) -> str | None:
+    origin = _read(run_dir).get(_key(section, source, None))
     return origin["commit"] if origin else None
 
 

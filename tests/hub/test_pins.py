@@ -138,6 +138,20 @@ def test_further_images_are_pinned_and_named_with_the_control(
     assert "phase4_explora" in card and FRAMES not in card
 
 
+def test_generated_pictures_are_pinned(hub: LocalHub, recipe: str, tmp_path: Path) -> None:
+    """The synthetic half of the exam, too: later pictures of its repository change nothing in the run."""
+    generated = content_of(write_parquet_source(tmp_path / "frames", groups=6, seed=9))
+    first = hub.create(FRAMES, generated, kind="dataset")
+    options = ["data.exam=true", f"data.synthetic_half={FRAMES}"]
+    run = run_recipe(recipe, [1, 2, 6], tmp_path / "run", overrides=options)
+    hub.commit(FRAMES, content_of(write_parquet_source(tmp_path / "more", groups=9, seed=8)), kind="dataset")
+    facts = [json.loads((run / "phase6_export" / "synthetic_half.json").read_text(encoding="utf-8"))]
+    run_recipe(recipe, [6], run, overrides=[*options, "phase6.n_resamples=150"])
+    facts.append(json.loads((run / "phase6_export" / "synthetic_half.json").read_text(encoding="utf-8")))
+    assert facts[0] == facts[1] and (facts[0]["source"], facts[0]["rows"]) == (FRAMES, 18)
+    assert manifest(run, "phase6_export")["hub"]["synthetic_half"][FRAMES]["commit"] == first
+
+
 def test_a_run_goes_on_without_the_hub(hub: LocalHub, commits: dict[str, str], recipe: str, tmp_path: Path) -> None:
     run = run_recipe(recipe, [1], tmp_path / "run")
     hub.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,14 +12,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import TINY_RECIPE, tiny_backbone, write_parquet_source, write_recipe
+from conftest import TINY_RECIPE, striped_image, tiny_backbone, write_parquet_source, write_recipe
+from PIL import Image
 from refusals import refused
 
 from natix_hf.bundle.examine import examine
 from natix_hf.bundle.load import load_bundle
 from natix_hf.data.asked import Asked
 from natix_hf.data.config import DataConfig, Exam
-from natix_hf.errors import RecipeError, UsageError, VerificationError
+from natix_hf.errors import DataError, RecipeError, UsageError, VerificationError
 from natix_hf.metrics import select_threshold
 from natix_hf.phases import phase2_threshold, phase6_evaluate
 from natix_hf.pipeline import run_recipe
@@ -29,8 +31,11 @@ from natix_hf.recipe import parse_recipe
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.decision import Decision
 from natix_hf.results.logits import read_logits
+from natix_hf.results.synthetic_half import SyntheticHalf
 from natix_hf.runs.graph import PHASES as PHASE_FOLDERS
 from natix_hf.runs.verify import find_problems
+from natix_hf.subnet.challenge import challenge_image
+from natix_hf.subnet.expectation import mean_reward, reward_of_counts
 from natix_hf.trainers import pretraining
 from natix_hf.trainers.roadwork import RoadworkTrainer
 
@@ -61,6 +66,10 @@ def exam_run(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dic
         before = {path.parent.name: read(path)["digest"] for path in run.glob("*/manifest.json")}
         run_recipe(recipe, PHASES, run, overrides=EXAM)
     return before, run
+
+
+def seed_of(seed: int, turn: int, row_id: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{turn}/{row_id}".encode()).digest()[:8], "big")
 
 
 def read(path: Path) -> Any:
@@ -171,10 +180,10 @@ def test_the_figures_are_those_of_the_exam(exam_run: tuple[dict[str, str], Path]
     assert evaluation["slices"]["scene_level_tags.weather"]["rain"]["n"] == 26 * 8
     config = DataConfig(source=str(source), exam=True, exam_views=8, seed=3)
     found = to_json(examine(load_bundle(run), config))
-    assert {key: found[key] for key in ("rows", "positives", "views", "levels")} == {
-        key: evaluation["exam"][key] for key in ("rows", "positives", "views", "levels")
-    }
-    assert found["rewards"]["fitted"] == evaluation["exam"]["rewards"]["fitted"]
+    for marks in (found, evaluation["exam"]):  # the command knows no groups
+        for rates in marks["levels"].values():
+            assert set(rates.pop("intervals")) == {"tpr", "tnr", "mcc"}
+    assert found == evaluation["exam"]
     for level in range(4):
         at = (np.arange(320) % 4 == level) & positive
         tpr = evaluation["exam"]["levels"][str(level)]["tpr"]
@@ -242,6 +251,116 @@ def test_answers_to_other_views_are_refused(exam_run: tuple[dict[str, str], Path
         refused(VerificationError, lambda other=other: read_logits(path, sha256, other), path, "views")
 
 
+@pytest.fixture(scope="module")
+def generated(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders: ten pictures of a label, one of which is a real train picture and one a real test picture; one
+    picture with both labels; a larger one."""
+    folder = tmp_path_factory.mktemp("generated") / "sdxl"
+    rng = np.random.default_rng(9)
+    for label, name in enumerate(("none", "roadwork")):
+        (folder / name).mkdir(parents=True)
+        for number in range(10):
+            size = (1100, 500) if number == 0 else (64, 64)
+            striped_image(label, rng, size).save(folder / name / f"{number}.png")
+        for number, split in enumerate(("train", "test")):
+            table = pq.read_table(source / "data" / f"{split}-00000-of-00001.parquet")
+            row = table["label"].to_pylist().index(label)
+            (folder / name / f"{number + 1}.png").write_bytes(table["image"][row]["bytes"].as_py())
+    both = striped_image(1, rng, (64, 64))
+    for name in ("none", "roadwork"):
+        both.save(folder / name / "3.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def half_run(
+    exam_run: tuple[dict[str, str], Path], recipe: str, generated: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    run = Path(shutil.copytree(exam_run[1], tmp_path_factory.mktemp("half") / "exam"))
+    run_recipe(recipe, PHASES, run, overrides=[*EXAM, f"data.synthetic_half={generated}"])
+    return run
+
+
+def test_the_synthetic_half_is_measured_and_nothing_else(
+    exam_run: tuple[dict[str, str], Path], half_run: Path, generated: Path
+) -> None:
+    runs = exam_run[1], half_run
+    old, new = ({path.parent.name: read(path)["digest"] for path in run.glob("*/manifest.json")} for run in runs)
+    assert {name for name in old if old[name] != new[name]} == {"phase6_export"}
+    assert find_problems(str(half_run)) == []
+    before, now = (read(run / "phase6_export" / "evaluation.json") for run in runs)
+    others, facts = now["exam"].pop("others"), now.pop("synthetic_half")
+    assert now == before and facts == {k: v for k, v in read(half_run / "phase6_export" / SyntheticHalf.FILE).items()
+                                       if k != "schema"}  # fmt: skip
+    assert (facts["source"], facts["rows"], facts["positives"]) == ("sdxl", 14, 7)
+    reasons = [reason for reason in facts["left_out"].values() if "real one" in reason]
+    assert len(facts["left_out"]) == 6 and len(reasons) == 4
+    assert sum(reason.endswith("of test") for reason in reasons) == 2
+    assert facts["left_out"].keys() == {f"synthetic:{c}/{n}.png" for c in ("none", "roadwork") for n in (1, 2, 3)}
+    sha256 = read(half_run / "phase2_threshold" / "threshold.json")["candidate_sha256"]
+    table = read_logits(half_run / "phase6_export" / phase6_evaluate.SYNTHETIC_ANSWERS, sha256, Exam(8, 3))
+    bundle, threshold = load_bundle(half_run), load_bundle(half_run).policy.threshold_logit
+    at = table.asked.row_ids.index("synthetic:roadwork/0.png")
+    with Image.open(generated / "roadwork" / "0.png") as image:
+        views = [challenge_image(image, i % 4, seed_of(3, i // 4, "synthetic:roadwork/0.png"), generated=True)
+                 for i in range(8)]  # fmt: skip
+    np.testing.assert_allclose(table.logits[8 * at : 8 * at + 8], bundle.logits(views), atol=1e-5)
+    called = table.logits > threshold
+    assert others["synthetic"]["levels"]["all"]["tpr"] == pytest.approx(called[table.labels == 1].mean())
+    tnr = before["exam"]["levels"]["all"]["tnr"], (~called[table.labels == 0]).mean()
+    assert others["both"]["levels"]["all"]["tnr"] == pytest.approx(np.mean(tnr))
+
+
+def test_page_and_card_name_the_halves(exam_run: tuple[dict[str, str], Path], half_run: Path) -> None:
+    for name in ("report.html", "bundle/README.md"):
+        alone, both = ((run / "phase6_export" / name).read_text(encoding="utf-8") for run in (exam_run[1], half_run))
+        assert "real half" in alone.lower() and "Both halves" not in alone
+        assert all(told in both for told in ("The real half", "The synthetic half", "Both halves", "of sdxl", "4 x "))
+        paid = read(half_run / "phase6_export" / "evaluation.json")["exam"]["others"]["both"]["rewards"]["fitted"]
+        assert f"{paid['expected']:.3f}" in both
+        assert str(half_run) not in both and "/sdxl" not in both
+
+
+def test_generated_pictures_answer_once(
+    half_run: Path, recipe: str, generated: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(half_run, tmp_path / "exam"))
+    folder = Path(shutil.copytree(generated, tmp_path / "sdxl"))
+    asked: list[int] = []
+    real = phase6_evaluate.compute_answers
+    monkeypatch.setattr(phase6_evaluate, "compute_answers", lambda *args: asked.append(len(args[1])) or real(*args))
+    given = [*EXAM, f"data.synthetic_half={folder}"]
+    run_recipe(recipe, [6], run, overrides=[*given, "phase6.n_resamples=150"])  # the same pictures elsewhere
+    assert asked == []
+    striped_image(1, np.random.default_rng(77), (64, 64)).save(folder / "roadwork" / "7.png")
+    run_recipe(recipe, [6], run, overrides=given)  # another picture under the same name
+    assert asked == [14 * 8]
+    shutil.rmtree(folder / "none")
+    before = (run / "phase6_export" / "evaluation.json").read_bytes()
+    refused(DataError, lambda: run_recipe(recipe, [6], run, overrides=given), "data.synthetic_half")
+    assert (run / "phase6_export" / "evaluation.json").read_bytes() == before and asked == [14 * 8]
+
+
+def test_phase_2_may_choose_by_reward(
+    exam_run: tuple[dict[str, str], Path], recipe: str, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(exam_run[1], tmp_path / "exam"))
+    given = [*EXAM, "phase2.objective=reward"]
+    for phase in (3, 5):
+        shutil.rmtree(run / PHASE_FOLDERS[phase].folder)
+    run_recipe(recipe, [2, 6], run, overrides=given)
+    decision = Decision.read(run / "phase2_threshold")
+    path = run / "phase2_threshold" / "logits" / "phase1_baseline.parquet"
+    table = read_logits(path, decision.candidate_sha256, Exam(8, 3))
+    chosen = select_threshold(table.logits, table.labels, reward_of_counts)
+    assert (decision.objective, decision.threshold_logit) == ("reward", chosen.threshold)
+    assert decision.val_select_optimistic["reward"] == float(mean_reward(chosen.tpr, chosen.tnr))
+    for name in ("report.html", "bundle/README.md"):
+        assert "maximises the subnet's expected reward" in (run / "phase6_export" / name).read_text(
+            encoding="utf-8"
+        ).replace("&#39;", "'")
+
+
 def test_a_threshold_of_views_drawn_before_is_fitted_again(
     exam_run: tuple[dict[str, str], Path], recipe: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -273,3 +392,12 @@ def test_what_is_refused() -> None:
     wrong = {"exam": True, "exam_views": 6}, {"exam_views": 8}
     refused(RecipeError, lambda: parse_recipe({"data": wrong[0]}), "data.exam_views", 6, "multiple of 4")
     refused(RecipeError, lambda: parse_recipe({"data": wrong[1]}), "data.exam_views", 8, "data.exam")
+    half = {"synthetic_half": "folder"}
+    refused(RecipeError, lambda: parse_recipe({"data": half}), "data.synthetic_half", "folder", "data.exam")
+    refused(RecipeError, lambda: parse_recipe({"data": {"synthetic_half": " ", "exam": True}}), "data.synthetic_half")
+
+
+def test_an_absent_synthetic_half_is_found_before_any_work(recipe: str, tmp_path: Path) -> None:
+    given = [*EXAM, f"data.synthetic_half={tmp_path / 'absent'}"]
+    refused(UsageError, lambda: run_recipe(recipe, PHASES, tmp_path / "run", overrides=given), "data.synthetic_half")
+    assert not (tmp_path / "run").exists()

@@ -187,6 +187,7 @@ ELSEWHERE = {
     **{("data.labels", key): "phases/test_labels.py::test_every_file_has_the_names_and_none_the_subnets"
        for key in ("no", "yes")},
     ("data", "exam"): "phases/test_exam.py::test_the_threshold_is_that_of_the_exam",
+    ("data", "synthetic_half"): "phases/test_exam.py::test_the_synthetic_half_is_measured_and_nothing_else",
     ("data", "exam_views"): "phases/test_exam.py::test_the_threshold_is_that_of_the_exam",
     ("model", "backbone"): "test_backbone",
     ("model", "revision"): "test_revisions_reach_the_hub",

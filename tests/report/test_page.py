@@ -176,7 +176,11 @@ def test_the_figures_are_those_of_the_files(whole_run: Path) -> None:
     assert _has_row(document, _shown(selective["coverage"]["value"], selective["coverage"]["interval"]))
     assert re.search(rf"{found['n_positive']:.0f} \D*{found['tp']:.0f} ", document.text)
     for value, figures in evaluation["slices"]["scene_level_tags.weather"].items():
-        assert _has_row(document, value, f"{figures['n']:.0f}", f"{figures['n_positive']:.0f}", _shown(figures["mcc"]))
+        shown = [
+            _shown(figures[name], (figures["intervals"][name]["low"], figures["intervals"][name]["high"]))
+            for name in ("mcc", "recall", "specificity")
+        ]
+        assert _has_row(document, value, f"{figures['n']:.0f}", f"{figures['n_positive']:.0f}", *shown)
     calibration = _read(whole_run / "phase5_scrc" / "calibration.json")
     assert _has_row(document, *(_shown(*calibration[w]["smooth_ece"].values()) for w in ("before", "after")))
     against = _read(whole_run / "phase4_explora" / "manifest.json")["metrics"]["against_control"]

@@ -17,6 +17,7 @@ from facts import tells
 from natix_hf.bundle.policy import Policy
 from natix_hf.cli.summary import summarise
 from natix_hf.data.asked import Asked
+from natix_hf.metrics import metric_intervals
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.stored import from_json, to_json
 from natix_hf.results.decision import choose_champion
@@ -117,6 +118,27 @@ def test_many_small_values_are_counted() -> None:
     assert found.sample == "88 test rows, not known to be independent"
     again = from_json(Evaluation, to_json(found))
     assert again == found
+
+
+def test_slices_have_intervals_and_one_label_is_undefined() -> None:
+    """Against the intervals of the slice's own rows; a slice of one label has no rate of the other and no MCC."""
+    rng = np.random.default_rng(0)
+    values = ["rain"] * 60 + ["fog"] * 25
+    labels = np.array([0, 1] * 30 + [1] * 25)
+    names = [str(i // 2) for i in range(85)]
+    table = LogitTable(
+        Asked([str(i) for i in range(85)], np.array(names), labels), labels + rng.normal(size=85) - 0.5, "a" * 64
+    )
+    found = evaluate(table, Policy(0.0, "", ""), np.ones(85, bool), {"weather": values}, None, 100, True)
+    rain, fog = found.slices["weather"]["rain"], found.slices["weather"]["fog"]
+    called = (table.logits[:60] > 0).astype(float)
+    wanted = metric_intervals(called, labels[:60], np.array(names[:60]), n_resamples=100)
+    for name in ("mcc", "recall", "specificity"):
+        assert rain.figure(name).interval == (wanted[name].low, wanted[name].high)
+    assert (fog.n, fog.n_positive, fog.specificity) == (25, 25, None)
+    assert fog.figure("specificity").told == "undefined" and "[" in fog.figure("recall").told
+    assert fog.mcc is None and fog.figure("mcc").interval == (None, None)
+    assert from_json(Evaluation, to_json(found)) == found
 
 
 def test_a_champion_needs_more_than_three_groups_of_a_class() -> None:

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from bundles import describe, read
 from conftest import Command, striped_image, write_parquet_source
@@ -20,6 +21,7 @@ from natix_hf.bundle.load import load_bundle
 from natix_hf.data.config import DataConfig
 from natix_hf.errors import DataError
 from natix_hf.subnet.challenge import challenge_image
+from natix_hf.subnet.payout import wait_until
 from natix_hf.subnet.rewards import expected_reward
 
 
@@ -30,8 +32,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def by_hand(run: Path, source: Path, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Decisions [rows, 4] of `predict`, logits, and labels, of the test rows in the file."""
-    import pyarrow.parquet as pq
-
     table = pq.read_table(next((source / "data").glob("test-*.parquet")))
     bundle, decided, z = load_bundle(run), [], []
     for row, cell in enumerate(table["image"].to_pylist()):
@@ -74,13 +74,58 @@ def test_one_class_is_no_exam(finished_run: Path, tmp_path: Path) -> None:
     assert examine(bundle, DataConfig(source=str(both))).rows == 12  # all of them without a test split
 
 
+@pytest.mark.parametrize("labels", [(0, 1), (1,)])
+def test_a_synthetic_half(
+    labels: tuple[int, ...], finished_run: Path, source: Path, tmp_path: Path, command: Command
+) -> None:
+    """Generated pictures beside the real ones; a copy of a real one does not count."""
+    generated = class_folders(tmp_path / "sdxl", **{("none", "roadwork")[label]: label for label in labels})
+    table = pq.read_table(next((source / "data").glob("train-*.parquet")))
+    copied = table["image"][0]["bytes"].as_py()
+    (generated / "roadwork" / "copy.png").write_bytes(copied)
+    code, out, err = command("reward", finished_run, "--data", source, "--synthetic-half", generated)
+    if labels == (1,):
+        assert code == 2 and tells(err.strip(), "data.synthetic_half", "both")
+        return
+    assert code == 0 and "the real half only" not in out and out.count("reward ") == 9
+    facts = "12 real pictures, 6 ", "4 generated pictures, 2 ", "16 pictures of both halves", "copy.png", "row train/0"
+    assert lacking(out, *facts) == []
+    config = DataConfig(source=str(source), exam=True, synthetic_half=str(generated))
+    found = examine(load_bundle(finished_run), config)
+    assert (found.halves["synthetic"].rows, found.halves["both"].rows) == (4, 16)
+    rates = [found.halves[half].levels["all"].tpr for half in ("real", "synthetic", "both")]
+    assert rates[2] == pytest.approx(np.mean(rates[:2]))
+    assert f"reward {found.halves['both'].rewards['fitted'].expected:.3f}" in out
+
+
+def test_slices_and_the_wait(finished_run: Path, source: Path, tmp_path: Path, command: Command) -> None:
+    """Values with too few rows are named with their number; a value of one label has no TNR."""
+    column = "data.slices=[scene_level_tags.weather]"
+    code, out, _ = command("reward", finished_run, "--data", source, column)
+    assert code == 0 and lacking(out, "too few rows", "rain (8)", "clear (4)") == []
+    large = write_parquet_source(tmp_path / "large", groups=31, frames=2, positive_share=0.5, seed=6)
+    code, out, _ = command("reward", finished_run, "--data", large, column, "data.group_by=video_info.vid_id")
+    assert code == 0 and any(line.startswith("rain ") and f" {40 * 4} " in line for line in out.splitlines())
+    paid = examine(load_bundle(finished_run), DataConfig(source=str(large))).rewards["fitted"]
+    for share in (0.5, 0.95):
+        wait = wait_until(share, paid.tpr, paid.tnr)
+        fast, slow = wait.hours
+        after = f"{share:.0%} of its final score after {wait.questions} questions, in {fast:.0f} to {slow:.0f} hours"
+        assert lacking(out, after) == []
+
+
 def test_the_command(finished_run: Path, source: Path, command: Command) -> None:
     code, out, _ = command("reward", finished_run, "--data", source, "--label-rule", "scene_description")
-    assert code == 0 and "12 real pictures, 6 " in out and out.count("reward ") == 3
+    assert code == 0 and out.count("reward ") == 3
+    assert lacking(out, "12 real pictures, 6 ", "the real half only", "as if they were independent") == []
     found = examine(load_bundle(finished_run), DataConfig(source=str(source)))
     assert f"reward {found.rewards['fitted'].expected:.3f}" in out
     assert command("reward", finished_run, "--data", source, "--label-rule", "mine")[0] == 2
     assert command("reward", finished_run, "--data", "absent")[0] == 2
+
+
+def lacking(out: str, *facts: str) -> list[str]:
+    return [fact for fact in facts if fact not in out]
 
 
 def class_folders(folder: Path, **classes: int) -> Path:
