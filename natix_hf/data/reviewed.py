@@ -147,7 +147,7 @@ def told_review(review: Mapping[str, Any]) -> str:
     same = review["unchanged"]
     more = f" ({same:,} to relabel {'has' if same == 1 else 'have'} the label already)" if same else ""
     files = " and ".join(review["by"])
-    return f"{review['excluded']:,} rows excluded, {review['relabelled']:,} relabelled by {files} after review{more}"
+    return f"{review['excluded']:,} rows excluded, {review['relabelled']:,} relabelled, by {files} after review{more}"
 
 
 def actions_in(path: Path) -> dict[str, str]:
@@ -254,6 +254,8 @@ def _label(row: Mapping[str, Any], file: str, line: int) -> int:
 
 def _plain_label(value: Any) -> int | None:
     """0 or 1, as people and programs write them; None if it is neither."""
+    if value is None:  # an empty cell is no word, though "none" is one
+        return None
     word = str(value).strip().lower().removesuffix(".0")
     return (meaning([word]) or {}).get(word)
 

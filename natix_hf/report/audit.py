@@ -19,7 +19,7 @@ from natix_hf.data.reviewed import ACTION, NOW, ROW_ID, SUGGESTED
 from natix_hf.data.rows import thumbprints
 from natix_hf.metrics.label_noise import Suspects, find_wrong_labels
 from natix_hf.report.audited import AuditedRows, read_audited
-from natix_hf.report.listed import new_folder, write_list
+from natix_hf.report.listed import check_folder, write_list
 from natix_hf.results.audit import AUDIT, AuditReport, NoiseRate, Planted, noise_of
 
 LIST, PAGE = "audit.csv", "audit.html"
@@ -73,6 +73,15 @@ class Audit:
         """Flagged rows of groups that are suspect as a whole."""
         return sum(len(finding.rows) for finding in self.of_kind(GROUP))
 
+    @property
+    def told_flagged(self) -> str:
+        """The flagged rows in words: groups as a whole, and single rows."""
+        groups, single = self.report.whole_groups, self.report.flagged - self.in_groups
+        rows = f"{single:,} single row{'' if single == 1 else 's'}"
+        if not groups:
+            return rows
+        return f"{groups:,} group{'' if groups == 1 else 's'} as a whole ({self.in_groups:,} rows) and {rows}"
+
     def suggested(self, row: int) -> int:
         """The label that the evidence speaks for."""
         label = int(self.rows.labels[row])
@@ -118,7 +127,7 @@ def write_audit(run_dir: Path, to: Path | None = None) -> tuple[Audit, Path]:
     """
     from natix_hf.report.audit_page import render_audit
 
-    folder = new_folder(to if to is not None else run_dir / AUDIT, LIST)
+    folder = check_folder(to if to is not None else run_dir / AUDIT, LIST)
     audit = audit_run(run_dir)
     write_list(folder / LIST, COLUMNS, _lines(audit))
     (folder / PAGE).write_bytes(render_audit(audit).encode("utf-8"))
@@ -133,10 +142,7 @@ def told_audit(audit: Audit, folder: Path) -> Iterator[str]:
         f"rows      {report.rows:,} of train and val_select in {report.groups:,} groups; val_calib and test are not "
         "looked at"
     )
-    yield (
-        f"flagged   {report.flagged:,} rows look wrongly labelled: {report.whole_groups:,} groups as a whole "
-        f"({audit.in_groups:,} rows) and {report.flagged - audit.in_groups:,} single rows"
-    )
+    yield f"flagged   {report.flagged:,} rows look wrongly labelled: {audit.told_flagged}"
     yield f'noise     {told_rate(report.noise["missed"])} of what is truly "{names.yes}" is labelled "{names.no}"'
     yield f'          {told_rate(report.noise["false"])} of what is truly "{names.no}" is labelled "{names.yes}"'
     yield "          (by confident learning; what the model cannot tell counts as noise, so this may be too much)"

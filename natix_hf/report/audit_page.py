@@ -51,8 +51,7 @@ def render_audit(audit: Audit) -> str:
         {
             "title": "Rows that look wrongly labelled",
             "value": f"{report.flagged:,}",
-            "text": f"{report.whole_groups:,} groups as a whole ({audit.in_groups:,} rows) and "
-            f"{report.flagged - audit.in_groups:,} single rows",
+            "text": audit.told_flagged,
         },
         {
             "title": "Estimated noise of the labels",
@@ -85,7 +84,7 @@ def render_audit(audit: Audit) -> str:
         "Labels to look at",
         tiles,
         steps,
-        f"natix-hf run RECIPE data.exclude={LIST} data.relabel={LIST}",
+        f"natix-hf run RECIPE data.exclude=FOLDER/{LIST} data.relabel=FOLDER/{LIST}",
         sections,
     )
 

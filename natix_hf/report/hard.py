@@ -14,7 +14,7 @@ from natix_hf.metrics.label_noise import log_odds_of_labels
 from natix_hf.metrics.threshold import select_threshold
 from natix_hf.report.audit import LOOK_ALIKES, Audit, audit_run
 from natix_hf.report.audit_page import MOST_PICTURES, render, shown_picture, told_shown
-from natix_hf.report.listed import write_list
+from natix_hf.report.listed import check_folder, write_list
 from natix_hf.results.audit import AUDIT
 
 HARD_LIST, HARD_PAGE = "hard.csv", "hard.html"
@@ -80,9 +80,8 @@ def write_hard(run_dir: Path, to: Path | None = None) -> tuple[Hard, Path]:
     Raises:
         UsageError, DataError, VerificationError: As `audit_run`.
     """
+    folder = check_folder(to if to is not None else run_dir / AUDIT, HARD_LIST)
     hard = find_hard(audit_run(run_dir))
-    folder = to if to is not None else run_dir / AUDIT
-    folder.mkdir(parents=True, exist_ok=True)
     write_list(folder / HARD_LIST, COLUMNS, _lines(hard))
     (folder / HARD_PAGE).write_bytes(_render(hard).encode("utf-8"))
     return hard, folder

@@ -13,21 +13,20 @@ from natix_hf.errors import UsageError
 from natix_hf.provenance.files import write_text
 
 
-def new_folder(folder: Path, name: str) -> Path:
-    """Make a folder for a list of this name.
+def check_folder(folder: Path, name: str) -> Path:
+    """Check that a list of this name may be written to a folder, and return the folder.
 
     Raises:
         UsageError: If the folder holds such a list that somebody has reviewed, or is no folder.
     """
     path = folder / name
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--to {folder} is a file: name a folder")
     if path.is_file() and (filled := actions_in(path)):
         raise UsageError(
             f"{path} has been reviewed ({len(filled):,} rows have an action) and would be replaced: move it, or write "
             "to another folder with --to"
         )
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--to {folder} is a file: name a folder")
-    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
