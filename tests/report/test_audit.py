@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import find_browser, open_browser
 from conftest import TINY_RECIPE, Command, striped_image, write_recipe
 from document import Document
 from facts import tells
@@ -175,6 +176,19 @@ def test_the_page_holds_all_that_it_shows_and_nothing_that_runs(run: Path) -> No
     assert "<b>whole</b>" in page.text, "a label's name is shown as it is"
     assert str(run) not in text and len(sources) <= 400
     assert len(told := list(told_audit(audit, folder))) > 8 and all("\n" not in line for line in told)
+
+
+@pytest.mark.skipif(find_browser() is None, reason="no Chromium here: apt-get install chromium")
+def test_the_pages_in_a_browser(run: Path, tmp_path: Path, command: Command) -> None:
+    """A quiet console, no request, and nothing wider than a phone."""
+    assert command("audit", run)[0] == command("audit", run, "--hard")[0] == 0
+    with open_browser(str(find_browser()), tmp_path / "profile") as page:
+        for name, width in (("audit.html", 360), ("audit.html", 1200), ("hard.html", 360)):
+            path = run / "audit" / name
+            page.open(path.as_uri(), width)
+            assert page.complaints() == []
+            assert [a for a in page.requests() if not a.startswith("data:")] == [path.as_uri()]
+            assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
 def test_the_page_is_bounded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
