@@ -24,6 +24,7 @@ from natix_hf.results.audit import AUDIT, AuditReport, NoiseRate, Planted, noise
 
 LIST, PAGE = "audit.csv", "audit.html"
 GROUP, ROW, LOOK_ALIKES = "group", "row", "look-alikes"
+ALIKE = "looks like"  # the beginning of a reason
 COLUMNS = (
     "finding",
     "kind",
@@ -233,9 +234,13 @@ def _reasons(rows: AuditedRows, suspects: Suspects, pairs: list[tuple[int, int]]
             found[row].append(f"{others} of the {size[group]} rows of its group have the other label")
         if not found[row]:
             found[row].append("the answers are less sure of it than of others with this label")
-    for pair in pairs:
-        for row, other in (pair, pair[::-1]):
-            found[row].append(f'looks like {rows.ids[other]}, which is labelled "{names.name(bool(labels[other]))}"')
+    alike: dict[int, list[int]] = defaultdict(list)
+    for a, b in pairs:
+        alike[a].append(b)
+        alike[b].append(a)
+    for row, others in alike.items():
+        count = f"{len(others)} rows, such as " if len(others) > 1 else ""
+        found[row].append(f'{ALIKE} {count}{rows.ids[others[0]]}, labelled "{names.name(not labels[row])}"')
     return dict(found)
 
 

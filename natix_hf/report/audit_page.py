@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from natix_hf.errors import DataError
-from natix_hf.report.audit import GROUP, LIST, LOOK_ALIKES, ROW, Audit, Finding, told_rate
+from natix_hf.report.audit import ALIKE, GROUP, LIST, LOOK_ALIKES, ROW, Audit, Finding, told_rate
 from natix_hf.report.audited import AuditedRows
 from natix_hf.report.page import page_environment
 
@@ -147,7 +147,9 @@ def _shown(audit: Audit, finding: Finding) -> Iterator[dict[str, Any]]:
     for row in finding.rows[:_OF_A_GROUP]:
         suggested = audit.suggested(row)
         other = names.name(bool(suggested)) if suggested != audit.rows.labels[row] else None
-        note = "; ".join(audit.reasons.get(row, [])) if finding.kind != GROUP else ""
+        reasons = audit.reasons.get(row, []) if finding.kind != GROUP else []
+        beside = len(finding.rows) > 1  # what it looks like stands beside it
+        note = "; ".join(reason for reason in reasons if not (beside and reason.startswith(ALIKE)))
         yield shown_picture(audit.rows, row, other, float(p[row]), note)
 
 
@@ -157,7 +159,9 @@ def _title(audit: Audit, finding: Finding) -> str:
         names, label = audit.rows.names, int(audit.rows.labels[row])
         group = str(audit.rows.groups[row]).removeprefix("group:")
         return f'{group}: {len(finding.rows)} rows labelled "{names.name(bool(label))}"'
-    return " and ".join(audit.rows.ids[row] for row in finding.rows[:2])
+    others = [audit.rows.ids[other] for other in finding.rows[1:]]
+    rest = f"{len(others)} others" if len(others) > 1 else "".join(others)
+    return f"{audit.rows.ids[row]} and {rest}" if rest else audit.rows.ids[row]
 
 
 def _more(finding: Finding) -> str:

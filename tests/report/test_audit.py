@@ -270,7 +270,8 @@ def test_hard_rows_are_no_wrong_labels(run: Path, command: Command) -> None:
     """By their definition, row by row."""
     splits = splits_of(run)
     own = [i for i in splits.ids if int(i.split("/")[1][1:3]) not in TWINS]
-    answer(run, {row: float(z) for row, z in zip(own[::2], np.random.default_rng(0).normal(0, 2, len(own)), strict=False)})
+    given = np.random.default_rng(0).normal(0, 2, len(own))
+    answer(run, {row: float(z) for row, z in zip(own[::2], given, strict=False)})
     audit = audit_run(run)
     hard, z, labels = find_hard(audit), audit.rows.answers.row_logits, audit.rows.labels
     doubted = {row for finding in audit.of_kind(LOOK_ALIKES) for row in finding.rows}
