@@ -137,13 +137,14 @@ def contradictions(hashes: np.ndarray, thumbs: np.ndarray, labels: np.ndarray, b
     labelled = np.column_stack([labels[known].astype(np.uint8), thumbs[known]])
     _, first = np.unique(labelled, axis=0, return_index=True) if len(known) else (None, np.zeros(0, dtype=np.int64))
     rows = known[np.sort(first)]
+    prints = thumbs[rows]
     nearest, partner = np.full(len(rows), np.inf), np.full(len(rows), -1)
     for one, other in pairs_within(hashes[rows], bits):
         apart = labels[rows[one]] != labels[rows[other]]
         one, other = one[apart], other[apart]
-        same = _one_picture(thumbs[rows], one, other)
+        same = _one_picture(prints, one, other)
         for a, b in zip(one[same].tolist(), other[same].tolist(), strict=True):
-            difference = float(np.abs(thumbs[rows[a]].astype(np.int16) - thumbs[rows[b]]).mean())
+            difference = float(np.abs(prints[a].astype(np.int16) - prints[b]).mean())
             for i, j in ((a, b), (b, a)):
                 if difference < nearest[i]:
                     nearest[i], partner[i] = difference, j

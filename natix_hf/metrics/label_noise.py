@@ -22,6 +22,7 @@ from natix_hf.metrics.intervals import Interval, exact_interval, has_width, why_
 _RIDGE = 1e-3  # of a coefficient of a standardised column, per row: answers that divide the labels perfectly have none
 _STEPS = 50
 _SUREST = 0.2
+_ROUNDING = 1e-12  # the mean of equal numbers may lie above each of them
 # A group is one finding if more than this share of its rows is confidently of the other class.
 _MOST_OF_A_GROUP = 0.5
 
@@ -157,7 +158,7 @@ def confident_joint(
     w = np.ones(labels.size) if weights is None else weights
     positive = labels == 1
     no, yes = _mean(1 - probabilities, w * ~positive), _mean(probabilities, w * positive)
-    above = np.stack([1 - probabilities >= no, probabilities >= yes])
+    above = np.stack([1 - probabilities >= no - _ROUNDING, probabilities >= yes - _ROUNDING])
     confident = np.where(above.all(axis=0), probabilities >= 0.5, above[1]).astype(np.int64)
     confident[~above.any(axis=0)] = -1
     known = confident >= 0
@@ -235,6 +236,8 @@ def _interval(
     if has_width(low, high) and not why_not_resampled(y, groups, counted):
         return Interval(float(low), float(high))
     low, high = exact_interval(off & counted, counted, groups, level=level)
+    if low != low:
+        return Interval(reason="no row is confidently of this class")
     return Interval(min(low, rate), max(high, rate), exact=True)
 
 

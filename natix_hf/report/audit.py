@@ -18,6 +18,7 @@ from natix_hf.data.near_duplicates import contradictions, perceptual_hashes
 from natix_hf.data.reviewed import ACTION, NOW, ROW_ID, SUGGESTED
 from natix_hf.data.rows import thumbprints
 from natix_hf.metrics.label_noise import Suspects, find_wrong_labels
+from natix_hf.provenance.files import write_text
 from natix_hf.report.audited import AuditedRows, read_audited
 from natix_hf.report.listed import check_folder, write_list
 from natix_hf.results.audit import AUDIT, AuditReport, NoiseRate, Planted, noise_of
@@ -131,7 +132,7 @@ def write_audit(run_dir: Path, to: Path | None = None) -> tuple[Audit, Path]:
     folder = check_folder(to if to is not None else run_dir / AUDIT, LIST)
     audit = audit_run(run_dir)
     write_list(folder / LIST, COLUMNS, _lines(audit))
-    (folder / PAGE).write_bytes(render_audit(audit).encode("utf-8"))
+    write_text(folder / PAGE, render_audit(audit))
     audit.report.write(folder)
     return audit, folder
 

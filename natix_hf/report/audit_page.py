@@ -75,18 +75,14 @@ def render_audit(audit: Audit) -> str:
                 "text": f"found: precision {precision}, recall {planted.recall:.3f} of the flagged rows",
             }
         )
-    steps = [
-        f"Look, then write keep, exclude or relabel into the column action of {LIST} beside this page. A row without "
-        "an action stays as it is. Then train again:"
-    ]
-    return render(
-        rows,
-        "Labels to look at",
-        tiles,
-        steps,
-        f"natix-hf run RECIPE data.exclude=FOLDER/{LIST} data.relabel=FOLDER/{LIST}",
-        sections,
-    )
+    step, command = "No label looks wrong, and no look-alikes have different labels.", ""
+    if sections:
+        step = (
+            f"Look, then write keep, exclude or relabel into the column action of {LIST} beside this page. A row "
+            "without an action stays as it is. Then train again:"
+        )
+        command = f"natix-hf run RECIPE data.exclude=FOLDER/{LIST} data.relabel=FOLDER/{LIST}"
+    return render(rows, "Labels to look at", tiles, [step], command, sections)
 
 
 def render(

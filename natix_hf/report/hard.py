@@ -12,6 +12,7 @@ import numpy as np
 from natix_hf.data.reviewed import ROW_ID
 from natix_hf.metrics.label_noise import log_odds_of_labels
 from natix_hf.metrics.threshold import select_threshold
+from natix_hf.provenance.files import write_text
 from natix_hf.report.audit import LOOK_ALIKES, Audit, audit_run
 from natix_hf.report.audit_page import MOST_PICTURES, render, shown_picture, told_shown
 from natix_hf.report.listed import check_folder, write_list
@@ -83,7 +84,7 @@ def write_hard(run_dir: Path, to: Path | None = None) -> tuple[Hard, Path]:
     folder = check_folder(to if to is not None else run_dir / AUDIT, HARD_LIST)
     hard = find_hard(audit_run(run_dir))
     write_list(folder / HARD_LIST, COLUMNS, _lines(hard))
-    (folder / HARD_PAGE).write_bytes(_render(hard).encode("utf-8"))
+    write_text(folder / HARD_PAGE, _render(hard))
     return hard, folder
 
 

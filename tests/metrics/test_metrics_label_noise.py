@@ -127,6 +127,16 @@ def test_right_labels_that_a_model_tells_apart_give_nothing() -> None:
     assert bounds.exact and bounds.low == 0 and 0 < float(bounds.high or 0) < 0.15
 
 
+@pytest.mark.parametrize("away", [0.1, 1.0, 7.3])
+def test_equal_answers_to_a_class_are_confident(away: float) -> None:
+    """Rounding must not put a mean above all of its equal parts."""
+    truth = np.arange(90) % 2
+    suspects = find_wrong_labels((2 * truth - 1) * away, truth, np.arange(90), n_resamples=50)
+    assert suspects.noise.counts == [[45, 0], [0, 45]]
+    for bounds in suspects.noise.intervals.values():
+        assert bounds.low == 0 and 0 < float(bounds.high or 0) < 0.5
+
+
 def test_few_groups_get_exact_bounds() -> None:
     z, truth, group = world(6, groups=5, rows=30, prior=0.5)
     noisy = flip(truth, np.array([1, 40]))

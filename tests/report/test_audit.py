@@ -191,6 +191,19 @@ def test_the_pages_in_a_browser(run: Path, tmp_path: Path, command: Command) -> 
             assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
+def test_where_nothing_is_wrong_the_page_says_so(run: Path) -> None:
+    splits = splits_of(run)
+    for i, row_id in enumerate(splits.ids):
+        splits.labels[i] = truth(row_id)
+    write_splits(run / "phase0_data" / "splits.json", splits, {})
+    answer(run, {row_id: 5.0 * (2 * truth(row_id) - 1) for row_id in splits.ids})
+    audit, folder = write_audit(run)
+    assert audit.findings == [] and lines_of(folder / "audit.csv") == []
+    page = Document((folder / "audit.html").read_text(encoding="utf-8"))
+    assert "No label looks wrong" in page.text and "data.relabel" not in page.text
+    assert not any(line.startswith("next") for line in told_audit(audit, folder))
+
+
 def test_the_page_is_bounded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from natix_hf.report import audit_page
 
