@@ -90,7 +90,12 @@ class Recipe(Section):
         return cast("TrainingSection", getattr(self, f"phase{number}"))
 
     def section_sha256(self, *names: str) -> str:
-        """The hash of sections. A local folder counts by its contents, not by its path."""
+        """The hash of sections. A local folder counts by its contents, not by its path, and a reviewed list by what it
+        says.
+
+        Raises:
+            DataError: if `data.exclude` or `data.relabel` names a file that is no such list.
+        """
         return json_sha256({name: _identity(name, value) for name, value in self.sections(*names).items()})
 
 
@@ -107,6 +112,12 @@ def _identity(name: str, section: Any) -> Any:
         if key in resolved:
             value = resolved[key]
             resolved[key] = [_content(item) for item in value] if isinstance(value, list) else _content(value)
+    if name == "data" and ("exclude" in resolved or "relabel" in resolved):
+        from natix_hf.data.reviewed import EXCLUDE, RELABEL, reviewed_sha256
+
+        for kind in (EXCLUDE, RELABEL):
+            if kind in resolved:
+                resolved[kind] = {"rows": reviewed_sha256(resolved[kind], kind)}
     return resolved
 
 

@@ -22,6 +22,7 @@ _ORDER = (
     "push",
     "pull",
     "report",
+    "audit",
     "reward",
     "certify",
     "plan",

@@ -183,6 +183,16 @@ class DataConfig(Section):
         float | None, "Share of label 1 that the model will meet in use; null: the share in the data."
     ] = None
     label_noise: Annotated[float, "Share of the train labels to flip on purpose."] = 0.0
+    exclude: Annotated[
+        str | list[str] | None,
+        "Rows of train and val_select to leave out: the reviewed list of natix-hf audit (its rows with the action "
+        "exclude), a table with the column row_id alone, or a list of several files.",
+    ] = field(default=None, metadata=LATER)
+    relabel: Annotated[
+        str | list[str] | None,
+        "Rows of train and val_select that get another label: the reviewed list of natix-hf audit (its rows with the "
+        "action relabel), a table with the columns row_id and label, or a list of several files.",
+    ] = field(default=None, metadata=LATER)
     cache_px: Annotated[
         int, "Short side in px of the decoded copies that training reads; smaller images keep their size."
     ] = 256
@@ -239,6 +249,10 @@ class DataConfig(Section):
         )
         self.require(prior is None or 0 < prior < 1, "target_prior", "a share between 0 and 1, or null")
         self.require(0 <= self.label_noise < 0.5, "label_noise", "a share from 0 to below 0.5")
+        for key in ("exclude", "relabel"):
+            files = getattr(self, key)
+            told = files is None or (bool(files) and all(map(str.strip, [files] if isinstance(files, str) else files)))
+            self.require(told, key, "a file, a list of files, or null")
         self.require(self.cache_px >= 1, "cache_px", "at least 1")
         self.require(self.seed >= 0, "seed", "at least 0")
         self.require(views > 0 and views % _LEVELS == 0, "exam_views", "a multiple of 4")

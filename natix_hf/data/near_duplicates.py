@@ -119,6 +119,40 @@ def near_duplicate_groups(hashes: np.ndarray, thumbs: np.ndarray | None = None, 
     return np.argsort(np.argsort(begin))[number].astype(np.int64)
 
 
+def contradictions(hashes: np.ndarray, thumbs: np.ndarray, labels: np.ndarray, bits: int = NEAR_BITS) -> np.ndarray:
+    """Find pictures that look alike and have different labels.
+
+    Rows of one label with the same thumbprint are looked at through the first of them.
+
+    Args:
+        hashes: int64 [n]. A row with `NO_HASH` is alike to none.
+        thumbs: Their thumbprints, uint8 [n, 256].
+        labels: 0 or 1, int64 [n].
+        bits: Largest number of different bits in two hashes.
+
+    Returns:
+        int64 [m, 2]: each row that has such a partner, with the closest of them. A pair is listed once.
+    """
+    known = np.flatnonzero(hashes != NO_HASH)
+    labelled = np.column_stack([labels[known].astype(np.uint8), thumbs[known]])
+    _, first = np.unique(labelled, axis=0, return_index=True) if len(known) else (None, np.zeros(0, dtype=np.int64))
+    rows = known[np.sort(first)]
+    prints = thumbs[rows]
+    nearest, partner = np.full(len(rows), np.inf), np.full(len(rows), -1)
+    for one, other in pairs_within(hashes[rows], bits):
+        apart = labels[rows[one]] != labels[rows[other]]
+        one, other = one[apart], other[apart]
+        same = _one_picture(prints, one, other)
+        for a, b in zip(one[same].tolist(), other[same].tolist(), strict=True):
+            difference = float(np.abs(prints[a].astype(np.int16) - prints[b]).mean())
+            for i, j in ((a, b), (b, a)):
+                if difference < nearest[i]:
+                    nearest[i], partner[i] = difference, j
+    at = np.flatnonzero(partner >= 0)
+    pairs = np.sort(np.column_stack([rows[at], rows[partner[at]]]), axis=1)
+    return np.unique(pairs, axis=0).astype(np.int64)
+
+
 def join_given(alike: np.ndarray, given: Sequence[str | None]) -> list[str | None]:
     """Join the near-duplicate groups that share a given group, as frames of one video that do not look alike.
 

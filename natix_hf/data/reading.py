@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from natix_hf.data.groups import NONE
+from natix_hf.data.reviewed import review_of, told_review
 from natix_hf.data.rows import ImageData, look_alikes
 from natix_hf.data.splits import CONTRADICTION, ROLES, Splits, short_reason
 from natix_hf.errors import VerificationError
@@ -34,7 +35,8 @@ def reading_of(data: ImageData) -> Reading:
         `splits`: for each split its rows with label "0" and "1", and `from`: what decided it. `groups`: `count`, and
         `from`: "column", "pattern", "near_duplicates" or "none". `contradictions`: pictures with both labels.
         `near_duplicates_across_splits`: rows that look like a row of another split. `sources`: rows by source, if
-        there are several. `warnings`: one line each.
+        there are several. `reviewed`: how many rows a review left out and relabelled, and by which files, if there
+        was one. `warnings`: one line each.
     """
     rows, splits = data.rows, data.splits
     at = {row_id: i for i, row_id in enumerate(rows.ids)}
@@ -73,6 +75,9 @@ def reading_of(data: ImageData) -> Reading:
     }
     if len(set(rows.origins)) > 1:
         reading["sources"] = dict(Counter(rows.origins[at[row_id]] for row_id in splits.ids))
+    review = review_of(splits, data.config)
+    if review is not None:
+        reading["reviewed"] = review
     if contradictions:
         reading["warnings"].append(f"{contradictions} pictures have both labels: neither is kept")
     if rows.groups_from == NONE:
@@ -168,6 +173,8 @@ def reading_facts(reading: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts.append(("groups", known))
     if "sources" in reading:
         facts.append(("sources", told_counts(reading["sources"])))
+    if "reviewed" in reading:
+        facts.append(("reviewed", told_review(reading["reviewed"])))
     by_origin: dict[str, list[str]] = defaultdict(list)
     for role, counts in reading["splits"].items():
         by_origin[counts["from"]].append(role)

@@ -12,6 +12,7 @@ from natix_hf.data.config import NEAR_DUPLICATES, DataConfig
 from natix_hf.data.decode import decode_once, decoded_columns
 from natix_hf.data.division import make_splits
 from natix_hf.data.near_duplicates import join_given, near_duplicate_groups, perceptual_hashes
+from natix_hf.data.reviewed import apply_review, labels_after_review
 from natix_hf.data.sources import SourceRows, load_source
 from natix_hf.data.splits import Splits
 from natix_hf.errors import DataError
@@ -97,10 +98,12 @@ class ImageData:
 def load_image_data(config: DataConfig, splits: Splits | None = None) -> ImageData:
     """Load the source, decode every image once, and divide the rows unless `splits` are given.
 
-    Without a source every role is empty.
+    What a review left out or relabelled is taken out or changed after the division. Without a source every role is
+    empty.
 
     Raises:
-        DataError: As `load_source`, `decode_once` and `make_splits` do, or if the source no longer matches `splits`.
+        DataError: As `load_source`, `decode_once`, `make_splits` and `apply_review` do, or if the source no longer
+            matches `splits`.
     """
     if config.source is None:
         return _nothing(config)
@@ -126,6 +129,7 @@ def load_image_data(config: DataConfig, splits: Splits | None = None) -> ImageDa
             label_noise=config.label_noise,
             origins=rows.origins,
         )
+        splits = apply_review(splits, config)
     else:
         missing = set(splits.ids) - set(rows.ids)
         if missing:
@@ -140,18 +144,25 @@ def load_image_data(config: DataConfig, splits: Splits | None = None) -> ImageDa
         other = next((i for i, digest in zip(splits.ids, splits.sha256, strict=True) if now[i] != digest), None)
         if other is not None:
             raise DataError(f"row {other} of {named} holds another picture now: begin a new run")
+    rows = replace(rows, labels=labels_after_review(rows.ids, rows.labels, splits))
     return ImageData(config, rows, decoded, splits)
 
 
 def look_alikes(decoded: Dataset) -> np.ndarray:
     """The number of each picture's near-duplicate group, int64 [n]; -1 for a picture that cannot be read."""
-    thumbs = decoded.select_columns(["thumbprint"])["thumbprint"][:]
-    known = [i for i, thumb in enumerate(thumbs) if thumb is not None]
-    found = np.full(len(thumbs), -1, dtype=np.int64)
+    known, levels = thumbprints(decoded)
+    found = np.full(len(decoded), -1, dtype=np.int64)
     if known:
-        levels = np.frombuffer(b"".join(thumbs[i] for i in known), dtype=np.uint8).reshape(len(known), -1)
         found[known] = near_duplicate_groups(perceptual_hashes(levels), levels)
     return found
+
+
+def thumbprints(decoded: Dataset) -> tuple[list[int], np.ndarray]:
+    """The rows of decoded pictures that can be read, and their thumbprints, uint8 [n, 256]."""
+    thumbs = decoded.select_columns(["thumbprint"])["thumbprint"][:]
+    known = [i for i, thumb in enumerate(thumbs) if thumb is not None]
+    joined = b"".join(thumbs[i] for i in known)
+    return known, np.frombuffer(joined, dtype=np.uint8).reshape(len(known), 256)
 
 
 def _nothing(config: DataConfig) -> ImageData:

@@ -25,8 +25,9 @@ SPLITS = "splits.json"
 class Splits:
     """The kept rows in the order of the source, one list entry per row.
 
-    `labels` are the labels in use, with any label noise. `sha256` are digests of the pixels. `dropped` lists the rows
-    left out as `{"id", "role", "reason"}`.
+    `labels` are the labels in use, with any label noise and after any review. `sha256` are digests of the pixels.
+    `dropped` lists the rows left out as `{"id", "role", "reason"}`, and `relabelled` those with another label after a
+    review as `{"id", "role", "label", "by"}`.
     """
 
     ids: list[str]
@@ -35,6 +36,7 @@ class Splits:
     labels: list[int]
     sha256: list[str]
     dropped: list[dict[str, str]] = field(default_factory=list)
+    relabelled: list[dict[str, Any]] = field(default_factory=list)
 
     def positions(self, role: str) -> np.ndarray:
         """Positions of the rows of a role in these lists, int64."""
@@ -62,7 +64,8 @@ def write_splits(path: Path, splits: Splits, read: Mapping[str, Any]) -> None:
     """Write `splits.json`. `read` is the block about what was read from the source."""
     columns = ("ids", "roles", "groups", "labels", "sha256", "dropped")
     summary = {"schema": SCHEMA, "counts": splits.counts(), "dropped_reasons": dropped_reasons(splits.dropped)}
-    write_json(path, summary | {"read": dict(read)} | {name: getattr(splits, name) for name in columns})
+    reviewed = {"relabelled": splits.relabelled} if splits.relabelled else {}
+    write_json(path, summary | {"read": dict(read)} | {name: getattr(splits, name) for name in columns} | reviewed)
 
 
 def dropped_reasons(dropped: list[dict[str, str]]) -> dict[str, int]:
@@ -95,7 +98,8 @@ def read_splits(path: Path) -> Splits:
         raise VerificationError(f"{path} is not a splits file of schema {SCHEMA}: it was damaged after it was written")
     if len({len(content[c]) for c in columns}) != 1 or any(role not in ROLES for role in content["roles"]):
         raise VerificationError(f"{path} has columns that do not fit together: it was damaged after it was written")
-    return Splits(**{c: content[c] for c in columns}, dropped=content.get("dropped", []))
+    left = {name: content.get(name, []) for name in ("dropped", "relabelled")}
+    return Splits(**{c: content[c] for c in columns}, **left)
 
 
 def leaks_between_roles(splits: Splits) -> list[str]:

@@ -104,6 +104,16 @@ def render_report(run_dir: Path, exported: dict[str, Any] | None = None) -> str:
         VerificationError: if a file is damaged or was written by another version.
     """
     facts = read_run(run_dir, exported)
+    try:
+        return page_environment().get_template(_TEMPLATE).render(_content(facts))
+    except (AttributeError, IndexError, KeyError, TypeError, UndefinedError, ValueError) as error:
+        raise VerificationError(
+            f"a file in {run_dir} is damaged or comes from another version of natix_hf ({error}): run its phase again"
+        ) from None
+
+
+def page_environment() -> Environment:
+    """The templates of pages, with the filters that they share."""
     environment = Environment(
         loader=FileSystemLoader(resource_folder("model_cards")),
         autoescape=True,  # file names, class names and slices come from other people's data
@@ -122,12 +132,7 @@ def render_report(run_dir: Path, exported: dict[str, Any] | None = None) -> str:
         "sentence": lambda text: text[:1].upper() + text[1:],
         "grouped": lambda value: f"{value:,}",
     }
-    try:
-        return environment.get_template(_TEMPLATE).render(_content(facts))
-    except (AttributeError, IndexError, KeyError, TypeError, UndefinedError, ValueError) as error:
-        raise VerificationError(
-            f"a file in {run_dir} is damaged or comes from another version of natix_hf ({error}): run its phase again"
-        ) from None
+    return environment
 
 
 def number(value: float | None, form: str = ".3f") -> str:

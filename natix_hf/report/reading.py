@@ -16,6 +16,7 @@ _TITLES = {
     "no row": "classes left out",
     "groups": "groups",
     "sources": "rows by source",
+    "reviewed": "after review",
     "splits": "splits",
     "alike": "look-alikes",
 }

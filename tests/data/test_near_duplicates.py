@@ -14,6 +14,7 @@ from natix_hf.data.images import open_image
 from natix_hf.data.near_duplicates import (
     NEAR_BITS,
     NO_HASH,
+    contradictions,
     near_duplicate_groups,
     pairs_within,
     perceptual_hashes,
@@ -161,6 +162,30 @@ def test_a_hash_withstands_what_copies_go_through_and_tells_scenes_apart():
         groups = near_duplicate_groups(perceptual_hashes(both), both)
         assert (groups[40:] == groups[:40]).mean() >= 0.95, name
         assert len(np.unique(groups[:40])) == len(tracks), name
+
+
+def test_look_alikes_with_different_labels_equal_the_slow_reference():
+    """Scenes, copies of them, flat pictures: each row with the closest look-alike of the other label, a pair once."""
+    dice = np.random.default_rng(0)
+    scenes = [render(SyntheticConfig(image_size=64), video, 0) for video in range(12)]
+    pictures = scenes + [jpeg(scene, 40) for scene in scenes] + [brighter(scene, 1.2) for scene in scenes[:6]]
+    pictures += [Image.new("RGB", (32, 32), "white")] * 2 + scenes[:3]
+    thumbs, labels = prints(pictures), dice.integers(0, 2, len(pictures))
+    labels[-5:-3], labels[-3:] = (0, 1), labels[:3]  # flat ones are alike to none; a row that is there twice
+    hashes = perceptual_hashes(thumbs)
+    groups = {
+        (i, j): len(set(near_duplicate_groups(hashes[[i, j]], thumbs[[i, j]]).tolist())) == 1
+        for i in range(len(labels)) for j in range(len(labels)) if i != j
+    }  # fmt: skip
+    expected = set()
+    for i in range(len(labels) - 3):
+        others = [j for j in range(len(labels) - 3) if j != i and groups[i, j] and labels[i] != labels[j]]
+        if others:
+            closest = min(others, key=lambda j: np.abs(thumbs[i].astype(int) - thumbs[j].astype(int)).mean())
+            expected.add((min(i, closest), max(i, closest)))
+    assert {tuple(pair) for pair in contradictions(hashes, thumbs, labels).tolist()} == expected and len(expected) > 4
+    assert contradictions(hashes, thumbs, np.zeros_like(labels)).shape == (0, 2)
+    assert contradictions(hashes[:0], thumbs[:0], labels[:0]).shape == (0, 2)
 
 
 def test_one_hash_is_not_yet_one_picture():
