@@ -354,7 +354,7 @@ def test_phase_2_may_choose_by_reward(
     table = read_logits(path, decision.candidate_sha256, Exam(8, 3))
     chosen = select_threshold(table.logits, table.labels, reward_of_counts)
     assert (decision.objective, decision.threshold_logit) == ("reward", chosen.threshold)
-    assert decision.val_select_optimistic["reward"] == float(mean_reward(chosen.tpr, chosen.tnr))
+    assert decision.val_select_optimistic["reward"] == pytest.approx(float(mean_reward(chosen.tpr, chosen.tnr)))
     for name in ("report.html", "bundle/README.md"):
         assert "maximises the subnet's expected reward" in (run / "phase6_export" / name).read_text(
             encoding="utf-8"
