@@ -20,7 +20,6 @@ from natix_hf.metrics.groups import group_weights
 from natix_hf.metrics.intervals import Interval, exact_interval, has_width, why_not_resampled
 
 _RIDGE = 1e-3  # of a coefficient of a standardised column, per row: answers that divide the labels perfectly have none
-_STEPS = 50
 _SUREST = 0.2
 _ROUNDING = 1e-12  # the mean of equal numbers may lie above each of them
 # A group is one finding if more than this share of its rows is confidently of the other class.
@@ -266,20 +265,13 @@ def _whole_groups(flagged: npt.NDArray[np.bool_], y: Labels, groups: npt.NDArray
 
 
 def _fitted(columns: list[Floats], labels: Labels) -> Floats:
-    """The log-odds of a logistic regression with a small ridge, fitted to the labels by Newton's method."""
-    x = np.column_stack(columns)
-    x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-12)
-    x = np.column_stack([np.ones(len(x)), x])
-    ridge = np.full(x.shape[1], _RIDGE * len(x))
-    ridge[0] = 1e-9 * len(x)
-    beta = np.zeros(x.shape[1])
-    for _ in range(_STEPS):
-        p = _sigmoid(x @ beta)
-        step = np.linalg.solve((x.T * (p * (1 - p))) @ x + np.diag(ridge), x.T @ (labels - p) - ridge * beta)
-        beta += step * min(1.0, 4.0 / max(float(np.abs(step).max()), 1e-12))
-        if np.abs(step).max() < 1e-9:
-            break
-    return np.asarray(x @ beta)
+    """The log-odds of a logistic regression with a small ridge, fitted to the labels."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    x = StandardScaler().fit_transform(np.column_stack(columns))
+    fitted = LogisticRegression(C=1 / (_RIDGE * len(x)), solver="newton-cholesky", tol=1e-8).fit(x, labels)
+    return np.asarray(fitted.decision_function(x))
 
 
 def _sigmoid(x: Floats) -> Floats:
