@@ -139,6 +139,10 @@ METRICS: dict[str, Rate | Score] = {
 }
 
 
+# What is told of every slice and level, with a short title: misses and false alarms apart, and both in one figure.
+BY_CLASS = {"mcc": "MCC", "recall": "TPR", "specificity": "TNR"}
+
+
 def rates() -> dict[str, Rate]:
     """The metrics of the decisions."""
     return {name: metric for name, metric in METRICS.items() if isinstance(metric, Rate)}

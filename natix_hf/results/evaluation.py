@@ -13,7 +13,7 @@ from natix_hf.calibration import losses_for
 from natix_hf.calibration.risk_rows import Loss
 from natix_hf.metrics import Interval, compute_metrics, group_weights, metric_intervals, prior_weights
 from natix_hf.metrics.intervals import share_interval
-from natix_hf.metrics.table import interval_names, measured_scores, rates
+from natix_hf.metrics.table import BY_CLASS, interval_names, measured_scores, rates
 from natix_hf.provenance.stored import OPTIONAL, Stored, formerly
 from natix_hf.results.figures import Bounds, Figure, GroupCounts, finite, interval_notes
 from natix_hf.results.logits import LogitTable
@@ -153,11 +153,10 @@ class Evaluation(Stored):
 
     def notes_of(self, column: str) -> list[str]:
         """What the intervals of a column's slices are where resampling gives none, one sentence each."""
-        names = {"mcc": "MCC", "recall": "TPR", "specificity": "TNR"}
         figures = {
             f"{told} of {value}": row.figure(name)
             for value, row in self.slices.get(column, {}).items()
-            for name, told in names.items()
+            for name, told in BY_CLASS.items()
             if row.intervals is not None
         }
         return interval_notes(figures)
@@ -303,13 +302,8 @@ def evaluate_slice(
         if value not in small:
             labels = table.labels[at]
             answers = compute_metrics(decided[at], labels)
-            intervals = metric_intervals(
-                decided[at],
-                labels,
-                table.groups[at],
-                n_resamples=n_resamples,
-                metrics=("mcc", "recall", "specificity"),
-            )
+            groups, wanted = table.groups[at], tuple(BY_CLASS)
+            intervals = metric_intervals(decided[at], labels, groups, n_resamples=n_resamples, metrics=wanted)
             result[str(value)] = SliceFigures(
                 n=answers["n"],
                 n_positive=answers["n_positive"],

@@ -11,6 +11,7 @@ import numpy as np
 
 from natix_hf.errors import DataError
 from natix_hf.metrics import Interval, metric_intervals, rates_from_counts
+from natix_hf.metrics.table import BY_CLASS
 from natix_hf.provenance.stored import OPTIONAL
 from natix_hf.subnet.challenge import LEVELS
 from natix_hf.subnet.expectation import mean_reward
@@ -20,7 +21,7 @@ REAL, SYNTHETIC, BOTH = "real", "synthetic", "both"
 # With fewer rows than this, the interval of a slice is too wide to say anything.
 SLICE_ROWS = 20
 _ARRAYS = ("logits", "labels", "levels", "groups")
-_RATES = {"tpr": "recall", "tnr": "specificity", "mcc": "mcc"}
+_RATES = {title.lower(): name for name, title in BY_CLASS.items()}
 
 
 @dataclass(frozen=True)

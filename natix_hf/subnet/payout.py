@@ -29,10 +29,11 @@ def wait_of(questions: int) -> Wait:
 
 
 def wait_until(share: float, tpr: float, tnr: float) -> Wait | None:
-    """The time until the mean score of a new model reaches a share of its final value.
+    """The time until the mean score of a new model first reaches a share of its final value.
 
     The model begins with a score of 0 and without an answer in the windows. After each question
-    `score = 0.05 * reward + 0.95 * score`, and the mean reward is that of the answers so far. Both are exact.
+    `score = 0.05 * reward + 0.95 * score`, and the mean reward is that of the answers so far. Both are exact. A model
+    near chance is early: few answers vary more, and the cube of the reward likes that.
 
     Args:
         share (`float`): Share of the final score, between 0 and 1, both excluded.
