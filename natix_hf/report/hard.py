@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from natix_hf.data.reviewed import ROW_ID
+from natix_hf.errors import UsageError
 from natix_hf.metrics.label_noise import log_odds_of_labels
 from natix_hf.metrics.threshold import select_threshold
 from natix_hf.provenance.files import write_text
@@ -48,6 +49,9 @@ def find_hard(audit: Audit) -> Hard:
 
     The threshold has the largest MCC on the out-of-fold answers at `data.target_prior`. Rows that the audit flags, or
     lists as look-alikes with different labels, are left out: a wrong label is not a hard picture.
+
+    Raises:
+        UsageError: If no label of one class is trusted.
     """
     rows = audit.rows
     z, y = rows.answers.row_logits, rows.labels
@@ -55,6 +59,12 @@ def find_hard(audit: Audit) -> Hard:
     log_odds = log_odds_of_labels(z, y, own)[0]
     trusted = ~audit.suspects.flagged
     trusted[[row for finding in audit.of_kind(LOOK_ALIKES) for row in finding.rows]] = False
+    for label, name in enumerate((rows.names.no, rows.names.yes)):
+        if not (trusted & (y == label)).any():
+            raise UsageError(
+                f'the audit doubts all {int((y == label).sum()):,} rows labelled "{name}", so no answer can be called '
+                "hard: the answers are too weak, train longer or adapt the model first"
+            )
     found = select_threshold(z[trusted], y[trusted], target_prior=rows.config.target_prior)
     # The threshold in log-odds: they rise with the logit.
     order = np.argsort(z)

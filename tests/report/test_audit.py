@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from conftest import TINY_RECIPE, Command, striped_image, write_recipe
 from document import Document
 from facts import tells
 from PIL import Image
+from refusals import refused
 
 from natix_hf.data.asked import Asked
 from natix_hf.data.config import Exam
@@ -332,3 +334,10 @@ def test_a_run_that_cannot_be_audited_is_refused(run: Path, tmp_path: Path, comm
     with pytest.raises(UsageError, match="phase 1"):
         audit_run(run)
     assert json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))["phase"] == "phase1_baseline"
+
+
+def test_nothing_is_hard_where_every_label_of_a_class_is_doubted(run: Path) -> None:
+    audit = audit_run(run)
+    doubted = replace(audit, suspects=replace(audit.suspects, flagged=audit.rows.labels == 1))
+    facts = "cracked", int((audit.rows.labels == 1).sum()), "train longer"
+    refused(UsageError, lambda: find_hard(doubted), *facts)
