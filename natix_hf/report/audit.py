@@ -17,6 +17,7 @@ import numpy as np
 from natix_hf.data.near_duplicates import contradictions, perceptual_hashes
 from natix_hf.data.reviewed import ACTION, NOW, ROW_ID, SUGGESTED
 from natix_hf.data.rows import thumbprints
+from natix_hf.metrics.classification import auroc
 from natix_hf.metrics.label_noise import Suspects, find_wrong_labels
 from natix_hf.provenance.files import write_text
 from natix_hf.report.audited import AuditedRows, read_audited
@@ -105,6 +106,7 @@ def audit_run(run_dir: Path, seed: int = 0) -> Audit:
     report = AuditReport(
         rows=len(rows.ids),
         groups=len(np.unique(rows.groups)),
+        auroc=auroc(rows.answers.row_logits, rows.labels, None),
         flagged=int(suspects.flagged.sum()),
         whole_groups=len(suspects.whole_groups),
         contradictions=len(pairs),
@@ -144,6 +146,7 @@ def told_audit(audit: Audit, folder: Path) -> Iterator[str]:
         f"rows      {report.rows:,} of train and val_select in {report.groups:,} groups; val_calib and test are not "
         "looked at"
     )
+    yield f"answers   {report.told_answers}"
     yield f"flagged   {report.flagged:,} rows look wrongly labelled: {audit.told_flagged}"
     yield f'noise     {told_rate(report.noise["missed"])} of what is truly "{names.yes}" is labelled "{names.no}"'
     yield f'          {told_rate(report.noise["false"])} of what is truly "{names.no}" is labelled "{names.yes}"'

@@ -82,7 +82,7 @@ def render_audit(audit: Audit) -> str:
             "without an action stays as it is. Then train again:"
         )
         command = f"natix-hf run RECIPE data.exclude=FOLDER/{LIST} data.relabel=FOLDER/{LIST}"
-    return render(rows, "Labels to look at", tiles, [step], command, sections)
+    return render(rows, "Labels to look at", tiles, [f"{report.told_answers}.", step], command, sections)
 
 
 def render(

@@ -28,6 +28,10 @@ class NoiseRate:
     reason: str = ""
 
 
+# Answers below this AUROC know so little that most flagged labels are right.
+_WEAK = 0.75
+
+
 @dataclass(frozen=True)
 class Planted:
     """How many labels that were flipped on purpose (`data.label_noise`) the flagged rows hold.
@@ -51,6 +55,7 @@ class AuditReport(Stored):
 
     Args:
         rows, groups: What was audited.
+        auroc: Of the answers to the rows, against the labels as found.
         flagged: Rows whose label is most surely wrong.
         whole_groups: Groups that are suspect as a whole; their rows are among the flagged ones.
         contradictions: Pairs of pictures that look alike and have different labels.
@@ -66,6 +71,7 @@ class AuditReport(Stored):
 
     rows: int
     groups: int
+    auroc: float
     flagged: int
     whole_groups: int
     contradictions: int
@@ -75,6 +81,12 @@ class AuditReport(Stored):
     noise: dict[str, NoiseRate]
     fold_models: list[str]
     planted: Planted | None = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def told_answers(self) -> str:
+        """How well the answers tell the labels apart, in words."""
+        weak = "; this is too weak to doubt a label: train a better model first" if self.auroc < _WEAK else ""
+        return f"AUROC {self.auroc:.3f} of the answers against the labels as found{weak}"
 
 
 def noise_of(estimate: NoiseEstimate) -> dict[str, NoiseRate]:

@@ -341,3 +341,14 @@ def test_nothing_is_hard_where_every_label_of_a_class_is_doubted(run: Path) -> N
     doubted = replace(audit, suspects=replace(audit.suspects, flagged=audit.rows.labels == 1))
     facts = "cracked", int((audit.rows.labels == 1).sum()), "train longer"
     refused(UsageError, lambda: find_hard(doubted), *facts)
+
+
+def test_weak_answers_are_called_weak(run: Path) -> None:
+    audit, folder = write_audit(run)
+    lines = "\n".join(told_audit(audit, folder))
+    assert f"AUROC {audit.report.auroc:.3f}" in lines and "too weak" not in lines
+    rng, ids = np.random.default_rng(5), audit.rows.ids
+    answer(run, dict(zip(ids, rng.normal(size=len(ids)), strict=True)))
+    audit, folder = write_audit(run)
+    for told in ("\n".join(told_audit(audit, folder)), (folder / "audit.html").read_text(encoding="utf-8")):
+        assert f"AUROC {audit.report.auroc:.3f}" in told and "too weak" in told
