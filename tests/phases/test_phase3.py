@@ -18,6 +18,7 @@ from natix_hf.models.gate import gate_inputs, load_gate
 from natix_hf.phases import phase3_gate
 from natix_hf.provenance.files import file_sha256
 from natix_hf.recipe import parse_recipe
+from natix_hf.results import gate as gate_results
 from natix_hf.results.gate import read_cross_fitted
 from natix_hf.results.logits import LogitTable
 from natix_hf.runs.context import PhaseContext
@@ -120,7 +121,7 @@ def test_a_gate_that_knows_nothing_goes(phase3: Run, tmp_path: Path) -> None:
 def test_better_but_not_beyond_doubt_is_not_enough(phase3: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"a": 0.2, "b": 0.1, "difference": -0.1, "low": -0.2, "high": 0.0}
     monkeypatch.setattr(
-        phase3_gate, "paired_selective_difference", lambda *args: {"aurc": found, "augrc": found | {"high": -0.05}}
+        gate_results, "paired_selective_difference", lambda *args: {"aurc": found, "augrc": found | {"high": -0.05}}
     )
     assert phase3(*_case(signal=4.0))["kind"] == "margin"
 
