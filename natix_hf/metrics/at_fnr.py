@@ -127,7 +127,8 @@ def paired_difference_at_fnr(
 
     Returns:
         `dict`: for `cost`, `fpr` and `abstained` each, `a`, `b`, `difference` (b - a), and `low` and `high` of its
-        interval. NaN where a figure is undefined.
+        interval. All are NaN where the figure is undefined in more than `1 - level` of the resamples: then one of the
+        confidences may reach alpha at no cut at all.
 
     Raises:
         As [`figures_at_fnr`].
@@ -144,7 +145,9 @@ def paired_difference_at_fnr(
             values.append(getattr(b, name) - getattr(a, name))
     result = {}
     for name in names:
-        a_value, b_value = (float(getattr(found, name)[0]) for found, _ in pair)
-        low, high = percentile_interval(np.concatenate(resampled[name]), level)
+        differences = np.concatenate(resampled[name])
+        defined = np.isnan(differences).mean() <= 1 - level
+        a_value, b_value = (float(getattr(found, name)[0]) if defined else float("nan") for found, _ in pair)
+        low, high = percentile_interval(differences, level) if defined else (float("nan"), float("nan"))
         result[name] = {"a": a_value, "b": b_value, "difference": b_value - a_value, "low": low, "high": high}
     return result
