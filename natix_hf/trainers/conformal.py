@@ -43,6 +43,7 @@ import torch
 from torch import nn
 
 from natix_hf.data.sampler import EpochSampler
+from natix_hf.errors import RunError
 from natix_hf.metrics.at_fnr import loosest
 from natix_hf.models.gate import Gate
 from natix_hf.trainers.base import BaseTrainer
@@ -58,6 +59,9 @@ class ConformalTrainer(BaseTrainer):
     Args:
         config (`GateConfig`): alpha, abstention_cost and softness.
         args, kwargs: Arguments of `BaseTrainer`.
+
+    Raises:
+        RunError: If a batch is not as large as the config says. Then it could hold too few rows that calibrate.
     """
 
     def __init__(self, *args: Any, config: GateConfig, **kwargs: Any) -> None:
@@ -71,7 +75,12 @@ class ConformalTrainer(BaseTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        features = inputs["features"]
+        features, batch = inputs["features"], self.config.per_device_train_batch_size
+        if len(features) != batch:
+            raise RunError(
+                f"a batch of the conformal gate has {len(features)} rows, not phase3.per_device_train_batch_size "
+                f"{batch}: leave out auto_find_batch_size, and split_batches in accelerator_config"
+            )
         outputs = model(features=features)
         loss = conformal_loss(
             outputs["logits"].float(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,13 @@ from scipy.stats import binomtest
 from torch.nn.functional import sigmoid
 
 from natix_hf.calibration import fit_risk_control, losses_for
-from natix_hf.errors import RecipeError
+from natix_hf.errors import RecipeError, RunError
 from natix_hf.metrics.at_fnr import figures_at_fnr
 from natix_hf.models.gate import Gate, gate_inputs
 from natix_hf.recipe import parse_recipe
 from natix_hf.trainers.conformal import (
     BalancedSampler,
+    ConformalTrainer,
     calibrated_cut,
     conformal_codes,
     conformal_loss,
@@ -125,7 +127,7 @@ def test_the_gradient_flows_through_the_row_that_sets_the_cut() -> None:
     positive = codes >= 2
     calibrating = torch.nonzero(positive).ravel()[::2]
     cut = slow_cut(scores[calibrating].tolist(), (codes[calibrating] == 3).tolist(), 0.1, True)
-    [setter] = [int(i) for i in calibrating if float(scores[i]) == cut]
+    [setter] = [int(i) for i in calibrating if scores[i].item() == cut]
     scored = torch.tensor([i not in calibrating for i in range(len(codes))])
     soft = sigmoid((scores - scores[setter]) / (0.3 * (scores[scored].detach().std() + 1e-6)))
     fpr = soft[~positive & (codes == 1)].sum() / soft[~positive].sum()
@@ -281,6 +283,13 @@ def _accepts(alpha: float, batch: int) -> bool:
     except RecipeError:
         return False
     return True
+
+
+def test_a_batch_of_another_size_is_refused() -> None:
+    """As accelerate makes them with split_batches on several devices, and Trainer where memory runs out."""
+    batch = {"features": torch.zeros(128, 3), "labels": torch.zeros(128)}
+    trainer: Any = SimpleNamespace(config=_config())
+    refused(RunError, lambda: ConformalTrainer.compute_loss(trainer, Gate(3, 2), batch), 128, 256, "split_batches")
 
 
 def test_too_few_rows_of_a_label_are_said() -> None:
