@@ -78,10 +78,11 @@ def run(context: PhaseContext) -> Outcome:
 
 def _say_if_phase_5_differs(context: PhaseContext) -> None:
     config, risk = context.recipe.phase3, context.recipe.phase5.risk
-    if config.method == "conformal" and (risk.loss, risk.alpha) != ("fnr", config.alpha) and context.is_main:
+    if config.method == "conformal" and (risk.loss != "fnr" or risk.alpha <= config.alpha) and context.is_main:
         tell(
             f"{' ' * LABEL}the gate is trained for an FNR of at most {config.alpha:g} among the accepted, and phase 5 "
-            f"certifies {risk.loss} at most {risk.alpha:g}: set phase5.risk.loss=fnr and one alpha for both",
+            f"certifies {risk.loss} at most {risk.alpha:g}: set phase5.risk.loss=fnr, and phase3.alpha to half of "
+            "phase5.risk.alpha",
             hang=LABEL,
         )
 

@@ -23,13 +23,14 @@ reaches alpha on A. FNR, FPR and cover look at one label each or weigh both alik
 
 **The scale.** Only the order of scores has a meaning. `spread` is the standard deviation of the scores of B, without a
 gradient: else a gate could sharpen the sigmoid by scaling its scores. The gate begins as the margin, so that the first
-cuts are the margin's.
+cuts are the margin's. When it is trained, its confidences get a fixed median and spread (`set_scale`).
 
 A needs 1 / alpha - 1 positives, or no cut reaches alpha even without an error. On several devices each one calibrates
 its own half batch, and the gradients are averaged.
 
 Nothing here is a guarantee: the cut and the gate were fitted to the same rows. The guarantee comes from risk control
-on fresh rows (phase 5).
+on fresh rows (phase 5). A certificate asks for a lower rate than it promises, and the loss says nothing about the
+order above the cut. So alpha must be below the promised one: at the same alpha a gate may reach it and never certify.
 """
 
 from __future__ import annotations
@@ -200,3 +201,17 @@ def start_at_margin(gate: Gate) -> None:
     first.weight[0, -1] = 1.0
     first.bias[0] = gate.mean[-1] / gate.std[-1]  # the margin is at least 0, so the ReLU lets it through
     last.weight[0, 0] = 1.0
+
+
+@torch.no_grad()
+def set_scale(gate: Gate, inputs: np.ndarray) -> None:
+    """Give the confidences of these rows the median 0 and the interquartile range 1. Their order stays.
+
+    The loss leaves the scale open. Without a common one, confidences of the gates of a cross-fit could not be pooled,
+    and they would say nothing about the gate that is fitted to all rows.
+    """
+    low, middle, high = np.quantile(gate.confidence(inputs), [0.25, 0.5, 0.75])
+    layers: Any = gate.layers
+    last, spread = layers[2], max(high - low, 1e-6)
+    last.weight.div_(spread)
+    last.bias.sub_(middle).div_(spread)

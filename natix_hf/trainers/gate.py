@@ -20,7 +20,13 @@ from natix_hf.errors import RunError
 from natix_hf.models.gate import Gate
 from natix_hf.trainers.arguments import training_arguments, training_refused
 from natix_hf.trainers.base import BaseTrainer
-from natix_hf.trainers.conformal import BalancedSampler, ConformalTrainer, conformal_codes, start_at_margin
+from natix_hf.trainers.conformal import (
+    BalancedSampler,
+    ConformalTrainer,
+    conformal_codes,
+    set_scale,
+    start_at_margin,
+)
 from natix_hf.trainers.gate_config import GateConfig
 
 
@@ -103,6 +109,8 @@ def train_gate(inputs: np.ndarray, targets: np.ndarray, config: GateConfig) -> G
         trainer.train()
     nn.Module.to(gate, device="cpu")
     gate.eval()
+    if config.method == "conformal":
+        set_scale(gate, inputs)
     if not np.isfinite(gate.confidence(inputs)).all():
         raise RunError(f"the gate answers NaN: lower phase3.learning_rate (now {arguments.learning_rate:g})")
     return gate

@@ -29,7 +29,8 @@ if __name__ == "__main__":
         return real(scores, margins, codes, *args)
 
     conformal.conformal_loss = watched
-    section = {"method": "conformal", "per_device_train_batch_size": 80, "num_train_epochs": 3, "hidden": 8}
+    section: dict[str, Any] = {"method": "conformal", "alpha": 0.05, "num_train_epochs": 3, "hidden": 8}
+    section["per_device_train_batch_size"] = 80
     config = parse_recipe({"phase3": section}).phase3
     gate = train_gate(gate_inputs(features, logits, 0.0), gate_targets("conformal", logits, labels, 0.0), config)
     save_gate(folder / f"{rank}.safetensors", gate)

@@ -192,7 +192,7 @@ def test_what_a_gate_wins_must_not_be_paid_for(
     compared = {name: GateComparison(0.3, 0.2, -0.1, *bounds) for name, bounds in parts.items() if bounds is not None}
     wins, reason = verdict(compared, config)
     worse = [name for name in ("fpr", "abstained") if (parts[name] or (0, 0))[0] > 0]
-    assert wins == kept and tells(reason, "0.05", *worse)
+    assert wins == kept and tells(reason, "0.025", *worse)
     without_gain = compared | {"cost": GateComparison(0.3, 0.2, -0.1, -0.2, 0.0)}
     assert not verdict(without_gain, config)[0]
     unknown = compared | {"cost": GateComparison(0.3, 0.2, -0.1, None, None, "cannot be estimated")}

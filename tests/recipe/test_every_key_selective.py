@@ -23,7 +23,6 @@ from natix_hf.runs.graph import PHASES
 # section, key, new value, what must differ.
 EFFECTS: list[tuple[str, str, Any, Any]] = [
     ("phase3", "method", "confidnet", lambda s: s.compared["aurc"]["learned"]),
-    ("phase3", "method", "conformal", lambda s: s.compared["aurc"]["learned"]),
     ("phase3", "alpha", 0.2, lambda s: (s.fnr_at_most, s.compared["aurc"]["learned"])),
     ("phase3", "abstention_cost", 3.0, lambda s: s.compared["aurc"]["learned"]),
     ("phase3", "softness", 1.0, lambda s: s.compared["aurc"]["learned"]),
@@ -48,7 +47,7 @@ BEFORE: dict[str, dict[str, Any]] = {
     "phase5": {"n_resamples": 100, "risk": {"alpha": 0.05, "delta": 0.1}},
 }
 # Keys that only this method takes. A batch of 80 suits both methods.
-OF_CONFORMAL, CONFORMAL = ("alpha", "abstention_cost", "softness"), {"method": "conformal"}
+OF_CONFORMAL, CONFORMAL = ("alpha", "abstention_cost", "softness"), {"method": "conformal", "alpha": 0.05}
 BEFORE["phase3"]["per_device_train_batch_size"] = 80
 
 

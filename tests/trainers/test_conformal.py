@@ -25,6 +25,7 @@ from natix_hf.trainers.conformal import (
     calibrated_cut,
     conformal_codes,
     conformal_loss,
+    set_scale,
     soft_figures,
     start_at_margin,
 )
@@ -228,12 +229,26 @@ def test_a_hint_beside_the_margin_is_learned_and_certified() -> None:
     assert certified > 20 and binomtest(broken, 40, 0.1, alternative="greater").pvalue > 0.01
 
 
+def test_the_gates_of_a_cross_fit_speak_one_scale() -> None:
+    """Only the order is trained. Without a fixed median and spread confidences of two gates could not be pooled."""
+    features, logits, labels = _world(3, 400)
+    inputs, targets = gate_inputs(features, logits, 0.0), gate_targets("conformal", logits, labels, 0.0)
+    gate = train_gate(inputs, targets, _config(num_train_epochs=2, per_device_train_batch_size=160))
+    confidence = gate.confidence(inputs)
+    np.testing.assert_allclose(np.quantile(confidence, 0.5), 0, atol=1e-5)
+    np.testing.assert_allclose(np.subtract(*np.quantile(confidence, [0.75, 0.25])), 1, rtol=1e-4)
+    with torch.no_grad():
+        gate.layers[2].weight.mul_(7)
+        gate.layers[2].bias.add_(3)
+    set_scale(gate, inputs)
+    np.testing.assert_allclose(gate.confidence(inputs), confidence, atol=1e-4)
+
+
 def test_equal_seeds_make_equal_gates() -> None:
     features, logits, labels = _world(3, 400)
     inputs, targets = gate_inputs(features, logits, 0.0), gate_targets("conformal", logits, labels, 0.0)
-    one, same, other = (
-        train_gate(inputs, targets, _config(seed=seed, num_train_epochs=2)).state_dict() for seed in (3, 3, 4)
-    )
+    small = {"num_train_epochs": 2, "per_device_train_batch_size": 160}
+    one, same, other = (train_gate(inputs, targets, _config(seed=seed, **small)).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["layers.0.weight"], other["layers.0.weight"])
 
@@ -254,10 +269,10 @@ def test_label_and_error_come_back_from_the_code() -> None:
     [
         ({"alpha": 0.0}, ("phase3.alpha", 0.0)), ({"alpha": 1.0}, ("phase3.alpha", 1.0)),
         ({"abstention_cost": 0.0}, ("phase3.abstention_cost", 0.0)), ({"softness": -1.0}, ("phase3.softness", -1.0)),
-        ({"per_device_train_batch_size": 72}, ("phase3.per_device_train_batch_size", 72, 74, 19, 0.05)),
-        ({"per_device_train_batch_size": 101}, ("phase3.per_device_train_batch_size", 101, "even")),
+        ({"per_device_train_batch_size": 152}, ("phase3.per_device_train_batch_size", 152, 154, 39, 0.025)),
+        ({"per_device_train_batch_size": 201}, ("phase3.per_device_train_batch_size", 201, "even")),
         ({"alpha": 0.02, "per_device_train_batch_size": 192}, ("phase3.per_device_train_batch_size", 192, 194, 49)),
-        ({"method": "correctness", "alpha": 0.1}, ("phase3.alpha", 0.1, 0.05, "conformal")),
+        ({"method": "correctness", "alpha": 0.1}, ("phase3.alpha", 0.1, 0.025, "conformal")),
         ({"method": "confidnet", "softness": 0.5}, ("phase3.softness", 0.5, 0.2, "conformal")),
         ({"method": "correctness", "abstention_cost": 1.0}, ("phase3.abstention_cost", 1.0, 0.5, "conformal")),
     ],
@@ -298,5 +313,5 @@ def test_too_few_rows_of_a_label_are_said() -> None:
     wrong, groups = (np.arange(600) % 5 == 0).astype(np.int64), np.arange(600)
     reason = too_few_rows(labels, wrong, groups, _config())
     assert tells(reason, "label 1", 128, "phase3.per_device_train_batch_size", 256, "phase3.folds")
-    assert too_few_rows(labels, wrong, groups, _config(per_device_train_batch_size=128)) == ""
+    assert too_few_rows(labels, wrong, groups, _config(per_device_train_batch_size=160)) == ""
     assert too_few_rows(labels, wrong, groups, _config(method="correctness")) == ""
