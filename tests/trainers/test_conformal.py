@@ -200,9 +200,9 @@ def _world(seed: int, n: int, hint: float = 0.0) -> tuple[np.ndarray, np.ndarray
 
 
 def test_a_hint_beside_the_margin_is_learned_and_certified() -> None:
-    """Fewer false alarms at a higher coverage than the margin's. Certified on fresh rows as phase 5 does, the share of
-    missed positives among the accepted stays within alpha as often as delta says."""
-    config = _config()
+    """A lower cost on fresh rows than the margin's. Certified as phase 5 does, the share of missed positives among the
+    accepted stays within alpha as often as delta says."""
+    config = _config(learning_rate=3e-3, num_train_epochs=50)
     features, logits, labels = _world(1, 1200, hint=2.0)
     inputs, wrong = gate_inputs(features, logits, 0.0), ((logits > 0) != (labels == 1)).astype(np.int64)
     targets = gate_targets("conformal", logits, labels, 0.0)
@@ -212,8 +212,8 @@ def test_a_hint_beside_the_margin_is_learned_and_certified() -> None:
     fresh_inputs = gate_inputs(fresh, fresh_logits, 0.0)
     missed = (fresh_logits > 0) != (fresh_labels == 1)
     learned, margin = gate.confidence(fresh_inputs), np.abs(fresh_logits)
-    a, b = (figures_at_fnr(confidence, missed, fresh_labels, 0.05) for confidence in (margin, learned))
-    assert b.fpr[0] < a.fpr[0] and b.abstained[0] < a.abstained[0] - 0.1
+    a, b = (figures_at_fnr(confidence, missed, fresh_labels, config.alpha) for confidence in (margin, learned))
+    assert b.cost[0] < 0.8 * a.cost[0] and b.abstained[0] < a.abstained[0] - 0.1, (a, b)
 
     seen, counted = losses_for("fnr", (logits > 0).astype(np.int8), labels)
     broken = certified = 0
