@@ -33,7 +33,7 @@ def _confusion_columns(called: npt.NDArray[np.bool_], labels: Labels) -> npt.NDA
     return np.stack([called & positive, called & ~positive, ~called & ~positive, ~called & positive], axis=1)
 
 
-def _interval(values: Floats, level: float) -> tuple[float, float]:
+def percentile_interval(values: Floats, level: float) -> tuple[float, float]:
     defined = values[~np.isnan(values)]
     if not defined.size:
         return float("nan"), float("nan")
@@ -101,7 +101,7 @@ def bootstrap_intervals(
         together = rates_from_counts(tp, fp, tn, fn) | means
         for name, values in parts.items():
             values.append(together[name] if name in together else others[name](drawn * base))
-    return {name: _interval(np.concatenate(values), level) for name, values in parts.items()}
+    return {name: percentile_interval(np.concatenate(values), level) for name, values in parts.items()}
 
 
 def _resampled(score: Score, p: Floats, y: Labels) -> Callable[[Floats], Floats]:
@@ -151,7 +151,7 @@ def paired_difference(
         return matthews(*counts[4:]) - matthews(*counts[:4])
 
     resampled = np.concatenate([difference(drawn) for drawn in group_weights(groups, y, n_resamples, seed)])
-    low, high = _interval(resampled, level)
+    low, high = percentile_interval(resampled, level)
     return {"difference": float(difference(np.ones(y.size))), "low": low, "high": high}
 
 
@@ -189,6 +189,6 @@ def paired_selective_difference(
         resampled = np.array(
             [area(confidence_b, losses, row * base) - area(confidence_a, losses, row * base) for row in drawn]
         )
-        low, high = _interval(resampled, level)
+        low, high = percentile_interval(resampled, level)
         result[name] = {"a": a, "b": b, "difference": b - a, "low": low, "high": high}
     return result

@@ -7,25 +7,25 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-from natix_hf.metrics import paired_selective_difference, prior_weights, risk_coverage
+from natix_hf.metrics import prior_weights, risk_coverage
 from natix_hf.models.gate import GATE, gate_inputs, save_gate
 from natix_hf.provenance.files import atomic_file, file_sha256
 from natix_hf.provenance.stored import to_json
 from natix_hf.results import plots
 from natix_hf.results.answers import compute_answers
 from natix_hf.results.decision import Decision
-from natix_hf.results.figures import paired_bounds
-from natix_hf.results.gate import GateComparison, GateReport, write_cross_fitted
+from natix_hf.results.gate import GateReport, compare_gates, verdict, write_cross_fitted
 from natix_hf.results.out_of_fold import read_out_of_fold_features
 from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.runs.graph import PHASES
 from natix_hf.terminal import LABEL, tell
-from natix_hf.trainers.gate import cross_fit, gate_targets, joined, train_gate
+from natix_hf.trainers.gate import cross_fit, gate_targets, joined, too_few_rows, train_gate
 
 
 def run(context: PhaseContext) -> Outcome:
     """Leave `gate.json`, and the gate itself if it beats the margin. Every rank calls it."""
     config, prior = context.recipe.phase3, context.recipe.data.target_prior
+    _say_if_phase_5_differs(context)
     decision = context.decision()
     champion, asked = context.champion(decision), context.ask("val_select")
     table = decision.val_select(context.upstream(2), champion)
@@ -35,10 +35,14 @@ def run(context: PhaseContext) -> Outcome:
         "method": config.method,
         "candidate_sha256": table.candidate_sha256,
         "wrong_rows": int(wrong.sum()),
+        "fnr_at_most": config.alpha if config.method == "conformal" else None,
     }
     groups_wrong = len(np.unique(table.groups[wrong == 1]))
-    if groups_wrong < config.folds:
-        reason = f"the margin stays: only {groups_wrong} groups have wrong answers, too few for {config.folds} folds"
+    lacking = f"only {groups_wrong} groups have wrong answers, too few for {config.folds} folds"
+    if groups_wrong >= config.folds:
+        lacking = too_few_rows(table.labels, wrong, table.groups, config)
+    if lacking:
+        reason = f"the margin stays: {lacking}"
         return _write(context, GateReport(kind="margin", compared=None, folds=None, reason=reason, **facts))
     features = compute_answers(champion, asked)[1]
     inputs = gate_inputs(features, table.logits, threshold)
@@ -47,26 +51,9 @@ def run(context: PhaseContext) -> Outcome:
     learned = cross_fit(inputs, targets, wrong, table.groups, config, further)
     margin = np.abs(table.logits - threshold)
     weights = prior_weights(table.labels, prior)
-    found = paired_selective_difference(
-        margin, learned, wrong, table.labels, table.groups, weights, config.n_resamples
-    )
-    compared = {
-        name: GateComparison(
-            each["a"],
-            each["b"],
-            each["difference"],
-            *paired_bounds(each["low"], each["high"], table.labels, table.groups),
-        )
-        for name, each in found.items()
-    }
+    compared = compare_gates(margin, learned, wrong, table.labels, table.groups, weights, config)
     gate = train_gate(*joined(inputs, targets, further), config)  # on all of val_select, for use on later answers
-    aurc = compared["aurc"]
-    wins = aurc.high is not None and aurc.high < 0
-    figures = f"AURC {aurc.learned:.4f} for the learned gate, {aurc.margin:.4f} for the margin"
-    doubt = aurc.no_interval or "is not entirely below zero"
-    reason = f"the margin stays: the paired interval of the gain {doubt} ({figures})"
-    if wins:
-        reason = f"the learned gate beats the margin ({figures})"
+    wins, reason = verdict(compared, config)
     gate_sha256 = None
     if context.is_main:
         curves = {
@@ -112,6 +99,17 @@ def _out_of_fold(context: PhaseContext, decision: Decision) -> tuple[np.ndarray,
     logits, labels = answers.logits[of_train], answers.labels[of_train]
     inputs = gate_inputs(features[of_train], logits, threshold)
     return inputs, gate_targets(config.method, logits, labels, threshold)
+
+
+def _say_if_phase_5_differs(context: PhaseContext) -> None:
+    config, risk = context.recipe.phase3, context.recipe.phase5.risk
+    if config.method == "conformal" and (risk.loss != "fnr" or risk.alpha <= config.alpha) and context.is_main:
+        tell(
+            f"{' ' * LABEL}the gate is trained for an FNR of at most {config.alpha:g} among the accepted, and phase 5 "
+            f"certifies {risk.loss} at most {risk.alpha:g}: set phase5.risk.loss=fnr, and phase3.alpha to half of "
+            "phase5.risk.alpha",
+            hang=LABEL,
+        )
 
 
 def _write(context: PhaseContext, report: GateReport) -> Outcome:

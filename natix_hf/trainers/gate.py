@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,13 @@ from natix_hf.errors import RunError
 from natix_hf.models.gate import Gate
 from natix_hf.trainers.arguments import training_arguments, training_refused
 from natix_hf.trainers.base import BaseTrainer
+from natix_hf.trainers.conformal import (
+    BalancedSampler,
+    ConformalTrainer,
+    conformal_codes,
+    set_scale,
+    start_at_margin,
+)
 from natix_hf.trainers.gate_config import GateConfig
 
 
@@ -55,15 +63,18 @@ class GateTrainer(BaseTrainer):
 
 
 def gate_targets(method: str, logits: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
-    """Compute the targets of the gate, float32 [n] in [0, 1].
+    """Compute the targets of the gate, float32 [n].
 
     Args:
         method: `correctness`: 1 where the answer at `threshold` is right. `confidnet`: probability of the true class.
+            `conformal`: the result of `conformal_codes`.
         logits: Logits of the classifier, float [n].
         labels: Labels, 0 or 1, [n].
         threshold: Decision threshold, as a logit.
     """
     right = (logits > threshold) == (labels == 1)
+    if method == "conformal":
+        return conformal_codes(labels, right)
     targets = right if method == "correctness" else expit(np.where(labels == 1, logits, -logits))
     return np.asarray(targets, dtype=np.float32)
 
@@ -85,25 +96,33 @@ def train_gate(inputs: np.ndarray, targets: np.ndarray, config: GateConfig) -> G
         torch.manual_seed(arguments.seed)
         gate = Gate(inputs.shape[1], config.hidden)
         gate.standardise(inputs)
-        sampler = EpochSampler(targets, arguments.seed)
-        model: Any = gate
+        shared: dict[str, Any] = {
+            "model": gate,
+            "args": arguments,
+            "train_dataset": _Pairs(inputs, targets),
+            "quiet": True,
+        }
         try:
-            trainer = GateTrainer(
-                model=model,
-                args=arguments,
-                method=config.method,
-                train_sampler=sampler,
-                train_dataset=_Pairs(inputs, targets),
-                quiet=True,
-            )
+            trainer = _trainer(shared, gate, targets, config)
         except (ImportError, ValueError) as error:
             raise training_refused(error, "phase3") from None
         trainer.train()
     nn.Module.to(gate, device="cpu")
     gate.eval()
+    if config.method == "conformal":
+        set_scale(gate, inputs)
     if not np.isfinite(gate.confidence(inputs)).all():
         raise RunError(f"the gate answers NaN: lower phase3.learning_rate (now {arguments.learning_rate:g})")
     return gate
+
+
+def _trainer(shared: dict[str, Any], gate: Gate, targets: np.ndarray, config: GateConfig) -> BaseTrainer:
+    """The trainer of a standardised gate, with its order of the rows."""
+    if config.method == "conformal":
+        start_at_margin(gate)
+        sampler = BalancedSampler((targets >= 2).astype(np.int64), config.seed, config.per_device_train_batch_size)
+        return ConformalTrainer(**shared, config=config, train_sampler=sampler)
+    return GateTrainer(**shared, method=config.method, train_sampler=EpochSampler(targets, config.seed))
 
 
 def cross_fit(
@@ -124,9 +143,8 @@ def cross_fit(
         config: Settings of the gate.
         further: Inputs and targets of other groups, which every gate learns from too.
     """
-    folds = StratifiedGroupKFold(config.folds, shuffle=True, random_state=config.seed)
     confidence = np.full(len(targets), np.nan)
-    for seen, held in folds.split(inputs, wrong, groups):
+    for seen, held in _folds(wrong, groups, config):
         gate = train_gate(*joined(inputs[seen], targets[seen], further), config)
         confidence[held] = gate.confidence(inputs[held])
     return confidence
@@ -139,6 +157,31 @@ def joined(
     if further is None:
         return inputs, targets
     return np.concatenate([inputs, further[0]]), np.concatenate([targets, further[1]])
+
+
+def _folds(wrong: np.ndarray, groups: np.ndarray, config: GateConfig) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    folds = StratifiedGroupKFold(config.folds, shuffle=True, random_state=config.seed)
+    yield from folds.split(wrong, wrong, groups)
+
+
+def too_few_rows(labels: np.ndarray, wrong: np.ndarray, groups: np.ndarray, config: GateConfig) -> str:
+    """Say why these rows do not fill a batch of the method, or "". A fold may leave few rows of a label.
+
+    Args:
+        labels, wrong, groups: Labels, wrong answers and groups, [n]. There must be at least `config.folds` groups.
+    """
+    if config.method != "conformal":
+        return ""
+    half = config.per_device_train_batch_size // 2
+    fewest, label = min(
+        (int((labels[seen] == y).sum()), y) for seen, _ in _folds(wrong, groups, config) for y in (0, 1)
+    )
+    if fewest >= half:
+        return ""
+    return (
+        f"only {fewest} rows with label {label} outside a fold, and a batch holds {half}: lower "
+        f"phase3.per_device_train_batch_size (now {2 * half}) or phase3.folds"
+    )
 
 
 class _Pairs(Dataset[dict[str, torch.Tensor]]):

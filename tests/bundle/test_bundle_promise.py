@@ -16,10 +16,10 @@ from PIL import Image
 from natix_hf.bundle.contents import bundle_problems
 from natix_hf.bundle.load import load_bundle
 from natix_hf.errors import UsageError, VerificationError
-from natix_hf.phases import phase3_gate
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import describe_files, file_sha256, list_files, write_json
 from natix_hf.provenance.manifest import manifest_digest, manifest_seal
+from natix_hf.results import gate as gate_results
 from natix_hf.results.logits import LogitTable, read_logits
 from natix_hf.runs.verify import find_problems
 
@@ -57,19 +57,32 @@ CLASSWISE: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="session")
-def gate_run(margin_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+CONFORMAL: dict[str, Any] = {"method": "conformal", "alpha": 0.5, "per_device_train_batch_size": 16}
+
+
+def _gate_run(margin_run: Path, folder: Path, **phase3: Any) -> Path:
     """The same candidate with a learned gate (which wins by decree), Platt, and a threshold for each answer."""
-    folder = tmp_path_factory.mktemp("gate")
     shutil.copytree(margin_run.parent, folder, dirs_exist_ok=True)
     won = {"a": 0.2, "b": 0.1, "difference": -0.1, "low": -0.2, "high": -0.05}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phase3_gate, "paired_selective_difference", lambda *args: {"aurc": won, "augrc": won})
-        patch.setattr(phase3_gate, "paired_bounds", lambda low, high, *rows: (low, high, None))  # three groups a class
-        return _run(folder, [3, 5, 6], **CLASSWISE)
+        patch.setattr(gate_results, "paired_selective_difference", lambda *args: {"aurc": won, "augrc": won})
+        patch.setattr(gate_results, "paired_difference_at_fnr", lambda *args: {"cost": won})
+        # there are three groups a class
+        patch.setattr(gate_results, "paired_bounds", lambda low, high, *rows: (low, high, None))
+        return _run(folder, [3, 5, 6], **CLASSWISE | {"phase3": CLASSWISE["phase3"] | phase3})
 
 
-@pytest.fixture(params=["margin_run", "gate_run"])
+@pytest.fixture(scope="session")
+def gate_run(margin_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _gate_run(margin_run, tmp_path_factory.mktemp("gate"))
+
+
+@pytest.fixture(scope="session")
+def conformal_run(margin_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _gate_run(margin_run, tmp_path_factory.mktemp("conformal"), **CONFORMAL)
+
+
+@pytest.fixture(params=["margin_run", "gate_run", "conformal_run"])
 def promised_run(request: pytest.FixtureRequest) -> Path:
     return Path(request.getfixturevalue(request.param))
 
@@ -134,6 +147,14 @@ def test_predictions_are_what_the_policy_says(promised_run: Path) -> None:
     assert [p.accepted for p in found] == accepted.tolist()
     assert [p.decision for p in found] == [p.label if p.accepted else "abstain" for p in found]
     assert {p.decision for p in found} >= {"Roadwork", "abstain"}
+
+
+def test_a_conformal_gate_is_named(conformal_run: Path, gate_run: Path) -> None:
+    policy = read(conformal_run / BUNDLE / "policy.json")
+    sha256 = file_sha256(conformal_run / "phase3_gate" / "gate.safetensors")
+    assert policy["gate"] == {"kind": "learned", "method": "conformal", "sha256": sha256}
+    assert sha256 != file_sha256(gate_run / BUNDLE / "gate.safetensors")
+    assert find_problems(str(conformal_run)) == [] and bundle_problems(conformal_run / BUNDLE) == []
 
 
 def test_the_two_runs_are_what_they_claim(margin_run: Path, gate_run: Path) -> None:

@@ -14,11 +14,13 @@ from given import decision, give_answers, rows_of
 
 from natix_hf.data.asked import Asked
 from natix_hf.metrics import aurc, prior_weights
+from natix_hf.metrics.at_fnr import figures_at_fnr
 from natix_hf.models.gate import gate_inputs, load_gate
 from natix_hf.phases import phase3_gate
 from natix_hf.provenance.files import file_sha256
 from natix_hf.recipe import parse_recipe
-from natix_hf.results.gate import read_cross_fitted
+from natix_hf.results import gate as gate_results
+from natix_hf.results.gate import GateComparison, GateReport, read_cross_fitted, verdict
 from natix_hf.results.logits import LogitTable
 from natix_hf.runs.context import PhaseContext
 from natix_hf.runs.graph import PHASES
@@ -120,7 +122,7 @@ def test_a_gate_that_knows_nothing_goes(phase3: Run, tmp_path: Path) -> None:
 def test_better_but_not_beyond_doubt_is_not_enough(phase3: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"a": 0.2, "b": 0.1, "difference": -0.1, "low": -0.2, "high": 0.0}
     monkeypatch.setattr(
-        phase3_gate, "paired_selective_difference", lambda *args: {"aurc": found, "augrc": found | {"high": -0.05}}
+        gate_results, "paired_selective_difference", lambda *args: {"aurc": found, "augrc": found | {"high": -0.05}}
     )
     assert phase3(*_case(signal=4.0))["kind"] == "margin"
 
@@ -134,3 +136,73 @@ def test_too_few_groups_with_a_wrong_answer(wrong_groups: int, kept: bool, phase
     if not kept:
         assert report["kind"] == "margin" and not _gate(tmp_path).exists()
         assert tells(report["reason"], wrong_groups, 3, "margin")
+
+
+# Conformal risk training.
+
+CONFORMAL = {"method": "conformal", "per_device_train_batch_size": 256, "num_train_epochs": 40, "alpha": 0.1}
+
+
+def test_a_conformal_gate_stays_by_the_figures_it_was_trained_for(
+    phase3: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cross-fitted, at the loosest cut of each gate on val_select, whatever the prior."""
+    table, features = _case(signal=4.0, n=800)
+    report = phase3(table, features, prior=0.2, **CONFORMAL)
+    assert (report["kind"], report["method"], report["fnr_at_most"]) == ("learned", "conformal", 0.1)
+    assert report["gate_sha256"] == file_sha256(_gate(tmp_path))
+    fair = read_cross_fitted(tmp_path / "phase3_gate", table.ids)
+    wrong = (table.logits > THRESHOLD) != (table.labels == 1)
+    sides = {"margin": np.abs(table.logits - THRESHOLD), "learned": fair}
+    for side, confidence in sides.items():
+        at = figures_at_fnr(confidence, wrong, table.labels, 0.1, 0.5)
+        for name in ("cost", "abstained"):
+            assert report["compared"][name][side] == pytest.approx(getattr(at, name)[0])
+    cost = report["compared"]["cost"]
+    assert cost["low"] <= cost["difference"] <= cost["high"] < 0 and {"aurc", "augrc"} < set(report["compared"])
+    assert tells(report["reason"], "0.1", f"{cost['learned']:.4f}", f"{cost['margin']:.4f}", "AURC")
+    assert tells(" ".join(capsys.readouterr().out.split()), "phase5.risk.loss=fnr", "error", "0.05")
+
+
+def test_a_conformal_gate_that_knows_nothing_goes(phase3: Run, tmp_path: Path) -> None:
+    report = phase3(*_case(signal=0.0), **CONFORMAL)
+    assert report["kind"] == "margin" and not _gate(tmp_path).exists() and tells(report["reason"], "margin", "cost")
+
+
+def test_too_few_rows_for_a_batch(phase3: Run) -> None:
+    report = phase3(*_case(signal=4.0), **CONFORMAL | {"per_device_train_batch_size": 512})
+    assert report["kind"] == "margin" and "compared" not in report and report["fnr_at_most"] == 0.1
+    assert tells(report["reason"], "margin", 256, "phase3.per_device_train_batch_size", 512)
+
+
+@pytest.mark.parametrize(
+    ("fpr", "abstained", "kept"),
+    [
+        ((-0.2, -0.1), (-0.2, -0.1), True), ((-0.1, 0.1), (-0.1, 0.1), True), (None, (-0.2, -0.1), True),
+        ((0.01, 0.1), (-0.9, -0.8), False), ((-0.9, -0.8), (0.01, 0.1), False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_a_gate_wins_must_not_be_paid_for(
+    fpr: tuple[float, float] | None, abstained: tuple[float, float], kept: bool
+) -> None:
+    """The cost falls beyond doubt; neither of its parts may rise beyond doubt."""
+    config = parse_recipe({"phase3": {"method": "conformal", "per_device_train_batch_size": 256}}).phase3
+    parts = {"cost": (-0.2, -0.1), "aurc": (0.1, 0.2), "fpr": fpr, "abstained": abstained}
+    compared = {name: GateComparison(0.3, 0.2, -0.1, *bounds) for name, bounds in parts.items() if bounds is not None}
+    wins, reason = verdict(compared, config)
+    worse = [name for name in ("fpr", "abstained") if (parts[name] or (0, 0))[0] > 0]
+    assert wins == kept and tells(reason, "0.025", *worse)
+    without_gain = compared | {"cost": GateComparison(0.3, 0.2, -0.1, -0.2, 0.0)}
+    assert not verdict(without_gain, config)[0]
+    unknown = compared | {"cost": GateComparison(0.3, 0.2, -0.1, None, None, "cannot be estimated")}
+    assert not verdict(unknown, config)[0] and tells(verdict(unknown, config)[1], "cannot be estimated")
+
+
+def test_a_report_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """It has no `fnr_at_most`. A new one of another method holds the same keys as before."""
+    compared = {"aurc": GateComparison(0.3, 0.2, -0.1, -0.2, 0.0)}
+    old = GateReport("learned", "correctness", "c" * 64, 9, compared, 5, "x")
+    old.write(tmp_path)
+    stored = json.loads((tmp_path / "gate.json").read_text(encoding="utf-8"))
+    assert "fnr_at_most" not in stored and GateReport.read(tmp_path) == old

@@ -23,6 +23,9 @@ from natix_hf.runs.graph import PHASES
 # section, key, new value, what must differ.
 EFFECTS: list[tuple[str, str, Any, Any]] = [
     ("phase3", "method", "confidnet", lambda s: s.compared["aurc"]["learned"]),
+    ("phase3", "alpha", 0.2, lambda s: (s.fnr_at_most, s.compared["aurc"]["learned"])),
+    ("phase3", "abstention_cost", 3.0, lambda s: s.compared["aurc"]["learned"]),
+    ("phase3", "softness", 1.0, lambda s: s.compared["aurc"]["learned"]),
     ("phase3", "hidden", 5, lambda s: s.compared["aurc"]["learned"]),
     ("phase3", "folds", 4, lambda s: (s.folds, s.compared["aurc"]["learned"])),
     ("phase3", "n_resamples", 150, lambda s: s.compared["aurc"]["low"]),
@@ -43,6 +46,9 @@ BEFORE: dict[str, dict[str, Any]] = {
     "phase3": {"hidden": 4, "folds": 2, "n_resamples": 100, "num_train_epochs": 3, "learning_rate": 1e-2},
     "phase5": {"n_resamples": 100, "risk": {"alpha": 0.05, "delta": 0.1}},
 }
+# Keys that only this method takes. A batch of 80 suits both methods.
+OF_CONFORMAL, CONFORMAL = ("alpha", "abstention_cost", "softness"), {"method": "conformal", "alpha": 0.05}
+BEFORE["phase3"]["per_device_train_batch_size"] = 80
 
 
 def _table(role: str) -> LogitTable:
@@ -89,4 +95,5 @@ def test_every_key_changes_something(
     section: str, key: str, value: Any, observe: Callable[[Any], Any], look: Look
 ) -> None:
     outer = section.partition(".")[0]
-    require_effect(look, observe, {outer: BEFORE[outer]}, f"{section}.{key}", value)
+    before = BEFORE[outer] | (CONFORMAL if key in OF_CONFORMAL else {})
+    require_effect(look, observe, {outer: before}, f"{section}.{key}", value)
