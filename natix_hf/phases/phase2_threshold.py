@@ -62,8 +62,8 @@ def run(context: PhaseContext) -> Outcome:
     )
     decision.write(context.folder)
     figure = f"{decision.objective_in_words} {chosen.value:.3f}"
-    on = {"val_select": "val_select", "out_of_fold": "the out-of-fold answers"}[fitted_to]
-    told = f"champion {champion}, threshold at logit {chosen.threshold:+.3f}, {figure} on {on} (optimistic)"
+    found = f"{figure} on {decision.sample_in_words} (optimistic)"
+    told = f"champion {champion}, threshold at logit {chosen.threshold:+.3f}, {found}"
     return Outcome(to_json(decision), "; ".join(filter(None, [told, decision.told_held_out])))
 
 

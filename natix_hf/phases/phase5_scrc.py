@@ -43,12 +43,11 @@ def run(context: PhaseContext) -> Outcome:
     calib, features = compute_answers(champion, context.ask("val_calib"))
     context.note_rows("val_select", select.asked.row_ids)
     write_logits(context.folder / "logits" / "val_calib.parquet", calib)
-    out_of_fold = decision.fitted_to == "out_of_fold"
-    sample = context.out_of_fold() if out_of_fold else select
+    sample = context.out_of_fold() if decision.fitted_to == "out_of_fold" else select
     fitted, no_optimum = fit_on(sample, config.method, prior)
     if no_optimum:
-        told = "the out-of-fold answers" if out_of_fold else "val_select"
-        tell(f"{' ' * LABEL}no temperature fits {told} best, so the probabilities stay as they are", hang=LABEL)
+        told = f"no temperature fits {decision.sample_in_words} best, so the probabilities stay as they are"
+        tell(f"{' ' * LABEL}{told}", hang=LABEL)
     calibration = measure_calibration(fitted, no_optimum, calib, prior, config.n_resamples)
     calibration.write(context.folder)
     _plot_reliability(context.folder, calibration, calib, prior)

@@ -76,6 +76,11 @@ class Decision(Stored):
         return f"MCC with thresholds of other groups {', '.join(figures)}" if figures else ""
 
     @property
+    def sample_in_words(self) -> str:
+        """What the threshold and the calibration were fitted to, for people."""
+        return "the out-of-fold answers" if self.fitted_to == "out_of_fold" else "val_select"
+
+    @property
     def objective_in_words(self) -> str:
         """What the threshold maximises, for people."""
         return _OBJECTIVES.get(self.objective, self.objective)
