@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from natix_hf.data.config import Exam
 from natix_hf.errors import RunError
@@ -115,6 +114,8 @@ def held_out_mcc(
     Returns:
         The MCC with its interval, or None if a label has fewer than two groups.
     """
+    from sklearn.model_selection import StratifiedGroupKFold
+
     few = min(len(np.unique(table.groups[table.labels == label])) for label in (0, 1))
     if few < 2:
         return None

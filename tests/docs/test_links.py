@@ -7,12 +7,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import pytest
 from transformers import TrainingArguments
 
 from natix_hf.recipe import Recipe, packaged_recipes
+from natix_hf.section import Section, key_types
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "RESULTS.md"]
@@ -63,12 +64,11 @@ def key_exists(key: str) -> bool:
     names = key.split(".")
     for depth, name in enumerate(names):
         options = [kind, *get_args(kind)]
-        section = next((option for option in options if dataclasses.is_dataclass(option)), None)
+        section = next((option for option in options if isinstance(option, type) and issubclass(option, Section)), None)
         if section is None:  # a mapping takes any name, a plain value none
             return kind is dict or any(getattr(option, "__origin__", option) is dict for option in options)
-        hints = get_type_hints(section)
-        own = {f.name for f in dataclasses.fields(section) if not f.metadata.get("not_a_key")} - {"training"}
-        if name not in own:
+        hints = key_types(section)
+        if name not in hints.keys() - {"training"}:
             fields = {f.name for f in dataclasses.fields(TrainingArguments)}
             return ".".join(names[:depth]) in TRAINING and depth == len(names) - 1 and name in fields
         kind = hints[name]

@@ -56,9 +56,9 @@ def test_a_kill_while_finishing_does_not_cost_the_training(
         )
         with pytest.raises(KeyboardInterrupt):
             run_recipe(str(tiny_recipe_file), [1], run)
-    run_recipe(str(tiny_recipe_file), [1], run)
-    metrics = json.loads(manifest(run, 1))["metrics"]
-    assert metrics["resumed_from"] == f"checkpoint-{metrics['steps']}"
+    with monkeypatch.context() as patch:
+        patch.setattr("natix_hf.results.answers.train_classifier", None)
+        run_recipe(str(tiny_recipe_file), [1], run)
     assert not (run / "phase1_baseline" / "checkpoints").exists()
     assert find_problems(str(run)) == []
 
