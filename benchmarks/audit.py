@@ -98,7 +98,8 @@ def told_by_cleanlab(python: str, found: list[Cell]) -> tuple[dict[str, np.ndarr
     with tempfile.TemporaryDirectory() as folder:
         answers, issues = Path(folder) / "answers.npz", Path(folder) / "issues.npz"
         given: dict[str, Any] = {f"{cell.name}/p": expit(cell.logits) for cell in found}
-        np.savez(answers, **given, **{f"{cell.name}/labels": cell.labels for cell in found})
+        given |= {f"{cell.name}/labels": cell.labels for cell in found}
+        np.savez(answers, **given)
         script = Path(__file__).with_name("audit_cleanlab.py")
         subprocess.run([python, str(script), str(answers), str(issues)], check=True)
         with np.load(issues) as content:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ if __name__ == "__main__":
 
     warnings.simplefilter("ignore")
     given = np.load(sys.argv[1])
-    found = {"version": np.array(version("cleanlab"))}
+    found: dict[str, Any] = {"version": np.array(version("cleanlab"))}
     for name in sorted({key.rpartition("/")[0] for key in given.files}):
         p, labels = given[f"{name}/p"], given[f"{name}/labels"]
         both = np.stack([1 - p, p], axis=1)

@@ -64,7 +64,7 @@ def key_exists(key: str) -> bool:
     names = key.split(".")
     for depth, name in enumerate(names):
         options = [kind, *get_args(kind)]
-        section = next((option for option in options if isinstance(option, type) and issubclass(option, Section)), None)
+        section = next((one for one in options if isinstance(one, type) and issubclass(one, Section)), None)
         if section is None:  # a mapping takes any name, a plain value none
             return kind is dict or any(getattr(option, "__origin__", option) is dict for option in options)
         hints = key_types(section)
