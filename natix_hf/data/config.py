@@ -47,6 +47,7 @@ class AugmentConfig(Section):
 Augment = AugmentConfig | Literal["challenge"]
 
 
+_LEVELS = 4  # of the exam: subnet/challenge.py has them, which imports too much for a recipe
 # How the views of an exam are drawn. 1: from the picture itself. 2: from the validator's own JPEG of it. Raise the
 # number with every change of a view: answers to views of two versions are never mixed.
 EXAM_VERSION = 2
@@ -66,8 +67,11 @@ class Exam:
         """True if the views are drawn as this version of the package draws them."""
         return self.version == EXAM_VERSION
 
+    @property
+    def chooses(self) -> bool:
+        """True for the views by which phases 1 and 4 choose: one at each level."""
+        return self.is_current and self.views == _LEVELS
 
-_LEVELS = 4  # of the exam: subnet/challenge.py has them, which imports too much for a recipe
 
 # The value of `group_by` that joins pictures that look alike.
 NEAR_DUPLICATES = "near_duplicates"

@@ -93,9 +93,9 @@ def finished_parts(context: PhaseContext) -> list[str]:
 def _answers(context: PhaseContext, candidate: Candidate) -> LogitTable:
     """A candidate's answers on val_select. Its own phase stored those that it was chosen by; those to further views of
     the exam are computed here."""
-    data = context.recipe.data
-    if data.drawn_exam == data.choice_exam:
-        return candidate.stored_logits("val_select", data.drawn_exam)
+    exam = context.recipe.data.drawn_exam
+    if exam is None or exam.chooses:
+        return candidate.stored_logits("val_select", exam)
     asked, path = context.ask("val_select"), exam_answers(context.folder, candidate)
     table = kept_logits(path, candidate.sha256, asked)
     if table is None:

@@ -86,10 +86,9 @@ class Decision(Stored):
 
     def val_select(self, folder: Path, champion: Candidate) -> LogitTable:
         """The champion's answers on val_select that the threshold was fitted to. `folder` is the folder of phase 2."""
-        further = exam_answers(folder, champion)
-        if further.is_file():
-            return read_logits(further, champion.sha256, self.exam)
-        return champion.stored_logits("val_select", self.exam)
+        if self.exam is None or self.exam.chooses:
+            return champion.stored_logits("val_select", self.exam)
+        return read_logits(exam_answers(folder, champion), champion.sha256, self.exam)
 
 
 def rates_at(table: LogitTable, threshold: float) -> dict[str, float]:

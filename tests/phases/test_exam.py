@@ -227,6 +227,9 @@ def test_the_exam_is_asked_once(
     baseline = read(run / "phase1_baseline" / "manifest.json")["digest"]
     run_recipe(recipe, [1, 2, 6], run, overrides=["data.exam=true"])  # the views that phase 1 chose by
     assert asked == [1] and baseline == read(run / "phase1_baseline" / "manifest.json")["digest"]
+    run_recipe(recipe, [3, 5], run, overrides=["data.exam=true"])  # answers to eight views lie there, unread
+    for phase in (3, 5):
+        shutil.rmtree(run / PHASE_FOLDERS[phase].folder)
     facts = "val_select.parquet", "other views"
     refused(VerificationError, lambda: run_recipe(recipe, [2, 6], run), *facts)  # phase 1 has not seen whole pictures
     run_recipe(recipe, [1, 2, 6], run)
