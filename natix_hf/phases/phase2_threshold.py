@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -41,7 +43,6 @@ def run(context: PhaseContext) -> Outcome:
     curve = sweep(sample.logits, sample.labels, target_prior=prior)
     with atomic_file(context.folder / "sweep.parquet") as temporary:
         pq.write_table(pa.table(curve), temporary)
-    plots.threshold(context.folder / "plots" / "threshold.png", curve, chosen, prior, candidates[champion].labels)
     held_out = {
         str(name): measured
         for name, answers in samples.items()
@@ -61,6 +62,9 @@ def run(context: PhaseContext) -> Outcome:
         held_out=held_out or None,
     )
     decision.write(context.folder)
+    shown, names = replace(chosen, objective=config.objective), candidates[champion].labels
+    path = context.folder / "plots" / "threshold.png"
+    plots.threshold(path, curve, shown, prior, names, decision.sample_in_words)
     figure = f"{decision.objective_in_words} {chosen.value:.3f}"
     found = f"{figure} on {decision.sample_in_words} (optimistic)"
     told = f"champion {champion}, threshold at logit {chosen.threshold:+.3f}, {found}"

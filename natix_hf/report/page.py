@@ -33,7 +33,7 @@ _PLOTS = {
     ),
     "phase2_threshold/plots/threshold.png": (
         "Decision threshold",
-        "MCC, true positive rate and true negative rate on val_select over the threshold, with the fitted threshold",
+        "MCC, TPR and TNR on the rows that the threshold was fitted to, over the threshold, with the fitted threshold",
     ),
     "phase5_scrc/plots/reliability_before.png": (
         "Reliability before calibration",

@@ -114,10 +114,11 @@ def threshold(
     chosen: ThresholdResult,
     target_prior: float | None,
     names: LabelNames,
+    sample: str = "val_select",
 ) -> None:
-    """Plot MCC, TPR and TNR over the decision threshold, and mark the chosen threshold."""
+    """Plot MCC, TPR and TNR over the decision threshold on a sample, and mark the chosen threshold."""
     prior = "as found" if target_prior is None else f"at a prior of {target_prior:g}"
-    with _figure(path, f"Decision threshold on val_select, {prior} (optimistic)") as axes:
+    with _figure(path, f"Decision threshold on {sample}, {prior} (optimistic)") as axes:
         axes.plot(curve["threshold"], curve["tpr"], "C2--", lw=1.2, label=_text(METRICS["recall"].named(names)))
         axes.plot(curve["threshold"], curve["tnr"], "C1-.", lw=1.2, label=_text(METRICS["specificity"].named(names)))
         axes.plot(curve["threshold"], curve["mcc"], "C0-", lw=2, label="MCC")
