@@ -30,7 +30,7 @@ from natix_hf.metrics.classification import matthews
 from natix_hf.models.classifier import build_classifier, logit_difference
 from natix_hf.models.device import runs_on_cpu
 from natix_hf.models.preprocess import Preprocess, make_processor
-from natix_hf.phases.phase6_evaluate import ANSWERS
+from natix_hf.results.logits import TEST_ANSWERS
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.manifest import read_manifest
 from natix_hf.recipe import load_recipe
@@ -46,7 +46,7 @@ def ours(recipe_name: str, seed: int, overrides: list[str], folder: Path) -> tup
     run = run_recipe(recipe_name, [1, 2, 6], folder, overrides=[*overrides, f"phase1.seed={seed}"])
     results, manifest = read_results(run), read_manifest(run / PHASES[1].folder)
     assert results.decision is not None and results.evaluation is not None
-    answers = run / PHASES[6].folder / ANSWERS
+    answers = run / PHASES[6].folder / TEST_ANSWERS
     table = read_logits(answers, results.decision.candidate_sha256)
     mcc = results.evaluation.as_found.metrics["mcc"]
     assert mcc is not None

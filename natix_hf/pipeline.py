@@ -166,7 +166,7 @@ def run_phase(
             f"phase {phase.number} could not write or read weights under {run_dir} ({error}): is there space left?"
         ) from None
     if is_main:
-        attempt.finish(outcome.metrics)
+        attempt.finish(outcome)
         say(f"phase {phase.number}  done in {minutes(time.monotonic() - begin)}: {outcome.told}", hang=LABEL)
 
 

@@ -10,6 +10,7 @@ CONFIG = "config.json"
 ONNX = "model.onnx"
 POLICY = "policy.json"
 EVALUATION = "evaluation.json"
+README = "README.md"
 MODEL_CARD = "model_card.json"  # the subnet's
 BUNDLE = "bundle"  # in the folder of the phase that exports
 BUNDLE_IN_RUN = f"phase6_export/{BUNDLE}"

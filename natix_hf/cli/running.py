@@ -73,13 +73,13 @@ def verify(
         str, typer.Argument(metavar="RUN_OR_BUNDLE", help="A run folder, a bundle folder or a Hub repository.")
     ],
 ) -> None:
-    """Check a run or bundle: checksums, lineage and leaks.
+    """Check a run or bundle: checksums, lineage and leaks, and that its results follow from the stored answers.
 
     The exit code is 1 if there is a problem.
     """
     from natix_hf.runs.verify import find_problems
 
-    problems = find_problems(reference)
+    problems = find_problems(reference, note=lambda line: say(f"note: {line}"))
     for problem in problems:
         say(problem)
     found = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}" if problems else "intact"

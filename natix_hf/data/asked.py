@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from natix_hf.data.config import Exam
-from natix_hf.data.images import describe_cell, open_image
+from natix_hf.data.images import describe_cell, open_image, pixel_sha256
 from natix_hf.data.rows import Rows
 from natix_hf.errors import DataError
 from natix_hf.subnet.challenge import LEVELS, cached_picture, decode_jpeg, sent_jpeg
@@ -36,6 +36,7 @@ class Asked:
         cells: The n cells of an undecoded image column. None if the pictures are not needed.
         fingerprint: What identifies the pictures, for the key of a cache. Empty: nothing does.
         generated: The pictures were made by a model. The exam draws their views as those of such pictures.
+        digests: The n pixel digests that the pictures must have. None: they are not compared.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Asked:
         cells: Sequence[Any] | None = None,
         fingerprint: str = "",
         generated: bool = False,
+        digests: Sequence[str] | None = None,
     ) -> None:
         self.row_ids = row_ids
         self.row_groups = row_groups
@@ -55,6 +57,7 @@ class Asked:
         self.cells = cells
         self.fingerprint = fingerprint
         self.generated = generated
+        self.digests = digests
 
     @property
     def views(self) -> int:
@@ -90,13 +93,14 @@ class Asked:
         cells = None if self.cells is None else _Chosen(self.cells, rows)
         ids = [self.row_ids[i] for i in rows]
         groups, labels = self.row_groups[rows], self.row_labels[rows]
-        return Asked(ids, groups, labels, self.exam, cells, self.fingerprint, self.generated)
+        digests = None if self.digests is None else [self.digests[int(i)] for i in rows]
+        return Asked(ids, groups, labels, self.exam, cells, self.fingerprint, self.generated, digests)
 
     def picture(self, i: int) -> Image.Image:
         """The picture for answer i: the original image, or its exam view of 224 x 224 px.
 
         Raises:
-            DataError: If the image cannot be read, or is too large for the exam.
+            DataError: If the image cannot be read, is not the one that was divided, or is too large for the exam.
         """
         return self.pictures_of([i])[0]
 
@@ -124,7 +128,13 @@ class Asked:
     def _open(self, row: int) -> Image.Image:
         assert self.cells is not None, "this object was made without pictures"
         cell = self.cells[row]
-        return open_image(cell, describe_cell(cell, self.row_ids[row]))
+        image = open_image(cell, describe_cell(cell, self.row_ids[row]))
+        if self.digests is not None and pixel_sha256(image) != self.digests[row]:
+            raise DataError(
+                f"row {self.row_ids[row]} holds another picture than when the rows were divided: restore it, or begin "
+                "a new run"
+            )
+        return image
 
     def _cached(self, row: int) -> Image.Image:
         """A row's picture as the validator's cache holds it."""
@@ -158,4 +168,5 @@ class _Chosen(Sequence[Any]):
 def ask(rows: Rows, exam: Exam | None = None) -> Asked:
     """Ask about the rows of a role, as they are or at the views of an exam."""
     cells = rows.source.select_columns([rows.image_column])[rows.image_column]
-    return Asked(rows.ids, rows.groups, rows.labels, exam, cells, f"{rows.role} {rows.decoded._fingerprint}")
+    fingerprint, digests = f"{rows.role} {rows.decoded._fingerprint}", rows.decoded["sha256"][:]
+    return Asked(rows.ids, rows.groups, rows.labels, exam, cells, fingerprint, digests=digests)

@@ -70,14 +70,15 @@ def _draw(rows: Rows, exam: Exam) -> Dataset:
     from datasets import Features, Value, config
 
     images = rows.source.select_columns([rows.image_column])
-    key = json_sha256([images._fingerprint, rows.ids, rows.image_column, asdict(exam), _DRAWER])[:32]
+    digests = rows.decoded["sha256"][:]  # the content of the pictures, whatever file they come from
+    key = json_sha256([digests, rows.ids, rows.image_column, asdict(exam), _DRAWER])[:32]
     workers = min(os.cpu_count() or 1, len(rows) // _ROWS_A_WORKER)
     return images.map(
         _draw_rows,
         with_indices=True,
         batched=True,
         batch_size=32,
-        fn_kwargs={"ids": rows.ids, "exam": exam, "image_column": rows.image_column},
+        fn_kwargs={"ids": rows.ids, "exam": exam, "image_column": rows.image_column, "digests": digests},
         features=Features({"jpeg": Value("large_binary")}),
         remove_columns=[rows.image_column],
         cache_file_name=str(Path(config.HF_DATASETS_CACHE) / "natix_hf" / f"exam-{key}.arrow"),
@@ -88,8 +89,14 @@ def _draw(rows: Rows, exam: Exam) -> Dataset:
 
 
 def _draw_rows(
-    batch: dict[str, list[Any]], indices: list[int], ids: list[str], exam: Exam, image_column: str
+    batch: dict[str, list[Any]],
+    indices: list[int],
+    ids: list[str],
+    exam: Exam,
+    image_column: str,
+    digests: list[str],
 ) -> dict[str, list[bytes]]:
-    row_ids, cells = [ids[i] for i in indices], batch[image_column]
-    asked = Asked(row_ids, np.asarray(row_ids), np.zeros(len(row_ids), dtype=np.int64), exam, cells)
+    row_ids, cells, of_rows = [ids[i] for i in indices], batch[image_column], [digests[i] for i in indices]
+    labels = np.zeros(len(row_ids), dtype=np.int64)
+    asked = Asked(row_ids, np.asarray(row_ids), labels, exam, cells, digests=of_rows)
     return {"jpeg": [jpeg for row in range(len(row_ids)) for jpeg in asked.jpegs_of(row)]}

@@ -13,6 +13,7 @@ from natix_hf.metrics import select_threshold
 from natix_hf.phases.phase1_folds import answer_out_of_fold, fold_of_each_row
 from natix_hf.provenance.files import read_json, write_json
 from natix_hf.provenance.manifest import MANIFEST, manifest_problems
+from natix_hf.provenance.parts import read_part, write_part
 from natix_hf.recipe import Recipe
 from natix_hf.results.answers import leave_candidate
 from natix_hf.results.candidate import Candidate
@@ -21,7 +22,7 @@ from natix_hf.runs.freshness import finished_digest
 from natix_hf.runs.graph import PHASES
 
 _REPORT, _KEY = "baseline.json", "baseline_key.json"
-_OF_THE_ATTEMPT = ("train_s", "resumed_from")  # equal trainings leave equal files
+_FILES = ("model", "logits", "history.json", "plots")
 
 
 def run(context: PhaseContext) -> Outcome:
@@ -45,17 +46,16 @@ def run(context: PhaseContext) -> Outcome:
 def _train(context: PhaseContext, candidate: Candidate, train: Rows, val_select: Asked) -> dict[str, Any]:
     """Leave the candidate, unless an attempt with the same settings but for the folds has already done so."""
     recipe, done = context.recipe, context.folder / _REPORT
-    finished = done.is_file() and candidate.model.is_dir()
+    found = read_part(done, context.tell)
     PartialState().wait_for_everyone()  # every rank looks for the report before rank 0 writes it
-    if finished:
-        found: dict[str, Any] = read_json(done)
+    if found is not None:
         return found
     report = leave_candidate(
         candidate, context.model, recipe.phase1, train, val_select, recipe.data, context.checkpoints, context.is_main
     )
     if context.is_main:
         write_json(context.folder / _KEY, _key(context))
-        write_json(done, {name: fact for name, fact in report.items() if name not in _OF_THE_ATTEMPT})
+        write_part(done, report, _FILES)
     PartialState().wait_for_everyone()
     return report
 
@@ -65,7 +65,7 @@ def finished_parts(context: PhaseContext) -> list[str]:
     path, finished = context.folder / _KEY, (context.folder / MANIFEST).is_file()
     if not path.is_file() or read_json(path) != _key(context) or (finished and manifest_problems(context.folder)):
         return []
-    return [_KEY, _REPORT, "model", "logits", "history.json", "plots"]
+    return [_KEY, _REPORT, *_FILES]
 
 
 def _key(context: PhaseContext) -> dict[str, Any]:

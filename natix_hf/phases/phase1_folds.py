@@ -6,6 +6,7 @@ seen the groups that it answers neither in training nor in any choice.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,7 @@ def _train_fold(context: PhaseContext, train: Rows, val_select: Asked, held: lis
         "features": np.concatenate([features for _, features in answers]),
     }
     made_by = {"model_sha256": answers[0][0].candidate_sha256, "rows_sha256": _rows_sha256(held)}
+    made_by["content_sha256"] = _content_sha256(**tensors)
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata=made_by)
     shutil.rmtree(folder, ignore_errors=True)  # the answers are what is wanted
@@ -121,6 +123,10 @@ def _train_fold(context: PhaseContext, train: Rows, val_select: Asked, held: lis
 
 def _rows_sha256(held: list[Asked]) -> str:
     return ids_sha256([row_id for asked in held for row_id in asked.row_ids])
+
+
+def _content_sha256(logits: np.ndarray, features: np.ndarray) -> str:
+    return hashlib.sha256(logits.tobytes() + features.tobytes()).hexdigest()
 
 
 def _read_part(path: Path, held: list[Asked]) -> Part | None:
@@ -132,9 +138,11 @@ def _read_part(path: Path, held: list[Asked]) -> Part | None:
             made_by = part.metadata() or {}
             if made_by.get("rows_sha256") != _rows_sha256(held):
                 return None
-            return Part(made_by["model_sha256"], part.get_tensor("logits"), part.get_tensor("features"))
-    except (OSError, SafetensorError):
+            found = Part(made_by["model_sha256"], part.get_tensor("logits"), part.get_tensor("features"))
+            intact = made_by["content_sha256"] == _content_sha256(found.logits, found.features)
+    except (OSError, SafetensorError, KeyError):
         return None
+    return found if intact else None
 
 
 def _leave(

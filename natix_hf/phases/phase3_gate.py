@@ -15,7 +15,6 @@ from natix_hf.results import plots
 from natix_hf.results.answers import compute_answers
 from natix_hf.results.decision import Decision
 from natix_hf.results.gate import GateReport, compare_gates, verdict, write_cross_fitted
-from natix_hf.results.out_of_fold import read_out_of_fold_features
 from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.runs.graph import PHASES
 from natix_hf.terminal import LABEL, tell
@@ -63,10 +62,10 @@ def run(context: PhaseContext) -> Outcome:
         plots.risk_coverage(
             context.folder / "plots" / "gate.png", curves, "Share of wrong answers on val_select, by gate"
         )
+        write_cross_fitted(context.folder, table.ids, learned)
         if wins:
             with atomic_file(context.folder / GATE) as temporary:
                 save_gate(temporary, gate)
-            write_cross_fitted(context.folder, table.ids, learned)
             gate_sha256 = file_sha256(context.folder / GATE)
     PartialState().wait_for_everyone()
     kept = GateReport(
@@ -94,7 +93,7 @@ def _out_of_fold(context: PhaseContext, decision: Decision) -> tuple[np.ndarray,
             )
         return None
     answers = context.out_of_fold()
-    features = read_out_of_fold_features(context.run_dir / folder, answers)
+    features = context.out_of_fold_features(answers)
     of_train = answers.asked.of_rows(answers.roles == "train")
     logits, labels = answers.logits[of_train], answers.labels[of_train]
     inputs = gate_inputs(features[of_train], logits, threshold)

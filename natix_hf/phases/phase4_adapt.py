@@ -19,6 +19,7 @@ from natix_hf.models.classifier import build_backbone, build_decoder, save_model
 from natix_hf.models.preprocess import make_processor
 from natix_hf.provenance.files import atomic_folder, file_sha256, read_json, write_json
 from natix_hf.provenance.manifest import MANIFEST, manifest_problems
+from natix_hf.provenance.parts import read_part, write_part
 from natix_hf.recipe import Recipe
 from natix_hf.results import plots
 from natix_hf.results.answers import write_history
@@ -69,10 +70,9 @@ def adapt_backbone(context: PhaseContext) -> dict[str, Any]:
     labelled = config.probe_steps > 0 and len(train) > 0  # only probes read labels
     probe = (ask(train, recipe.data.choice_exam), context.ask_to_choose("val_select")) if labelled else None
     done, weights = context.folder / REPORT, context.folder / BACKBONE / "model.safetensors"
-    found: dict[str, Any] = read_json(done) if done.is_file() else {}
-    finished = weights.is_file() and found.get("backbone_sha256") == file_sha256(weights)
+    found = read_part(done, context.tell)
     PartialState().wait_for_everyone()  # every rank looks for the report before rank 0 writes it
-    if finished:
+    if found is not None:
         return found
     if context.is_main:
         write_json(context.folder / _KEY, _key(context))
@@ -105,7 +105,7 @@ def adapt_backbone(context: PhaseContext) -> dict[str, Any]:
         write_json(context.folder / UNLABELLED, unlabelled)
         facts = {"trainable": config.trainable, **_counts(unlabelled)}
         report = facts | report | {"backbone_sha256": file_sha256(weights)}
-        write_json(done, report)
+        write_part(done, report, (BACKBONE, UNLABELLED, _HISTORY, _CURVE))
     PartialState().wait_for_everyone()  # the other ranks read the backbone that rank 0 writes
     return report
 

@@ -14,8 +14,8 @@ from natix_hf.metrics import select_threshold
 from natix_hf.models.config import ModelConfig
 from natix_hf.phases.phase4_adapt import BACKBONE, adapt_backbone
 from natix_hf.phases.phase4_adapt import finished_parts as finished_parts
-from natix_hf.provenance.files import read_json, write_json
 from natix_hf.provenance.manifest import read_manifest
+from natix_hf.provenance.parts import read_part, write_part
 from natix_hf.provenance.stored import to_json
 from natix_hf.results.answers import leave_candidate
 from natix_hf.results.candidate import Candidate
@@ -70,10 +70,9 @@ def _told(report: dict[str, Any]) -> str:
 def _train(context: PhaseContext, candidate: Candidate, model: ModelConfig, stage: SupervisedConfig) -> dict[str, Any]:
     """Run the supervised stage and leave a candidate, unless an interrupted attempt has already done so."""
     done: Path = candidate.folder / _STAGE
-    finished = done.is_file()
+    found = read_part(done, context.tell)
     PartialState().wait_for_everyone()  # every rank looks for the report before rank 0 writes it
-    if finished:
-        found: dict[str, Any] = read_json(done)
+    if found is not None:
         return found
     clear_device_cache(garbage_collection=True)  # the next model needs the GPU memory of the last one
     train, val_select = context.rows("train"), context.ask_to_choose("val_select")
@@ -81,7 +80,7 @@ def _train(context: PhaseContext, candidate: Candidate, model: ModelConfig, stag
     data = context.recipe.data
     report = leave_candidate(candidate, model, stage, train, val_select, data, checkpoints, context.is_main)
     if context.is_main:
-        write_json(done, report)
+        write_part(done, report, ("model", "logits", "history.json", "plots/training.png"))
     PartialState().wait_for_everyone()
     return report
 

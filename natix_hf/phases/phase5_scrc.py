@@ -12,23 +12,16 @@ from natix_hf.calibration import Calibration
 from natix_hf.errors import VerificationError
 from natix_hf.metrics import prior_weights
 from natix_hf.models.gate import GATE
-from natix_hf.provenance.files import ids_sha256
 from natix_hf.provenance.stored import to_json
 from natix_hf.results import plots
 from natix_hf.results.answers import compute_answers
 from natix_hf.results.calibration import CalibrationReport, fit_on, measure_calibration
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.gate import read_cross_fitted
-from natix_hf.results.logits import LogitTable, write_logits
+from natix_hf.results.certified import certify_run
+from natix_hf.results.logits import CALIB_ANSWERS, CALIB_FEATURES, LogitTable, write_features, write_logits
 from natix_hf.results.looks import Look, add_look
-from natix_hf.results.promise import (
-    EVERY_ANSWER,
-    CertifiedPart,
-    PromiseReport,
-    SelectRows,
-    calibration_rows,
-    certify,
-)
+from natix_hf.results.promise import EVERY_ANSWER, CertifiedPart, PromiseReport
 from natix_hf.results.promise_plot import plot_promise
 from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.terminal import LABEL, tell
@@ -42,7 +35,7 @@ def run(context: PhaseContext) -> Outcome:
     select = decision.val_select(context.upstream(2), champion)
     calib, features = compute_answers(champion, context.ask("val_calib"))
     context.note_rows("val_select", select.asked.row_ids)
-    write_logits(context.folder / "logits" / "val_calib.parquet", calib)
+    write_logits(context.folder / CALIB_ANSWERS, calib)
     sample = context.out_of_fold() if decision.fitted_to == "out_of_fold" else select
     fitted, no_optimum = fit_on(sample, config.method, prior)
     if no_optimum:
@@ -52,23 +45,17 @@ def run(context: PhaseContext) -> Outcome:
     calibration.write(context.folder)
     _plot_reliability(context.folder, calibration, calib, prior)
     confidence = Confidence(threshold, learned_gate(context))
-    rows, why_not = calibration_rows(
-        calib, confidence(calib.logits, features), threshold, config.risk, prior, recipe.data.seed
-    )
-    answered = (select.logits > threshold).astype(np.int8)
-    promise = certify(
-        rows,
-        why_not,
-        SelectRows(_select_confidence(context, champion, select, confidence), answered, select.labels, select.groups),
+    if confidence.reads_features:
+        write_features(context.folder / CALIB_FEATURES, calib, features)
+    promise, rows = certify_run(
+        (calib, confidence(calib.logits, features)),
+        (select, _select_confidence(context, champion, select, confidence)),
+        threshold,
+        confidence.kind,
         config.risk,
-        prior,
-        candidate_sha256=calib.candidate_sha256,
-        gate=confidence.kind,
-        of_views=calib.asked.exam is not None,
-        groups_known=recipe.data.groups_known,
-        labels=champion.labels,
-        record=functools.partial(add_look, context.run_dir, _looks_before(context.folder)),
-        rows_sha256=ids_sha256(calib.asked.row_ids),
+        recipe.data,
+        champion.labels,
+        functools.partial(add_look, context.run_dir, _looks_before(context.folder)),
     )
     promise.write(context.folder)
     plot_promise(context.folder / "plots" / "risk_coverage.png", promise, rows, "val_calib")

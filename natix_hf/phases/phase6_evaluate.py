@@ -8,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from safetensors.numpy import load_file, save_file
 
 from natix_hf.bundle.confidence import Confidence
 from natix_hf.bundle.policy import GateUse, Policy
 from natix_hf.data.asked import Asked
 from natix_hf.data.splits import SPLITS, read_splits
 from natix_hf.data.synthetic_half import GeneratedRows, load_generated
-from natix_hf.errors import RunError
+from natix_hf.errors import RunError, VerificationError
 from natix_hf.phases.phase5_scrc import learned_gate
-from natix_hf.provenance.files import atomic_file, file_sha256
+from natix_hf.provenance.files import file_sha256
 from natix_hf.provenance.hub import is_repo_id
 from natix_hf.provenance.manifest import MANIFEST, manifest_problems
 from natix_hf.results import plots
@@ -28,7 +27,18 @@ from natix_hf.results.decision import Decision
 from natix_hf.results.evaluation import Evaluation, evaluate
 from natix_hf.results.examples import Answered, write_examples
 from natix_hf.results.gate import GateReport
-from natix_hf.results.logits import LogitTable, kept_logits, write_logits
+from natix_hf.results.logits import (
+    SYNTHETIC_ANSWERS,
+    TEST_ANSWERS,
+    TEST_COLUMNS,
+    TEST_FEATURES,
+    LogitTable,
+    kept_logits,
+    read_features,
+    write_columns,
+    write_features,
+    write_logits,
+)
 from natix_hf.results.promise import PromiseReport
 from natix_hf.results.synthetic_half import SyntheticHalf
 from natix_hf.runs.context import PhaseContext
@@ -36,8 +46,6 @@ from natix_hf.runs.lineage import public_name
 from natix_hf.runs.pins import pinned_synthetic_half
 from natix_hf.terminal import LABEL, tell
 
-ANSWERS, FEATURES = "logits/test.parquet", "logits/test_features.safetensors"
-SYNTHETIC_ANSWERS = "logits/synthetic_half.parquet"
 SCORES_PLOT = "plots/test_scores.png"
 _COMPARED_IMAGES = 50
 
@@ -67,6 +75,7 @@ def evaluate_champion(context: PhaseContext, decision: Decision, champion: Candi
     columns = {name: [str(value) for value in values] for name, values in rows.columns.items()}
     if len(set(rows.origins)) > 1:
         columns["source" if "source" not in columns else "data.source"] = rows.origins
+    write_columns(context.folder / TEST_COLUMNS, table.asked.row_ids, columns)
     prior, known = recipe.data.target_prior, recipe.data.groups_known
     synthetic = _ask_generated(context, champion, generated) if generated is not None else None
     evaluation = evaluate(table, policy, accepted, columns, prior, recipe.phase6.n_resamples, known, synthetic)
@@ -81,7 +90,7 @@ def finished_parts(context: PhaseContext) -> list[str]:
     """The answers on test and on generated pictures. Each champion answers them once; another policy is measured on
     the same answers."""
     finished = (context.folder / MANIFEST).is_file()
-    kept = [ANSWERS, FEATURES, SYNTHETIC_ANSWERS, SyntheticHalf.FILE]
+    kept = [TEST_ANSWERS, TEST_FEATURES, SYNTHETIC_ANSWERS, SyntheticHalf.FILE]
     return [] if finished and manifest_problems(context.folder) else kept
 
 
@@ -158,15 +167,19 @@ def _answers(
 ) -> tuple[LogitTable, np.ndarray | None]:
     """The logits of the test rows and the inputs of a learned gate, taken from the last attempt if it asked the same
     champion."""
-    path, features_path = folder / ANSWERS, folder / FEATURES
-    table = kept_logits(path, champion.sha256, asked)
-    if table is not None and (features_path.is_file() or not with_features):
+    path, features_path = folder / TEST_ANSWERS, folder / TEST_FEATURES
+    table, features = kept_logits(path, champion.sha256, asked), None
+    if table is not None and with_features:
+        try:
+            features = read_features(features_path, table)
+        except VerificationError:  # no attempt has left any, or they are damaged: the model is asked again
+            table = None
+    if table is not None:
         tell(f"{' ' * LABEL}this champion has answered test before, so the same answers are used", hang=LABEL)
-        return table, load_file(features_path)[table.candidate_sha256] if with_features else None
-    features_path.unlink(missing_ok=True)  # they belong to other answers
-    table, features = compute_answers(champion, asked)
-    write_logits(path, table)
-    if with_features:
-        with atomic_file(features_path) as temporary:
-            save_file({table.candidate_sha256: features}, temporary)
+    else:
+        features_path.unlink(missing_ok=True)  # they belong to other answers
+        table, features = compute_answers(champion, asked)
+        if with_features:
+            write_features(features_path, table, features)
+    write_logits(path, table)  # kept answers too: the groups may have changed
     return table, features

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from natix_hf.bundle.build import build_bundle
-from natix_hf.bundle.names import BUNDLE, BUNDLE_MANIFEST, MODEL_CARD
+from natix_hf.bundle.names import BUNDLE, BUNDLE_MANIFEST, MODEL_CARD, README
 from natix_hf.bundle.push import check_push, push_bundle, say_published
+from natix_hf.errors import VerificationError
 from natix_hf.labels import SUBNET, LabelNames
 from natix_hf.models.architectures import is_unknown_to_the_miner
 from natix_hf.phases.phase6_evaluate import SCORES_PLOT, Evaluated, evaluate_champion
@@ -22,6 +23,7 @@ from natix_hf.results.candidate import Candidate
 from natix_hf.results.decision import Decision
 from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.runs.lineage import bundle_lineage
+from natix_hf.runs.verify import run_problems
 from natix_hf.subnet.submission import five_fields
 from natix_hf.terminal import say
 
@@ -64,6 +66,8 @@ def export(context: PhaseContext, decision: Decision, champion: Candidate, measu
     )
     published = None
     if config.push:
+        for problem in run_problems(context.run_dir):
+            raise VerificationError(f"{problem}; nothing was published")
         done = push_bundle(bundle, str(config.repo_id), config.private, config.tag)
         say_published(done)
         facts_of_push = {"repo_id": done.repo_id, "commit": done.commit, "manifest_sha256": done.manifest_sha256}
@@ -82,7 +86,8 @@ def export(context: PhaseContext, decision: Decision, champion: Candidate, measu
     exported |= {key: lineage[key] for key in ("git", "packages")}
     write_text(context.folder / REPORT, render_report(context.run_dir, exported))
     mcc = "undefined" if metrics["test_mcc"] is None else f"{metrics['test_mcc']:.3f}"
-    return Outcome(metrics, f"MCC {mcc} on test; bundle built, reloaded and compared")
+    of_the_attempt = (REPORT, *(f"{BUNDLE}/{name}" for name in (README, MODEL_CARD, BUNDLE_MANIFEST)))
+    return Outcome(metrics, f"MCC {mcc} on test; bundle built, reloaded and compared", of_the_attempt)
 
 
 def _warn_of_the_miner(recipe: Recipe, architecture: str, labels: LabelNames) -> None:

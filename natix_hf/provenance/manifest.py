@@ -16,6 +16,9 @@ from natix_hf.provenance.files import check_files, describe_files, json_sha256, 
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+# Raise it when the same answers give another threshold, calibration, certificate or figure than before. `verify`
+# recomputes only what was made by the present methods.
+METHODS = 1
 # Keys that identify a result. Times, host and package versions are recorded but do not identify it.
 _IDENTITY = ("phase", "section_sha256", "upstream", "rows", "files")
 _PACKAGES = ("natix_hf", "torch", "transformers", "accelerate", "peft", "datasets", "numpy", "scikit-learn", "pillow")
@@ -34,11 +37,16 @@ class Draft:
     seed: int
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     hub: dict[str, Any] = field(default_factory=dict)  # repositories read from the Hub, with their commits
+    inputs: dict[str, str] = field(default_factory=dict)  # sha256 of the files of earlier phases that were read
     started: float = field(default_factory=time.time)
 
 
 def write_manifest(
-    folder: Path, draft: Draft, metrics: dict[str, Any], exclude: tuple[str, ...] = ()
+    folder: Path,
+    draft: Draft,
+    metrics: dict[str, Any],
+    exclude: tuple[str, ...] = (),
+    of_the_attempt: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Describe every file of `folder` and write `manifest.json` last.
 
@@ -47,6 +55,8 @@ def write_manifest(
         draft: The facts known before.
         metrics: Figures of the phase, as JSON values.
         exclude: Files and folders directly under `folder` that are not part of the result.
+        of_the_attempt: Files that say when or in which run the result was made. The digest does not cover them, so
+            that equal results have equal digests; their checksums are recorded all the same.
 
     Returns:
         The manifest.
@@ -63,7 +73,10 @@ def write_manifest(
         "upstream": draft.upstream,
         "rows": draft.rows,
         "hub": draft.hub,
+        "inputs": draft.inputs,
+        "methods": METHODS,
         "files": files,
+        "of_the_attempt": sorted(set(of_the_attempt) & set(files)),
         "metrics": metrics,
         "seed": draft.seed,
         "git": git_state(),
@@ -80,7 +93,11 @@ def write_manifest(
 
 def manifest_digest(manifest: dict[str, Any]) -> str:
     """Compute the sha256 over settings, upstream, rows and files. Equal results have equal digests."""
-    return json_sha256({key: manifest.get(key) for key in _IDENTITY})
+    identity = {key: manifest.get(key) for key in _IDENTITY}
+    apart = manifest.get("of_the_attempt")
+    if apart:  # a result of an older version counts with all its files
+        identity["files"] = {name: facts for name, facts in manifest["files"].items() if name not in apart}
+    return json_sha256(identity)
 
 
 def manifest_seal(manifest: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from natix_hf.bundle.policy import Policy
 from natix_hf.bundle.push import REPO_PLACEHOLDER
 from natix_hf.data.reading import read_reading
 from natix_hf.data.splits import SPLITS
-from natix_hf.metrics.table import METRICS, told_metrics
+from natix_hf.metrics.table import told_metrics
 from natix_hf.models.architectures import ARCHITECTURES, is_unknown_to_the_miner
 from natix_hf.models.config import PACKAGED_PREFIX
 from natix_hf.provenance.files import read_json
@@ -21,6 +21,7 @@ from natix_hf.recipe import Recipe
 from natix_hf.report.reading import ReadInShort, in_markdown, read_in_short
 from natix_hf.resources import resource_folder
 from natix_hf.results.candidate import Candidate
+from natix_hf.results.card_figures import hub_figures, table_rows
 from natix_hf.results.decision import Decision
 from natix_hf.results.evaluation import Evaluation
 from natix_hf.results.figures import Gain
@@ -64,7 +65,7 @@ class CardFacts:
 
 def render_card(facts: CardFacts) -> str:
     """Render the text of README.md, with the metadata block that the Hub reads."""
-    metrics, labels = facts.evaluation.as_found.metrics, facts.policy.labels
+    labels = facts.policy.labels
     results = [
         EvalResult(
             task_type="image-classification",
@@ -74,10 +75,9 @@ def render_card(facts: CardFacts) -> str:
             dataset_split="test",
             metric_type=name,
             metric_name=name.replace("_", " "),
-            metric_value=round(value, 4),
+            metric_value=value,
         )
-        for name in told_metrics(card=True)
-        if METRICS[name].hub and (value := metrics.get(name)) is not None
+        for name, value in hub_figures(facts.evaluation).items()
     ]
     data = ModelCardData(
         library_name="transformers",
@@ -93,7 +93,7 @@ def render_card(facts: CardFacts) -> str:
         data,
         template_path=str(resource_folder("model_cards") / _TEMPLATE),
         facts=facts,
-        told=[name for name in told_metrics(card=True) if name in metrics],
+        rows=table_rows(facts.evaluation),
         notes=facts.evaluation.notes({name: name.replace("_", " ") for name in told_metrics(card=True)}),
         told_gain=lambda gain: Gain(**gain).told,
         repo=REPO_PLACEHOLDER,

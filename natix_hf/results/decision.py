@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -11,12 +12,14 @@ import numpy as np
 from natix_hf.data.config import Exam
 from natix_hf.errors import RunError
 from natix_hf.metrics import compute_metrics, metric_intervals, paired_difference, prior_weights, select_threshold
-from natix_hf.metrics.threshold import CountScore, Objective
+from natix_hf.metrics.config import ThresholdConfig
+from natix_hf.metrics.threshold import CountScore, Objective, ThresholdResult
 from natix_hf.provenance.stored import OPTIONAL, Stored
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.figures import Figure, Gain, GroupCounts, paired_bounds
 from natix_hf.results.logits import LogitTable, read_logits
 from natix_hf.results.out_of_fold import OutOfFold
+from natix_hf.subnet.expectation import reward_of_counts
 
 # What a threshold was fitted to.
 FittedTo = Literal["val_select", "out_of_fold"]
@@ -89,6 +92,56 @@ class Decision(Stored):
         if self.exam is None or self.exam.chooses:
             return champion.stored_logits("val_select", self.exam)
         return read_logits(exam_answers(folder, champion), champion.sha256, self.exam)
+
+
+def decide(
+    tables: dict[str, LogitTable],
+    out_of_fold: Callable[[str], OutOfFold | None],
+    config: ThresholdConfig,
+    prior: float | None,
+) -> tuple[Decision, ThresholdResult, LogitTable | OutOfFold]:
+    """Choose the champion and fit its threshold. Equal answers give an equal decision.
+
+    Args:
+        tables: The answers of every candidate to the same rows of val_select, by name, the control first.
+        out_of_fold: Gives the out-of-fold answers that belong to a champion, or None.
+        prior: The target prior.
+
+    Returns:
+        The decision, the threshold with its score, and the answers that it was fitted to.
+    """
+    objective: Objective | CountScore = reward_of_counts if config.objective == "reward" else config.objective
+    best = {name: select_threshold(t.logits, t.labels, objective, prior) for name, t in tables.items()}
+    thresholds = {name: chosen.threshold for name, chosen in best.items()}
+    champion, comparisons = choose_champion(tables, thresholds, prior, config.n_resamples)
+    table, chosen = tables[champion], best[champion]
+    of_folds = out_of_fold(champion)
+    samples: dict[FittedTo, LogitTable | OutOfFold] = {"val_select": table}
+    if of_folds is not None:
+        samples["out_of_fold"] = of_folds
+    fitted_to: FittedTo = config.from_ if config.from_ in samples else "val_select"
+    sample = samples[fitted_to]
+    if fitted_to == "out_of_fold":
+        chosen = select_threshold(sample.logits, sample.labels, objective, prior)
+    held_out = {
+        str(name): measured
+        for name, answers in samples.items()
+        if (measured := held_out_mcc(answers, table, objective, prior, config.n_resamples)) is not None
+    }
+    decision = Decision(
+        champion=champion,
+        candidate_sha256=table.candidate_sha256,
+        threshold_logit=chosen.threshold,
+        objective=config.objective,
+        target_prior=prior,
+        exam=table.asked.exam,
+        val_select_optimistic={config.objective: chosen.value} | rates_at(table, chosen.threshold),
+        val_select_groups=GroupCounts.of(table.groups, table.labels),
+        comparisons=comparisons,
+        fitted_to=fitted_to,
+        held_out=held_out or None,
+    )
+    return decision, replace(chosen, objective=config.objective), sample
 
 
 def rates_at(table: LogitTable, threshold: float) -> dict[str, float]:

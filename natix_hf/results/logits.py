@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from natix_hf.data.asked import Asked
 from natix_hf.data.config import Exam
@@ -16,7 +20,13 @@ from natix_hf.errors import VerificationError
 from natix_hf.provenance.files import atomic_file
 from natix_hf.provenance.stored import from_json, to_json
 
-_HASH_KEY, _EXAM_KEY = b"candidate_sha256", b"exam"
+_HASH_KEY, _EXAM_KEY, _CONTENT_KEY = b"candidate_sha256", b"exam", b"content_sha256"
+_COLUMN = "column."
+# In the folders of phases 5 and 6. Features are there only with a learned gate, which reads them.
+CALIB_ANSWERS, CALIB_FEATURES = "logits/val_calib.parquet", "logits/val_calib_features.safetensors"
+TEST_ANSWERS, TEST_FEATURES = "logits/test.parquet", "logits/test_features.safetensors"
+TEST_COLUMNS = "logits/test_columns.parquet"
+SYNTHETIC_ANSWERS = "logits/synthetic_half.parquet"
 
 
 @dataclass(frozen=True)
@@ -41,13 +51,22 @@ class LogitTable:
 
 
 def write_logits(path: Path, table: LogitTable) -> None:
-    """Write logits to a parquet file that also names the weights and the exam."""
+    """Write logits to a parquet file that also names the weights and the exam, and holds the hash of its content."""
     asked = table.asked
     columns = {"row_id": table.ids, "group": table.groups, "label": table.labels, "logit": table.logits}
     levels = {} if asked.exam is None else {"level": asked.levels}
     made_by = {_HASH_KEY: table.candidate_sha256.encode(), _EXAM_KEY: exam_text(asked.exam)}
+    content = pa.table(columns | levels)
+    made_by[_CONTENT_KEY] = _content_sha256(content)
     with atomic_file(path) as temporary:
-        pq.write_table(pa.table(columns | levels).replace_schema_metadata(made_by), temporary)
+        pq.write_table(content.replace_schema_metadata(made_by), temporary)
+
+
+def _content_sha256(content: pa.Table) -> bytes:
+    """The hash of a table's values. An attempt that was interrupted has no manifest, so a file that it left has to
+    prove itself."""
+    values = {name: content[name].to_pylist() for name in ("row_id", "group", "label", "logit")}
+    return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest().encode()
 
 
 def read_logits(path: Path, candidate_sha256: str, exam: Exam | None = None) -> LogitTable:
@@ -69,6 +88,8 @@ def read_logits(path: Path, candidate_sha256: str, exam: Exam | None = None) -> 
         )
     if metadata.get(_EXAM_KEY, b"null") != exam_text(exam):
         raise VerificationError(f"{path} holds answers to other views of the pictures: run its phase again")
+    if _CONTENT_KEY in metadata and metadata[_CONTENT_KEY] != _content_sha256(content):
+        raise VerificationError(f"{path} was changed after it was written: run its phase again")
     each_row = slice(None, None, exam.views if exam is not None else 1)
     asked = Asked(
         row_ids=content["row_id"].to_pylist()[each_row],
@@ -90,6 +111,58 @@ def kept_logits(path: Path, candidate_sha256: str, asked: Asked) -> LogitTable |
         return None
     same = (found.ids, found.labels.tolist()) == (asked.ids, asked.labels.tolist())
     return LogitTable(asked, found.logits, candidate_sha256) if same else None
+
+
+def write_features(path: Path, table: LogitTable, features: np.ndarray) -> None:
+    """Write the inputs of the classifier layer, float32 [n, d], that belong to a table's answers."""
+    with atomic_file(path) as temporary:
+        proof = {"sha256": hashlib.sha256(features.tobytes()).hexdigest()}
+        save_file({table.candidate_sha256: features}, temporary, metadata=proof)
+
+
+def read_features(path: Path, table: LogitTable) -> np.ndarray:
+    """Read what `write_features` wrote, float32 [n, d].
+
+    Raises:
+        VerificationError: if the file cannot be read or belongs to other answers.
+    """
+    try:
+        with safe_open(path, "np") as file:
+            features: np.ndarray = file.get_tensor(table.candidate_sha256)
+            expected = (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError) as error:
+        raise VerificationError(f"{path} cannot be read ({error}): run its phase again") from None
+    if expected is not None and expected != hashlib.sha256(features.tobytes()).hexdigest():
+        raise VerificationError(f"{path} was changed after it was written: run its phase again")
+    if len(features) != len(table.logits):
+        raise VerificationError(f"{path} has {len(features)} rows for {len(table.logits)} answers: run its phase again")
+    return features
+
+
+def write_columns(path: Path, ids: Sequence[str], columns: Mapping[str, Sequence[str]]) -> None:
+    """Write further columns of the rows, by name."""
+    named = {f"{_COLUMN}{name}": list(values) for name, values in columns.items()}
+    with atomic_file(path) as temporary:
+        pq.write_table(pa.table({"row_id": list(ids)} | named), temporary)
+
+
+def read_columns(path: Path, ids: Sequence[str]) -> dict[str, list[str]]:
+    """Read what `write_columns` wrote.
+
+    Raises:
+        VerificationError: if the file cannot be read or is about other rows than `ids`.
+    """
+    try:
+        content = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise VerificationError(f"{path} cannot be read ({error}): run its phase again") from None
+    if content["row_id"].to_pylist() != list(ids):
+        raise VerificationError(f"{path} is about other rows: run its phase again")
+    return {
+        name.removeprefix(_COLUMN): content[name].to_pylist()
+        for name in content.column_names
+        if name.startswith(_COLUMN)
+    }
 
 
 def exam_text(exam: Exam | None) -> bytes:

@@ -18,7 +18,7 @@ from natix_hf.provenance.files import atomic_file
 from natix_hf.results.logits import exam_of_text, exam_text
 
 OUT_OF_FOLD = "out_of_fold.parquet"
-_FEATURES = "out_of_fold_features.safetensors"
+FEATURES = "out_of_fold_features.safetensors"
 _MODELS, _EXAM = b"fold_models_sha256", b"exam"
 
 
@@ -75,7 +75,7 @@ def write_out_of_fold(folder: Path, answers: OutOfFold, features: np.ndarray | N
     with atomic_file(folder / OUT_OF_FOLD) as temporary:
         pq.write_table(pa.table(columns | levels).replace_schema_metadata(made_by), temporary)
     if features is not None:
-        with atomic_file(folder / _FEATURES) as temporary:
+        with atomic_file(folder / FEATURES) as temporary:
             save_file({"features": features}, temporary)
 
 
@@ -111,7 +111,7 @@ def read_out_of_fold_features(folder: Path, answers: OutOfFold) -> np.ndarray:
     Raises:
         VerificationError: if the file cannot be read or belongs to other answers.
     """
-    path = folder / _FEATURES
+    path = folder / FEATURES
     try:
         features: np.ndarray = load_file(path)["features"]
     except (OSError, KeyError, SafetensorError) as error:

@@ -12,7 +12,8 @@ from natix_hf.errors import VerificationError
 from natix_hf.provenance.files import ids_sha256, json_sha256, read_json, remove_temporaries, write_json
 from natix_hf.provenance.manifest import MANIFEST, Draft, manifest_problems, read_manifest, write_manifest
 from natix_hf.recipe import Recipe
-from natix_hf.runs.context import CHECKPOINTS, PhaseContext
+from natix_hf.runs.context import CHECKPOINTS, Outcome, PhaseContext
+from natix_hf.runs.folders import run_id_of
 from natix_hf.runs.freshness import upstream_digests
 from natix_hf.runs.graph import Phase
 from natix_hf.runs.pins import pin
@@ -37,7 +38,7 @@ class Attempt:
         self.context = context
         self.folder = context.folder
         self._draft = Draft(
-            run_id=run_dir.name,
+            run_id=run_id_of(run_dir),
             recipe=recipe.name,
             phase=phase.folder,
             section=recipe.sections(*phase.sections),
@@ -69,12 +70,18 @@ class Attempt:
             shutil.rmtree(self.folder, ignore_errors=True)
             os.replace(_aside(self.folder), self.folder)
 
-    def finish(self, metrics: dict[str, Any]) -> None:
-        """Write the list of rows that were read, then the manifest, and only then remove the checkpoints."""
+    def finish(self, outcome: Outcome) -> None:
+        """Write the list of rows that were read, then the manifest, and only then remove the checkpoints.
+
+        Raises:
+            RunError: if a file of an earlier phase is not what it was when it was read.
+        """
+        self.context.inputs.require_unchanged()
+        self._draft.inputs = dict(sorted(self.context.inputs.read.items()))
         read = self.context.rows_read
         write_json(self.folder / ROWS_READ, read)
         self._draft.rows = {role: {"count": len(ids), "sha256": ids_sha256(ids)} for role, ids in read.items()}
-        write_manifest(self.folder, self._draft, metrics, exclude=_OF_THE_ATTEMPT)
+        write_manifest(self.folder, self._draft, outcome.metrics, _OF_THE_ATTEMPT, outcome.of_the_attempt)
         tidy(self.context.run_dir, self.context.phase)
 
 

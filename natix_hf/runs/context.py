@@ -18,23 +18,33 @@ from natix_hf.provenance.manifest import MANIFEST
 from natix_hf.recipe import Recipe
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.decision import Decision
-from natix_hf.results.out_of_fold import OutOfFold, read_out_of_fold
-from natix_hf.runs.graph import CANDIDATE_PHASES, PHASES, Phase
+from natix_hf.results.out_of_fold import (
+    FEATURES,
+    OUT_OF_FOLD,
+    OutOfFold,
+    read_out_of_fold,
+    read_out_of_fold_features,
+)
+from natix_hf.runs.graph import CANDIDATE_PHASES, PHASES, Phase, number_of
+from natix_hf.runs.inputs import Inputs
 from natix_hf.runs.pins import pinned_model
+from natix_hf.terminal import LABEL, tell
 
 if TYPE_CHECKING:
     from natix_hf.data.rows import ImageData, Rows
 
 CHECKPOINTS = "checkpoints"
+_OF_A_CANDIDATE = ("model", "logits")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The return value of a phase: figures for its manifest and one line for people. It is empty on ranks that do not
-    write."""
+    """The return value of a phase: figures for its manifest, one line for people, and the files that say when or in
+    which run it was made. It is empty on ranks that do not write."""
 
     metrics: dict[str, Any] = field(default_factory=dict)
     told: str = ""
+    of_the_attempt: tuple[str, ...] = ()
 
 
 @dataclass
@@ -45,6 +55,8 @@ class PhaseContext:
         load_data: Loads the source and its splits.
         is_main: True for the process that writes. The other ranks only take part in the training.
         rows_read: The ids of the rows that were read, by role.
+
+    Only the process that writes checks the files of earlier phases and records them in `inputs`.
     """
 
     phase: Phase
@@ -53,6 +65,10 @@ class PhaseContext:
     load_data: Callable[[], ImageData]
     is_main: bool = True
     rows_read: dict[str, list[str]] = field(default_factory=dict)
+    inputs: Inputs = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.inputs = Inputs(self.run_dir)
 
     @property
     def folder(self) -> Path:
@@ -68,19 +84,29 @@ class PhaseContext:
         return pinned_model(self.run_dir, self.recipe.model)
 
     def upstream(self, number: int) -> Path:
-        """The folder of a phase that this one needs or uses.
+        """The folder of a phase that this one needs or uses. Its files are checked; of a candidate's phase, those of
+        the candidate.
 
         Raises:
             RunError: if this phase neither needs nor uses that one.
+            UsageError: if a file is not the one that its phase has written.
         """
-        if number not in self.phase.needs + self.phase.uses:
-            raise RunError(f"{self.phase.folder} asked for phase {number}, which it neither needs nor uses")
-        return self.run_dir / PHASES[number].folder
+        self._require_above(number)
+        return self._open(number, *(_OF_A_CANDIDATE if number in CANDIDATE_PHASES else ()))
 
     def finished(self, number: int) -> Path | None:
-        """The folder of a phase that this one needs or uses, or None if that phase has not finished."""
-        folder = self.upstream(number)
-        return folder if (folder / MANIFEST).is_file() else None
+        """The folder of a phase that this one needs or uses, as `upstream` gives it, or None if that phase has not
+        finished."""
+        self._require_above(number)
+        return self.upstream(number) if (self.run_dir / PHASES[number].folder / MANIFEST).is_file() else None
+
+    def _require_above(self, number: int) -> None:
+        if number not in self.phase.needs + self.phase.uses:
+            raise RunError(f"{self.phase.folder} asked for phase {number}, which it neither needs nor uses")
+
+    def _open(self, number: int, *names: str) -> Path:
+        phase = PHASES[number]
+        return self.inputs.open(phase, *names) if self.is_main else self.run_dir / phase.folder
 
     def candidates(self) -> list[Candidate]:
         """The candidates of this run, the control first."""
@@ -116,7 +142,7 @@ class PhaseContext:
         self.upstream(2)
         if decision.champion not in [PHASES[number].folder for number in CANDIDATE_PHASES]:
             raise RunError(f"the champion {decision.champion!r} is not a candidate of this run: run phase 2 again")
-        return Candidate(self.run_dir / decision.champion)
+        return Candidate(self._open(number_of(decision.champion), *_OF_A_CANDIDATE))
 
     def rows(self, role: str) -> Rows:
         """The rows of a role. The manifest records that they were read.
@@ -125,6 +151,7 @@ class PhaseContext:
             LeakageError: if this phase must not read that role.
         """
         self._grant(role)
+        self._open(0)
         rows = self.load_data().role(role)
         self.rows_read[role] = rows.ids
         return rows
@@ -137,6 +164,11 @@ class PhaseContext:
         """The rows of a role as candidates are chosen by them: whole pictures, or one view at each level of the exam,
         drawn once. Every rank may call it."""
         return drawn_once(self.rows(role), self.recipe.data.choice_exam)
+
+    def tell(self, line: str) -> None:
+        """Tell a person one line about this phase. Only the process that writes does."""
+        if self.is_main:
+            tell(f"{' ' * LABEL}{line}", hang=LABEL)
 
     def note_rows(self, role: str, ids: Sequence[str]) -> None:
         """Record rows that were read through stored logits.
@@ -154,11 +186,19 @@ class PhaseContext:
             LeakageError: if this phase must not read rows of train and val_select in this way.
             VerificationError: if there are none, or if they cannot be read.
         """
-        answers = read_out_of_fold(self.run_dir / PHASES[1].folder)
+        answers = read_out_of_fold(self._open(1, OUT_OF_FOLD))
         for role in np.unique(answers.roles):
             self._grant(str(role), self.phase.answers_of)
             self.rows_read[str(role)] = [answers.asked.row_ids[i] for i in np.flatnonzero(answers.roles == role)]
         return answers
+
+    def out_of_fold_features(self, answers: OutOfFold) -> np.ndarray:
+        """The features that belong to phase 1's out-of-fold answers, float32 [answers, d].
+
+        Raises:
+            VerificationError: if the file cannot be read or belongs to other answers.
+        """
+        return read_out_of_fold_features(self._open(1, FEATURES), answers)
 
     def _grant(self, role: str, further: Sequence[str] = ()) -> None:
         if role not in (*self.phase.roles, *further):

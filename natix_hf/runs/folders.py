@@ -7,7 +7,7 @@ import secrets
 import time
 from pathlib import Path
 
-from natix_hf.errors import UsageError
+from natix_hf.errors import UsageError, VerificationError
 from natix_hf.provenance.files import read_json, write_json
 
 RUN_FILE = "run.json"
@@ -61,6 +61,19 @@ def open_run(path: Path, recipe_name: str) -> Path:
         raise UsageError(
             f"cannot write to --run-dir {path} ({error.strerror}): name a folder that you may write to"
         ) from None
+
+
+def run_id_of(run_dir: Path) -> str:
+    """The id of a run, whatever its folder is called now.
+
+    Raises:
+        VerificationError: if `run.json` is missing or damaged.
+    """
+    content = read_json(run_dir / RUN_FILE)
+    run_id = content.get("run_id") if isinstance(content, dict) else None
+    if not isinstance(run_id, str) or not run_id:
+        raise VerificationError(f"{run_dir / RUN_FILE} names no run: it was damaged after it was written")
+    return run_id
 
 
 def newest_run(root: Path, recipe_name: str) -> Path | None:

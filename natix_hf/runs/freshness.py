@@ -10,6 +10,7 @@ from natix_hf.provenance.manifest import MANIFEST, manifest_problems, read_manif
 from natix_hf.recipe import Recipe
 from natix_hf.results.decision import Decision
 from natix_hf.runs.graph import PHASES, Phase, order_phases
+from natix_hf.runs.inputs import were_other_files
 
 NOT_FINISHED = "not finished yet"
 
@@ -63,10 +64,12 @@ def upstream_digests(run_dir: Path, phase: Phase) -> dict[str, str]:
 
 def is_stale(run_dir: Path, phase: Phase) -> bool:
     """True if a finished phase was made from other results than the run holds now."""
-    made_from = read_manifest(run_dir / phase.folder)["upstream"]
+    manifest = read_manifest(run_dir / phase.folder)
     above = [PHASES[number] for number in phase.needs + phase.uses]
     now = {p.folder: digest for p in above if (digest := finished_digest(run_dir, p)) is not None}
-    return made_from != now or any(is_stale(run_dir, p) for p in above if p.folder in now)
+    if manifest["upstream"] != now or were_other_files(run_dir, manifest):
+        return True
+    return any(is_stale(run_dir, p) for p in above if p.folder in now)
 
 
 def _with_all_needs(phase: Phase) -> str:
@@ -90,7 +93,7 @@ def why_not_current(run_dir: Path, phase: Phase, recipe: Recipe) -> str | None:
     manifest = read_manifest(folder)
     if manifest["section_sha256"] != recipe.section_sha256(*phase.sections):
         return "its settings changed"
-    if manifest["upstream"] != upstream_digests(run_dir, phase):
+    if manifest["upstream"] != upstream_digests(run_dir, phase) or were_other_files(run_dir, manifest):
         return "its inputs changed"
     exam = recipe.data.drawn_exam
     if phase.number == 2 and exam is not None and Decision.read(folder).exam != exam:

@@ -13,6 +13,7 @@ from natix_hf.provenance.manifest import git_state, package_versions, read_manif
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.decision import Decision
 from natix_hf.runs.context import PhaseContext
+from natix_hf.runs.folders import run_id_of
 
 
 def bundle_lineage(context: PhaseContext, champion: Candidate, decision: Decision) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def bundle_lineage(context: PhaseContext, champion: Candidate, decision: Decisio
     phases = {folder.name: read_manifest(folder) for folder in made}
     of_data, of_champion = phases[context.upstream(0).name].get("hub", {}), phases[champion.name].get("hub", {})
     return {
-        "run_id": context.run_dir.name,
+        "run_id": run_id_of(context.run_dir),
         "recipe": recipe.name,
         "champion": champion.name,
         "candidate_sha256": decision.candidate_sha256,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from natix_hf.bundle.names import BUNDLE_MANIFEST, POLICY, bundle_of_run
+from natix_hf.bundle.names import BUNDLE_MANIFEST, EVALUATION, POLICY, bundle_of_run
 from natix_hf.data.splits import SPLITS, Splits, leaks_between_roles, read_splits
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.provenance.files import ids_sha256, list_files, list_temporaries, read_json
 from natix_hf.provenance.manifest import MANIFEST, manifest_problems, read_manifest
 from natix_hf.results.calibration import CalibrationReport
 from natix_hf.results.candidate import Candidate
+from natix_hf.results.card_figures import card_problems
 from natix_hf.results.decision import Decision
 from natix_hf.results.gate import GateReport
 from natix_hf.results.out_of_fold import OUT_OF_FOLD
@@ -20,20 +22,25 @@ from natix_hf.results.promise import PromiseReport
 from natix_hf.runs.attempt import IN_PROGRESS, ROWS_READ
 from natix_hf.runs.folders import RUN_FILE
 from natix_hf.runs.graph import ORDER, PHASES, Phase, number_of
+from natix_hf.runs.inputs import were_other_files
+from natix_hf.runs.recomputed import recomputed_problems
 
 if TYPE_CHECKING:
     from natix_hf.bundle.policy import Policy
 
 
-def find_problems(reference: str) -> list[str]:
+def find_problems(reference: str, note: Callable[[str], None] = lambda line: None) -> list[str]:
     """One line per problem in a run folder, a bundle folder or a Hub repository.
+
+    Args:
+        note: Called with one line about each thing that could not be checked.
 
     Raises:
         UsageError: if there is nothing of that name.
     """
     path = Path(reference)
     if (path / RUN_FILE).is_file() or any((path / phase.folder / MANIFEST).is_file() for phase in PHASES.values()):
-        return run_problems(path)
+        return run_problems(path, note)
     from natix_hf.bundle.contents import bundle_problems
     from natix_hf.bundle.fetch import snapshot_problems
     from natix_hf.bundle.load import find_bundle, is_from_hub
@@ -41,11 +48,15 @@ def find_problems(reference: str) -> list[str]:
 
     bundle = find_bundle(reference)
     problems = snapshot_problems(bundle) if is_from_hub(reference) else bundle_problems(bundle)
-    return problems or onnx_answers_problems(bundle)
+    return problems or [*card_problems(bundle), *onnx_answers_problems(bundle)]
 
 
-def run_problems(run_dir: Path) -> list[str]:
-    """One line per problem of a run: checksums, lineage between phases, rights to rows, leaks between splits.
+def run_problems(run_dir: Path, note: Callable[[str], None] = lambda line: None) -> list[str]:
+    """One line per problem of a run: checksums, lineage between phases, rights to rows, leaks between splits, and
+    results that do not follow from the stored answers.
+
+    Args:
+        note: Called with one line about each thing that could not be checked.
 
     Raises:
         UsageError: if no phase has finished.
@@ -71,7 +82,7 @@ def run_problems(run_dir: Path) -> list[str]:
         strangers = {*list_files(folder), *list_temporaries(folder)} - {*manifest["files"], MANIFEST}
         problems += [f"{folder / name} is not in the manifest" for name in sorted(strangers)]
     problems += _run_file_problems(run_dir, manifests)
-    problems += _lineage_problems(manifests)
+    problems += _lineage_problems(run_dir, manifests)
     try:
         splits = read_splits(run_dir / PHASES[0].folder / SPLITS)
     except VerificationError as error:
@@ -79,7 +90,9 @@ def run_problems(run_dir: Path) -> list[str]:
     problems += leaks_between_roles(splits)
     for phase in finished:
         problems += _row_problems(run_dir, phase, manifests.get(phase.folder, {}), splits)
-    return problems + _bundle_problems(run_dir)
+    problems += _bundle_problems(run_dir)
+    # What is damaged needs no recomputing, and could not be read.
+    return problems or recomputed_problems(run_dir, manifests, note)
 
 
 def _looks_finished(folder: Path) -> bool:
@@ -125,9 +138,13 @@ def _bundle_lineage(run_dir: Path) -> dict[str, Any]:
     return lineage if isinstance(lineage, dict) else {}
 
 
-def _lineage_problems(manifests: dict[str, dict[str, Any]]) -> list[str]:
-    """The phases that were made from another result than the run holds now."""
-    problems = []
+def _lineage_problems(run_dir: Path, manifests: dict[str, dict[str, Any]]) -> list[str]:
+    """The phases that were made from another result, or have read other files, than the run holds now."""
+    problems = [
+        f"{folder} has read other files of earlier phases than those here: run phase {number_of(folder)} again"
+        for folder, manifest in manifests.items()
+        if were_other_files(run_dir, manifest)
+    ]
     for folder, manifest in manifests.items():
         for above, digest in manifest["upstream"].items():
             if above not in manifests:
@@ -186,6 +203,9 @@ def _bundle_problems(run_dir: Path) -> list[str]:
             problems.append(f"{bundle} was not made from {decision.champion}, the champion of this run")
         problems += _policy_problems(run_dir, policy)
         problems += folding_problems(bundle, Candidate(run_dir / decision.champion).model)
+        if (bundle / EVALUATION).read_bytes() != (run_dir / PHASES[6].folder / EVALUATION).read_bytes():
+            problems.append(f"{bundle / EVALUATION} holds other figures than {PHASES[6].folder}")
+        problems += card_problems(bundle)
         return problems + onnx_answers_problems(bundle)
     except VerificationError as error:
         return [*problems, str(error)]

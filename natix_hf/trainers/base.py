@@ -1,16 +1,17 @@
 """A Trainer that corrects `transformers.Trainer`: exact resume, loss scaling, and a stop when training diverges.
 
-Each override names the behaviour of transformers 5.23 that it corrects. Each has a test that fails without it. Five
+Each override names the behaviour of transformers 5.23 that it corrects. Each has a test that fails without it. Six
 override private methods; their comments name the upstream issue if one is known.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -97,6 +98,24 @@ class BaseTrainer(Trainer):
             resume_from_checkpoint = str(newest)
         with no_loading_bars():  # writing and reading checkpoints would draw them
             return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        # A checkpoint names the best one by its path, and Trainer forgets the best if it is not there: after the run
+        # was moved or copied it would keep other weights. The best lies beside the checkpoint. No upstream issue found
+        # (2026-11).
+        given = inspect.signature(super()._init_training_state).bind(*args, **kwargs).arguments
+        checkpoint = given.get("resume_from_checkpoint")
+        done: tuple[int, int] = super()._init_training_state(*args, **kwargs)
+        if checkpoint is not None:
+            recorded = read_json(Path(checkpoint) / TRAINER_STATE_NAME).get("best_model_checkpoint")
+            if recorded is not None:
+                best = Path(checkpoint).parent / PureWindowsPath(recorded).name
+                if not best.is_dir():
+                    raise VerificationError(
+                        f"{checkpoint} goes on from {best}, which is missing: remove {best.parent} and train again"
+                    )
+                self.state.best_model_checkpoint = str(best)
+        return done
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[Any] | None:
         # accelerate synchronises only a RandomSampler across ranks. Our sampler depends only on (seed, epoch). Trainer

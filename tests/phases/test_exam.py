@@ -301,7 +301,7 @@ def test_the_synthetic_half_is_measured_and_nothing_else(
     assert sum(reason.endswith("of test") for reason in reasons) == 2
     assert facts["left_out"].keys() == {f"synthetic:{c}/{n}.png" for c in ("none", "roadwork") for n in (1, 2, 3)}
     sha256 = read(half_run / "phase2_threshold" / "threshold.json")["candidate_sha256"]
-    table = read_logits(half_run / "phase6_export" / phase6_evaluate.SYNTHETIC_ANSWERS, sha256, Exam(8, 3))
+    table = read_logits(half_run / "phase6_export" / SYNTHETIC_ANSWERS, sha256, Exam(8, 3))
     bundle, threshold = load_bundle(half_run), load_bundle(half_run).policy.threshold_logit
     at = table.asked.row_ids.index("synthetic:roadwork/0.png")
     with Image.open(generated / "roadwork" / "0.png") as image:

@@ -1,0 +1,80 @@
+"""The inputs of a phase: files of earlier phases, each checked against its manifest when it is read, and recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from natix_hf.errors import RunError, UsageError, VerificationError
+from natix_hf.provenance.files import check_files, file_sha256
+from natix_hf.provenance.manifest import read_manifest
+from natix_hf.runs.graph import PHASES, Phase, number_of
+
+
+@dataclass
+class Inputs:
+    """What one phase has read of a run.
+
+    Args:
+        read: The sha256 of each file, by its path in the run folder.
+    """
+
+    run_dir: Path
+    read: dict[str, str] = field(default_factory=dict)
+
+    def open(self, phase: Phase, *names: str) -> Path:
+        """Check files of a finished phase, record them, and return the phase's folder.
+
+        Args:
+            names: Files and folders in the phase's folder; none means all of them.
+
+        Raises:
+            UsageError: if a file is not the one that the phase has written; the line gives the command that remakes
+                it.
+        """
+        folder = self.run_dir / phase.folder
+        try:
+            files = read_manifest(folder)["files"]
+        except VerificationError as error:
+            raise _damaged(phase, self.run_dir, str(error)) from None
+        wanted = {
+            name: facts
+            for name, facts in files.items()
+            if (not names or any(name == one or name.startswith(f"{one}/") for one in names))
+            and self.read.get(f"{phase.folder}/{name}") != facts["sha256"]
+        }
+        problems = check_files(folder, wanted)
+        if problems:
+            raise _damaged(phase, self.run_dir, problems[0])
+        self.read |= {f"{phase.folder}/{name}": str(facts["sha256"]) for name, facts in wanted.items()}
+        return folder
+
+    def require_unchanged(self) -> None:
+        """Raise a `RunError` if a file is no longer what it was when it was first read."""
+        for name, sha256 in self.read.items():
+            path = self.run_dir / name
+            if not path.is_file() or file_sha256(path) != sha256:
+                raise RunError(f"{path} was changed while a phase read it: nothing of the phase is kept, run it again")
+
+
+def _damaged(phase: Phase, run_dir: Path, problem: str) -> UsageError:
+    return UsageError(
+        f"{problem}; phase {phase.number} has to make it again: "
+        f"natix-hf run RECIPE --phases {phase.number} --run-dir {run_dir}"
+    )
+
+
+def were_other_files(run_dir: Path, manifest: dict[str, Any]) -> bool:
+    """True if a phase has read a file that is not the one which the manifests of the run name now."""
+    named: dict[str, dict[str, Any]] = {}
+    for name, sha256 in manifest.get("inputs", {}).items():
+        folder, _, file = name.partition("/")
+        if folder not in named:
+            try:
+                named[folder] = read_manifest(run_dir / PHASES[number_of(folder)].folder)["files"]
+            except VerificationError:
+                return True
+        if named[folder].get(file, {}).get("sha256") != sha256:
+            return True
+    return False
