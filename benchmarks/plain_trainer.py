@@ -30,11 +30,10 @@ from natix_hf.metrics.classification import matthews
 from natix_hf.models.classifier import build_classifier, logit_difference
 from natix_hf.models.device import runs_on_cpu
 from natix_hf.models.preprocess import Preprocess, make_processor
-from natix_hf.results.logits import TEST_ANSWERS
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.manifest import read_manifest
 from natix_hf.recipe import load_recipe
-from natix_hf.results.logits import read_logits
+from natix_hf.results.logits import TEST_ANSWERS, read_logits
 from natix_hf.runs.collected import read_results
 from natix_hf.runs.graph import PHASES
 

@@ -17,8 +17,8 @@ from natix_hf.results import plots
 from natix_hf.results.answers import compute_answers
 from natix_hf.results.calibration import CalibrationReport, fit_on, measure_calibration
 from natix_hf.results.candidate import Candidate
-from natix_hf.results.gate import read_cross_fitted
 from natix_hf.results.certified import certify_run
+from natix_hf.results.gate import read_cross_fitted
 from natix_hf.results.logits import CALIB_ANSWERS, CALIB_FEATURES, LogitTable, write_features, write_logits
 from natix_hf.results.looks import Look, add_look
 from natix_hf.results.promise import EVERY_ANSWER, CertifiedPart, PromiseReport

@@ -21,9 +21,7 @@ def table_rows(evaluation: Evaluation) -> list[str]:
     """The rows of the card's table of metrics, in Markdown."""
     told = [name for name in told_metrics(card=True) if name in evaluation.as_found.metrics]
     columns = evaluation.columns.values()
-    return [
-        f"| {name.replace('_', ' ')} | {' | '.join(_cell(column, name) for column in columns)} |" for name in told
-    ]
+    return [f"| {name.replace('_', ' ')} | {' | '.join(_cell(column, name) for column in columns)} |" for name in told]
 
 
 def _cell(column: Column, name: str) -> str:
@@ -51,6 +49,8 @@ def card_problems(bundle: Path) -> list[str]:
     expected = hub_figures(evaluation)
     if stated != expected:
         name = next(key for key in [*expected, *stated] if stated.get(key) != expected.get(key))
-        return [f"{path} states {name} {stated.get(name)} in its metadata, but its evaluation has {expected.get(name)}"]
+        return [
+            f"{path} states {name} {stated.get(name)} in its metadata, but its evaluation has {expected.get(name)}"
+        ]
     lines = text.splitlines()
     return [f"{path} lacks the figures of its evaluation: {row}" for row in table_rows(evaluation) if row not in lines]

@@ -135,7 +135,9 @@ def read_features(path: Path, table: LogitTable) -> np.ndarray:
     if expected is not None and expected != hashlib.sha256(features.tobytes()).hexdigest():
         raise VerificationError(f"{path} was changed after it was written: run its phase again")
     if len(features) != len(table.logits):
-        raise VerificationError(f"{path} has {len(features)} rows for {len(table.logits)} answers: run its phase again")
+        raise VerificationError(
+            f"{path} has {len(features)} rows for {len(table.logits)} answers: run its phase again"
+        )
     return features
 
 

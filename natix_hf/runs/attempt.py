@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from natix_hf.errors import VerificationError
 from natix_hf.provenance.files import ids_sha256, json_sha256, read_json, remove_temporaries, write_json

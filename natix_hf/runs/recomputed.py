@@ -8,19 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from natix_hf.bundle.confidence import Confidence
+from natix_hf.bundle.config import ExportConfig
 from natix_hf.bundle.names import POLICY, bundle_of_run
 from natix_hf.bundle.policy import read_policy
+from natix_hf.calibration.config import ScrcConfig
+from natix_hf.data.config import DataConfig
 from natix_hf.errors import NatixError
 from natix_hf.metrics import prior_weights
+from natix_hf.metrics.config import ThresholdConfig
 from natix_hf.models.gate import GATE
 from natix_hf.provenance.manifest import METHODS, package_versions
 from natix_hf.provenance.stored import Stored, to_json
-from natix_hf.recipe import Recipe
 from natix_hf.results.calibration import CalibrationReport, fit_on, measure_calibration
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.certified import certify_run
@@ -44,12 +47,17 @@ from natix_hf.results.out_of_fold import OUT_OF_FOLD, OutOfFold, read_out_of_fol
 from natix_hf.results.promise import PromiseReport
 from natix_hf.results.synthetic_half import SyntheticHalf
 from natix_hf.runs.graph import CANDIDATE_PHASES, PHASES
+from natix_hf.section import Section
+from natix_hf.trainers.gate_config import GateConfig
 
 Manifests = Mapping[str, Mapping[str, Any]]
 
 # Figures that rest on random draws. Another version of these packages may draw otherwise.
 _DRAWN = ("held_out", "interval", "intervals", "low", "high")
 _DRAWING = ("numpy", "scikit-learn")
+# To redraw the intervals of the calibration errors would take longer than all else together.
+_FEW = 2
+_Settings = TypeVar("_Settings", bound=Section)
 
 
 def recomputed_problems(run_dir: Path, manifests: Manifests, note: Callable[[str], None]) -> list[str]:
@@ -59,7 +67,7 @@ def recomputed_problems(run_dir: Path, manifests: Manifests, note: Callable[[str
         manifests: The sound manifests of the finished phases, by folder.
         note: Called with one line for each phase whose results could not be recomputed, and why.
     """
-    problems = []
+    problems, versions = [], package_versions()
     for number, recompute in ((2, _threshold), (3, _gate), (5, _calibration), (5, _promise), (6, _evaluation)):
         folder = PHASES[number].folder
         manifest = manifests.get(folder)
@@ -73,15 +81,18 @@ def recomputed_problems(run_dir: Path, manifests: Manifests, note: Callable[[str
         except (NatixError, KeyError, ValueError, TypeError, IndexError, AssertionError) as error:
             problems.append(f"{run_dir / folder}: its results do not follow from its answers ({error})")
             continue
-        drawn_alike = all(manifest["packages"].get(name) == package_versions()[name] for name in _DRAWING)
-        other = difference(recorded.content(), again.content(), () if drawn_alike else _DRAWN)
+        drawn_alike = all(manifest["packages"].get(name) == versions[name] for name in _DRAWING)
+        redrawn = drawn_alike and recompute is not _calibration
+        other = difference(recorded.content(), again.content(), () if redrawn else _DRAWN)
         if other is not None:
             problems.append(
                 f"{run_dir / folder / recorded.FILE} does not follow from the stored answers: {other}: "
                 f"run phase {number} again"
             )
         elif not drawn_alike:
-            note(f"{folder} was made with other versions of {' or '.join(_DRAWING)}, so its intervals were not redrawn")
+            note(
+                f"{folder} was made with other versions of {' or '.join(_DRAWING)}, so its intervals were not redrawn"
+            )
     return problems
 
 
@@ -106,17 +117,14 @@ def difference(recorded: Any, again: Any, without: tuple[str, ...] = (), where: 
     return None if same else f"{where.lstrip('.')} is {str(recorded)[:80]}, recomputed {str(again)[:80]}"
 
 
-def _settings(manifests: Manifests, number: int) -> Recipe:
-    """The recipe as a phase read it: its own sections, and the data section of phase 0."""
-    content: dict[str, Any] = {"data": dict(manifests[PHASES[0].folder]["section"]["data"])}
-    for name, value in manifests[PHASES[number].folder]["section"].items():
-        section, _, key = name.partition(".")
-        if key:
-            content.setdefault(section, {})[key] = value
-        elif name in PHASES[number].sections and isinstance(value, dict):
-            content[name] = value
-    found: Recipe = Recipe.build(content)
-    return found
+def _settings(manifests: Manifests, number: int, cls: type[_Settings]) -> tuple[_Settings, DataConfig]:
+    """A phase's own section, and the data section, as the phase read them."""
+    section = manifests[PHASES[number].folder]["section"]
+    own = dict(section[f"phase{number}"])
+    own |= own.pop("training", {})
+    apart = {name.removeprefix("data."): value for name, value in section.items() if name.startswith("data.")}
+    data = DataConfig.build(manifests[PHASES[0].folder]["section"]["data"] | apart, "data")
+    return cls.build(own, f"phase{number}"), data
 
 
 def _decided(run_dir: Path) -> tuple[Decision, Candidate, LogitTable]:
@@ -137,12 +145,12 @@ def _threshold(run_dir: Path, manifests: Manifests) -> tuple[Stored, Stored]:
         wanted = champion == first and (run_dir / first / OUT_OF_FOLD).is_file()
         return read_out_of_fold(run_dir / first) if wanted else None
 
-    settings = _settings(manifests, 2)
-    return decision, decide(tables, of_folds, settings.phase2, settings.data.target_prior)[0]
+    config, data = _settings(manifests, 2, ThresholdConfig)
+    return decision, decide(tables, of_folds, config, data.target_prior)[0]
 
 
 def _gate(run_dir: Path, manifests: Manifests) -> tuple[Stored, Stored]:
-    folder, settings = run_dir / PHASES[3].folder, _settings(manifests, 3)
+    folder, (config, data) = run_dir / PHASES[3].folder, _settings(manifests, 3, GateConfig)
     report, (decision, _, table) = GateReport.read(folder), _decided(run_dir)
     wrong = ((table.logits > decision.threshold_logit) != (table.labels == 1)).astype(np.int64)
     again = to_json(report) | {"candidate_sha256": table.candidate_sha256, "wrong_rows": int(wrong.sum())}
@@ -153,25 +161,25 @@ def _gate(run_dir: Path, manifests: Manifests) -> tuple[Stored, Stored]:
         if learned is None:
             raise ValueError("it keeps no confidences on val_select")
         margin = np.abs(table.logits - decision.threshold_logit)
-        weights = prior_weights(table.labels, settings.data.target_prior)
-        compared = compare_gates(margin, learned, wrong, table.labels, table.groups, weights, settings.phase3)
-        wins, reason = verdict(compared, settings.phase3)
+        weights = prior_weights(table.labels, data.target_prior)
+        compared = compare_gates(margin, learned, wrong, table.labels, table.groups, weights, config)
+        wins, reason = verdict(compared, config)
         again |= {"kind": "learned" if wins else "margin", "compared": to_json(compared), "reason": reason}
     return report, GateReport.parse(again, folder / GateReport.FILE)
 
 
 def _calibration(run_dir: Path, manifests: Manifests) -> tuple[Stored, Stored]:
-    folder, settings = run_dir / PHASES[5].folder, _settings(manifests, 5)
+    folder, (config, data) = run_dir / PHASES[5].folder, _settings(manifests, 5, ScrcConfig)
     decision, champion, select = _decided(run_dir)
-    prior, config = settings.data.target_prior, settings.phase5
+    prior = data.target_prior
     sample = read_out_of_fold(run_dir / PHASES[1].folder) if decision.fitted_to == "out_of_fold" else select
     fitted, no_optimum = fit_on(sample, config.method, prior)
     calib = read_logits(folder / CALIB_ANSWERS, champion.sha256, decision.exam)
-    return CalibrationReport.read(folder), measure_calibration(fitted, no_optimum, calib, prior, config.n_resamples)
+    return CalibrationReport.read(folder), measure_calibration(fitted, no_optimum, calib, prior, _FEW)
 
 
 def _promise(run_dir: Path, manifests: Manifests) -> tuple[Stored, Stored]:
-    folder, settings = run_dir / PHASES[5].folder, _settings(manifests, 5)
+    folder, (config, data) = run_dir / PHASES[5].folder, _settings(manifests, 5, ScrcConfig)
     decision, champion, select = _decided(run_dir)
     recorded, threshold = PromiseReport.read(folder), decision.threshold_logit
     gate = run_dir / PHASES[3].folder / GATE
@@ -193,15 +201,15 @@ def _promise(run_dir: Path, manifests: Manifests) -> tuple[Stored, Stored]:
         (select, of_select),
         threshold,
         confidence.kind,
-        settings.phase5.risk,
-        settings.data,
+        config.risk,
+        data,
         champion.labels,
         record,
     )[0]
 
 
 def _evaluation(run_dir: Path, manifests: Manifests) -> tuple[Stored, Stored]:
-    folder, settings = run_dir / PHASES[6].folder, _settings(manifests, 6)
+    folder, (config, data) = run_dir / PHASES[6].folder, _settings(manifests, 6, ExportConfig)
     decision, champion, _ = _decided(run_dir)
     policy, recorded = read_policy(bundle_of_run(run_dir) / POLICY), Evaluation.read(folder)
     table = read_logits(folder / TEST_ANSWERS, champion.sha256, decision.exam)
@@ -214,7 +222,5 @@ def _evaluation(run_dir: Path, manifests: Manifests) -> tuple[Stored, Stored]:
         answers = read_logits(folder / SYNTHETIC_ANSWERS, champion.sha256, decision.exam)
         synthetic = answers, SyntheticHalf.read(folder)
     columns = read_columns(folder / TEST_COLUMNS, table.asked.row_ids)
-    prior, resamples = settings.data.target_prior, settings.phase6.n_resamples
-    return recorded, evaluate(
-        table, policy, accepted, columns, prior, resamples, settings.data.groups_known, synthetic
-    )
+    prior, resamples, known = data.target_prior, config.n_resamples, data.groups_known
+    return recorded, evaluate(table, policy, accepted, columns, prior, resamples, known, synthetic)

@@ -6,7 +6,6 @@ override private methods; their comments name the upstream issue if one is known
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Iterator
@@ -99,22 +98,31 @@ class BaseTrainer(Trainer):
         with no_loading_bars():  # writing and reading checkpoints would draw them
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
         # A checkpoint names the best one by its path, and Trainer forgets the best if it is not there: after the run
         # was moved or copied it would keep other weights. The best lies beside the checkpoint. No upstream issue found
         # (2026-11).
-        given = inspect.signature(super()._init_training_state).bind(*args, **kwargs).arguments
-        checkpoint = given.get("resume_from_checkpoint")
-        done: tuple[int, int] = super()._init_training_state(*args, **kwargs)
-        if checkpoint is not None:
-            recorded = read_json(Path(checkpoint) / TRAINER_STATE_NAME).get("best_model_checkpoint")
-            if recorded is not None:
-                best = Path(checkpoint).parent / PureWindowsPath(recorded).name
-                if not best.is_dir():
-                    raise VerificationError(
-                        f"{checkpoint} goes on from {best}, which is missing: remove {best.parent} and train again"
-                    )
-                self.state.best_model_checkpoint = str(best)
+        done: tuple[int, int] = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        state = Path(str(resume_from_checkpoint)) / TRAINER_STATE_NAME
+        recorded = (
+            read_json(state).get("best_model_checkpoint") if resume_from_checkpoint and state.is_file() else None
+        )
+        if recorded is not None:
+            best = state.parents[1] / PureWindowsPath(recorded).name
+            if not best.is_dir():
+                raise VerificationError(
+                    f"{state.parent} continues from {best}, which is missing: remove {best.parent} and train again"
+                )
+            self.state.best_model_checkpoint = str(best)
         return done
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[Any] | None:

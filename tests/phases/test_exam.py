@@ -30,7 +30,7 @@ from natix_hf.provenance.stored import to_json
 from natix_hf.recipe import parse_recipe
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.decision import Decision
-from natix_hf.results.logits import read_logits
+from natix_hf.results.logits import SYNTHETIC_ANSWERS, read_logits
 from natix_hf.results.synthetic_half import SyntheticHalf
 from natix_hf.runs.graph import PHASES as PHASE_FOLDERS
 from natix_hf.runs.verify import find_problems
