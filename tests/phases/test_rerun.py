@@ -7,6 +7,7 @@ import os
 import shutil
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from refusals import refused
 
 from natix_hf.errors import RunError, UsageError
 from natix_hf.launch import phase_script
+from natix_hf.phases import phase2_threshold
 from natix_hf.pipeline import run_recipe
-from natix_hf.provenance.files import ids_sha256
+from natix_hf.provenance.files import ids_sha256, json_sha256
 from natix_hf.resources import resource_folder
+from natix_hf.results.decision import decide
+from natix_hf.results.logits import read_logits, write_logits
 from natix_hf.runs.graph import PHASES
 from natix_hf.runs.verify import find_problems
 
@@ -203,6 +207,77 @@ def test_a_killed_phase_continues(
     assert metrics["candidate_sha256"] == _manifest(_finished_run, 1)["metrics"]["candidate_sha256"]
     assert not (run / "phase1_baseline" / "checkpoints").exists()
     assert find_problems(str(run)) == []
+
+
+def test_a_finished_part_of_a_killed_phase_is_kept_only_while_it_is_whole(
+    finished_run: Path, tiny_recipe_file: Path, capsys: Any
+) -> None:
+    """The candidate is there, its manifest is not yet. Its report says what the files must be."""
+    folder, before = finished_run / "phase1_baseline", _manifest(finished_run, 1)["digest"]
+    marker = {"attempt": json_sha256([_manifest(finished_run, 1)[key] for key in ("section_sha256", "upstream")])}
+    for damaged in ("model/config.json", "logits/val_select.parquet"):
+        (folder / "manifest.json").unlink()
+        (folder / "in_progress.json").write_text(json.dumps(marker), encoding="utf-8")
+        content = bytearray((folder / damaged).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / damaged).write_bytes(content)
+        run_recipe(str(tiny_recipe_file), [1], finished_run)
+        assert damaged in capsys.readouterr().out
+        assert _manifest(finished_run, 1)["digest"] == before
+
+
+def test_a_changed_answer_is_never_laundered(
+    finished_run: Path, tiny_recipe_file: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """Phase 2 alone would have fitted its threshold to changed answers of phase 1, and the whole run kept it."""
+    clean = _manifest(finished_run, 2)["digest"]
+    path = finished_run / "phase1_baseline" / "logits" / "val_select.parquet"
+    table = read_logits(path, _manifest(finished_run, 1)["metrics"]["candidate_sha256"])
+    write_logits(path, replace(table, logits=-table.logits))
+    (finished_run / "phase2_threshold" / "manifest.json").unlink()
+    refused(UsageError, lambda: run_recipe(str(tiny_recipe_file), [2], finished_run), path, "--phases 1")
+    run_recipe(str(tiny_recipe_file), run_dir=finished_run)
+    assert _manifest(finished_run, 2)["digest"] == clean
+    assert find_problems(str(finished_run)) == []
+
+
+def test_an_input_that_changes_while_a_phase_reads_it(
+    finished_run: Path, tiny_recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = finished_run / "phase1_baseline" / "model" / "config.json"
+
+    def decide_and_damage(*arguments: Any) -> Any:
+        path.write_bytes(path.read_bytes() + b" ")
+        return decide(*arguments)
+
+    monkeypatch.setattr(phase2_threshold, "decide", decide_and_damage)
+    again = ["phase2.n_resamples=300"]
+    refused(RunError, lambda: run_recipe(str(tiny_recipe_file), [2], finished_run, overrides=again), path, "changed")
+    assert not (finished_run / "phase2_threshold" / "manifest.json").exists()
+
+
+def test_a_moved_run_goes_on_under_its_own_name(finished_run: Path, tiny_recipe_file: Path, tmp_path: Path) -> None:
+    run_id = _manifest(finished_run, 1)["run_id"]
+    moved = Path(shutil.move(finished_run, tmp_path / "brought home"))
+    run_recipe(str(tiny_recipe_file), run_dir=moved, overrides=["phase2.objective=f1", "phase6.version=0.2.0"])
+    assert [_manifest(moved, number)["run_id"] for number in FINISHED] == [run_id] * len(FINISHED)
+    assert find_problems(str(moved)) == []
+    lineage = json.loads((moved / "phase6_export" / "bundle" / "bundle_manifest.json").read_text(encoding="utf-8"))
+    assert lineage["lineage"]["run_id"] == run_id
+
+
+def test_equal_runs_have_equal_digests(
+    killed_run: Path, _finished_run: Path, tiny_recipe_file: Path, tmp_path: Path
+) -> None:
+    """Another folder, another time, and one of them interrupted: every phase has the same digest, and the bundle the
+    same files but for those that name the run."""
+    run = Path(shutil.copytree(killed_run, tmp_path / "another"))
+    run_recipe(str(tiny_recipe_file), run_dir=run)
+    for number in FINISHED:
+        one, other = _manifest(_finished_run, number), _manifest(run, number)
+        unlike = {name for name, facts in one["files"].items() if other["files"].get(name) != facts}
+        assert unlike <= {"report.html", "bundle/README.md", "bundle/bundle_manifest.json"}
+        assert one["digest"] == other["digest"]
 
 
 @pytest.mark.parametrize("override", ["phase1.learning_rate=1e-3", "data.seed=3"])

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from conftest import FINISHED
 from facts import tells
 from refusals import refused
 from safetensors.torch import load_file, save_file
 
 from natix_hf.errors import UsageError
-from natix_hf.provenance.files import describe_files, file_sha256, ids_sha256, list_files, write_json
+from natix_hf.provenance.files import describe_files, file_sha256, ids_sha256, list_files, write_json, write_text
 from natix_hf.provenance.manifest import manifest_digest, manifest_seal
-from natix_hf.runs.graph import PHASES
+from natix_hf.results.logits import read_logits, write_logits
+from natix_hf.runs.graph import ORDER, PHASES
 from natix_hf.runs.verify import find_problems
 
 FILES = [
@@ -117,7 +121,8 @@ def test_a_run_may_be_moved(finished_run: Path, tmp_path: Path) -> None:
 
 def _redescribe(run: Path, *numbers: int) -> None:
     """Makes the manifests of phases (all, in order) fit whatever lies there now."""
-    for phase in [PHASES[n] for n in numbers or FINISHED]:
+    there = [n for n in ORDER if (run / PHASES[n].folder / "manifest.json").is_file()]
+    for phase in [PHASES[n] for n in numbers or there]:
         folder = run / phase.folder
         manifest = _read(folder / "manifest.json")
         manifest["files"] = describe_files(folder, (n for n in list_files(folder) if n != "manifest.json"))
@@ -125,6 +130,7 @@ def _redescribe(run: Path, *numbers: int) -> None:
             manifest["upstream"] = {
                 name: _read(run / name / "manifest.json")["digest"] for name in manifest["upstream"]
             }
+        manifest["inputs"] = {name: file_sha256(run / name) for name in manifest["inputs"]}
         rows = _read(folder / "rows_read.json")
         manifest["rows"] = {role: {"count": len(ids), "sha256": ids_sha256(ids)} for role, ids in rows.items()}
         manifest["digest"] = manifest_digest(manifest)
@@ -286,3 +292,67 @@ def test_a_candidate_of_other_weights(finished_run: Path) -> None:
     _flip(finished_run / "phase1_baseline" / "model" / "model.safetensors")
     _redescribe(finished_run)
     assert any("candidate" in problem and "weights" in problem for problem in find_problems(str(finished_run)))
+
+
+# Answers that were changed, with every checksum made anew: what was decided and measured no longer follows from them.
+
+
+def _change_logits(path: Path, by: float) -> None:
+    table = read_logits(path, pq.read_schema(path).metadata[b"candidate_sha256"].decode())
+    write_logits(path, replace(table, logits=np.roll(table.logits, 7) + by))
+
+
+def _change_confidences(path: Path, by: float) -> None:
+    content = pq.read_table(path)
+    pq.write_table(content.set_column(1, "confidence", pa.array(content["confidence"].to_numpy()[::-1] + by)), path)
+
+
+def _change_card(path: Path, by: float) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    at = next(i for i, line in enumerate(lines) if line.startswith("| recall |"))
+    lines[at] = "| recall | 0.999 | 0.999 |\n"
+    write_text(path, "".join(lines))
+
+
+def _change_metadata(path: Path, by: float) -> None:
+    text = path.read_text(encoding="utf-8")
+    at = text.index("value: ", text.index("type: mcc"))
+    write_text(path, f"{text[:at]}value: 0.9876{text[text.index(chr(10), at) :]}")
+
+
+def _change_gate(path: Path, by: float) -> None:
+    gate = _read(path)
+    gate["compared"]["aurc"]["learned"] -= 0.01
+    write_json(path, gate)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "found"),
+    [
+        ("phase1_baseline/logits/val_select.parquet", _change_logits, "threshold.json"),
+        ("phase3_gate/val_select_cross_fitted.parquet", _change_confidences, "gate.json"),
+        ("phase3_gate/gate.json", _change_gate, "gate.json"),
+        ("phase5_scrc/logits/val_calib.parquet", _change_logits, "calibration.json"),
+        ("phase6_export/logits/test.parquet", _change_logits, "evaluation.json"),
+        ("phase6_export/bundle/README.md", _change_card, "recall"),
+        ("phase6_export/bundle/README.md", _change_metadata, "mcc"),
+    ],
+    ids=lambda value: value.replace("/", "-") if isinstance(value, str) else "",
+)
+def test_results_that_do_not_follow_from_the_answers(
+    name: str, change: Callable[[Path, float], None], found: str, whole_run: Path
+) -> None:
+    _redo_bundle(whole_run)
+    assert find_problems(str(whole_run)) == []
+    change(whole_run / name, 0.37)
+    _redo_bundle(whole_run)
+    assert any(found in problem for problem in find_problems(str(whole_run)))
+
+
+def test_a_result_of_other_methods_is_said_to_be_unchecked(finished_run: Path) -> None:
+    path = finished_run / "phase2_threshold" / "manifest.json"
+    manifest = _read(path) | {"methods": 0}
+    write_json(path, manifest | {"seal": manifest_seal(manifest)})
+    notes: list[str] = []
+    assert find_problems(str(finished_run), notes.append) == []
+    assert len(notes) == 1 and "phase2_threshold" in notes[0]

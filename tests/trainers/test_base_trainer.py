@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import TINY
 from facts import tells
+from refusals import refused
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
@@ -313,17 +315,37 @@ def test_the_loss_against_a_slow_reference(
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_run_folder_that_moved_still_resumes(image_data: ImageData, tmp_path: Path) -> None:
-    """`best_model_checkpoint` is stored with the folder it had; a moved run must not look for the old place."""
-    cut = make_trainer(image_data, tmp_path / "old", callbacks=[StopAt(12)])
+@pytest.mark.parametrize("moved", [shutil.move, shutil.copytree], ids=["moved", "copied"])
+def test_a_run_folder_that_moved_still_resumes(
+    moved: Callable[[Path, Path], Any], image_data: ImageData, tmp_path: Path
+) -> None:
+    """`best_model_checkpoint` is stored with the folder it had. The best epoch is the first, before the move, because
+    a high learning rate spoils the others."""
+    settings: dict[str, Any] = {
+        "metric_for_best_model": "nll", "greater_is_better": False, "lr_scheduler_type": "constant",
+        "learning_rate": 0.05, "num_train_epochs": 3,
+    }  # fmt: skip
+    whole = make_trainer(image_data, tmp_path / "whole", **settings)
+    whole.train()
+    cut = make_trainer(image_data, tmp_path / "old", callbacks=[StopAt(12)], **settings)
     cut.train()
-    shutil.move(tmp_path / "old", tmp_path / "new")
+    moved(tmp_path / "old", tmp_path / "new")
     checkpoint = newest_complete_checkpoint(tmp_path / "new")
-    assert checkpoint is not None
-    resumed = make_trainer(image_data, tmp_path / "new")
+    assert checkpoint is not None and whole.state.best_global_step < 12
+    resumed = make_trainer(image_data, tmp_path / "new", **settings)
     resumed.train(resume_from_checkpoint=str(checkpoint))
-    best = tmp_path / "new" / f"checkpoint-{resumed.state.best_global_step}"
-    assert_equal_states(state_of(resumed.model), state_of(load_classifier(best)))
+    assert Path(resumed.state.best_model_checkpoint).parent == tmp_path / "new"
+    assert_equal_states(state_of(resumed.model), state_of(whole.model))
+
+
+def test_a_best_checkpoint_that_is_gone_is_named(image_data: ImageData, tmp_path: Path) -> None:
+    cut = make_trainer(image_data, tmp_path, callbacks=[StopAt(12)])
+    cut.train()
+    best, checkpoint = Path(cut.state.best_model_checkpoint), newest_complete_checkpoint(tmp_path)
+    assert checkpoint is not None and best != checkpoint
+    shutil.rmtree(best)
+    resumed = make_trainer(image_data, tmp_path)
+    refused(VerificationError, lambda: resumed.train(resume_from_checkpoint=str(checkpoint)), best, "train again")
 
 
 def test_the_average_against_a_slow_reference() -> None:
