@@ -6,7 +6,7 @@ LOWEST := .venv-lowest
 NEWEST := .venv-newest
 MINER := .venv-miner
 
-.PHONY: quickstart test test-wheel test-lowest test-newest test-miner check docs clean
+.PHONY: quickstart test test-wheel test-lowest test-newest test-miner faults check docs clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/natix-hf run quickstart
@@ -36,6 +36,11 @@ test-newest: $(NEWEST)/installed-dev
 # Bundles in the hands of the subnet's official miner: transformers 4.45.2, which needs a Python below 3.12.
 test-miner: $(VENV)/installed-dev $(MINER)/installed
 	$(BIN)/pytest tests/miner
+
+# The long forms of the fault tests, one after the other: damages, kills, full disks, hostile files. Hours on two cores.
+faults: $(VENV)/installed-dev
+	for script in $(filter-out tests/faults/test_%,$(wildcard tests/faults/*.py)); do \
+	echo "$$script" && $(BIN)/python "$$script" || failed=1; done; test -z "$$failed"
 
 # The pages that are generated from the code.
 docs: $(VENV)/installed

@@ -279,6 +279,14 @@ def whole_run(_whole_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def upstream_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Phases read what a test has put in the folders of earlier phases, which have no manifests."""
+    from natix_hf.runs.inputs import Inputs
+
+    monkeypatch.setattr(Inputs, "open", lambda self, phase, *names: self.run_dir / phase.folder)
+
+
+@pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
     """A Hub of this test's own. This process is logged in as ann, who may write to lab and to nothing else."""
     with LocalHub() as local:

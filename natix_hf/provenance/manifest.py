@@ -38,6 +38,7 @@ class Draft:
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     hub: dict[str, Any] = field(default_factory=dict)  # repositories read from the Hub, with their commits
     inputs: dict[str, str] = field(default_factory=dict)  # sha256 of the files of earlier phases that were read
+    backbone: dict[str, str] = field(default_factory=dict)  # sha256 of the files of a local backbone
     started: float = field(default_factory=time.time)
 
 
@@ -74,6 +75,7 @@ def write_manifest(
         "rows": draft.rows,
         "hub": draft.hub,
         "inputs": draft.inputs,
+        "backbone": draft.backbone,
         "methods": METHODS,
         "files": files,
         "of_the_attempt": sorted(set(of_the_attempt) & set(files)),

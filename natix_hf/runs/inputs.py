@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from natix_hf.errors import RunError, UsageError, VerificationError
-from natix_hf.provenance.files import check_files, file_sha256
+from natix_hf.provenance.files import check_files, file_sha256, list_files
 from natix_hf.provenance.manifest import read_manifest
 from natix_hf.runs.graph import PHASES, Phase, number_of
 
@@ -55,7 +55,7 @@ class Inputs:
         for name, sha256 in self.read.items():
             path = self.run_dir / name
             if not path.is_file() or file_sha256(path) != sha256:
-                raise RunError(f"{path} was changed while a phase read it: nothing of the phase is kept, run it again")
+                raise RunError(f"{path} was changed while the phase read it: run the phase again")
 
 
 def _damaged(phase: Phase, run_dir: Path, problem: str) -> UsageError:
@@ -63,6 +63,17 @@ def _damaged(phase: Phase, run_dir: Path, problem: str) -> UsageError:
         f"{problem}; phase {phase.number} has to make it again: "
         f"natix-hf run RECIPE --phases {phase.number} --run-dir {run_dir}"
     )
+
+
+def backbone_files(backbone: str | None) -> dict[str, str]:
+    """The sha256 of every file of a local backbone; empty for one from the Hub, whose commit is pinned, and for none.
+
+    The settings' hash looks at the beginning of each file only.
+    """
+    folder = Path(backbone).expanduser() if backbone is not None else None
+    if folder is None or not folder.is_dir():
+        return {}
+    return {name: file_sha256(folder / name) for name in list_files(folder)}
 
 
 def were_other_files(run_dir: Path, manifest: dict[str, Any]) -> bool:

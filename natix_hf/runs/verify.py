@@ -140,19 +140,21 @@ def _bundle_lineage(run_dir: Path) -> dict[str, Any]:
 
 def _lineage_problems(run_dir: Path, manifests: dict[str, dict[str, Any]]) -> list[str]:
     """The phases that were made from another result, or have read other files, than the run holds now."""
-    problems = [
-        f"{folder} has read other files of earlier phases than those here: run phase {number_of(folder)} again"
-        for folder, manifest in manifests.items()
-        if were_other_files(run_dir, manifest)
-    ]
+    problems = []
     for folder, manifest in manifests.items():
+        found = []
         for above, digest in manifest["upstream"].items():
             if above not in manifests:
-                problems.append(f"{folder} was made from {above}, which is missing or damaged")
+                found.append(f"{folder} was made from {above}, which is missing or damaged")
             elif manifests[above]["digest"] != digest:
-                problems.append(
+                found.append(
                     f"{folder} was made from another {above} than the one here: run phase {number_of(folder)} again"
                 )
+        if not found and were_other_files(run_dir, manifest):
+            found.append(
+                f"{folder} has read other files of earlier phases than those here: run phase {number_of(folder)} again"
+            )
+        problems += found
     return problems
 
 

@@ -21,6 +21,8 @@ from natix_hf.results.logits import LogitTable
 from natix_hf.runs.context import PhaseContext
 from natix_hf.runs.graph import ORDER, PHASES, order_phases, parse_phases
 
+pytestmark = pytest.mark.usefixtures("upstream_by_hand")
+
 
 def test_any_order_is_dependency_order() -> None:
     for given in itertools.permutations([1, 2, 6]):

@@ -26,6 +26,8 @@ from natix_hf.runs.context import PhaseContext
 from natix_hf.runs.graph import PHASES
 from natix_hf.trainers.gate import cross_fit, gate_targets
 
+pytestmark = pytest.mark.usefixtures("upstream_by_hand")
+
 THRESHOLD = 0.3
 
 

@@ -36,6 +36,8 @@ from natix_hf.results.promise import SelectRows
 from natix_hf.runs.context import PhaseContext
 from natix_hf.runs.graph import PHASES
 
+pytestmark = pytest.mark.usefixtures("upstream_by_hand")
+
 THRESHOLD = 0.4
 SHA = "c" * 64
 

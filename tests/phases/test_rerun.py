@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FINISHED
+from conftest import FINISHED, explora_recipe
 from ranks import launch
 from refusals import refused
 
@@ -313,3 +313,22 @@ def test_running_out_of_memory_is_one_line_that_says_what_to_do(
     call = lambda: run_recipe(str(tiny_recipe_file), run_dir=tmp_path / "run")  # noqa: E731
     refused(RunError, call, "phase 1", "memory", "2 GiB", "per_device_train_batch_size")
     assert not (tmp_path / "run" / "phase1_baseline" / "manifest.json").exists()
+
+
+def test_a_local_backbone_counts_with_every_byte(
+    pretrained: Path, parquet_source: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """The settings' hash looks at the beginning of each file only."""
+    backbone = Path(shutil.copytree(pretrained, tmp_path / "backbone"))
+    recipe = explora_recipe(tmp_path, parquet_source, backbone)
+    run_recipe(recipe, [1], tmp_path / "run")
+    before = _manifest(tmp_path / "run", 1)
+    weights = backbone / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    assert len(content) > 80_000
+    content[-1] ^= 0x40
+    weights.write_bytes(content)
+    assert run_recipe(recipe, [1], tmp_path / "run") and "backbone changed" in capsys.readouterr().out
+    after = _manifest(tmp_path / "run", 1)
+    assert after["section_sha256"] == before["section_sha256"]
+    assert after["metrics"]["candidate_sha256"] != before["metrics"]["candidate_sha256"]

@@ -20,6 +20,8 @@ from natix_hf.results.logits import LogitTable
 from natix_hf.runs.context import PhaseContext
 from natix_hf.runs.graph import PHASES
 
+pytestmark = pytest.mark.usefixtures("upstream_by_hand")
+
 # section, key, new value, what must differ.
 EFFECTS: list[tuple[str, str, Any, Any]] = [
     ("phase3", "method", "confidnet", lambda s: s.compared["aurc"]["learned"]),
