@@ -269,3 +269,14 @@ def test_a_push_that_failed_is_repeated_without_looking_at_test_again(
     write_logits(stored, replace(table, logits=table.logits + 9, candidate_sha256="f" * 64))
     run_recipe(str(tiny_recipe_file), [6], finished_run, overrides=PUBLISH)
     assert looks == [1] and read_logits(stored, sha256["candidate_sha256"]).logits.tolist() == table.logits.tolist()
+
+
+def test_a_run_that_does_not_verify_publishes_nothing(
+    finished_run: Path, hub: LocalHub, tiny_recipe_file: Path
+) -> None:
+    """The damaged file is none that phase 6 reads."""
+    damaged = finished_run / "phase1_baseline" / "history.json"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with refused(VerificationError, damaged, "nothing was published"):
+        run_recipe(str(tiny_recipe_file), [6], finished_run, overrides=PUBLISH)
+    assert not hub.asked("POST", "/commit/") and not (finished_run / "phase6_export" / "manifest.json").exists()
