@@ -21,7 +21,9 @@ def read(path: Path) -> Any:
 def edit(path: Path, **changed: Any) -> None:
     """A file with other values, and with a seal that fits them if it has one."""
     content = read(path) | changed
-    if "seal" in content:
+    if path.name == BUNDLE_MANIFEST and isinstance(content["files"], dict) and content["schema"] == 2:
+        content = sealed(content)
+    elif "seal" in content:
         content["seal"] = manifest_seal(content)
     write_json(path, content)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from natix_hf.bundle.manifest import is_allowed, read_bundle_manifest
@@ -64,25 +64,25 @@ def bundle_problems(folder: Path, expected: str | None = None) -> list[str]:
     links = [name for name in (*allowed, BUNDLE_MANIFEST) if _is_stray_link(folder, name)]
     problems += [f"{folder / name} is a link, not a file" for name in links]
     problems += _strangers(folder, named)
-    sizes = {name: (folder / name).stat().st_size for name in allowed if (folder / name).is_file()}
-    huge = [name for name, size in sizes.items() if size > most_bytes(name)]
+    huge = _too_large(folder, allowed)
     problems += [f"{folder / name} is larger than the {most_bytes(name):,} bytes that it may have" for name in huge]
     described = {name: facts for name, facts in allowed.items() if name not in huge}
     large = {name: described.pop(name) for name in (WEIGHTS, ONNX) if name in described}
     problems += check_files(folder, described)
-    problems = problems or form_problems(folder)
-    problems = problems or check_files(folder, large)
+    formed = form_problems(folder)
+    problems += [] if problems else formed
+    problems += [] if formed else check_files(folder, large)
     return problems or policy_problems(folder, {name: facts["sha256"] for name, facts in named.items()})
 
 
 def decisive_problems(folder: Path) -> list[str]:
     """One line per problem with what decides an answer: policy, configs, weights, gate and ONNX file, each by itself
     and by the hashes in the policy. Neither the manifest nor another file is looked at."""
-    problems = form_problems(folder)
-    if problems:
-        return problems
+    for name in _too_large(folder, (WEIGHTS, GATE, ONNX)):
+        return [f"{folder / name} is larger than the {most_bytes(name):,} bytes that it may have"]
     present = [name for name in (WEIGHTS, GATE, ONNX) if (folder / name).is_file()]
-    return policy_problems(folder, {name: file_sha256(folder / name) for name in present})
+    problems = form_problems(folder)
+    return problems or policy_problems(folder, {name: file_sha256(folder / name) for name in present})
 
 
 def form_problems(folder: Path) -> list[str]:
@@ -92,17 +92,16 @@ def form_problems(folder: Path) -> list[str]:
         processor = read_strictly(folder / PROCESSOR)
     except VerificationError as error:
         return [str(error)]
-    problems = [f"{folder / CONFIG} cannot be used: {fault}" for fault in config_faults(config)]
-    model = config if not problems else None
-    problems += [f"{folder / PROCESSOR} cannot be used: {fault}" for fault in processor_faults(processor, model)]
-    if problems:
-        return problems
+    for fault in config_faults(config):  # the first says enough
+        return [f"{folder / CONFIG} cannot be used: {fault}"]
+    for fault in processor_faults(processor, config):
+        return [f"{folder / PROCESSOR} cannot be used: {fault}"]
     named, wanted = names_in(config["id2label"]), policy.labels
     if named != wanted:
         expected = f"{POLICY} has {wanted.no} (no) and {wanted.yes} (yes)"
         return [f"{folder / CONFIG} names the answers {named.no} (no) and {named.yes} (yes), but {expected}"]
     problems = weights_problems(folder / WEIGHTS, config, most_bytes(WEIGHTS))
-    if not problems and (folder / GATE).is_file():
+    if not problems and policy.gate.kind == "learned":
         problems = gate_problems(folder / GATE, folder / WEIGHTS, most_bytes(GATE))
     if not problems and (folder / ONNX).is_file():
         problems = onnx_problems(folder / ONNX)
@@ -132,6 +131,12 @@ def policy_problems(folder: Path, sha256: dict[str, str]) -> list[str]:
         if bound is not None and file_sha256(folder / name) != bound:
             problems.append(f"{path} belongs to another {name}: download the bundle again")
     return problems
+
+
+def _too_large(folder: Path, names: Iterable[str]) -> list[str]:
+    """The names of the files that have more bytes than they may have."""
+    there = [name for name in names if (folder / name).is_file()]
+    return [name for name in there if (folder / name).stat().st_size > most_bytes(name)]
 
 
 def _strangers(folder: Path, named: Collection[str]) -> list[str]:
