@@ -96,6 +96,9 @@ def form_problems(folder: Path) -> list[str]:
         return [f"{folder / CONFIG} cannot be used: {fault}"]
     for fault in processor_faults(processor, config):
         return [f"{folder / PROCESSOR} cannot be used: {fault}"]
+    for name, bound in ((CONFIG, policy.config_sha256), (PROCESSOR, policy.processor_sha256)):
+        if bound is not None and file_sha256(folder / name) != bound:
+            return [f"{folder / POLICY} belongs to another {name}: download the bundle again"]
     named, wanted = names_in(config["id2label"]), policy.labels
     if named != wanted:
         expected = f"{POLICY} has {wanted.no} (no) and {wanted.yes} (yes)"
@@ -109,7 +112,7 @@ def form_problems(folder: Path) -> list[str]:
 
 
 def policy_problems(folder: Path, sha256: dict[str, str]) -> list[str]:
-    """One line per problem if the policy belongs to other weights, other configs, another gate or another ONNX file.
+    """One line per problem if the policy belongs to other weights, another gate or another ONNX file.
 
     Args:
         sha256: The hashes of the weights, the gate and the ONNX file, as far as they are there.
@@ -127,9 +130,6 @@ def policy_problems(folder: Path, sha256: dict[str, str]) -> list[str]:
         problems.append(f"{path} belongs to another {GATE}, or to none: download the bundle again")
     if sha256.get(ONNX) != (policy.onnx.sha256 if policy.onnx is not None else None):
         problems.append(f"{path} belongs to another {ONNX}, or to none: download the bundle again")
-    for name, bound in ((CONFIG, policy.config_sha256), (PROCESSOR, policy.processor_sha256)):
-        if bound is not None and file_sha256(folder / name) != bound:
-            problems.append(f"{path} belongs to another {name}: download the bundle again")
     return problems
 
 
@@ -175,13 +175,13 @@ def _entries(folder: Path) -> Iterator[tuple[str, bool]]:
 def _is_stray_link(folder: Path, name: str) -> bool:
     """True if a file is a link or lies in a linked folder. The links of the Hub's cache, from a snapshot to a blob
     beside it, do not count."""
-    place = folder / name
-    links = [
-        path for path in (place, *place.parents) if path != folder and folder in path.parents and path.is_symlink()
-    ]
+    parts = name.split("/")
+    links = [here for end in range(1, len(parts) + 1) if os.path.islink(here := folder.joinpath(*parts[:end]))]
+    if not links:
+        return False
     blobs = os.path.realpath(folder.parent.parent / "blobs")
-    in_cache = folder.parent.name == "snapshots" and os.path.dirname(os.path.realpath(place)) == blobs
-    return bool(links) and not (links == [place] and in_cache)
+    in_cache = folder.parent.name == "snapshots" and os.path.dirname(os.path.realpath(folder / name)) == blobs
+    return not (links == [folder / name] and in_cache)
 
 
 def require_intact(folder: Path, expected: str | None = None) -> None:

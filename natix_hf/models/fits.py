@@ -6,6 +6,8 @@ a size that the file does not hold costs nothing. Loading then compares the tens
 
 from __future__ import annotations
 
+import functools
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ def weights_problems(weights: Path, config: dict[str, Any], most: int) -> list[s
         layers = config["num_hidden_layers"]
         if layers * _FEWEST_OF_A_LAYER > len(found):  # before a model of many layers is built
             return [f"{weights} holds {len(found)} tensors, too few for the {layers} layers of config.json"]
-        expected = _shapes_of(config)
+        expected = _shapes_of(json.dumps(config, sort_keys=True))
     except VerificationError as error:
         return [str(error)]
     except _REFUSALS as error:
@@ -68,9 +70,10 @@ def gate_problems(gate: Path, weights: Path, most: int) -> list[str]:
     return [f"{gate} is no gate for the {features} features of {weights.name}"]
 
 
-def _shapes_of(config: dict[str, Any]) -> Shapes:
-    given = {key: value for key, value in config.items() if key != "model_type"}
-    architecture = AutoConfig.for_model(config["model_type"], **given)
+@functools.lru_cache(maxsize=8)
+def _shapes_of(config: str) -> Shapes:
+    given = json.loads(config)
+    architecture = AutoConfig.for_model(given.pop("model_type"), **given)
     with torch.device("meta"):
         model = AutoModelForImageClassification.from_config(architecture, dtype=torch.float32)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
