@@ -15,7 +15,7 @@ from natix_hf.bundle.manifest import is_allowed, read_bundle_manifest
 from natix_hf.bundle.names import BUNDLE_MANIFEST, CONFIG, EVALUATION, MODEL_CARD, ONNX, POLICY, PROCESSOR, WEIGHTS
 from natix_hf.bundle.onnx_check import onnx_problems
 from natix_hf.bundle.policy import read_policy
-from natix_hf.errors import VerificationError
+from natix_hf.errors import UsageError, VerificationError
 from natix_hf.labels import names_in
 from natix_hf.models.fits import gate_problems, weights_problems
 from natix_hf.models.gate import GATE
@@ -96,13 +96,17 @@ def form_problems(folder: Path) -> list[str]:
         return [f"{folder / CONFIG} cannot be used: {fault}"]
     for fault in processor_faults(processor, config):
         return [f"{folder / PROCESSOR} cannot be used: {fault}"]
+    wanted = policy.labels
+    expected = f"{POLICY} has {wanted.no} (no) and {wanted.yes} (yes)"
+    try:
+        named = names_in(config["id2label"])
+    except UsageError as error:
+        return [f"{folder / CONFIG} does not name the answers: {error}; {expected}"]
+    if named != wanted:
+        return [f"{folder / CONFIG} names the answers {named.no} (no) and {named.yes} (yes), but {expected}"]
     for name, bound in ((CONFIG, policy.config_sha256), (PROCESSOR, policy.processor_sha256)):
         if bound is not None and file_sha256(folder / name) != bound:
             return [f"{folder / POLICY} belongs to another {name}: download the bundle again"]
-    named, wanted = names_in(config["id2label"]), policy.labels
-    if named != wanted:
-        expected = f"{POLICY} has {wanted.no} (no) and {wanted.yes} (yes)"
-        return [f"{folder / CONFIG} names the answers {named.no} (no) and {named.yes} (yes), but {expected}"]
     problems = weights_problems(folder / WEIGHTS, config, most_bytes(WEIGHTS))
     if not problems and policy.gate.kind == "learned":
         problems = gate_problems(folder / GATE, folder / WEIGHTS, most_bytes(GATE))

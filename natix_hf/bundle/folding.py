@@ -64,7 +64,8 @@ def _config_problems(bundle: Path, candidate: Path) -> list[str]:
     problems = []
     for name in (CONFIG, PROCESSOR):
         ours, theirs = read_strictly(bundle / name), read_strictly(candidate / name)
-        common = sorted((set(ours) & set(theirs)) - {"transformers_version"})  # of whoever saved it
+        # The names have a check of their own, and the version is that of whoever saved the file.
+        common = sorted((set(ours) & set(theirs)) - {"transformers_version", "id2label", "label2id"})
         changed = [key for key in common if ours[key] != theirs[key]]
         if changed:
             problems.append(f"{bundle / name} has another {changed[0]} than that of {candidate}")
