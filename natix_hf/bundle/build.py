@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from natix_hf.bundle.contents import SCHEMA, is_allowed, require_intact
+from natix_hf.bundle.contents import require_intact
 from natix_hf.bundle.folding import fold_into
 from natix_hf.bundle.inference import Backend, ImageList, Inference
-from natix_hf.bundle.names import BUNDLE_MANIFEST, EVALUATION, MODEL_CARD, ONNX, POLICY, WEIGHTS
+from natix_hf.bundle.manifest import write_bundle_manifest
+from natix_hf.bundle.names import CONFIG, EVALUATION, MODEL_CARD, ONNX, POLICY, PROCESSOR, WEIGHTS
 from natix_hf.bundle.onnx_export import ONNX_TOLERANCE, export_onnx, onnx_difference
 from natix_hf.bundle.policy import OnnxCopy, Policy, write_policy
 from natix_hf.errors import RunError
 from natix_hf.models.classifier import head_of, load_classifier, save_model
 from natix_hf.models.gate import GATE
-from natix_hf.models.preprocess import Preprocess, load_processor
-from natix_hf.provenance.files import atomic_folder, describe_files, file_sha256, list_files, write_json, write_text
+from natix_hf.models.preprocess import Preprocess, exported_processor, load_processor
+from natix_hf.models.schema import config_keys
+from natix_hf.provenance.files import atomic_folder, file_sha256, read_json, write_json, write_text
 
 # Folding in float32 moves a logit by rounding alone. A wrong weight moves it by far more.
 RELOAD_TOLERANCE = 1e-4
@@ -57,7 +59,7 @@ def build_bundle(
         onnx: Write `model.onnx` too.
 
     Returns:
-        The policy with the hashes of the folded weights and of the ONNX file.
+        The policy with the hashes of the folded weights, of both configs and of the ONNX file.
 
     Raises:
         UsageError: if `onnx` is true and the export is not possible, as in `export_onnx`.
@@ -68,7 +70,13 @@ def build_bundle(
         fold_into(head_of(model), policy)
         processor = load_processor(candidate)
         save_model(folder, model, processor)
-        policy = replace(policy, model_sha256=file_sha256(folder / WEIGHTS))
+        _keep_known_keys(folder, processor)
+        policy = replace(
+            policy,
+            model_sha256=file_sha256(folder / WEIGHTS),
+            config_sha256=file_sha256(folder / CONFIG),
+            processor_sha256=file_sha256(folder / PROCESSOR),
+        )
         if onnx:
             export_onnx(folder, Preprocess(processor).image_size)
             difference = onnx_difference(folder, images[:_COMPARED_ONNX])
@@ -93,19 +101,13 @@ def build_bundle(
     return policy
 
 
-def write_bundle_manifest(bundle: Path, lineage: dict[str, Any]) -> None:
-    """Write `bundle_manifest.json` with the checksum of every file.
-
-    Raises:
-        RunError: if the folder holds a file that a bundle may not hold.
-    """
-    names = [name for name in list_files(bundle) if name != BUNDLE_MANIFEST]
-    strangers = [name for name in names if not is_allowed(name)]
-    if strangers:
-        raise RunError(f"{bundle / strangers[0]} is not a file that a bundle may hold: remove it")
-    write_json(
-        bundle / BUNDLE_MANIFEST, {"schema": SCHEMA, "files": describe_files(bundle, names), "lineage": lineage}
-    )
+def _keep_known_keys(folder: Path, processor: Any) -> None:
+    """Leave out of both configs what a backbone brought along and no class reads, so that a strict reader takes them.
+    The comparison with the candidate's answers shows that nothing else went with it."""
+    content = read_json(folder / CONFIG)
+    known = config_keys(content["model_type"])
+    write_json(folder / CONFIG, {key: value for key, value in content.items() if key in known})
+    write_json(folder / PROCESSOR, exported_processor(processor))
 
 
 def _compare_reloaded(

@@ -6,7 +6,9 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from natix_hf.bundle.contents import bundle_problems, is_allowed, is_of_the_hub
+from natix_hf.bundle.asked import check_revision
+from natix_hf.bundle.contents import bundle_problems, is_of_the_hub
+from natix_hf.bundle.manifest import is_allowed
 from natix_hf.bundle.names import BUNDLE_MANIFEST
 from natix_hf.errors import HubError, UsageError, VerificationError
 from natix_hf.provenance.files import atomic_folder, file_sha256, list_files
@@ -30,6 +32,7 @@ def fetch_bundle(repo_id: str, revision: str | None = None, cache: Path | None =
     """
     from huggingface_hub import HfApi, snapshot_download
 
+    check_revision(revision)
     try:
         with hub_errors(repo_id, "download", _OUTCOME):
             info = HfApi().model_info(repo_id, revision=revision)

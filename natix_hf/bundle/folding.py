@@ -9,10 +9,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from natix_hf.bundle.names import POLICY, WEIGHTS
+from natix_hf.bundle.names import CONFIG, POLICY, PROCESSOR, WEIGHTS
 from natix_hf.bundle.policy import Policy, read_policy
 from natix_hf.models.gate import GATE
 from natix_hf.provenance.files import file_sha256
+from natix_hf.provenance.strict import read_strictly
 
 
 @torch.no_grad()
@@ -25,7 +26,8 @@ def fold_into(head: nn.Linear, policy: Policy) -> None:
 
 
 def folding_problems(bundle: Path, candidate: Path) -> list[str]:
-    """Compare every tensor of a bundle with the candidate's, after folding the candidate's classifier layer."""
+    """Compare every tensor of a bundle with the candidate's, after folding the candidate's classifier layer, and every
+    value of its configs."""
     policy = read_policy(bundle / POLICY)
     if not (candidate / WEIGHTS).is_file():
         return [f"{candidate / 'model.safetensors'} is missing"]
@@ -43,7 +45,7 @@ def folding_problems(bundle: Path, candidate: Path) -> list[str]:
         return [f"{bundle / 'model.safetensors'} or that of {candidate} cannot be read ({error})"]
     if set(folded) != set(plain):
         return [f"{bundle} and {candidate} hold different tensors, such as {min(set(folded) ^ set(plain))}"]
-    problems = []
+    problems = _config_problems(bundle, candidate)
     for name, tensor in plain.items():
         expected = tensor
         if name.startswith("classifier."):
@@ -54,4 +56,17 @@ def folding_problems(bundle: Path, candidate: Path) -> list[str]:
         same_shape = folded[name].shape == tensor.shape
         if not same_shape or not torch.allclose(folded[name].double(), expected.double(), rtol=1e-6, atol=1e-6):
             problems.append(f"{bundle}: tensor {name} is not the folded tensor of {candidate}")
+    return problems
+
+
+def _config_problems(bundle: Path, candidate: Path) -> list[str]:
+    """Compare the values of both configs of a bundle with the candidate's."""
+    problems = []
+    for name in (CONFIG, PROCESSOR):
+        ours, theirs = read_strictly(bundle / name), read_strictly(candidate / name)
+        # The names have a check of their own, and the version is that of whoever saved the file.
+        common = sorted((set(ours) & set(theirs)) - {"transformers_version", "id2label", "label2id"})
+        changed = [key for key in common if ours[key] != theirs[key]]
+        if changed:
+            problems.append(f"{bundle / name} has another {changed[0]} than that of {candidate}")
     return problems

@@ -17,7 +17,7 @@ from natix_hf.bundle.names import ONNX
 from natix_hf.data.images import open_image
 from natix_hf.errors import UsageError, VerificationError, first_line
 from natix_hf.models.classifier import head_of, load_classifier, logit_difference
-from natix_hf.models.device import default_device, full_float32
+from natix_hf.models.device import default_device, full_float32, usable_device
 from natix_hf.models.positions import fix_positions
 from natix_hf.models.preprocess import Preprocess, load_processor
 
@@ -65,7 +65,7 @@ class Inference:
         precision: Precision = "float32",
     ) -> None:
         self.backend = backend
-        self.device = torch.device(device) if device is not None else default_device()
+        self.device = usable_device(device) if device is not None else default_device()
         self.preprocess = Preprocess(load_processor(folder))
         image_size = self.preprocess.image_size  # raises if it is no square, whatever runs the model
         if backend == "onnx":

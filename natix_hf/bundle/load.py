@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +13,21 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from natix_hf.bundle.asked import check_batch_size, check_load
 from natix_hf.bundle.confidence import Confidence
-from natix_hf.bundle.contents import config_problems, label_problems, policy_problems, require_intact
+from natix_hf.bundle.contents import decisive_problems, require_intact
 from natix_hf.bundle.fetch import fetch_bundle, require_intact_snapshot
 from natix_hf.bundle.inference import Backend, Inference, Precision
-from natix_hf.bundle.names import BUNDLE_MANIFEST, ONNX, POLICY, WEIGHTS, bundle_of_run
-from natix_hf.bundle.onnx_check import onnx_problems
+from natix_hf.bundle.names import BUNDLE_MANIFEST, CONFIG, ONNX, POLICY, PROCESSOR, bundle_of_run
 from natix_hf.bundle.policy import read_policy
 from natix_hf.bundle.stream import BadImage, batches
 from natix_hf.errors import DataError, UsageError, VerificationError
 from natix_hf.labels import ABSTAIN
-from natix_hf.models.device import default_device
+from natix_hf.models.device import default_device, usable_device
 from natix_hf.models.gate import GATE
 from natix_hf.models.preprocess import Preprocess
-from natix_hf.provenance.files import file_sha256
 from natix_hf.provenance.hub import is_repo_id
+from natix_hf.provenance.strict import shown
 
 _Read = TypeVar("_Read")
 
@@ -88,7 +89,7 @@ class Bundle:
     def logits_of(self, views: Dataset[Any], batch_size: int = 32, label: str | None = None) -> np.ndarray:
         """The candidate's logits (unfolded), float64 [n], of a dataset that yields `pixel_values`. `label` names a
         progress bar."""
-        return self.policy.unfold(self._inference.logits(views, batch_size, label=label))
+        return self.policy.unfold(self._inference.logits(views, check_batch_size(batch_size), label=label))
 
     def logits(self, images: Iterable[Any], batch_size: int = 32) -> np.ndarray:
         """The candidate's logits (unfolded), float64 [n]. Takes images and raises errors as `predict` does."""
@@ -112,6 +113,7 @@ class Bundle:
             `list[Prediction]`: One answer per image, in the same order.
 
         Raises:
+            [`UsageError`]: if `images` holds something else, or if `batch_size` is no whole number of at least 1.
             [`DataError`]: if an image cannot be read; the line names it. `stream` reports it and goes on.
 
         Example:
@@ -133,13 +135,16 @@ class Bundle:
         Yields:
             [`Prediction`], or a [`BadImage`] that says why an image cannot be read.
 
+        Raises:
+            [`UsageError`]: as in `predict`, when it is called.
+
         Example:
 
             >>> for answer in bundle.stream(Path("photographs").glob("*.jpg")):  # doctest: +SKIP
             ...     print(answer)
         """
-        for batch in batches(images, self.preprocess, batch_size):
-            yield from self._answers(batch)
+        read = batches(images, self.preprocess, batch_size)  # refuses bad arguments now, not at the first answer
+        return (answer for batch in read for answer in self._answers(batch))
 
     def stream_beside(
         self, other: Bundle, images: Iterable[Any], batch_size: int = 32
@@ -151,8 +156,8 @@ class Bundle:
         Yields:
             Pairs of answers as in `stream`, first this bundle's, then the other's.
         """
-        for batch in batches(images, self.preprocess, batch_size):
-            yield from zip(self._answers(batch), other._answers(batch), strict=True)
+        read = batches(images, self.preprocess, batch_size)
+        return (pair for batch in read for pair in zip(self._answers(batch), other._answers(batch), strict=True))
 
     def _answers(self, batch: list[torch.Tensor | BadImage]) -> list[Answer]:
         read = [pixels for pixels in batch if not isinstance(pixels, BadImage)]
@@ -229,9 +234,9 @@ def _backend(
         UsageError: if the backend that was asked for cannot run here.
     """
     for name, given, known in (("backend", backend, get_args(Backend)), ("precision", precision, get_args(Precision))):
-        if given is not None and given not in known:
-            raise UsageError(f"{name} is {given!r}: allowed is {' | '.join(known)}")
-    on_cpu = (torch.device(device) if device is not None else default_device()).type == "cpu"
+        if not (given is None and name == "backend") and (not isinstance(given, str) or given not in known):
+            raise UsageError(f"{name} is {shown(given)}: allowed is {' | '.join(known)}")
+    on_cpu = (usable_device(device) if device is not None else default_device()).type == "cpu"
     exact = precision == "float32"
     if backend is None:
         fits = has_onnx and on_cpu and exact and importlib.util.find_spec("onnxruntime") is not None
@@ -263,9 +268,9 @@ def load_bundle(
     Args:
         path_or_repo_id (`str` or `Path`): A bundle folder, a run folder, or a repository on the Hub as `org/name`.
         revision (`str`, *optional*): A branch, tag or commit on the Hub.
-        verify (`bool`, defaults to `True`): Check every file against `bundle_manifest.json`. With `False` only three
-            things are checked: the policy belongs to the weights, it names the answers as the config does, and the
-            configs ask for nothing from elsewhere.
+        verify (`bool`, defaults to `True`): Check every file against `bundle_manifest.json`. With `False` only
+            what decides an answer is checked: policy, configs, weights, gate and ONNX file are sound and belong
+            together.
         expected (`str`, *optional*): The sha256 that the manifest must have, which pins every file. Needs `verify`.
         device (`str`, *optional*): A torch device. Defaults to the accelerator, or the CPU if there is none.
         backend (`str`, *optional*): `"torch"` runs the safetensors, `"onnx"` runs the bundle's `model.onnx` on the
@@ -278,9 +283,13 @@ def load_bundle(
         [`Bundle`]: Ready to answer.
 
     Raises:
-        [`UsageError`]: if there is no bundle, if the token may not read it, or if `revision` is given for a folder.
+        [`UsageError`]: if there is no bundle, if the token may not read it, if `revision` is given for a folder, or if
+            an argument has an impossible value.
         [`HubError`]: if the Hub or the connection fails.
-        [`VerificationError`]: if a file does not match the manifest.
+        [`VerificationError`]: if a file does not match the manifest, or holds what no export writes.
+
+    Warns:
+        `UserWarning`: if the bundle is so old that its policy does not name the hashes of its configs.
 
     Example:
 
@@ -289,22 +298,23 @@ def load_bundle(
         >>> bundle.predict(["street.jpg"])[0].decision  # doctest: +SKIP
         'Roadwork'
     """
-    if expected is not None and not verify:
-        raise UsageError(
-            f"load_bundle({str(path_or_repo_id)!r}): expected= says nothing with verify=False: leave one out"
-        )
+    check_load(path_or_repo_id, revision, verify, expected)
     folder = find_bundle(path_or_repo_id, revision)
     if verify and is_from_hub(path_or_repo_id):
         require_intact_snapshot(folder, str(path_or_repo_id), expected)
     elif verify:
         require_intact(folder, expected)
     else:
-        present = [name for name in (WEIGHTS, GATE, ONNX) if (folder / name).is_file()]
-        problems = policy_problems(folder, {name: file_sha256(folder / name) for name in present})
-        problems += onnx_problems(folder / ONNX) if ONNX in present else []
-        for problem in [*config_problems(folder), *label_problems(folder), *problems]:
+        for problem in decisive_problems(folder):
             raise VerificationError(problem)
-    return Bundle(folder, device, backend, precision)
+    bundle = Bundle(folder, device, backend, precision)
+    if not bundle.policy.binds_configs and expected is None:
+        warnings.warn(
+            f"{folder} is an older bundle: nothing but the whole manifest tells whether its {CONFIG} and {PROCESSOR} "
+            "are those it was exported with; pin it with expected=, or export it again",
+            stacklevel=2,
+        )
+    return bundle
 
 
 def find_bundle(path_or_repo_id: str | Path, revision: str | None = None) -> Path:

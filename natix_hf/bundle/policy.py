@@ -19,13 +19,16 @@ import numpy as np
 from natix_hf.calibration import Calibration, Promise
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.labels import LabelNames
-from natix_hf.provenance.files import read_json, write_json
+from natix_hf.provenance.files import write_json
+from natix_hf.provenance.manifest import manifest_seal
 from natix_hf.provenance.stored import OPTIONAL, from_json, to_json
+from natix_hf.provenance.strict import plain, read_strictly
 
-SCHEMA = 4
-# 2 has no labels: they were always the subnet's. 4 may belong to no bundle, and its promise may name a prior.
-_READ = (2, 3, 4)
-_FOREIGN = 4
+SCHEMA = 5
+# 2 has no labels: they were always the subnet's. 4 may belong to no bundle, and its promise may name a prior. 5 has a
+# seal, and a bundle's names the hashes of the configs.
+_READ = (2, 3, 4, 5)
+_FOREIGN, _SEALED = 4, 5
 Fold = Literal["decision", "calibration", "none"]
 
 
@@ -97,6 +100,8 @@ class Policy:
         promise ([`Promise`]): The guarantee and the acceptance cuts.
         onnx ([`OnnxCopy`]): The ONNX file, or None.
         labels ([`LabelNames`]): The names of the answers, as the bundle's `config.json` holds them.
+        config_sha256, processor_sha256 (`str`, *optional*): Hashes of the bundle's `config.json` and
+            `preprocessor_config.json`. `None`: an older bundle, which does not bind them, or a foreign model.
         made_from ([`MadeFrom`], *optional*): The answers of a foreign model that the policy was made from.
     """
 
@@ -109,7 +114,14 @@ class Policy:
     promise: Promise = field(default_factory=Promise, metadata={"key": "risk_control"})
     onnx: OnnxCopy | None = None
     labels: LabelNames = field(default_factory=LabelNames, metadata=OPTIONAL)
+    config_sha256: str | None = field(default=None, metadata=OPTIONAL)
+    processor_sha256: str | None = field(default=None, metadata=OPTIONAL)
     made_from: MadeFrom | None = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def binds_configs(self) -> bool:
+        """True if the policy names the hashes of the bundle's two configs. Older bundles do not."""
+        return self.config_sha256 is not None and self.processor_sha256 is not None
 
     @property
     def folded_slope(self) -> float:
@@ -150,20 +162,24 @@ class Policy:
 
 def write_policy(path: Path, policy: Policy) -> None:
     """Write `policy.json`."""
-    write_json(path, {"schema": SCHEMA, **to_json(policy), "folded_shift": policy.folded_shift})
+    content = {"schema": SCHEMA, **to_json(policy), "folded_shift": policy.folded_shift}
+    write_json(path, content | {"seal": manifest_seal(content)})
 
 
 def read_policy(path: Path) -> Policy:
     """Read `policy.json`.
 
     Raises:
-        VerificationError: if the file is missing, damaged, or of another schema.
+        VerificationError: if the file is missing, damaged, edited, or of another schema.
     """
-    content = read_json(path)
-    schema = content.pop("schema", None) if isinstance(content, dict) else None
+    content = read_strictly(path)
+    schema = content.get("schema") if isinstance(content, dict) else None
     if type(schema) is not int or schema not in _READ:
         raise VerificationError(f"{path} is not a policy of schema {SCHEMA}: use the natix_hf version that wrote it")
+    if schema >= _SEALED and content.pop("seal", None) != manifest_seal(content):
+        raise VerificationError(f"{path} was changed: its seal does not fit its content")
     shift = content.pop("folded_shift", None)
+    del content["schema"]
     try:
         policy: Policy = from_json(Policy, content)
         problem = next(_problems(policy, schema, shift), None)
@@ -172,7 +188,7 @@ def read_policy(path: Path) -> Policy:
     except OverflowError:
         problem = "a number is too large"
     if problem is not None:
-        raise VerificationError(f"{path} is damaged: {problem}")
+        raise VerificationError(f"{path} is damaged: {plain(problem)}")
     return policy
 
 
@@ -187,13 +203,19 @@ def _problems(policy: Policy, schema: int, shift: object) -> Iterator[str]:
     yield from _of_promise(policy.promise, policy.labels)
     made = policy.made_from
     hashes = (policy.candidate_sha256, policy.model_sha256)
+    configs = (policy.config_sha256, policy.processor_sha256)
     if made is None and None in hashes:
         yield "it names neither the weights of a bundle nor, in made_from, other answers"
+    if (configs[0] is None) != (configs[1] is None):
+        yield "config_sha256 and processor_sha256 belong together"
+    if schema < _SEALED and configs != (None, None):
+        yield f"config_sha256 and processor_sha256 came with schema {_SEALED}, and it has schema {schema}"
     if made is None:
         return
     if schema < _FOREIGN:
         yield f"made_from came with schema {_FOREIGN}, and it has schema {schema}"
-    if policy.fold != "none" or policy.gate.kind != "margin" or policy.onnx is not None or hashes != (None, None):
+    of_bundle = policy.onnx is not None or {*hashes, *configs} != {None}
+    if policy.fold != "none" or policy.gate.kind != "margin" or of_bundle:
         yield "made_from is of another model's answers: beside it fold is none, gate is margin, and no file has a hash"
     yield from _of_answers(made)
 

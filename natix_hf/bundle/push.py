@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from natix_hf.bundle.build import write_bundle_manifest
 from natix_hf.bundle.contents import is_of_the_hub, require_intact
 from natix_hf.bundle.fetch import fetch_bundle, require_intact_snapshot
 from natix_hf.bundle.load import Bundle
+from natix_hf.bundle.manifest import write_bundle_manifest
 from natix_hf.bundle.names import BUNDLE_MANIFEST
 from natix_hf.errors import HubError, UsageError, VerificationError
 from natix_hf.provenance.files import file_sha256, list_files, read_json, write_text

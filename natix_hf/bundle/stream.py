@@ -7,13 +7,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from natix_hf.bundle.asked import check_batch_size, check_images
 from natix_hf.bundle.inference import image_name
 from natix_hf.data.images import open_image
 from natix_hf.errors import DataError
@@ -42,11 +43,22 @@ def batches(
     At most two batches are taken from `images` at any moment. Threads open files, encoded bytes and cells one batch
     ahead. PIL images and arrays are read before the next one is requested, because a camera may reuse its buffer and a
     generator may close its file.
+
+    Raises:
+        UsageError: at once, if `images` holds no images or `batch_size` is below 1.
     """
+    taken = each(images)
+    check_images(taken)
+    return _batches(taken, preprocess, check_batch_size(batch_size))
+
+
+def _batches(
+    images: Iterable[Any], preprocess: Callable[[Image.Image], torch.Tensor], batch_size: int
+) -> Iterator[list[torch.Tensor | BadImage]]:
     taken: deque[Future[torch.Tensor | BadImage]] = deque()
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         try:
-            for index, image in enumerate(each(images)):
+            for index, image in enumerate(images):
                 if isinstance(image, Image.Image | np.ndarray):
                     ready: Future[torch.Tensor | BadImage] = Future()
                     ready.set_result(_prepare(image, index, preprocess))
@@ -65,9 +77,8 @@ def batches(
 
 def each(images: Iterable[Any]) -> Iterable[Any]:
     """The images in an argument that may also be a single image."""
-    single = isinstance(images, str | bytes | Path | Image.Image | dict) or (
-        isinstance(images, np.ndarray) and images.ndim < 4
-    )
+    single = isinstance(images, str | bytes | bytearray | memoryview | PathLike | Image.Image | dict)
+    single = single or hasattr(images, "read") or (isinstance(images, np.ndarray) and images.ndim < 4)
     return [images] if single else images
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -45,7 +46,11 @@ def predict(
         raise UsageError(f"{images[0]} {folder}")
     from natix_hf.bundle.load import Bundle, count_flips, load_bundle
 
-    loaded = load_bundle(bundle, revision=revision, precision="bfloat16" if bf16 else "float32")
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always", UserWarning)
+        loaded = load_bundle(bundle, revision=revision, precision="bfloat16" if bf16 else "float32")
+    for warning in heard:
+        typer.echo(f"warning: {warning.message}", err=True)
     named = (Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip()) if from_stdin else iter(images)
     asked, paths = itertools.tee(named)  # the second is at most two batches behind
     if bf16:
@@ -99,13 +104,17 @@ def push(
     ] = False,
     tag: Annotated[str | None, typer.Option(help="Give the commit this tag, such as v1.0.0.")] = None,
 ) -> None:
-    """Publish a bundle on the Hub in one verified commit."""
+    """Publish a bundle on the Hub in one verified commit.
+
+    If the bundle lies in a run, the whole run is verified first.
+    """
     from natix_hf.bundle.load import find_local_bundle
+    from natix_hf.bundle.names import run_of_bundle
     from natix_hf.bundle.push import push_bundle, say_published
     from natix_hf.runs.verify import find_problems
 
     bundle = find_local_bundle(reference)
-    for problem in find_problems(reference):
+    for problem in find_problems(str(run_of_bundle(bundle) or reference)):
         raise VerificationError(f"{problem}; nothing was published")
     say_published(push_bundle(bundle, repo_id, private, tag))
 

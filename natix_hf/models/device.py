@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 import torch
 
+from natix_hf.errors import UsageError, first_line
+from natix_hf.provenance.strict import plain, shown
+
 
 def runs_on_cpu() -> bool:
     """Tell whether training uses the CPU: there is no accelerator, or `accelerate launch --cpu` asked for it."""
@@ -34,6 +37,25 @@ def default_device() -> torch.device:
     """Return the accelerator if there is one, otherwise the CPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def usable_device(device: object) -> torch.device:
+    """Return a device that was asked for by name.
+
+    Raises:
+        [`UsageError`]: torch does not know it, or cannot compute on it here.
+    """
+    try:
+        if isinstance(device, bool) or not isinstance(device, str | torch.device):
+            raise TypeError("it must be the name of a device, such as cpu or cuda:0")
+        found = torch.device(device)
+        if found.type == "meta":
+            raise ValueError("nothing is computed on it")
+        torch.zeros(1, device=found)
+    except Exception as error:  # each kind of device has its own
+        reason = plain(first_line(error))
+        raise UsageError(f"device is {shown(device)}, which cannot be used here ({reason}): leave it out") from None
+    return found
 
 
 def device_line() -> str:

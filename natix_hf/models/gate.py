@@ -65,6 +65,12 @@ def gate_inputs(features: np.ndarray, logits: np.ndarray, threshold: float) -> n
     return np.column_stack([features, distance, np.abs(distance)]).astype(np.float32)
 
 
+def gate_shapes(width: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of a gate, by name."""
+    first: dict[str, tuple[int, ...]] = {"layers.0.weight": (hidden, width), "layers.0.bias": (hidden,)}
+    return {"mean": (width,), "std": (width,), **first, "layers.2.weight": (1, hidden), "layers.2.bias": (1,)}
+
+
 def save_gate(path: Path, gate: Gate) -> None:
     """Write a gate as a safetensors file."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in gate.state_dict().items()}, path)

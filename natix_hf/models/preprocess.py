@@ -8,17 +8,20 @@ image of the model's size is neither cropped nor resized. A stock pipeline squee
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, ViTImageProcessorPil
+from transformers import ViTImageProcessorPil
 
 from natix_hf.data.images import centre_square, to_rgb
-from natix_hf.errors import UsageError, VerificationError, first_line
+from natix_hf.errors import UsageError, VerificationError
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.resolved import resolve_backbone
+from natix_hf.models.schema import processor_faults, processor_keys
+from natix_hf.provenance.strict import read_strictly
 
 _IMAGENET_MEAN = [0.485, 0.456, 0.406]
 _IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -28,17 +31,20 @@ def make_processor(config: ModelConfig) -> ViTImageProcessorPil:
     """Make the processor of a candidate, with the mean and standard deviation of the backbone, else of ImageNet.
 
     Raises:
-        [`UsageError`]: the backbone's `preprocessor_config.json` is damaged.
+        [`UsageError`]: the backbone's `preprocessor_config.json` is damaged, or no bundle may hold its values.
     """
     mean, std = _normalisation(config)
     size = config.image_size
-    return ViTImageProcessorPil(
+    processor = ViTImageProcessorPil(
         size={"height": size, "width": size},
         resample=Image.Resampling.BICUBIC,
         image_mean=mean,
         image_std=std,
         do_convert_rgb=True,
     )
+    for fault in processor_faults(exported_processor(processor)):
+        raise UsageError(f"model: the image processor cannot be exported: {fault}")
+    return processor
 
 
 def _normalisation(config: ModelConfig) -> tuple[list[float], list[float]]:
@@ -56,19 +62,26 @@ def _normalisation(config: ModelConfig) -> tuple[list[float], list[float]]:
     return _IMAGENET_MEAN, _IMAGENET_STD
 
 
-def load_processor(folder: Path) -> Any:
+def load_processor(folder: Path) -> ViTImageProcessorPil:
     """Load the processor of a candidate or bundle. It always uses PIL: the same pixels on every machine.
+
+    Nothing but `preprocessor_config.json` is read, and every value in it is checked first.
 
     Raises:
         [`VerificationError`]: `preprocessor_config.json` is missing or cannot be used.
     """
-    try:
-        return AutoImageProcessor.from_pretrained(
-            folder, backend="pil", local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        problem = f"cannot be used ({first_line(error)})"
-        raise VerificationError(f"the preprocessor_config.json of {folder} {problem}") from None
+    path = folder / "preprocessor_config.json"
+    settings = read_strictly(path)
+    for fault in processor_faults(settings):
+        raise VerificationError(f"{path} cannot be used: {fault}")
+    return ViTImageProcessorPil(**{key: value for key, value in settings.items() if key != "image_processor_type"})
+
+
+def exported_processor(processor: Any) -> dict[str, Any]:
+    """The content of `preprocessor_config.json` of an export: the keys that it may hold, whatever the version of
+    transformers adds to them."""
+    content = json.loads(processor.to_json_string())
+    return {key: value for key, value in content.items() if key in processor_keys()}
 
 
 class Preprocess:

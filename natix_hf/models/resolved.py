@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from natix_hf.labels import LabelNames
 from natix_hf.models.architectures import ARCHITECTURES, VIT_MAE, has_fixed_size
 from natix_hf.models.checkpoint import SUPPORTED, refuse_folder, refuse_repo
 from natix_hf.models.config import PACKAGED_PREFIX, ModelConfig
+from natix_hf.models.schema import config_faults, config_keys, size_faults
 from natix_hf.models.vit_mae import encoder_config
 from natix_hf.resources import resource_folder
 
@@ -73,6 +75,7 @@ def resolved_config(config: ModelConfig, labels: LabelNames) -> PreTrainedConfig
             raise RecipeError(f"model.config: transformers refuses these values ({one_line(error)})") from None
     _check_sizes(architecture)
     _check_image_size(architecture, config.image_size)
+    _check_export(architecture, config)
     return architecture
 
 
@@ -134,6 +137,21 @@ def _check_image_size(architecture: PreTrainedConfig, image_size: int) -> None:
     if has_fixed_size(architecture.model_type) and architecture.image_size != image_size:
         made_for = architecture.image_size
         raise RecipeError(f"model.image_size {image_size}: this {architecture.model_type} is fixed to {made_for}")
+
+
+def _check_export(architecture: PreTrainedConfig, config: ModelConfig) -> None:
+    """Refuse now what no bundle may hold."""
+    known = config_keys(architecture.model_type)
+    for key in config.config:
+        if key not in known and key != "model_type":
+            raise RecipeError(f"model.config.{key} is refused: it is no value of the model, and no bundle holds it")
+    content = json.loads(architecture.to_json_string())
+    of_file = ("architectures", "dtype", "transformers_version")  # which saving writes
+    content = {key: value for key, value in content.items() if key in known and key not in of_file}
+    for fault in config_faults(content):
+        raise RecipeError(f"model.config: {fault}")
+    for fault in size_faults({"height": config.image_size, "width": config.image_size}, content):
+        raise RecipeError(f"model.image_size: {fault}")
 
 
 def one_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import describe, read
+from bundles import describe, read, sealed
 from conftest import REPO, Command, refused, striped_image
 from local_hub import LocalHub
 from PIL import Image
@@ -150,7 +150,7 @@ def test_what_a_bundle_may_not_hold_is_refused_by_name(
 def test_a_path_that_leaves_the_folder(path: str, bundle: Path, published: Published, hub: LocalHub) -> None:
     manifest = read(bundle / BUNDLE_MANIFEST)
     manifest["files"][path] = {"sha256": "0" * 64, "size": 1}
-    hub.commit(REPO, {BUNDLE_MANIFEST: json.dumps(manifest).encode()})
+    hub.commit(REPO, {BUNDLE_MANIFEST: json.dumps(sealed(manifest)).encode()})
     with refused(VerificationError, path):
         load_bundle(REPO)
 

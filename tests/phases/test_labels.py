@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundles import bind, edit
 from conftest import TINY_RECIPE, Command, png_bytes, refused, striped_image, write_parquet_source, write_recipe
 from facts import tells
 from PIL import Image
@@ -119,16 +120,11 @@ def test_predict_pipeline_and_page_agree(own: Path, tmp_path: Path, command: Com
     assert json.loads(out)["label"] == answers[0].label
 
 
-def _edit(path: Path, **changes: Any) -> None:
-    content = json.loads(path.read_text(encoding="utf-8")) | changes
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 @pytest.mark.parametrize(
     ("file", "change"),
     [
-        ("config.json", {"id2label": {"0": "cracked", "1": "intact"}}),
-        ("config.json", {"id2label": {"0": "None", "1": "Roadwork"}}),
+        ("config.json", {"id2label": {"0": "cracked", "1": "intact"}, "label2id": {"cracked": 0, "intact": 1}}),
+        ("config.json", {"id2label": {"0": "None", "1": "Roadwork"}, "label2id": {"None": 0, "Roadwork": 1}}),
         ("config.json", {"id2label": {"0": "intact", "1": "abstain"}}),
         ("config.json", {"id2label": {"0": "intact", "1": "cracked", "2": "lost"}}),
         ("config.json", {"id2label": ["intact", "cracked"]}),
@@ -139,7 +135,7 @@ def _edit(path: Path, **changes: Any) -> None:
 def test_config_and_policy_must_agree(file: str, change: dict[str, Any], verify: bool, own: Path) -> None:
     bundle = _bundle(own)
     lineage = json.loads((bundle / "bundle_manifest.json").read_text(encoding="utf-8"))["lineage"]
-    _edit(bundle / file, **change)
+    edit(bundle / file, **change)
     write_bundle_manifest(bundle, lineage)
     (problem,) = find_problems(str(bundle))
     assert tells(problem, "config.json", "policy.json", "intact", "cracked")
@@ -155,8 +151,9 @@ def test_a_bundle_must_answer_as_its_run(own: Path) -> None:
     policy = json.loads((bundle / "policy.json").read_text(encoding="utf-8"))
     cuts = policy["risk_control"]["thresholds"]
     policy["risk_control"]["thresholds"] = {"whole": cuts["intact"], "broken": cuts["cracked"]}
-    _edit(bundle / "policy.json", labels=names, risk_control=policy["risk_control"])
-    _edit(bundle / "config.json", id2label={"0": "whole", "1": "broken"})
+    edit(bundle / "policy.json", labels=names, risk_control=policy["risk_control"])
+    edit(bundle / "config.json", id2label={"0": "whole", "1": "broken"}, label2id={"whole": 0, "broken": 1})
+    bind(bundle)
     write_bundle_manifest(bundle, lineage)
     assert find_problems(str(bundle)) == []
     found = [problem for problem in find_problems(str(own)) if "names other answers" in problem]
@@ -200,6 +197,6 @@ def test_names_of_any_kind_in_plots_and_on_the_page(own: Path, tmp_path: Path) -
     edge = np.asarray(Image.open(tmp_path / "scores.png").convert("L"))
     assert np.concatenate([edge[:, 0], edge[:, -1], edge[0], edge[-1]]).min() == 255
     config = own / "phase1_baseline" / "model" / "config.json"
-    _edit(config, id2label={"0": names.no, "1": names.yes})
+    edit(config, id2label={"0": names.no, "1": names.yes})
     page = render_report(own)
     assert "<b>www" not in page and "&lt;b&gt;www" in page

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bundles import bind, describe, edit
 from facts import tells
 from refusals import refused
 from safetensors.torch import load_file, save_file
@@ -141,11 +142,9 @@ def _redescribe(run: Path, *numbers: int) -> None:
 
 def _redo_bundle(run: Path) -> None:
     bundle = run / "phase6_export" / "bundle"
-    policy = _read(bundle / "policy.json") | {"model_sha256": file_sha256(bundle / "model.safetensors")}
-    write_json(bundle / "policy.json", policy)
-    manifest = _read(bundle / "bundle_manifest.json")
-    manifest["files"] = describe_files(bundle, (n for n in list_files(bundle) if n != "bundle_manifest.json"))
-    write_json(bundle / "bundle_manifest.json", manifest)
+    edit(bundle / "policy.json", model_sha256=file_sha256(bundle / "model.safetensors"))
+    bind(bundle)
+    describe(bundle)
     _redescribe(run)
 
 

@@ -1,0 +1,77 @@
+"""What a caller asks of a bundle, checked before any work: one line for every impossible value."""
+
+from __future__ import annotations
+
+import re
+from numbers import Integral
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from natix_hf.errors import UsageError
+from natix_hf.provenance.strict import shown
+
+_IMAGES = "a path, a PIL image, a uint8 array, encoded bytes or a cell of a datasets column"
+# As git names branches, tags, commits and pull requests.
+_REVISION = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
+_LONGEST_REVISION = 200
+
+
+def check_load(reference: Any, revision: Any, verify: Any, expected: Any) -> None:
+    """Refuse arguments of `load_bundle` that can name nothing.
+
+    Raises:
+        UsageError: with the argument, its value and what is allowed.
+    """
+    if not isinstance(reference, str | PathLike) or not str(reference):
+        raise UsageError(f"load_bundle({shown(reference)}): name a folder, or a Hub repository as org/name")
+    if not isinstance(verify, bool | np.bool_):
+        raise UsageError(f"load_bundle: verify is {shown(verify)}: it must be True or False")
+    if expected is not None and not verify:
+        raise UsageError(f"load_bundle({shown(reference)}): expected= says nothing with verify=False: leave one out")
+    digest = isinstance(expected, str) and re.fullmatch(r"[0-9a-f]{64}", expected) is not None
+    if expected is not None and not digest:
+        raise UsageError(f"load_bundle: expected is {shown(expected)}: it must be a sha256 of 64 digits, or None")
+    check_revision(revision)
+
+
+def check_revision(revision: Any) -> None:
+    """Refuse a revision that no repository can have. The Hub's cache makes a file of its name.
+
+    Raises:
+        UsageError: with the value.
+    """
+    named = isinstance(revision, str) and _REVISION.fullmatch(revision) is not None
+    if revision is not None and not (named and ".." not in revision and len(revision) <= _LONGEST_REVISION):
+        raise UsageError(f"revision is {shown(revision)}: it must be a branch, a tag or a commit")
+
+
+def check_batch_size(batch_size: Any) -> int:
+    """The number of images in a forward pass.
+
+    Raises:
+        UsageError: if it is no whole number of at least 1.
+    """
+    if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
+        raise UsageError(f"batch_size is {shown(batch_size)}: it must be a whole number of at least 1")
+    return int(batch_size)
+
+
+def check_images(images: Any) -> None:
+    """Refuse what holds no images. The elements of a list are looked at, those of another iterable as they come.
+
+    Raises:
+        UsageError: with the value, or the element and its place.
+    """
+    if not hasattr(images, "__iter__") and not hasattr(images, "__getitem__"):
+        raise UsageError(f"images is {shown(images)}: give {_IMAGES}, or several of them")
+    for index, image in enumerate(images if isinstance(images, list | tuple) else ()):
+        if not _may_be_image(image):
+            raise UsageError(f"image {index} is {shown(image)}: it must be {_IMAGES}")
+
+
+def _may_be_image(value: Any) -> bool:
+    known = str | bytes | bytearray | memoryview | PathLike | Image.Image | np.ndarray | dict
+    return value is None or isinstance(value, known) or hasattr(value, "read")  # None: the empty cell of a column
