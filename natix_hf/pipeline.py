@@ -14,9 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from natix_hf import interrupt
 from natix_hf.errors import RunError, UsageError, VerificationError, first_line
 from natix_hf.preflight import check_run
 from natix_hf.provenance.manifest import read_manifest
+from natix_hf.provenance.owner import TOKEN, owning, token_of, without_secrets
 from natix_hf.recipe import Recipe, load_recipe
 from natix_hf.resources import resource_folder
 from natix_hf.runs.attempt import Attempt, restore_set_aside, tidy
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from natix_hf.data.rows import ImageData
 
 OUTPUTS = Path("outputs")
+_CHECKPOINT_S = 120  # how long a launcher waits for a checkpoint before it kills its ranks; torchrun's own is 30
 
 
 def run_recipe(
@@ -87,7 +90,9 @@ def run_phases(
     require_upstream(run_dir if run_dir is not None else OUTPUTS / recipe.name / "NEW", wanted)
     folder = open_run(run_dir, recipe.name) if run_dir is not None else new_run(OUTPUTS, recipe.name)
     chosen = ["--phases", ",".join(map(str, wanted))] if phases is not None else []
-    with log_to(folder / LOG), _continuable(["natix-hf", "run", *given, *chosen, "--run-dir", str(folder)]):
+    config = ["--accelerate-config", str(accelerate_config)] if accelerate_config is not None else []
+    command = ["natix-hf", "run", *given, *chosen, *config, "--run-dir", str(folder)]
+    with interrupt.catching(), owning(folder), log_to(folder / LOG), continuable(command):
         tell(f"device   {device_line()}")
         say(f"run      {folder}")
         load_data = data_loader(recipe, folder)
@@ -98,7 +103,7 @@ def run_phases(
                 run_phase(phase, recipe, folder, load_data)
             elif why_run(folder, phase, recipe) is not None:
                 reference, *overrides = given
-                _launch(phase, launch_options, ["--recipe", reference, "--run-dir", str(folder), *overrides])
+                _launch(phase, launch_options, ["--recipe", reference, "--run-dir", str(folder), *overrides], folder)
             left = ordered[place + 1 :]
             if left and took.keys() >= set(left):
                 tell(f"left     about {minutes(sum(took[n] for n in left))}, if it takes as long as the last run")
@@ -106,12 +111,17 @@ def run_phases(
 
 
 @contextmanager
-def _continuable(command: Sequence[str]) -> Iterator[None]:
-    """Print the command that continues the run if Ctrl-C ends the block."""
+def continuable(command: Sequence[str]) -> Iterator[None]:
+    """Print the command that continues the run if a signal ends the block."""
     try:
         yield
-    except KeyboardInterrupt:
-        sys.stderr.write(f"\ninterrupted; complete checkpoints stay. To continue: {shlex.join(command)}\n")
+    except (KeyboardInterrupt, SystemExit) as stop:
+        signum = interrupt.received()
+        if signum or isinstance(stop, KeyboardInterrupt):
+            why = f"interrupted by {interrupt.name_of(signum)}" if signum else "interrupted"
+            interrupt.tell_end(
+                f"natix-hf: {why}; complete checkpoints stay. To continue: {without_secrets(shlex.join(command))}"
+            )
         raise
 
 
@@ -212,12 +222,41 @@ def _launch_options(accelerate_config: Path | None) -> list[str] | None:
     return [*options, "--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
-def _launch(phase: Phase, options: list[str], arguments: list[str]) -> None:
+def _launch(phase: Phase, options: list[str], arguments: list[str], run_dir: Path) -> None:
+    """Run a phase on several processes, and pass a signal on to them.
+
+    They are a process group of their own, so that the signals of a terminal reach them once, through this process.
+    """
     script = resource_folder("recipes") / f"phase{phase.number}.py"
-    command = [sys.executable, "-m", "accelerate.commands.launch", *options, str(script), *arguments]
-    done = subprocess.run(command, check=False)
-    if done.returncode:
+    command = [sys.executable, "-m", "natix_hf.launch", *options, str(script), *arguments]
+    environment = os.environ | {TOKEN: token_of(run_dir)}
+    environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_CHECKPOINT_S))
+    interrupt.defer()
+    try:
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        try:
+            code = _wait(process)
+        except BaseException:
+            interrupt.end_tree(process.pid)
+            raise
+        if code in interrupt.EXIT_CODES:  # a signal to one of the ranks
+            interrupt.end(code - 128)
+        interrupt.act()
+    finally:
+        interrupt.stop_deferring()
+    if code:
         raise RunError(
-            f"phase {phase.number} failed under accelerate launch (exit code {done.returncode}); the cause is in the "
-            "lines above"
+            f"phase {phase.number} failed under accelerate launch (exit code {code}); the cause is in the lines above"
         )
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Wait until a launcher has ended, and return its exit code. A signal is passed on once."""
+    passed = False
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            code = process.wait(0.2)
+            return code if code >= 0 else 128 - code
+        if interrupt.received() and not passed and os.name == "posix":  # on Windows the console has told them
+            passed = True
+            process.send_signal(interrupt.received())

@@ -69,6 +69,11 @@ def detail(line: str) -> None:
     _show(line, Verbosity.VERBOSE)
 
 
+def note(line: str) -> None:
+    """Append a line to the logs of `log_to`, and print nothing."""
+    _log(line)
+
+
 def _show(line: str, least: Verbosity, hang: int = 0) -> None:
     _log(line)
     if verbosity() >= least:

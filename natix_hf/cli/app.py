@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import natix_hf
+from natix_hf import interrupt
 from natix_hf.terminal import Verbosity, errors_in_one_line, robust_streams, say, set_verbosity
 
 # The order in which --help lists the commands.
@@ -75,17 +76,19 @@ def _global_options(
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Run the command line. Exit code 0: done; 1: a check or a run failed; 2: bad usage or input; 130: interrupted."""
+    """Run the command line. Exit code 0: done; 1: a check or a run failed; 2: bad usage or input; 130, 143 and 129:
+    ended by SIGINT, SIGTERM and SIGHUP."""
     given = sys.argv[1:] if arguments is None else arguments
     if _QUIET in given or _VERBOSE in given:
         set_verbosity(Verbosity.QUIET if _QUIET in given else Verbosity.VERBOSE)
     robust_streams()
     try:
-        with errors_in_one_line(_DEBUG in given):
+        with errors_in_one_line(_DEBUG in given), interrupt.catching():
             kept = [argument for argument in given if argument not in (_DEBUG, _QUIET, _VERBOSE)]
             return app(args=kept, prog_name="natix-hf")
     except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and stop.code != _INTERRUPTED:  # typer turns Ctrl-C into this
+        code = stop.code if isinstance(stop, SystemExit) else _INTERRUPTED  # typer turns Ctrl-C into this code
+        if code not in interrupt.EXIT_CODES:
             raise
-        sys.stderr.write("natix-hf: interrupted\n")
-        raise SystemExit(_INTERRUPTED) from None
+        interrupt.tell_end("natix-hf: interrupted")
+        raise SystemExit(code) from None

@@ -19,6 +19,7 @@ from PIL import Image
 from natix_hf.data.images import describe_cell, open_image, pixel_sha256, shrink, tame_aspect
 from natix_hf.data.near_duplicates import thumbprint
 from natix_hf.errors import DataError
+from natix_hf.provenance.alone import alone
 from natix_hf.provenance.files import json_sha256
 
 if TYPE_CHECKING:
@@ -73,18 +74,20 @@ def decode_once(
     key = json_sha256([dataset._fingerprint, ids, image_column, cache_px, cache, _DECODER])[:32]
     workers = min(os.cpu_count() or 1, len(dataset) // _ROWS_A_WORKER)
     settings = {"image_column": image_column, "cache_px": cache_px, "cache": cache, "strict": on_bad_image == "error"}
-    decoded = dataset.select_columns([image_column]).map(
-        _decode_row,
-        with_indices=True,
-        fn_kwargs={"ids": ids, **settings},
-        features=features,
-        remove_columns=[image_column],
-        cache_file_name=str(Path(config.HF_DATASETS_CACHE) / "natix_hf" / f"decoded-{key}.arrow"),
-        new_fingerprint=key,
-        num_proc=workers if workers > 1 else None,
-        writer_batch_size=200,
-        desc="decoding images",
-    )
+    path = Path(config.HF_DATASETS_CACHE) / "natix_hf" / f"decoded-{key}.arrow"
+    with alone(path, "decoding the same images"):
+        decoded = dataset.select_columns([image_column]).map(
+            _decode_row,
+            with_indices=True,
+            fn_kwargs={"ids": ids, **settings},
+            features=features,
+            remove_columns=[image_column],
+            cache_file_name=str(path),
+            new_fingerprint=key,
+            num_proc=workers if workers > 1 else None,
+            writer_batch_size=200,
+            desc="decoding images",
+        )
     if on_bad_image == "error":  # the cached file may come from a run with `skip`
         for problem in decoded["problem"]:
             if problem is not None:

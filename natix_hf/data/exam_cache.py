@@ -19,6 +19,7 @@ from PIL import Image
 from natix_hf.data.asked import Asked, ask
 from natix_hf.data.config import Exam
 from natix_hf.data.rows import Rows
+from natix_hf.provenance.alone import alone
 from natix_hf.provenance.files import json_sha256
 from natix_hf.subnet.challenge import decode_jpeg
 
@@ -73,19 +74,21 @@ def _draw(rows: Rows, exam: Exam) -> Dataset:
     digests = rows.decoded["sha256"][:]  # the content of the pictures, whatever file they come from
     key = json_sha256([digests, rows.ids, rows.image_column, asdict(exam), _DRAWER])[:32]
     workers = min(os.cpu_count() or 1, len(rows) // _ROWS_A_WORKER)
-    return images.map(
-        _draw_rows,
-        with_indices=True,
-        batched=True,
-        batch_size=32,
-        fn_kwargs={"ids": rows.ids, "exam": exam, "image_column": rows.image_column, "digests": digests},
-        features=Features({"jpeg": Value("large_binary")}),
-        remove_columns=[rows.image_column],
-        cache_file_name=str(Path(config.HF_DATASETS_CACHE) / "natix_hf" / f"exam-{key}.arrow"),
-        new_fingerprint=key,
-        num_proc=workers if workers > 1 else None,
-        desc="drawing exam views",
-    )
+    path = Path(config.HF_DATASETS_CACHE) / "natix_hf" / f"exam-{key}.arrow"
+    with alone(path, "drawing the same exam views"):
+        return images.map(
+            _draw_rows,
+            with_indices=True,
+            batched=True,
+            batch_size=32,
+            fn_kwargs={"ids": rows.ids, "exam": exam, "image_column": rows.image_column, "digests": digests},
+            features=Features({"jpeg": Value("large_binary")}),
+            remove_columns=[rows.image_column],
+            cache_file_name=str(path),
+            new_fingerprint=key,
+            num_proc=workers if workers > 1 else None,
+            desc="drawing exam views",
+        )
 
 
 def _draw_rows(

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from natix_hf.models.classifier import head_of
 from natix_hf.models.device import full_float32
+from natix_hf.provenance.alone import alone
 from natix_hf.provenance.files import atomic_file, json_sha256
 
 View = tuple[Dataset[Any], Sequence[Any]]
@@ -75,14 +76,22 @@ def cached_features(
     """
     path = cache_folder() / "features" / f"{json_sha256([weights_sha256(model), _settings(model), key])}.npy"
     if not path.is_file():
-        try:
-            with atomic_file(path) as temporary:
-                _compute(model.to(device).eval(), views, temporary, batch_size, workers, device)
-        except PermissionError:
-            if not path.is_file():  # on Windows, if another run was quicker and has the file open: use that file
-                raise
+        with alone(path, "computing the same features"):
+            if not path.is_file():
+                _compute_into(path, model, views, batch_size, workers, device)
     cached: np.ndarray = np.load(path, mmap_mode="r")
     return cached
+
+
+def _compute_into(
+    path: Path, model: nn.Module, views: list[View], batch_size: int, workers: int, device: torch.device
+) -> None:
+    try:
+        with atomic_file(path) as temporary:
+            _compute(model.to(device).eval(), views, temporary, batch_size, workers, device)
+    except PermissionError:
+        if not path.is_file():  # on Windows, if another run was quicker and has the file open: use that file
+            raise
 
 
 def _compute(

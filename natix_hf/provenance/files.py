@@ -19,6 +19,8 @@ from typing import Any
 from natix_hf.errors import VerificationError
 
 TEMPORARY_PREFIX = ".tmp-"
+# Called with every path before it is replaced. A process that no longer owns the folder raises here.
+GUARDS: list[Callable[[Path], None]] = []
 
 
 def _temporary_sibling(path: Path) -> Path:
@@ -34,6 +36,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
+        check_guards(path)
         os.replace(temporary, path)
     except OSError as error:
         _name(error, path)
@@ -53,6 +56,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in list_files(temporary):
             with (temporary / file).open("rb+") as handle:
                 os.fsync(handle.fileno())
+        check_guards(path)
         old = _temporary_sibling(path)
         if path.exists():  # move the old folder aside in one step, so that `path` is never half deleted
             os.replace(path, old)
@@ -74,6 +78,12 @@ def _name(error: OSError, path: Path) -> None:
     """Add the file name to an error of the disk, which names none."""
     if error.errno is not None and error.filename is None:
         error.filename = str(path)
+
+
+def check_guards(path: Path) -> None:
+    """Raise what a guard raises, if this process must not write `path`."""
+    for guard in GUARDS:
+        guard(path)
 
 
 def write_text(path: Path, text: str) -> None:

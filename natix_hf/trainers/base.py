@@ -6,6 +6,7 @@ override private methods; their comments name the upstream issue if one is known
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -31,12 +32,15 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from natix_hf import interrupt
 from natix_hf.data.sampler import EpochSampler
 from natix_hf.errors import RunError, VerificationError, first_line
 from natix_hf.models.bars import no_loading_bars
 from natix_hf.models.classifier import load_strictly
-from natix_hf.provenance.files import check_files, describe_files, list_files, read_json, write_json
+from natix_hf.provenance.files import check_files, check_guards, describe_files, list_files, read_json, write_json
+from natix_hf.trainers.interruption import StopAtStep, survive_with_parent
 from natix_hf.trainers.progress import SUPERVISED, Column, ProgressTable
+from natix_hf.trainers.totals import Totals, had_stopped_early
 
 COMPLETE = "complete.json"
 
@@ -68,6 +72,10 @@ class BaseTrainer(Trainer):
         self._sampler = train_sampler
         self._data_wait = 0.0
         self._waiting_since = time.perf_counter()
+        self._totals = Totals(self)
+        self._saved_step = 0
+        self._stop = StopAtStep()
+        self.add_callback(self._stop)
         if train_sampler is not None:
             self.add_callback(_SetEpoch(train_sampler))
         self.remove_callback(PrinterCallback)
@@ -83,6 +91,10 @@ class BaseTrainer(Trainer):
                 checkpoint in `args.output_dir`. The result is bit-equal to that of an uninterrupted training.
             args, kwargs: Further arguments of `transformers.Trainer.train`.
 
+        On SIGINT, SIGTERM and SIGHUP every rank saves a checkpoint after its step. It then raises `KeyboardInterrupt`,
+        or `SystemExit` with the code 143 or 129. A second signal ends the training at once, and so does the first one
+        with `save_strategy="no"`. Outside the main thread, and where the caller handles a signal, nothing is changed.
+
         Raises:
             [`RunError`]: If the loss becomes NaN or infinite, or `resume_from_checkpoint` is True and there is no
                 complete checkpoint.
@@ -95,8 +107,12 @@ class BaseTrainer(Trainer):
                     "train without resume_from_checkpoint"
                 )
             resume_from_checkpoint = str(newest)
-        with no_loading_bars():  # writing and reading checkpoints would draw them
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+        self._totals.begin()
+        with interrupt.catching(), no_loading_bars():  # writing and reading checkpoints would draw them
+            try:
+                return super().train(resume_from_checkpoint, *args, **kwargs)
+            finally:
+                interrupt.stop_deferring()
 
     def _init_training_state(
         self,
@@ -149,13 +165,35 @@ class BaseTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = wanted
 
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        # A signal to the whole process group would end the workers, and the training with them before its checkpoint.
+        loader = super()._get_dataloader(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if loader.num_workers > 0:
+            loader.worker_init_fn = functools.partial(survive_with_parent, loader.worker_init_fn)
+        return loader
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self._totals.restore()
         # A run that was interrupted after its last step, for example during the merge, resumes in the middle of an
         # epoch. Trainer would then take one step more than max_steps. No upstream issue found (2026-11).
-        if self.state.global_step >= self.state.max_steps:
+        if self.state.global_step >= self.state.max_steps or had_stopped_early(self):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]  # inherited, so not covered by the exclusion
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
+        self._totals.restore()
+        return super()._finalize_training(trial, num_train_samples, self._totals.since(start_time))
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, model: nn.Module, trial: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        if self._stop.is_due(self.state, self.control):
+            if self._saved_step != self.state.global_step:
+                self._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # the launcher ends the others as soon as one has ended
+            interrupt.end(self._stop.signum)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         begin = time.perf_counter()
@@ -182,6 +220,9 @@ class BaseTrainer(Trainer):
         # marker with checksums last, which identifies complete checkpoints. A diverged run saves nothing, so that its
         # newest complete checkpoint is worth resuming from.
         self._require_finite_loss()
+        if self.args.should_save:
+            check_guards(Path(str(self.args.output_dir)) / COMPLETE)
+        self._totals.gather()
         # Trainer would delete old checkpoints before this one is marked complete. A kill in between would leave none.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -199,9 +240,11 @@ class BaseTrainer(Trainer):
         if self.args.should_save:
             folder = Path(str(self.args.output_dir))
             checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self._totals.save(checkpoint)
             self.save_extra(checkpoint)
             mark_complete(checkpoint)
             rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint)
+        self._saved_step = self.state.global_step
 
     def save_extra(self, checkpoint: Path) -> None:
         """Write the further state of a subclass into a checkpoint. Called before the marker is written."""
@@ -215,6 +258,7 @@ class BaseTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # transformers#48805: Trainer loads with strict=False, and most tensors of a ViT or DINOv2 stay unchanged.
         self._load_weights(Path(resume_from_checkpoint), model)
+        self._totals.load(Path(resume_from_checkpoint))
         self.load_extra(Path(resume_from_checkpoint), best=False)
 
     def _load_best_model(self) -> None:

@@ -157,7 +157,6 @@ class ExploraTrainer(StreamTrainer):
         self.objective: Objective = trained
         self._probe: Probe = probe
         self._figures: dict[str, float] = {}
-        self._suspicious = 0
         self.add_callback(_Steps(self.objective))
         if self._parts is not None:
             pictures = self._parts.pictures
@@ -250,8 +249,9 @@ class ExploraTrainer(StreamTrainer):
         if "loss" in logs:
             logs |= {name: round(float(value), 6) for name, value in self._figures.items()}
             # A single batch may look collapsed, and a new head is flat for some steps. Several logs in a row count.
-            self._suspicious = self._suspicious + 1 if collapse_reason(logs) is not None else 0
-            if self._suspicious >= _LOGS_IN_A_ROW:
+            before = [row for row in self.state.log_history if "loss" in row]
+            latest = [*before, logs][-_LOGS_IN_A_ROW:]
+            if len(latest) == _LOGS_IN_A_ROW and all(collapse_reason(row) is not None for row in latest):
                 self._require_no_collapse(logs)
         super().log(logs, start_time)
 

@@ -56,6 +56,8 @@ class ProgressTable(TrainerCallback):
     ) -> None:
         self._begin, self._first_step, self._headed = time.perf_counter(), state.global_step, False
         self._losses, self._latest = [], {}
+        for row in state.log_history:  # of a training that is resumed
+            self._losses = [*self._losses, float(row["loss"])] if "loss" in row else []
 
     def on_log(
         self,

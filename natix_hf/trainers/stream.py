@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
@@ -19,6 +20,7 @@ from natix_hf.errors import DataError, UsageError
 from natix_hf.provenance.files import read_json, write_json
 from natix_hf.terminal import tell
 from natix_hf.trainers.base import BaseTrainer
+from natix_hf.trainers.interruption import survive_with_parent
 
 STREAM = "stream.json"
 
@@ -161,6 +163,7 @@ class StreamTrainer(BaseTrainer):
             pin_memory=args.dataloader_pin_memory,
             prefetch_factor=args.dataloader_prefetch_factor if workers else None,
             multiprocessing_context=args.dataloader_multiprocessing_context if workers else None,
+            worker_init_fn=functools.partial(survive_with_parent, None) if workers else None,
         )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -35,6 +35,7 @@ FLOORS = (
     "labels",
     "section yaml12",
     "provenance",
+    "interrupt",
     "terminal resources typed",
     "errors",
 )
