@@ -113,11 +113,15 @@ def test_the_figures_are_those_of_the_cross_fit(phase3: Run) -> None:
 
 
 def test_a_gate_that_knows_nothing_goes(phase3: Run, tmp_path: Path) -> None:
-    report = phase3(*_case(signal=0.0))
+    table, features = _case(signal=0.0)
+    report = phase3(table, features)
     assert report["kind"] == "margin" and "gate_sha256" not in report
     assert report["compared"]["aurc"]["high"] >= 0
     assert tells(report["reason"], "margin")
-    assert not _gate(tmp_path).exists() and read_cross_fitted(tmp_path / "phase3_gate", []) is None
+    assert not _gate(tmp_path).exists()
+    fair = read_cross_fitted(tmp_path / "phase3_gate", table.ids)  # kept, so that the decision can be recomputed
+    wrong = (table.logits > THRESHOLD) != (table.labels == 1)
+    assert fair is not None and aurc(fair, wrong) == pytest.approx(report["compared"]["aurc"]["learned"])
     assert (tmp_path / "phase3_gate" / "plots" / "gate.png").is_file()
 
 
