@@ -197,6 +197,6 @@ def test_names_of_any_kind_in_plots_and_on_the_page(own: Path, tmp_path: Path) -
     edge = np.asarray(Image.open(tmp_path / "scores.png").convert("L"))
     assert np.concatenate([edge[:, 0], edge[:, -1], edge[0], edge[-1]]).min() == 255
     config = own / "phase1_baseline" / "model" / "config.json"
-    _edit(config, id2label={"0": names.no, "1": names.yes})
+    edit(config, id2label={"0": names.no, "1": names.yes})
     page = render_report(own)
     assert "<b>www" not in page and "&lt;b&gt;www" in page
