@@ -26,7 +26,7 @@ from natix_hf.labels import SUBNET
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.header import tensor_shapes
 from natix_hf.models.resolved import resolved_config
-from natix_hf.provenance.files import write_json
+from natix_hf.provenance.files import file_sha256, write_json
 from natix_hf.provenance.strict import parse_strictly, read_strictly
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
@@ -169,6 +169,16 @@ def test_a_header_must_describe_its_file(what: str, tmp_path: Path) -> None:
         tensor_shapes(path, 2**20)
 
 
+@pytest.mark.parametrize("shapes", [{"layers.0.bias": ()}, {"layers.0.weight": (4,)}, {}], ids=str)
+def test_a_gate_of_another_shape_is_one_line(shapes: dict[str, Any], bundle: Path) -> None:
+    at, header = 0, {}
+    for name, shape in shapes.items():
+        header[name] = _tensor(at, at := at + 4 * int(np.prod(shape)), shape)
+    gate = _file(bundle / "gate.safetensors", header, at)
+    edit(bundle / "policy.json", gate={"kind": "learned", "method": "x", "sha256": file_sha256(gate)})
+    refused_in_every_way(bundle, gate)
+
+
 def test_a_right_header_is_read(tmp_path: Path) -> None:
     header = {"__metadata__": {"format": "pt"}, "b": _tensor(4, 28, (2, 3)), "a": _tensor(0, 4, ())}
     path = _file(tmp_path / "x.safetensors", header, 28)
@@ -185,6 +195,13 @@ def test_a_file_of_a_terabyte_is_not_read(name: str, bundle: Path) -> None:
     edit(bundle / BUNDLE_MANIFEST, files=files | {name: {"sha256": "0" * 64, "size": 2**40}})
     with refused(VerificationError, bundle / name):
         load_bundle(bundle)
+
+
+def test_a_huge_file_on_the_hub_is_not_downloaded(published: Any, hub: Any) -> None:
+    hub.commit("lab/roadwork", {"README.md": b"x" * (4 * 2**20 + 1)})
+    with refused(VerificationError, "lab/roadwork", "README.md"):
+        load_bundle("lab/roadwork")
+    assert not hub.asked("GET", "/resolve/.*README")
 
 
 # What belongs together.
