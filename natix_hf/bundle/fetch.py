@@ -47,12 +47,11 @@ def fetch_bundle(repo_id: str, revision: str | None = None, cache: Path | None =
     for name in names:
         if not is_allowed(name) and name != BUNDLE_MANIFEST and not is_of_the_hub(name):
             raise VerificationError(f"{repo_id} holds {name}, which a bundle may not hold: nothing was downloaded")
-    for file in info.siblings or []:
-        if file.size is not None and is_allowed(file.rfilename) and file.size > most_bytes(file.rfilename):
-            size = (
-                f"{file.rfilename} of {file.size:,} bytes, and such a file has at most {most_bytes(file.rfilename):,}"
-            )
-            raise VerificationError(f"{repo_id} holds {size}: nothing was downloaded")
+    sizes = {file.rfilename: file.size for file in info.siblings or [] if is_allowed(file.rfilename)}
+    for name, size in sizes.items():
+        if size is not None and size > most_bytes(name):
+            told = f"{name} of {size:,} bytes, and such a file has at most {most_bytes(name):,}"
+            raise VerificationError(f"{repo_id} holds {told}: nothing was downloaded")
     with hub_errors(repo_id, "download", _OUTCOME):
         # By the name of the revision, so that the cache can resolve it later without the Hub.
         snapshot = Path(snapshot_download(repo_id, revision=revision, cache_dir=cache, allow_patterns=names))
