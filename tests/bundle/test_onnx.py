@@ -190,7 +190,7 @@ def test_the_fastest_exact_one_that_is_present(
     assert asked.choose_backend(bundle, True, None, "onnx", "float32") == "onnx"  # asked for
     assert asked.choose_backend(bundle, True, "cpu", None, "float32") == "onnx"
     monkeypatch.undo()
-    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(asked.importlib.util, "find_spec", lambda name: None)
     assert load_bundle(bundle).backend == "torch"
 
 
