@@ -133,7 +133,7 @@ class Repo:
         return {
             "_id": self.id, "id": self.id, "sha": commit.sha, "lastModified": commit.date, "private": self.private,
             "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0,
-            "siblings": [{"rfilename": path} for path in sorted(commit.files)],
+            "siblings": [{"rfilename": path, "size": len(blob.data)} for path, blob in sorted(commit.files.items())],
             "cardData": yaml.safe_load(head[1]) if head else None,
         }  # fmt: skip
 

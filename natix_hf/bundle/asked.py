@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from numbers import Integral
 from os import PathLike
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
 
+from natix_hf.bundle.inference import Backend, Precision
+from natix_hf.bundle.names import ONNX
 from natix_hf.errors import UsageError
+from natix_hf.models.device import default_device, usable_device
 from natix_hf.provenance.strict import shown
 
 _IMAGES = "a path, a PIL image, a uint8 array, encoded bytes or a cell of a datasets column"
@@ -75,3 +80,26 @@ def check_images(images: Any) -> None:
 def _may_be_image(value: Any) -> bool:
     known = str | bytes | bytearray | memoryview | PathLike | Image.Image | np.ndarray | dict
     return value is None or isinstance(value, known) or hasattr(value, "read")  # None: the empty cell of a column
+
+
+def choose_backend(
+    folder: Path, has_onnx: bool, device: str | None, backend: Backend | None, precision: Precision
+) -> Backend:
+    """The backend that was asked for, or by default "onnx" if `model.onnx` can run here and "torch" if not.
+
+    Raises:
+        UsageError: if the backend that was asked for cannot run here.
+    """
+    for name, given, known in (("backend", backend, get_args(Backend)), ("precision", precision, get_args(Precision))):
+        if not (given is None and name == "backend") and (not isinstance(given, str) or given not in known):
+            raise UsageError(f"{name} is {shown(given)}: allowed is {' | '.join(known)}")
+    on_cpu = (usable_device(device) if device is not None else default_device()).type == "cpu"
+    exact = precision == "float32"
+    if backend is None:
+        fits = has_onnx and on_cpu and exact and importlib.util.find_spec("onnxruntime") is not None
+        return "onnx" if fits else "torch"
+    if backend == "onnx" and not has_onnx:
+        raise UsageError(f"{folder} has no {ONNX}: export it with phase6.onnx=true, or leave backend out")
+    if backend == "onnx" and not (exact and (on_cpu or device is None)):
+        raise UsageError(f"{ONNX} runs only in float32 on the CPU: leave out backend, or device and precision")
+    return backend

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from natix_hf.bundle.asked import check_revision
-from natix_hf.bundle.contents import bundle_problems, is_of_the_hub
+from natix_hf.bundle.contents import bundle_problems, is_of_the_hub, most_bytes
 from natix_hf.bundle.manifest import is_allowed
 from natix_hf.bundle.names import BUNDLE_MANIFEST
 from natix_hf.errors import HubError, UsageError, VerificationError
@@ -28,14 +28,14 @@ def fetch_bundle(repo_id: str, revision: str | None = None, cache: Path | None =
     Raises:
         UsageError: if the repository or revision does not exist, if the token may not read it, or if it is no bundle.
         HubError: if the Hub or the connection fails and the cache has no such snapshot.
-        VerificationError: if the repository holds a file that a bundle may not hold.
+        VerificationError: if the repository holds a file that a bundle may not hold, or a larger one.
     """
     from huggingface_hub import HfApi, snapshot_download
 
     check_revision(revision)
     try:
         with hub_errors(repo_id, "download", _OUTCOME):
-            info = HfApi().model_info(repo_id, revision=revision)
+            info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
     except HubError:
         cached = _cached(repo_id, revision, cache)
         if cached is None:
@@ -47,6 +47,11 @@ def fetch_bundle(repo_id: str, revision: str | None = None, cache: Path | None =
     for name in names:
         if not is_allowed(name) and name != BUNDLE_MANIFEST and not is_of_the_hub(name):
             raise VerificationError(f"{repo_id} holds {name}, which a bundle may not hold: nothing was downloaded")
+    sizes = {file.rfilename: file.size for file in info.siblings or [] if is_allowed(file.rfilename)}
+    for name, size in sizes.items():
+        if size is not None and size > most_bytes(name):
+            told = f"{name} of {size:,} bytes, and such a file has at most {most_bytes(name):,}"
+            raise VerificationError(f"{repo_id} holds {told}: nothing was downloaded")
     with hub_errors(repo_id, "download", _OUTCOME):
         # By the name of the revision, so that the cache can resolve it later without the Hub.
         snapshot = Path(snapshot_download(repo_id, revision=revision, cache_dir=cache, allow_patterns=names))

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, get_args
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from natix_hf.bundle.asked import check_batch_size, check_load
+from natix_hf.bundle.asked import check_batch_size, check_load, choose_backend
 from natix_hf.bundle.confidence import Confidence
 from natix_hf.bundle.contents import decisive_problems, require_intact
 from natix_hf.bundle.fetch import fetch_bundle, require_intact_snapshot
 from natix_hf.bundle.inference import Backend, Inference, Precision
-from natix_hf.bundle.names import BUNDLE_MANIFEST, CONFIG, ONNX, POLICY, PROCESSOR, bundle_of_run
+from natix_hf.bundle.names import BUNDLE_MANIFEST, CONFIG, POLICY, PROCESSOR, bundle_of_run
 from natix_hf.bundle.policy import read_policy
 from natix_hf.bundle.stream import BadImage, batches
 from natix_hf.errors import DataError, UsageError, VerificationError
 from natix_hf.labels import ABSTAIN
-from natix_hf.models.device import default_device, usable_device
 from natix_hf.models.gate import GATE
 from natix_hf.models.preprocess import Preprocess
 from natix_hf.provenance.hub import is_repo_id
-from natix_hf.provenance.strict import shown
 
 _Read = TypeVar("_Read")
 
@@ -75,7 +72,7 @@ class Bundle:
     ) -> None:
         self.folder = folder
         self.policy = read_policy(folder / POLICY)
-        self.backend = _backend(folder, self.policy.onnx is not None, device, backend, precision)
+        self.backend = choose_backend(folder, self.policy.onnx is not None, device, backend, precision)
         self.precision = precision
         self._inference = Inference(folder, device, self.backend, precision)
         learned = folder / GATE if self.policy.gate.kind == "learned" else None
@@ -225,29 +222,6 @@ def count_flips(pairs: Iterable[tuple[Answer, Answer]]) -> Flips:
     return Flips(images, bad, labels, decisions, worst)
 
 
-def _backend(
-    folder: Path, has_onnx: bool, device: str | None, backend: Backend | None, precision: Precision
-) -> Backend:
-    """The backend that was asked for, or by default "onnx" if `model.onnx` can run here and "torch" if not.
-
-    Raises:
-        UsageError: if the backend that was asked for cannot run here.
-    """
-    for name, given, known in (("backend", backend, get_args(Backend)), ("precision", precision, get_args(Precision))):
-        if not (given is None and name == "backend") and (not isinstance(given, str) or given not in known):
-            raise UsageError(f"{name} is {shown(given)}: allowed is {' | '.join(known)}")
-    on_cpu = (usable_device(device) if device is not None else default_device()).type == "cpu"
-    exact = precision == "float32"
-    if backend is None:
-        fits = has_onnx and on_cpu and exact and importlib.util.find_spec("onnxruntime") is not None
-        return "onnx" if fits else "torch"
-    if backend == "onnx" and not has_onnx:
-        raise UsageError(f"{folder} has no {ONNX}: export it with phase6.onnx=true, or leave backend out")
-    if backend == "onnx" and not (exact and (on_cpu or device is None)):
-        raise UsageError(f"{ONNX} runs only in float32 on the CPU: leave out backend, or device and precision")
-    return backend
-
-
 def _require_read(answer: _Read | BadImage) -> _Read:
     if isinstance(answer, BadImage):
         raise DataError(answer.problem)
@@ -264,6 +238,8 @@ def load_bundle(
     precision: Precision = "float32",
 ) -> Bundle:
     """Load a bundle from a folder or the Hub. Nothing is unpickled and no remote code runs.
+
+    An older bundle, whose policy does not name the hashes of its configs, loads with a `UserWarning`.
 
     Args:
         path_or_repo_id (`str` or `Path`): A bundle folder, a run folder, or a repository on the Hub as `org/name`.
@@ -287,9 +263,6 @@ def load_bundle(
             an argument has an impossible value.
         [`HubError`]: if the Hub or the connection fails.
         [`VerificationError`]: if a file does not match the manifest, or holds what no export writes.
-
-    Warns:
-        `UserWarning`: if the bundle is so old that its policy does not name the hashes of its configs.
 
     Example:
 

@@ -46,9 +46,9 @@ def weights_problems(weights: Path, config: dict[str, Any], most: int) -> list[s
     except _REFUSALS as error:
         return [f"{weights.parent / 'config.json'} describes no model ({plain(one_line(error))})"]
     here, wanted = Counter(found.values()), Counter(expected.values())
-    if here == wanted and _HEAD in found:
+    if here == wanted and found.get(_HEAD) == expected[_HEAD]:
         return []
-    shape = min((here - wanted) + (wanted - here), default=(2,))
+    shape = min((here - wanted) + (wanted - here), default=expected[_HEAD])
     where = f"{here[shape]} tensors of shape {list(shape)}, and the model in config.json has {wanted[shape]}"
     return [f"{weights} holds {where}: the two do not belong together"]
 
@@ -64,8 +64,8 @@ def gate_problems(gate: Path, weights: Path, most: int) -> list[str]:
         found, features = tensor_shapes(gate, most), tensor_shapes(weights, 2**62)[_HEAD][1]
     except VerificationError as error:
         return [str(error)]
-    hidden = found.get("layers.0.weight", (0,))[0]
-    if found == gate_shapes(features + 2, hidden):
+    hidden = found.get("layers.0.bias") or (0,)
+    if found == gate_shapes(features + 2, hidden[0]):
         return []
     return [f"{gate} is no gate for the {features} features of {weights.name}"]
 

@@ -148,9 +148,12 @@ def _check_export(architecture: PreTrainedConfig, config: ModelConfig) -> None:
     content = json.loads(architecture.to_json_string())
     of_file = ("architectures", "dtype", "transformers_version")  # which saving writes
     content = {key: value for key, value in content.items() if key in known and key not in of_file}
+    size = {"height": config.image_size, "width": config.image_size}
+    for fault in size_faults(size, None):
+        raise RecipeError(f"model.image_size: {fault}")
     for fault in config_faults(content):
         raise RecipeError(f"model.config: {fault}")
-    for fault in size_faults({"height": config.image_size, "width": config.image_size}, content):
+    for fault in size_faults(size, content):
         raise RecipeError(f"model.image_size: {fault}")
 
 

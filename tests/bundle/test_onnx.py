@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import natix_hf
-from natix_hf.bundle import build, inference, load, onnx_export
+from natix_hf.bundle import asked, build, inference, onnx_export
 from natix_hf.bundle.build import build_bundle
 from natix_hf.bundle.contents import bundle_problems
 from natix_hf.bundle.fetch import pull_bundle
@@ -185,12 +185,12 @@ def test_the_fastest_exact_one_that_is_present(
     assert load_bundle(bundle, device="cpu").backend == "onnx"
     assert load_bundle(bundle, backend="torch").backend == "torch"
     assert load_bundle(bundle, precision="bfloat16").backend == "torch"
-    monkeypatch.setattr(load, "default_device", lambda: torch.device("meta"))  # as if there were an accelerator
-    assert load._backend(bundle, True, None, None, "float32") == "torch"
-    assert load._backend(bundle, True, None, "onnx", "float32") == "onnx"  # asked for
-    assert load._backend(bundle, True, "cpu", None, "float32") == "onnx"
+    monkeypatch.setattr(asked, "default_device", lambda: torch.device("meta"))  # as if there were an accelerator
+    assert asked.choose_backend(bundle, True, None, None, "float32") == "torch"
+    assert asked.choose_backend(bundle, True, None, "onnx", "float32") == "onnx"  # asked for
+    assert asked.choose_backend(bundle, True, "cpu", None, "float32") == "onnx"
     monkeypatch.undo()
-    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(asked.importlib.util, "find_spec", lambda name: None)
     assert load_bundle(bundle).backend == "torch"
 
 
