@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,14 @@ class Chains:
         self.folder, self.random = folder, random.Random(seed)
         tiny_backbone("dinov2", layers=2).save_pretrained(folder / "backbone")
         source = write_parquet_source(folder / "source", groups=60, official_test=30, unclear=3)
-        recipe = explora_recipe(folder, source, folder / "backbone", objective="mae")
+        short = {"num_train_epochs": 1, "adapter": "lora", "dataloader_num_workers": 0}
+        recipe = explora_recipe(
+            folder, source, folder / "backbone", objective="mae", max_steps=4, probe_steps=2, supervised=short
+        )
         self.arguments = [
             recipe, "--phases", "all", "phase1.adapter=lora", "phase1.num_train_epochs=1",
             "phase1.save_strategy=steps", "phase1.save_steps=2", "phase1.eval_strategy=steps", "phase1.eval_steps=2",
-            "phase1.logging_steps=3", "phase4.logging_steps=2", "phase5.risk.alpha=0.6",
+            "phase1.logging_steps=3", *(f"phase{n}.n_resamples=100" for n in (2, 3, 5, 6)), "phase5.risk.alpha=0.6",
             "phase5.risk.delta=0.3", "data.target_prior=0.5",
         ]  # fmt: skip
         os.environ |= {"NATIX_HF_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -102,7 +106,7 @@ class Chains:
         self.reached(run, number, process)
         time.sleep(self.random.random() * self.seconds[number])
         at = next((str(n) for n in ORDER if (run / PHASES[n].folder / "in_progress.json").is_file()), "between")
-        if process.is_alive():
+        with suppress(ProcessLookupError):  # it has just ended
             (os.killpg if to_group else os.kill)(process.pid, signum)
         return at, process
 
@@ -200,7 +204,9 @@ def be_a_run(arguments: list[str], output: str) -> None:
     for stream in (1, 2):
         os.dup2(target, stream)
     from natix_hf.cli import main
+    from natix_hf.results import plots
 
+    plots._DPI = 40  # to draw is most of the work of the later phases
     main(arguments)
 
 
