@@ -52,6 +52,7 @@ class Chains:
     """A recipe, its undisturbed run, and runs that are killed and continued."""
 
     def __init__(self, folder: Path, seed: int) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder, self.random = folder, random.Random(seed)
         tiny_backbone("dinov2", layers=2).save_pretrained(folder / "backbone")
         source = write_parquet_source(folder / "source", groups=60, official_test=30, unclear=3)
@@ -135,15 +136,14 @@ class Chains:
     def kills(self, count: int) -> Counter[str]:
         """SIGKILL of the process group at random moments of all phases, in chains."""
         hits: Counter[str] = Counter()
-        stations = [STATIONS[i % len(STATIONS)] for i in range(count)]
-        for i, number in enumerate(stations):
-            run = self.folder / f"killed-{i // len(STATIONS)}"
-            at, process = self.hit(run, number, signal.SIGKILL)
-            hits[at] += 1
-            process.join()
-            self.check(run, f"kill {i} in phase {at}")
-            if i + 1 == count or (i + 1) % len(STATIONS) == 0:
-                self.complete(run, f"chain {i // len(STATIONS)}")
+        for chain, begin in enumerate(range(0, count, len(STATIONS))):
+            run, many = self.folder / f"killed-{chain}", min(count - begin, len(STATIONS))
+            for i in range(many):  # a short chain skips stations, and reaches the last phases too
+                at, process = self.hit(run, STATIONS[(2 * i + 1) * len(STATIONS) // (2 * many)], signal.SIGKILL)
+                hits[at] += 1
+                process.join()
+                self.check(run, f"kill {begin + i} in phase {at}")
+            self.complete(run, f"chain {chain}")
         return hits
 
     def signals(self, count: int) -> Counter[str]:
