@@ -45,7 +45,7 @@ def phase_script(number: int, arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="change a key of the recipe")
     given = parser.parse_intermixed_args(arguments)
     robust_streams()
-    with errors_in_one_line(given.debug), _ending_together(), interrupt.catching():
+    with errors_in_one_line(given.debug), interrupt.catching(), _ending_together():
         _run_on_every_rank(number, given)
 
 
@@ -53,18 +53,21 @@ def phase_script(number: int, arguments: Sequence[str] | None = None) -> None:
 def _ending_together() -> Iterator[None]:
     """End one of several ranks as one rank ends: with the exit code of a signal, and without the traceback of a
     connection that another rank has closed because it ended. The launcher ends all ranks when one has ended."""
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     try:
-        yield
-    except RuntimeError:  # torch's errors of communication are RuntimeErrors
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            time.sleep(_PEER_S)  # the launcher's SIGTERM ends this process here, if it is another rank's failure
-        raise
+        try:
+            yield
+        except RuntimeError:  # torch's errors of communication are RuntimeErrors
+            interrupt.act()
+            if not alone:
+                time.sleep(_PEER_S)  # the launcher's SIGTERM ends this process here, if it is another rank's failure
+            raise
     except (KeyboardInterrupt, SystemExit) as stop:
         code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
-        if code in interrupt.EXIT_CODES and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if code in interrupt.EXIT_CODES and not alone:
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(int(code))  # an orderly end would wait for the other ranks
+            os._exit(int(str(code)))  # an orderly end would wait for the other ranks
         raise SystemExit(code) from None
 
 
@@ -144,7 +147,10 @@ def launch() -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     def pass_on(signum: int, frame: Any) -> None:  # torchrun replaces it by its own; one process alone has no torchrun
-        for child in psutil.Process().children():
+        children = psutil.Process().children()
+        if not children:  # nothing has been launched yet
+            raise SystemExit(interrupt.exit_code(signum))
+        for child in children:
             child.send_signal(signum)
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):

@@ -77,13 +77,15 @@ def verify(
 
     The exit code is 1 if there is a problem.
     """
+    from natix_hf.provenance.owner import at_work
     from natix_hf.runs.verify import find_problems
 
     problems = find_problems(reference, note=lambda line: say(f"note: {line}"))
+    worker = at_work(Path(reference))
     for problem in problems:
         say(problem)
     found = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}" if problems else "intact"
-    say(f"{reference}: {found}")
+    say(f"{reference}: {found}" + (f", in progress: {worker}" if worker else ""))
     if problems:
         raise typer.Exit(1)
 

@@ -28,8 +28,9 @@ from natix_hf.intake.columns import (
 )
 from natix_hf.intake.files import File, find_files, why_no_row
 from natix_hf.intake.folder import Listing, read_listing, read_marked, read_pictures, say_no_picture
+from natix_hf.provenance.alone import alone
 from natix_hf.provenance.files import json_sha256
-from natix_hf.synthetic import build_synthetic
+from natix_hf.synthetic import SyntheticConfig, build_synthetic
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -91,7 +92,7 @@ def read_part(source: SourceConfig, config: DataConfig, key: str = "data.source"
     """
     path = Path(os.path.expanduser(source.source))  # Path("./~") would be the home folder
     if source.source == SYNTHETIC:
-        return _from_splits(source, config, {"train": build_synthetic(config.synthetic)}, labelled)
+        return _from_splits(source, config, {"train": _scenes(config.synthetic)}, labelled)
     if path.exists():
         if source.revision is not None:
             raise DataError(f"data.revision is for a dataset on the Hub, but {path} is on disk: remove the key")
@@ -105,6 +106,15 @@ def read_part(source: SourceConfig, config: DataConfig, key: str = "data.source"
     if pictures is not None:
         return _from_disk(source, config, pictures, key, labelled)
     return _from_splits(source, config, load_hub(source.source, source.revision, source.config, key), labelled)
+
+
+def _scenes(config: SyntheticConfig) -> Dataset:
+    """Draw the built-in scenes, or read them from the cache."""
+    from datasets import config as of_datasets
+
+    path = Path(of_datasets.HF_DATASETS_CACHE) / "natix_hf" / f"scenes-{json_sha256(config.plain())[:32]}"
+    with alone(path, "drawing the same scenes"):
+        return build_synthetic(config)
 
 
 def _from_disk(source: SourceConfig, config: DataConfig, path: Path, key: str, labelled: bool) -> Part:

@@ -107,7 +107,7 @@ def write_history(path: Path, history: list[dict[str, Any]]) -> list[dict[str, A
     timeless = [
         {
             key: value if math.isfinite(value) else None
-            for key, value in row.items()
+            for key, value in sorted(row.items())  # a checkpoint sorts them too
             if key != "data_wait" and not key.endswith(("_runtime", "_per_second"))
         }
         for row in history

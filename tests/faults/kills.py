@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,18 @@ class Chains:
     """A recipe, its undisturbed run, and runs that are killed and continued."""
 
     def __init__(self, folder: Path, seed: int) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder, self.random = folder, random.Random(seed)
         tiny_backbone("dinov2", layers=2).save_pretrained(folder / "backbone")
         source = write_parquet_source(folder / "source", groups=60, official_test=30, unclear=3)
-        recipe = explora_recipe(folder, source, folder / "backbone", objective="mae")
+        short = {"num_train_epochs": 1, "adapter": "lora", "dataloader_num_workers": 0}
+        recipe = explora_recipe(
+            folder, source, folder / "backbone", objective="mae", max_steps=4, probe_steps=2, supervised=short
+        )
         self.arguments = [
             recipe, "--phases", "all", "phase1.adapter=lora", "phase1.num_train_epochs=1",
             "phase1.save_strategy=steps", "phase1.save_steps=2", "phase1.eval_strategy=steps", "phase1.eval_steps=2",
-            "phase1.logging_steps=3", "phase4.logging_steps=2", "phase5.risk.alpha=0.6",
+            "phase1.logging_steps=3", *(f"phase{n}.n_resamples=100" for n in (2, 3, 5, 6)), "phase5.risk.alpha=0.6",
             "phase5.risk.delta=0.3", "data.target_prior=0.5",
         ]  # fmt: skip
         os.environ |= {"NATIX_HF_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -101,7 +106,7 @@ class Chains:
         self.reached(run, number, process)
         time.sleep(self.random.random() * self.seconds[number])
         at = next((str(n) for n in ORDER if (run / PHASES[n].folder / "in_progress.json").is_file()), "between")
-        if process.is_alive():
+        with suppress(ProcessLookupError):  # it has just ended
             (os.killpg if to_group else os.kill)(process.pid, signum)
         return at, process
 
@@ -131,15 +136,14 @@ class Chains:
     def kills(self, count: int) -> Counter[str]:
         """SIGKILL of the process group at random moments of all phases, in chains."""
         hits: Counter[str] = Counter()
-        stations = [STATIONS[i % len(STATIONS)] for i in range(count)]
-        for i, number in enumerate(stations):
-            run = self.folder / f"killed-{i // len(STATIONS)}"
-            at, process = self.hit(run, number, signal.SIGKILL)
-            hits[at] += 1
-            process.join()
-            self.check(run, f"kill {i} in phase {at}")
-            if i + 1 == count or (i + 1) % len(STATIONS) == 0:
-                self.complete(run, f"chain {i // len(STATIONS)}")
+        for chain, begin in enumerate(range(0, count, len(STATIONS))):
+            run, many = self.folder / f"killed-{chain}", min(count - begin, len(STATIONS))
+            for i in range(many):  # a short chain skips stations, and reaches the last phases too
+                at, process = self.hit(run, STATIONS[(2 * i + 1) * len(STATIONS) // (2 * many)], signal.SIGKILL)
+                hits[at] += 1
+                process.join()
+                self.check(run, f"kill {begin + i} in phase {at}")
+            self.complete(run, f"chain {chain}")
         return hits
 
     def signals(self, count: int) -> Counter[str]:
@@ -199,7 +203,9 @@ def be_a_run(arguments: list[str], output: str) -> None:
     for stream in (1, 2):
         os.dup2(target, stream)
     from natix_hf.cli import main
+    from natix_hf.results import plots
 
+    plots._DPI = 40  # to draw is most of the work of the later phases
     main(arguments)
 
 
