@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from natix_hf.pipeline import OUTPUTS, data_loader, run_phase, why_run
-from natix_hf.preflight import check_trainings, require_labels
+from natix_hf.preflight import check_trainings, require_caches, require_labels
 from natix_hf.recipe import Recipe, load_recipe
 from natix_hf.runs.folders import LOG, new_run, newest_run, open_run
 from natix_hf.runs.freshness import require_upstream
@@ -45,6 +45,7 @@ def _run_on_every_rank(number: int, given: argparse.Namespace) -> None:
 
     recipe, phase = load_recipe(given.recipe, given.overrides), PHASES[number]
     require_labels(recipe, [number])
+    require_caches(recipe)
     # The process group is created here, so the two keys of TrainingArguments that shape it apply from here on. The
     # other ranks wait while rank 0 downloads and decodes. That may take longer than torch's default of ten minutes.
     training = (recipe.stage(number) if phase.trains else recipe.phase1).training_fields()

@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from natix_hf.errors import RunError, UsageError, VerificationError, first_line
+from natix_hf.disk import disk_error, disk_line
+from natix_hf.errors import NatixError, RunError, UsageError, VerificationError, first_line
 from natix_hf.preflight import check_run
 from natix_hf.provenance.manifest import read_manifest
 from natix_hf.recipe import Recipe, load_recipe
@@ -125,6 +126,25 @@ def _durations_before(recipe_name: str) -> dict[int, float]:
     return took
 
 
+def _disk_in_words(run: Callable[..., None]) -> Callable[..., None]:
+    """Turn any error of the disk, whichever library reports it, into a line that names the run or cache it is in."""
+
+    @functools.wraps(run)
+    def run_in_words(phase: Phase, recipe: Recipe, run_dir: Path, *others: Any) -> None:
+        try:
+            run(phase, recipe, run_dir, *others)
+        except NatixError:
+            raise
+        except Exception as error:
+            disk = disk_error(error)
+            if disk is None:
+                raise
+            raise RunError(f"phase {phase.number}: {disk_line(disk, run_dir)}") from error
+
+    return run_in_words
+
+
+@_disk_in_words
 def run_phase(
     phase: Phase,
     recipe: Recipe,
@@ -161,10 +181,10 @@ def run_phase(
     except torch.OutOfMemoryError as error:
         advice = "lower per_device_train_batch_size and raise gradient_accumulation_steps"
         raise RunError(f"phase {phase.number} ran out of memory ({first_line(error)}): {advice}") from None
-    except SafetensorError as error:  # safetensors raises this on a full disk
-        raise RunError(
-            f"phase {phase.number} could not write or read weights under {run_dir} ({error}): is there space left?"
-        ) from None
+    except SafetensorError as error:
+        if disk_error(error) is not None:
+            raise
+        raise RunError(f"phase {phase.number} could not write or read weights under {run_dir} ({error})") from None
     if is_main:
         attempt.finish(outcome.metrics)
         say(f"phase {phase.number}  done in {minutes(time.monotonic() - begin)}: {outcome.told}", hang=LABEL)

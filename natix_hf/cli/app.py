@@ -22,6 +22,8 @@ _ORDER = (
     "push",
     "pull",
     "report",
+    "runs",
+    "clean",
     "audit",
     "reward",
     "certify",

@@ -18,6 +18,7 @@ from PIL import Image
 
 from natix_hf.data.images import describe_cell, open_image, pixel_sha256, shrink, tame_aspect
 from natix_hf.data.near_duplicates import thumbprint
+from natix_hf.data.space import require_space
 from natix_hf.errors import DataError
 from natix_hf.provenance.files import json_sha256
 
@@ -73,13 +74,15 @@ def decode_once(
     key = json_sha256([dataset._fingerprint, ids, image_column, cache_px, cache, _DECODER])[:32]
     workers = min(os.cpu_count() or 1, len(dataset) // _ROWS_A_WORKER)
     settings = {"image_column": image_column, "cache_px": cache_px, "cache": cache, "strict": on_bad_image == "error"}
+    file = Path(config.HF_DATASETS_CACHE) / "natix_hf" / f"decoded-{key}.arrow"
+    require_space(dataset, image_column, cache_px, cache, file)
     decoded = dataset.select_columns([image_column]).map(
         _decode_row,
         with_indices=True,
         fn_kwargs={"ids": ids, **settings},
         features=features,
         remove_columns=[image_column],
-        cache_file_name=str(Path(config.HF_DATASETS_CACHE) / "natix_hf" / f"decoded-{key}.arrow"),
+        cache_file_name=str(file),
         new_fingerprint=key,
         num_proc=workers if workers > 1 else None,
         writer_batch_size=200,

@@ -6,7 +6,6 @@ seen the groups that it answers neither in training nor in any choice.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from natix_hf.errors import LeakageError
 from natix_hf.metrics import select_threshold
 from natix_hf.models.classifier import build_classifier
 from natix_hf.models.preprocess import make_processor
+from natix_hf.provenance.durable import remove_folder
 from natix_hf.provenance.files import atomic_file, ids_sha256
 from natix_hf.results.answers import compute_answers, save_candidate
 from natix_hf.results.candidate import Candidate
@@ -116,7 +116,7 @@ def _train_fold(context: PhaseContext, train: Rows, val_select: Asked, held: lis
     made_by = {"model_sha256": answers[0][0].candidate_sha256, "rows_sha256": _rows_sha256(held)}
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata=made_by)
-    shutil.rmtree(folder, ignore_errors=True)  # the answers are what is wanted
+    remove_folder(folder)  # the answers are what is wanted
 
 
 def _rows_sha256(held: list[Asked]) -> str:

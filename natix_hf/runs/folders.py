@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from natix_hf.errors import UsageError
+from natix_hf.provenance.durable import make_folder, sync_folder
 from natix_hf.provenance.files import read_json, write_json
 
 RUN_FILE = "run.json"
@@ -23,13 +24,14 @@ def new_run(root: Path, recipe_name: str) -> Path:
     """
     folder = root / recipe_name
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         while True:
             path = folder / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
             try:
                 path.mkdir()
             except FileExistsError:  # another run drew the same digits in the same second
                 continue
+            sync_folder(folder)
             return _stamp(path, recipe_name)
     except OSError as error:
         raise UsageError(
@@ -55,7 +57,7 @@ def open_run(path: Path, recipe_name: str) -> Path:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"--run-dir {path} exists but is not a run folder: name a run folder or an empty one")
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         return _stamp(path, recipe_name)
     except OSError as error:
         raise UsageError(

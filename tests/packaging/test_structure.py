@@ -36,7 +36,7 @@ FLOORS = (
     "section yaml12",
     "provenance",
     "terminal resources typed",
-    "errors",
+    "errors disk",
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 
