@@ -14,9 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from natix_hf.disk import disk_error, disk_line
 from natix_hf.errors import NatixError, RunError, UsageError, VerificationError, first_line
-from natix_hf.preflight import check_run
+from natix_hf.preflight import SPREAD, check_run
 from natix_hf.provenance.manifest import read_manifest
 from natix_hf.recipe import Recipe, load_recipe
 from natix_hf.resources import resource_folder
@@ -223,6 +225,7 @@ def why_run(run_dir: Path, phase: Phase, recipe: Recipe) -> str | None:
 def _launch_options(accelerate_config: Path | None) -> list[str] | None:
     """The options of `accelerate launch` for training on several devices; None means to train in this process."""
     if accelerate_config is not None:
+        _require_launchable(accelerate_config)
         return ["--config_file", str(accelerate_config)]
     import torch
 
@@ -230,6 +233,22 @@ def _launch_options(accelerate_config: Path | None) -> list[str] | None:
         return None
     options = ["--multi_gpu", "--num_processes", str(torch.cuda.device_count()), "--num_machines", "1"]
     return [*options, "--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+def _require_launchable(accelerate_config: Path) -> None:
+    """Raise a `UsageError` if this process cannot start what a file of accelerate describes."""
+    try:
+        content = yaml.safe_load(accelerate_config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise UsageError(f"--accelerate-config {accelerate_config} is not valid YAML ({first_line(error)})") from None
+    given = content if isinstance(content, dict) else {}
+    if str(given.get("distributed_type")) in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP"):
+        raise UsageError(f"--accelerate-config {accelerate_config}: {SPREAD}")
+    if str(given.get("num_machines", 1)) != "1":
+        raise UsageError(
+            f"--accelerate-config {accelerate_config} is for several machines, and natix-hf run starts processes on "
+            "this one alone: start recipes/phaseN.py with accelerate launch on each (docs/recipes.md)"
+        )
 
 
 def _launch(phase: Phase, options: list[str], arguments: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,10 @@ from natix_hf.recipe import Recipe
 from natix_hf.runs.graph import PHASES, Phase
 from natix_hf.runs.pins import pinned_model
 
+SPREAD = (
+    "a model that is spread over devices (FSDP, DeepSpeed) is refused, because exact resume and the proof of a merge "
+    "need whole weights, and a ViT fits on one device: use accelerate_configs/ddp_2gpu.yaml"
+)
 # TrainingArguments need a folder. A check writes nothing there.
 _NOWHERE = Path("outputs")
 
@@ -57,6 +62,12 @@ def require_caches(recipe: Recipe) -> None:
             uses.append("hub")
     for line in require_writable(uses):
         raise UsageError(line)
+
+
+def require_whole_models() -> None:
+    """Raise a `UsageError` if accelerate was told to spread the model over devices."""
+    if any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM")):
+        raise UsageError(SPREAD)
 
 
 def check_trainings(recipe: Recipe, phases: Sequence[Phase], run_dir: Path | None) -> None:

@@ -7,6 +7,7 @@ import secrets
 import time
 from pathlib import Path
 
+from natix_hf.disk import FULL, disk_line
 from natix_hf.errors import UsageError
 from natix_hf.provenance.durable import make_folder, sync_folder
 from natix_hf.provenance.files import read_json, write_json
@@ -34,10 +35,9 @@ def new_run(root: Path, recipe_name: str) -> Path:
             sync_folder(folder)
             return _stamp(path, recipe_name)
     except OSError as error:
-        raise UsageError(
-            f"cannot make a run folder in {folder} ({error.strerror}): run in a folder you may write to, or set "
-            "--run-dir"
-        ) from None
+        way_out = "run in a folder you may write to, or set --run-dir"
+        advice = disk_line(error, folder) if error.errno in FULL else way_out
+        raise UsageError(f"cannot make a run folder in {folder} ({error.strerror}): {advice}") from None
 
 
 def open_run(path: Path, recipe_name: str) -> Path:
@@ -60,9 +60,8 @@ def open_run(path: Path, recipe_name: str) -> Path:
         make_folder(path)
         return _stamp(path, recipe_name)
     except OSError as error:
-        raise UsageError(
-            f"cannot write to --run-dir {path} ({error.strerror}): name a folder that you may write to"
-        ) from None
+        advice = disk_line(error, path) if error.errno in FULL else "name a folder that you may write to"
+        raise UsageError(f"cannot write to --run-dir {path} ({error.strerror}): {advice}") from None
 
 
 def newest_run(root: Path, recipe_name: str) -> Path | None:
