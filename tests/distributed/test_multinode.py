@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conftest
 import pytest
 import yaml
 from facts import tells
 from ranks import LIMIT_S, launch
-from refusals import refused
 
 from natix_hf.errors import UsageError
 from natix_hf.pipeline import run_recipe
@@ -79,7 +79,8 @@ def test_a_machine_that_does_not_see_the_run_folder_ends_all(tiny_recipe_file: P
 def test_natix_hf_run_starts_no_other_machine(tiny_recipe_file: Path, tmp_path: Path) -> None:
     for name, fact in (("multinode.yaml", "recipes/phaseN.py"), ("fsdp_2gpu.yaml", "ddp_2gpu.yaml")):
         config = resource_folder("accelerate_configs") / name
-        refused(UsageError, lambda: run_recipe(str(tiny_recipe_file), [1], tmp_path / "run", config), config, fact)
+        with conftest.refused(UsageError, config, fact):
+            run_recipe(str(tiny_recipe_file), [1], tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
 
 
