@@ -122,10 +122,10 @@ def errors_in_one_line(debug: bool) -> Iterator[None]:
         fail(error)
     except Exception as error:
         disk = disk_error(error)
-        if debug or (disk is None and not isinstance(error, OSError)):
-            raise
-        if disk is not None:
+        if disk is not None and not debug:
             fail(NatixError(disk_line(disk)))
+        if debug or not isinstance(error, OSError):
+            raise
         fail(NatixError(f"{error.strerror or error} {error.filename or ''}".strip() + " (--debug shows where)"))
 
 

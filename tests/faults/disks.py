@@ -63,11 +63,11 @@ def make_reference(folder: Path, phases: Sequence[int] = (1, 4, 2, 3, 5, 6)) -> 
         "data": {**TINY_RECIPE["data"], "source": str(source)},
         "model": {"backbone": str(folder / "backbone"), "image_size": 28},
         "phase1": {**TINY_RECIPE["phase1"], "num_train_epochs": 2, "save_total_limit": 1},
-        "phase2": {"n_resamples": 20},
-        "phase3": {"num_train_epochs": 1, "folds": 2, "n_resamples": 20},
+        "phase2": {"n_resamples": 100},
+        "phase3": {"num_train_epochs": 1, "folds": 2, "n_resamples": 100},
         "phase4": STAGE_A | {"objective": "mae", "max_steps": 2, "probe_steps": 0, "use_labeled_data": False},
-        "phase5": {"n_resamples": 20, "risk": {"alpha": 0.6, "delta": 0.3}},
-        "phase6": {"n_resamples": 20},
+        "phase5": {"n_resamples": 100, "risk": {"alpha": 0.6, "delta": 0.3}},
+        "phase6": {"n_resamples": 100},
     }
     reference = Reference(write_recipe(folder / "tiny.yaml", content), folder / "run", folder)
     _in_a_process(_be_reference, reference, phases)
