@@ -126,11 +126,14 @@ def disk_line(error: OSError, run_dir: Path | None = None) -> str:
     variable = _variable(path) if path is not None and not in_run else None
     what = str(path) if path is not None else "a file"
     elsewhere = f"set {variable} to a folder on" if variable else "name a --run-dir on"
+    if path is None:
+        elsewhere = "set HF_HOME, TMPDIR or --run-dir to a folder on"
     again = "; the same command with this --run-dir continues" if run_dir is not None else ""
     if error.errno in FULL:
         full = "your quota is used up" if error.errno == errno.EDQUOT else "the disk is full"
-        free = f" ({as_size(free_bytes(path))} free)" if path is not None else ""
-        return f"{full}: {what} could not be written{free}: free some space, or {elsewhere} another disk{again}"
+        free = f", {as_size(free_bytes(path))} free" if path is not None else ""
+        cause = f"{what} could not be written ({_reason(error)}{free})"
+        return f"{full}: {cause}: free some space, or {elsewhere} another disk{again}"
     if error.errno == errno.EFBIG:
         return f"{what} is larger than its disk or `ulimit -f` allows: raise the limit, or {elsewhere} another{again}"
     if error.errno == errno.EROFS or (error.errno in _CLOSED and (variable or in_run)):

@@ -93,7 +93,12 @@ def remove_folder(folder: Path) -> None:
     if folder.is_symlink():
         folder.unlink()
     elif folder.exists():
-        replace(folder, temporary_sibling(folder))
+        try:
+            replace(folder, temporary_sibling(folder))
+        except PermissionError:
+            if os.name != "nt":
+                raise
+            shutil.rmtree(folder, ignore_errors=True)  # Windows renames no folder of which a file is open
     if folder.parent.is_dir():
         for left in folder.parent.glob(f"{glob.escape(f'{TEMPORARY_PREFIX}{folder.name}')}-*"):
             discard(left)
