@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -83,6 +84,23 @@ def _temporary_folder() -> Path:
         return Path(tempfile.gettempdir())
     except FileNotFoundError:  # none of the usual ones can be written to
         return Path(_set("TMPDIR") or "/tmp")
+
+
+@contextmanager
+def naming_cache(use: str) -> Iterator[None]:
+    """Name the cache of this use in an error of the disk that names no file, because nothing else is written inside.
+
+    Once the library has removed its half-written file, the disk may look as if it had space.
+    """
+    try:
+        yield
+    except Exception as error:
+        disk = disk_error(error)
+        if disk is None or disk.errno not in OF_A_DISK:
+            raise
+        if disk.filename is None:
+            disk.filename = str(cache_folders()[use][1])
+        raise disk from error
 
 
 def refused_write(folder: Path) -> OSError | None:

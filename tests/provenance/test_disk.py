@@ -159,3 +159,19 @@ def test_copies_that_will_not_fit_are_refused_before_the_first(
 def test_sizes_for_people() -> None:
     sizes = {0: "0 B", 999: "999 B", 1000: "1.0 kB", 99_400: "99.4 kB", 999_600: "1.0 MB", 1.5e9: "1.5 GB"}
     assert {count: disk.as_size(count) for count in sizes} == sizes
+
+
+def test_a_full_cache_is_named_although_the_library_has_tidied_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no damage of the source, and no fault of the run's own disk."""
+    from natix_hf.intake.columns import load_splits
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+
+    def load() -> None:
+        raise chained(ValueError("generating failed"), OSError(errno.ENOSPC, "No space left on device"))
+
+    with pytest.raises(OSError) as caught, disk.naming_cache("datasets"):
+        load_splits(load, "data.source", "somewhere")
+    assert tells(disk_line(caught.value, tmp_path / "run"), tmp_path / "datasets", "HF_DATASETS_CACHE", "disk is full")
