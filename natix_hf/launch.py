@@ -16,11 +16,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from natix_hf import interrupt
+from natix_hf.errors import UsageError
 from natix_hf.pipeline import OUTPUTS, continuable, data_loader, run_phase, why_run
-from natix_hf.preflight import check_trainings, require_labels
+from natix_hf.preflight import check_trainings, require_caches, require_labels, require_whole_models
+from natix_hf.provenance.durable import temporary_sibling
 from natix_hf.provenance.owner import TOKEN, owning
 from natix_hf.recipe import Recipe, load_recipe
 from natix_hf.runs.folders import LOG, new_run, newest_run, open_run
@@ -28,9 +30,13 @@ from natix_hf.runs.freshness import require_upstream
 from natix_hf.runs.graph import PHASES
 from natix_hf.terminal import errors_in_one_line, log_to, robust_streams, say, tell
 
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
 DEFAULT_RECIPE = "quickstart"
 _PATIENCE_S = 4 * 3600
 _PEER_S = 5.0  # within this time after a rank has ended, the launcher ends the others
+_LATE_S = 10
 
 
 def phase_script(number: int, arguments: Sequence[str] | None = None) -> None:
@@ -79,6 +85,8 @@ def _run_on_every_rank(number: int, given: argparse.Namespace) -> None:
 
     recipe, phase = load_recipe(given.recipe, given.overrides), PHASES[number]
     require_labels(recipe, [number])
+    require_whole_models()
+    require_caches(recipe)
     # The process group is created here, so the two keys of TrainingArguments that shape it apply from here on. The
     # other ranks wait while rank 0 downloads and decodes. That may take longer than torch's default of ten minutes.
     training = (recipe.stage(number) if phase.trains else recipe.phase1).training_fields()
@@ -90,6 +98,7 @@ def _run_on_every_rank(number: int, given: argparse.Namespace) -> None:
         check_trainings(recipe, [phase], given.run_dir or (None if given.new else newest_run(OUTPUTS, recipe.name)))
     # Rank 0 chooses the run and splits the rows. If that fails, rank 0 ends and the launcher ends the others.
     chosen = _choose_run(recipe, given.run_dir, given.new) if state.is_main_process else None
+    _require_shared(chosen, state)
     with _owning(chosen, number, given) if chosen is not None else nullcontext():
         agreed: list[Any] = [None, None]
         if chosen is not None:
@@ -128,6 +137,35 @@ def _launcher() -> list[str]:
         return words[: next(i for i, word in enumerate(words) if Path(word).name == Path(sys.argv[0]).name)]
     except (psutil.Error, AttributeError, StopIteration):
         return ["accelerate", "launch"]
+
+
+def _require_shared(chosen: Path | None, state: PartialState) -> None:
+    """Raise a `UsageError` on every machine if one of them does not see the run folder that rank 0 has chosen.
+
+    Every rank calls it. A folder with the same path is not enough, so rank 0 leaves a file there for the others.
+    """
+    from accelerate.utils import broadcast_object_list, gather_object
+
+    if state.num_processes == int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)):
+        return
+    token = temporary_sibling(chosen / "seen_by_every_machine") if chosen is not None else None
+    if token is not None:
+        token.touch()
+    [place] = broadcast_object_list([str(token)])
+    end = time.monotonic() + _LATE_S
+    while not Path(place).exists() and time.monotonic() < end:  # a network file system may show it late
+        time.sleep(0.5)
+    blind = [] if Path(place).exists() else [int(os.environ.get("GROUP_RANK", "0"))]
+    machines = sorted(set(gather_object(blind)))
+    if token is not None:
+        token.unlink(missing_ok=True)
+    if machines and state.is_local_main_process:
+        raise UsageError(
+            f"machine {', '.join(map(str, machines))} does not see the run folder {Path(place).parent} of machine 0: "
+            "start in a folder on a disk that all machines share under one path, or set --run-dir to one"
+        )
+    if machines:
+        raise SystemExit(UsageError.exit_code)  # one line a machine
 
 
 def _choose_run(recipe: Recipe, run_dir: Path | None, new: bool) -> Path:

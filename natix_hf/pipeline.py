@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from natix_hf import interrupt
-from natix_hf.errors import RunError, UsageError, VerificationError, first_line
-from natix_hf.preflight import check_run
+from natix_hf.disk import disk_error, disk_line
+from natix_hf.errors import NatixError, RunError, UsageError, VerificationError, first_line
+from natix_hf.preflight import SPREAD, check_run
 from natix_hf.provenance.manifest import read_manifest
 from natix_hf.provenance.owner import TOKEN, owning, token_of, without_secrets
 from natix_hf.recipe import Recipe, load_recipe
@@ -135,6 +138,25 @@ def _durations_before(recipe_name: str) -> dict[int, float]:
     return took
 
 
+def _disk_in_words(run: Callable[..., None]) -> Callable[..., None]:
+    """Turn any error of the disk, whichever library reports it, into a line that names the run or cache it is in."""
+
+    @functools.wraps(run)
+    def run_in_words(phase: Phase, recipe: Recipe, run_dir: Path, *others: Any) -> None:
+        try:
+            run(phase, recipe, run_dir, *others)
+        except NatixError:
+            raise
+        except Exception as error:
+            disk = disk_error(error)
+            if disk is None:
+                raise
+            raise RunError(f"phase {phase.number}: {disk_line(disk, run_dir)}") from error
+
+    return run_in_words
+
+
+@_disk_in_words
 def run_phase(
     phase: Phase,
     recipe: Recipe,
@@ -171,10 +193,10 @@ def run_phase(
     except torch.OutOfMemoryError as error:
         advice = "lower per_device_train_batch_size and raise gradient_accumulation_steps"
         raise RunError(f"phase {phase.number} ran out of memory ({first_line(error)}): {advice}") from None
-    except SafetensorError as error:  # safetensors raises this on a full disk
-        raise RunError(
-            f"phase {phase.number} could not write or read weights under {run_dir} ({error}): is there space left?"
-        ) from None
+    except SafetensorError as error:
+        if disk_error(error) is not None:
+            raise
+        raise RunError(f"phase {phase.number} could not write or read weights under {run_dir} ({error})") from None
     if is_main:
         attempt.finish(outcome)
         say(f"phase {phase.number}  done in {minutes(time.monotonic() - begin)}: {outcome.told}", hang=LABEL)
@@ -213,6 +235,7 @@ def why_run(run_dir: Path, phase: Phase, recipe: Recipe) -> str | None:
 def _launch_options(accelerate_config: Path | None) -> list[str] | None:
     """The options of `accelerate launch` for training on several devices; None means to train in this process."""
     if accelerate_config is not None:
+        _require_launchable(accelerate_config)
         return ["--config_file", str(accelerate_config)]
     import torch
 
@@ -220,6 +243,22 @@ def _launch_options(accelerate_config: Path | None) -> list[str] | None:
         return None
     options = ["--multi_gpu", "--num_processes", str(torch.cuda.device_count()), "--num_machines", "1"]
     return [*options, "--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+def _require_launchable(accelerate_config: Path) -> None:
+    """Raise a `UsageError` if this process cannot start what a file of accelerate describes."""
+    try:
+        content = yaml.safe_load(accelerate_config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise UsageError(f"--accelerate-config {accelerate_config} is not valid YAML ({first_line(error)})") from None
+    given = content if isinstance(content, dict) else {}
+    if str(given.get("distributed_type")) in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP"):
+        raise UsageError(f"--accelerate-config {accelerate_config}: {SPREAD}")
+    if str(given.get("num_machines", 1)) != "1":
+        raise UsageError(
+            f"--accelerate-config {accelerate_config} is for several machines, and natix-hf run starts processes on "
+            "this one alone: start recipes/phaseN.py with accelerate launch on each (docs/recipes.md)"
+        )
 
 
 def _launch(phase: Phase, options: list[str], arguments: list[str], run_dir: Path) -> None:

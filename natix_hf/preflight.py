@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from natix_hf.disk import cache_folders, require_writable
 from natix_hf.errors import UsageError
+from natix_hf.provenance.hub import is_repo_id
 from natix_hf.recipe import Recipe
 from natix_hf.runs.graph import PHASES, Phase
 from natix_hf.runs.pins import pinned_model
 
+SPREAD = (
+    "a model that is spread over devices (FSDP, DeepSpeed) is refused, because exact resume and the proof of a merge "
+    "need whole weights, and a ViT fits on one device: use accelerate_configs/ddp_2gpu.yaml"
+)
 # TrainingArguments need a folder. A check writes nothing there.
 _NOWHERE = Path("outputs")
 
@@ -26,6 +33,7 @@ def check_run(recipe: Recipe, wanted: Sequence[int], run_dir: Path | None, train
         UsageError: with the key or the phase, and what to do.
     """
     require_labels(recipe, wanted)
+    require_caches(recipe)
     if 4 in wanted:
         require_unlabelled(recipe.phase4.unlabelled)
     if 6 in wanted and recipe.data.synthetic_half is not None:
@@ -38,6 +46,28 @@ def check_run(recipe: Recipe, wanted: Sequence[int], run_dir: Path | None, train
         check_push(str(recipe.phase6.repo_id), recipe.phase6.tag)
     if 6 in wanted and recipe.phase6.onnx:
         check_onnx_export(recipe)
+
+
+def require_caches(recipe: Recipe) -> None:
+    """Raise a `UsageError` if a cache that the recipe will use cannot be written to, before any library tries.
+
+    A Hub cache that already holds the backbone may be read-only.
+    """
+    uses = ["temporary", "features"]
+    if recipe.data.source is not None or recipe.phase4.unlabelled:
+        uses.append("datasets")
+    backbone = recipe.model.backbone
+    if backbone is not None and is_repo_id(backbone) and not Path(backbone).expanduser().exists():
+        if not (cache_folders()["hub"][1] / f"models--{backbone.replace('/', '--')}").is_dir():
+            uses.append("hub")
+    for line in require_writable(uses):
+        raise UsageError(line)
+
+
+def require_whole_models() -> None:
+    """Raise a `UsageError` if accelerate was told to spread the model over devices."""
+    if any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM")):
+        raise UsageError(SPREAD)
 
 
 def check_trainings(recipe: Recipe, phases: Sequence[Phase], run_dir: Path | None) -> None:
@@ -87,7 +117,6 @@ def check_onnx_export(recipe: Recipe) -> None:
 def require_unlabelled(sources: Sequence[str], key: str = "phase4.unlabelled") -> None:
     """Raise a `UsageError` if a further source of images is neither on this disk nor the id of a data set."""
     from natix_hf.data.part import SYNTHETIC
-    from natix_hf.provenance.hub import is_repo_id
 
     for source in sources:
         if source != SYNTHETIC and not Path(source).expanduser().exists() and not is_repo_id(source):

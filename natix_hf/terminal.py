@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import errno
 import io
 import os
 import shutil
@@ -15,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
+from natix_hf.disk import disk_error, disk_line
 from natix_hf.errors import NatixError
 
 # The columns of the word that opens a line: "device", "phase 1", "bundle". Lines below it are indented as far.
@@ -125,12 +125,13 @@ def errors_in_one_line(debug: bool) -> Iterator[None]:
         if debug:
             raise
         fail(error)
-    except OSError as error:
-        if debug:
+    except Exception as error:
+        disk = disk_error(error)
+        if disk is not None and not debug:
+            fail(NatixError(disk_line(disk)))
+        if debug or not isinstance(error, OSError):
             raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = "free some space; the same --run-dir continues" if full else "--debug shows where"
-        fail(NatixError(f"{error.strerror or error} {error.filename or ''}".strip() + f" ({advice})"))
+        fail(NatixError(f"{error.strerror or error} {error.filename or ''}".strip() + " (--debug shows where)"))
 
 
 def minutes(seconds: float) -> str:

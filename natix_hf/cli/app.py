@@ -23,6 +23,8 @@ _ORDER = (
     "push",
     "pull",
     "report",
+    "runs",
+    "clean",
     "audit",
     "reward",
     "certify",

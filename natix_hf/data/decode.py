@@ -18,6 +18,7 @@ from PIL import Image
 
 from natix_hf.data.images import describe_cell, open_image, pixel_sha256, shrink, tame_aspect
 from natix_hf.data.near_duplicates import thumbprint
+from natix_hf.data.space import require_space
 from natix_hf.errors import DataError
 from natix_hf.provenance.alone import alone
 from natix_hf.provenance.files import json_sha256
@@ -76,6 +77,7 @@ def decode_once(
     settings = {"image_column": image_column, "cache_px": cache_px, "cache": cache, "strict": on_bad_image == "error"}
     path = Path(config.HF_DATASETS_CACHE) / "natix_hf" / f"decoded-{key}.arrow"
     with alone(path, "decoding the same images"):
+        require_space(dataset, image_column, cache_px, cache, path)
         decoded = dataset.select_columns([image_column]).map(
             _decode_row,
             with_indices=True,

@@ -19,6 +19,7 @@ from PIL import Image
 from natix_hf.data.asked import Asked, ask
 from natix_hf.data.config import Exam
 from natix_hf.data.rows import Rows
+from natix_hf.disk import naming_cache
 from natix_hf.provenance.alone import alone
 from natix_hf.provenance.files import json_sha256
 from natix_hf.subnet.challenge import decode_jpeg
@@ -52,6 +53,7 @@ class DrawnOnce(Asked):
         return self.pictures_of([i])[0]
 
 
+@naming_cache("datasets")
 def drawn_once(rows: Rows, exam: Exam | None) -> Asked:
     """Ask about rows, and draw their exam views now, or read them from the cache. Every rank may call it.
 

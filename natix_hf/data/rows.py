@@ -15,6 +15,7 @@ from natix_hf.data.near_duplicates import join_given, near_duplicate_groups, per
 from natix_hf.data.reviewed import apply_review, labels_after_review
 from natix_hf.data.sources import SourceRows, load_source
 from natix_hf.data.splits import Splits
+from natix_hf.disk import naming_cache
 from natix_hf.errors import DataError
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class ImageData:
         )
 
 
+@naming_cache("datasets")
 def load_image_data(config: DataConfig, splits: Splits | None = None) -> ImageData:
     """Load the source, decode every image once, and divide the rows unless `splits` are given.
 

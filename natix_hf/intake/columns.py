@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from natix_hf.disk import OF_A_DISK, disk_error
 from natix_hf.errors import DataError, HubError, UsageError, first_line
 from natix_hf.intake.files import Found
 from natix_hf.intake.kinds import kind_of
@@ -238,6 +239,8 @@ def load_splits(load: Callable[[], Any], key: str, source: str) -> dict[str, Any
         RuntimeError,
         DatasetsError,
     ) as error:  # IndexError: saved without rows; TypeError: a README with other things than it should hold
+        if (disk := disk_error(error)) is not None and disk.errno in OF_A_DISK:
+            raise disk from error  # of the cache that it was writing
         cause = error.__cause__ or error  # DatasetGenerationError hides the real error in its cause
         if "onfig name is missing" in str(error):
             raise DataError(

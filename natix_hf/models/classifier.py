@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,14 @@ def save_model(folder: Path, model: PreTrainedModel, processor: Any) -> None:
     """Write a model and its image processor into a folder, as transformers reads them."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    share_weights(folder)
+
+
+def share_weights(folder: Path) -> None:
+    """Give the weights that `save_pretrained` wrote the permissions of the configuration beside them. safetensors
+    writes them for their owner alone, so that a service's user could not read a copied model."""
+    for weights in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", weights)
 
 
 def head_of(model: nn.Module) -> nn.Linear:

@@ -7,7 +7,6 @@ seen the groups that it answers neither in training nor in any choice.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from natix_hf.errors import LeakageError
 from natix_hf.metrics import select_threshold
 from natix_hf.models.classifier import build_classifier
 from natix_hf.models.preprocess import make_processor
+from natix_hf.provenance.durable import remove_folder
 from natix_hf.provenance.files import atomic_file, ids_sha256
 from natix_hf.results.answers import compute_answers, save_candidate
 from natix_hf.results.candidate import Candidate
@@ -118,7 +118,7 @@ def _train_fold(context: PhaseContext, train: Rows, val_select: Asked, held: lis
     made_by["content_sha256"] = _content_sha256(**tensors)
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata=made_by)
-    shutil.rmtree(folder, ignore_errors=True)  # the answers are what is wanted
+    remove_folder(folder)  # the answers are what is wanted
 
 
 def _rows_sha256(held: list[Asked]) -> str:

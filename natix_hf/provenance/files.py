@@ -1,7 +1,7 @@
-"""Atomic writes and checksums.
+"""Atomic writes, durable folders, and checksums.
 
-A reader sees either the old file or the complete new one. Each write goes to a temporary name in the same folder,
-is flushed with fsync, and then replaces the target with `os.replace`.
+A reader sees either the old file or the complete new one. Each write goes to a temporary name in the same folder, is
+flushed with fsync, and then replaces the target with `os.replace`.
 """
 
 from __future__ import annotations
@@ -9,69 +9,76 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-import uuid
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from natix_hf.errors import VerificationError
+from natix_hf.provenance.durable import (
+    discard,
+    make_folder,
+    replace,
+    settle,
+    settle_file,
+    temporary_sibling,
+)
 
-TEMPORARY_PREFIX = ".tmp-"
 # Called with every path before it is replaced. A process that no longer owns the folder raises here.
 GUARDS: list[Callable[[Path], None]] = []
-
-
-def _temporary_sibling(path: Path) -> Path:
-    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
+_TEMPORARY = re.compile(r"\.tmp(-.*|[0-9A-Za-z]{6})", re.DOTALL)  # ours, and those that safetensors makes
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`. The file written there becomes `path` if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_sibling(path)
+    """Yield a temporary path beside `path`. The file written there becomes `path` if the block succeeds.
+
+    The temporary file is there from the beginning, empty: a folder that cannot be written to is found before the work.
+    """
+    temporary = temporary_sibling(path)
     try:
+        make_folder(path.parent)
+        with temporary.open("xb") as handle:
+            mode = stat.S_IMODE(os.fstat(handle.fileno()).st_mode)
         yield temporary
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
+        settle_file(temporary, mode)
         check_guards(path)
-        os.replace(temporary, path)
+        replace(temporary, path)
     except OSError as error:
         _name(error, path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`. It replaces `path` if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_sibling(path)
-    temporary.mkdir()
+    temporary = temporary_sibling(path)
     try:
+        make_folder(path.parent)
+        temporary.mkdir()
         yield temporary
-        for file in list_files(temporary):
-            with (temporary / file).open("rb+") as handle:
-                os.fsync(handle.fileno())
+        settle(temporary)
         check_guards(path)
-        old = _temporary_sibling(path)
+        old = temporary_sibling(path)
         if path.exists():  # move the old folder aside in one step, so that `path` is never half deleted
-            os.replace(path, old)
+            replace(path, old)
         try:
-            os.replace(temporary, path)
+            replace(temporary, path)
         except OSError:
             if old.exists():
-                os.replace(old, path)
+                replace(old, path)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        discard(old)
     except OSError as error:
         _name(error, path)
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        discard(temporary)
 
 
 def _name(error: OSError, path: Path) -> None:
@@ -140,7 +147,8 @@ def list_files(folder: Path) -> list[str]:
 
 def list_temporaries(folder: Path) -> list[str]:
     """List the topmost temporary files and folders that interrupted writes left under `folder`, sorted."""
-    found = [path for path in folder.rglob(f"{TEMPORARY_PREFIX}*") if not _unfinished(path.parent, folder)]
+    named = (path for path in folder.rglob(".tmp*") if _TEMPORARY.fullmatch(path.name))
+    found = [path for path in named if not _unfinished(path.parent, folder)]
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
@@ -148,11 +156,11 @@ def remove_temporaries(folder: Path) -> None:
     """Remove the temporary files and folders that interrupted writes left under `folder`."""
     for name in list_temporaries(folder):
         path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _unfinished(path: Path, folder: Path) -> bool:
-    return any(part.startswith(TEMPORARY_PREFIX) for part in path.relative_to(folder).parts)
+    return any(_TEMPORARY.fullmatch(part) for part in path.relative_to(folder).parts)
 
 
 def walk(root: Path, refuse: Callable[[str, str], None] | None = None) -> Iterator[tuple[str, os.DirEntry[str]]]:

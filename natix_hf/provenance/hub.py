@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from natix_hf.disk import OF_A_DISK
 from natix_hf.errors import HubError, UsageError, first_line
 
 Kind = Literal["model", "dataset"]
 _NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
-# Errors of a disk that may come without a file name. Other errors without a file name may come from a socket.
-_OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 def is_repo_id(text: str) -> bool:
@@ -93,7 +91,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _is_local(error: BaseException) -> bool:
     """Check that a local file or the local disk caused the error."""
     named = isinstance(error, OSError) and error.errno is not None and error.filename is not None
-    return named or (isinstance(error, OSError) and error.errno in _OF_A_DISK)
+    return named or (isinstance(error, OSError) and error.errno in OF_A_DISK)
 
 
 def _told(error: Any, begin: str, outcome: str, doubt: str) -> UsageError | HubError:

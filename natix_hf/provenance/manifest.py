@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from natix_hf.errors import VerificationError
+from natix_hf.provenance.durable import settle
 from natix_hf.provenance.files import check_files, describe_files, json_sha256, list_files, read_json, write_json
 
 MANIFEST = "manifest.json"
@@ -62,6 +63,7 @@ def write_manifest(
     Returns:
         The manifest.
     """
+    settle(folder)  # a manifest must not outlive what it names
     outside = (MANIFEST, *exclude)
     files = describe_files(folder, (name for name in list_files(folder) if name.split("/")[0] not in outside))
     manifest: dict[str, Any] = {

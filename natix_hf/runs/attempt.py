@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from natix_hf.errors import VerificationError
-from natix_hf.provenance.files import ids_sha256, json_sha256, read_json, remove_temporaries, write_json
+from natix_hf.provenance.durable import make_folder, remove_folder, replace, sync_folder
+from natix_hf.provenance.files import atomic_folder, ids_sha256, json_sha256, read_json, remove_temporaries, write_json
 from natix_hf.provenance.manifest import MANIFEST, Draft, manifest_problems, read_manifest, write_manifest
 from natix_hf.recipe import Recipe
 from natix_hf.runs.context import CHECKPOINTS, Outcome, PhaseContext
@@ -56,21 +56,22 @@ class Attempt:
         except VerificationError:
             same = False
         if (self.folder / MANIFEST).is_file():
-            aside = _aside(self.folder)
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(self.folder, aside)
-            _copy(aside, self.folder, keep)  # the finished result stays whole
+            aside = set_aside(self.folder)
+            remove_folder(aside)
+            replace(self.folder, aside)
+            with atomic_folder(self.folder) as fresh:
+                _copy(aside, fresh, keep)  # the finished result stays whole
         elif not same and self.folder.exists():
             _remove_all_but(self.folder, keep)
         remove_temporaries(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         write_json(marker, attempt)
 
     def put_back(self) -> None:
         """Undo an attempt that stopped before any work, and restore the finished result."""
-        if (_aside(self.folder) / MANIFEST).is_file() and not (self.folder / CHECKPOINTS).exists():
-            shutil.rmtree(self.folder, ignore_errors=True)
-            os.replace(_aside(self.folder), self.folder)
+        if (set_aside(self.folder) / MANIFEST).is_file() and not (self.folder / CHECKPOINTS).exists():
+            remove_folder(self.folder)
+            replace(set_aside(self.folder), self.folder)
 
     def finish(self, outcome: Outcome) -> None:
         """Write the list of rows that were read, then the manifest, and only then remove the checkpoints.
@@ -92,25 +93,26 @@ def tidy(run_dir: Path, phase: Phase) -> None:
     folder = run_dir / phase.folder
     for curves in (folder / CHECKPOINTS).rglob("runs"):
         shutil.copytree(curves, run_dir / "tensorboard" / phase.folder, dirs_exist_ok=True)
-    for leftover in (folder / CHECKPOINTS, _aside(folder)):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in (folder / CHECKPOINTS, set_aside(folder)):
+        remove_folder(leftover)
     (folder / IN_PROGRESS).unlink(missing_ok=True)
 
 
 def restore_set_aside(run_dir: Path, phase: Phase, recipe: Recipe) -> None:
     """Restore a finished result with these settings that an unfinished attempt with other settings had set aside."""
     folder = run_dir / phase.folder
-    aside = _aside(folder)
+    aside = set_aside(folder)
     if (folder / MANIFEST).is_file() or not (aside / MANIFEST).is_file():
         return
     if manifest_problems(aside):
         return
     if read_manifest(aside)["section_sha256"] == recipe.section_sha256(*phase.sections):
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(aside, folder)
+        remove_folder(folder)
+        replace(aside, folder)
 
 
-def _aside(folder: Path) -> Path:
+def set_aside(folder: Path) -> Path:
+    """Where the finished result of a phase lies while another attempt at it runs."""
     return folder.with_name(f"{folder.name}.set_aside")
 
 
@@ -125,11 +127,15 @@ def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
 
 
 def _remove_all_but(folder: Path, names: Sequence[str]) -> None:
-    kept = [folder / name for name in names]
-    for path in sorted(folder.rglob("*"), reverse=True):  # the contents of a folder come before it
-        if any(place == path or place in path.parents for place in kept):
+    kept = [place for name in names if (place := folder / name).exists()]
+    for path in sorted(folder.iterdir()):
+        if path in kept:
             continue
-        if not path.is_dir():
+        inside = [place.relative_to(path).as_posix() for place in kept if path in place.parents]
+        if inside:
+            _remove_all_but(path, inside)
+        elif path.is_dir():
+            remove_folder(path)
+        else:
             path.unlink()
-        elif not any(path.iterdir()):
-            path.rmdir()
+    sync_folder(folder)  # the mark of the next attempt must not meet the checkpoints of the last one

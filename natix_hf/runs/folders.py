@@ -7,7 +7,9 @@ import secrets
 import time
 from pathlib import Path
 
+from natix_hf.disk import FULL, disk_line
 from natix_hf.errors import UsageError, VerificationError
+from natix_hf.provenance.durable import make_folder, sync_folder
 from natix_hf.provenance.files import read_json, write_json
 
 RUN_FILE = "run.json"
@@ -23,19 +25,19 @@ def new_run(root: Path, recipe_name: str) -> Path:
     """
     folder = root / recipe_name
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         while True:
             path = folder / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
             try:
                 path.mkdir()
             except FileExistsError:  # another run drew the same digits in the same second
                 continue
+            sync_folder(folder)
             return _stamp(path, recipe_name)
     except OSError as error:
-        raise UsageError(
-            f"cannot make a run folder in {folder} ({error.strerror}): run in a folder you may write to, or set "
-            "--run-dir"
-        ) from None
+        way_out = "run in a folder you may write to, or set --run-dir"
+        advice = disk_line(error, folder) if error.errno in FULL else way_out
+        raise UsageError(f"cannot make a run folder in {folder} ({error.strerror}): {advice}") from None
 
 
 def open_run(path: Path, recipe_name: str) -> Path:
@@ -55,12 +57,11 @@ def open_run(path: Path, recipe_name: str) -> Path:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"--run-dir {path} exists but is not a run folder: name a run folder or an empty one")
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         return _stamp(path, recipe_name)
     except OSError as error:
-        raise UsageError(
-            f"cannot write to --run-dir {path} ({error.strerror}): name a folder that you may write to"
-        ) from None
+        advice = disk_line(error, path) if error.errno in FULL else "name a folder that you may write to"
+        raise UsageError(f"cannot write to --run-dir {path} ({error.strerror}): {advice}") from None
 
 
 def run_id_of(run_dir: Path) -> str:

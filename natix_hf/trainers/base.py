@@ -29,14 +29,16 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from natix_hf import interrupt
 from natix_hf.data.sampler import EpochSampler
+from natix_hf.disk import disk_error, disk_line
 from natix_hf.errors import RunError, VerificationError, first_line
 from natix_hf.models.bars import no_loading_bars
-from natix_hf.models.classifier import load_strictly
+from natix_hf.models.classifier import load_strictly, share_weights
+from natix_hf.provenance.durable import remove_folder, settle, sync_folder
 from natix_hf.provenance.files import check_files, check_guards, describe_files, list_files, read_json, write_json
 from natix_hf.trainers.interruption import StopAtStep, survive_with_parent
 from natix_hf.trainers.progress import SUPERVISED, Column, ProgressTable
@@ -225,15 +227,18 @@ class BaseTrainer(Trainer):
         self._totals.gather()
         # Trainer would delete old checkpoints before this one is marked complete. A kill in between would leave none.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
+        marker = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}" / COMPLETE
+        if self.args.should_save and marker.is_file():  # a damaged checkpoint, which is now written anew
+            marker.unlink()
+            sync_folder(marker.parent)
         try:
             super()._save_checkpoint(model, trial)
         except torch.OutOfMemoryError:
             raise
         except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            raise RunError(
-                f"the checkpoint of step {self.state.global_step} could not be written to {self.args.output_dir} "
-                f"({first_line(error)}): free some space, then continue with the same --run-dir"
-            ) from None
+            disk = disk_error(error)
+            why = first_line(error) if disk is None else disk_line(disk, Path(str(self.args.output_dir)))
+            raise RunError(f"the checkpoint of step {self.state.global_step} could not be written: {why}") from error
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
@@ -243,7 +248,7 @@ class BaseTrainer(Trainer):
             self._totals.save(checkpoint)
             self.save_extra(checkpoint)
             mark_complete(checkpoint)
-            rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint)
+            remove_old_checkpoints(folder, limit, self.state.best_model_checkpoint)
         self._saved_step = self.state.global_step
 
     def save_extra(self, checkpoint: Path) -> None:
@@ -268,6 +273,10 @@ class BaseTrainer(Trainer):
             raise VerificationError(f"the best checkpoint {best} was damaged: remove {best.parent} and train again")
         self._load_weights(best, None)
         self.load_extra(best, best=True)
+        if self.args.should_save and self.args.save_total_limit == 1:  # Trainer would delete the last one in place
+            for other in sort_checkpoints(str(best.parent)):
+                if Path(other) != best:
+                    remove_folder(Path(other))
 
     def _load_weights(self, checkpoint: Path, model: nn.Module | None) -> None:
         # Checkpoints of ViT and DINOv2 use the Hub's key names, which differ from those of the modules in memory.
@@ -289,6 +298,8 @@ class BaseTrainer(Trainer):
         if isinstance(target, PreTrainedModel):
             with no_loading_bars():
                 super().save_model(output_dir, _internal_call)
+            if self.args.should_save:
+                share_weights(Path(str(output_dir or self.args.output_dir)))
         elif self.args.should_save:
             folder = Path(str(output_dir or self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
@@ -340,8 +351,21 @@ def load_tensors(path: Path, targets: dict[str, torch.Tensor]) -> None:
 
 def mark_complete(checkpoint: Path) -> None:
     """Write the marker of a complete checkpoint, with size and sha256 of every file."""
+    settle(checkpoint)
     names = [name for name in list_files(checkpoint) if name != COMPLETE]
     write_json(checkpoint / COMPLETE, {"files": describe_files(checkpoint, names)})
+
+
+def remove_old_checkpoints(folder: Path, limit: int | None, best: str | None) -> None:
+    """Remove the oldest checkpoints until `limit` are left. The newest and the best one stay.
+
+    transformers' `rotate_checkpoints` deletes file by file, so that a kill leaves a marker without its files.
+    """
+    found = [Path(path) for path in sort_checkpoints(str(folder))]
+    kept = {found[-1], *([Path(best)] if best is not None else [])}
+    surplus = len(found) - max(limit, len(kept)) if limit is not None and limit > 0 else 0
+    for path in [path for path in found if path not in kept][: max(0, surplus)]:
+        remove_folder(path)
 
 
 def newest_complete_checkpoint(folder: Path) -> Path | None:

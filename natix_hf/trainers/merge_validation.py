@@ -25,7 +25,7 @@ from transformers import (
 
 from natix_hf.errors import MergeMismatchError, UsageError
 from natix_hf.models.adapters import REFUSED
-from natix_hf.models.classifier import load_strictly
+from natix_hf.models.classifier import load_strictly, share_weights
 from natix_hf.trainers.merge_proof import TOLERANCE, Batch, base_of, merge_in_place, merged_modules, prove_merge
 
 UNMERGED = "unmerged.safetensors"
@@ -225,6 +225,7 @@ def _saver(trainer: Trainer) -> Callable[[PreTrainedModel], Path]:
     def save(merged: PreTrainedModel) -> Path:
         folder = Path(str(trainer.args.output_dir)) / MERGED
         merged.save_pretrained(folder)
+        share_weights(folder)
         if trainer.processing_class is not None:
             trainer.processing_class.save_pretrained(folder)
         return folder

@@ -37,7 +37,7 @@ FLOORS = (
     "provenance",
     "interrupt",
     "terminal resources typed",
-    "errors",
+    "errors disk",
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 

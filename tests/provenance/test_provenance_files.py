@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from facts import tells
 from refusals import refused
 
 from natix_hf.errors import VerificationError
-from natix_hf.provenance import files
+from natix_hf.provenance import durable, files
 from natix_hf.provenance.files import (
     atomic_file,
     atomic_folder,
@@ -92,7 +93,7 @@ def test_a_replace_that_fails_leaves_the_old_content(
     assert everything(tmp_path) == before
 
 
-def test_content_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_is_flushed_before_its_name_and_that_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(files.os, "fsync", lambda fd: (order.append("fsync"), fsync(fd))[1])
@@ -101,7 +102,59 @@ def test_content_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypatch:
     with atomic_folder(tmp_path / "b") as temporary:
         (temporary / "x").write_text("1")
         (temporary / "y").write_text("2")
-    assert order == ["fsync", "replace", "fsync", "fsync", "replace"]
+    folders = 0 if os.name == "nt" else 1  # which Windows cannot flush
+    of_a_file = ["fsync", "replace", *["fsync"] * folders]
+    assert order == [*of_a_file, "fsync", "fsync", *["fsync"] * 2 * folders, "replace", *["fsync"] * folders]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_files_get_the_permissions_that_open_gives(umask: int, tmp_path: Path) -> None:
+    """safetensors writes for the owner alone, and so does whatever makes temporary files and folders."""
+    before = os.umask(umask)
+    try:
+        with atomic_file(tmp_path / "new" / "a") as temporary:
+            temporary.unlink()
+            temporary.touch(mode=0o600)
+        with atomic_folder(tmp_path / "folder") as temporary:
+            (temporary / "inner").mkdir(mode=0o700)
+            for name in ("b", "inner/c"):
+                (temporary / name).touch(mode=0o600)
+            (temporary / "d").touch(mode=0o444)
+    finally:
+        os.umask(before)
+    for path in tmp_path.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError), atomic_file(tmp_path / "file" / "a"):
+        raise AssertionError("the work began")
+
+
+def test_a_folder_is_removed_whole_with_what_an_earlier_call_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("checkpoints/1/a", ".tmp-checkpoints-01234567/b", "kept/c"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    seen = []
+    real = durable.shutil.rmtree
+    monkeypatch.setattr(durable.shutil, "rmtree", lambda path, **_: (seen.append(path.name), real(path))[1])
+    durable.remove_folder(tmp_path / "checkpoints")
+    durable.remove_folder(tmp_path / "checkpoints")
+    assert everything(tmp_path) == {"kept/c": b""}
+    assert len(seen) == 2 and all(name.startswith(".tmp-checkpoints-") for name in seen)
+
+
+def test_temporaries_of_safetensors_are_no_results(tmp_path: Path) -> None:
+    for name in (".tmpAb3xYz", "model/.tmp000000", ".tmp-a-01234567", ".tmpnotes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_files(tmp_path) == [".tmpnotes.txt"]
+    files.remove_temporaries(tmp_path)
+    assert everything(tmp_path) == {".tmpnotes.txt": b""}
 
 
 def test_text_and_json_have_the_same_bytes_everywhere(tmp_path: Path) -> None:
