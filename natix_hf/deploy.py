@@ -152,7 +152,7 @@ def _grouped(asked: Asked, dataset: Any, column: str) -> Asked:
     if column not in getattr(dataset, "column_names", []):
         raise DataError(f"bundle_of: test_dataset has no column {column!r} to group by")
     groups = np.asarray([f"group:{value}" for value in dataset[column]])
-    return Asked(asked.row_ids, groups, asked.row_labels, asked.exam, asked.cells)
+    return Asked(asked.row_ids, groups, asked.row_labels, asked.exam, asked.cells, max_megapixels=asked.max_megapixels)
 
 
 def _card(

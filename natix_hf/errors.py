@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
+import sys
 from collections.abc import Iterable
 
 
@@ -13,7 +16,7 @@ class NatixError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        return "\\n".join(super().__str__().splitlines())  # names of files and classes may hold line breaks
+        return printable("\\n".join(super().__str__().splitlines()))  # names of files and classes may hold anything
 
 
 class UsageError(NatixError):
@@ -53,7 +56,66 @@ class VerificationError(NatixError):
 def require(holds: bool, key: str, value: object, allowed: str) -> None:
     """Raise a `RecipeError` that names the key, its value and what is allowed, unless `holds` is true."""
     if not holds:
-        raise RecipeError(f"{key} is {value!r}: it must be {allowed}")
+        raise RecipeError(f"{key} is {cut(value)}: it must be {allowed}")
+
+
+LONGEST_VALUE = 80  # characters of a value in a message
+
+
+def cut(value: object, most: int = LONGEST_VALUE) -> str:
+    """A user's value for a message: as Python writes it, in one line, without secrets, at most 80 characters."""
+    try:
+        text = redacted(repr(value))
+    except (RecursionError, ValueError):  # a value nested without end, a number of thousands of digits
+        text = f"a {type(value).__name__} too large to show"
+    return shortened(text, most)
+
+
+def shortened(text: str, most: int = LONGEST_VALUE) -> str:
+    """A text of at most so many characters: its beginning and its end."""
+    return text if len(text) <= most else f"{text[: most * 2 // 3 - 1]}…{text[len(text) - most // 3 :]}"
+
+
+def printable(text: object) -> str:
+    """A text for a message or a log: without secrets, and without characters that break a line or steer a terminal."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], redacted(str(text)))
+
+
+# Control characters, line and paragraph separators, marks that turn the direction of a text, and lone surrogates.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+_SECRETS = re.compile(
+    r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}"  # tokens of the Hub
+    r"|(?<=://)[^/\s@'\"]+(?=@)"  # user and password of a URL
+    r"|(?<=bearer )[\w.~+/=-]{8,}"
+    r"|(?:(?<=[?&;]token=)|(?<=[?&;]key=)|(?<=[?&;]sig=)|(?<=_token=)|(?<=[_-]key=)|(?<=apikey=)|(?<=password=)"
+    r"|(?<=secret=)|(?<=-signature=)|(?<=[?&;]signature=)|(?<=-credential=)|(?<=security-token=))[^&\s'\"#;)]+",
+    re.IGNORECASE,
+)
+HIDDEN = "***"
+
+
+def redacted(text: str) -> str:
+    """A text without secrets: tokens of the Hub, this process's own token, and what a URL holds to sign in with."""
+    for secret in _own_tokens():
+        text = text.replace(secret, HIDDEN)
+    return _SECRETS.sub(HIDDEN, text)
+
+
+def _own_tokens() -> list[str]:
+    """The tokens that this process may send. The Hub's client is asked only where it is loaded."""
+    known = [os.environ.get(name, "") for name in _TOKEN_VARIABLES]
+    client = sys.modules.get("huggingface_hub")
+    try:
+        known.append((client.get_token() if client is not None else None) or "")
+    except Exception:  # a file of the client that cannot be read is no matter of a message
+        pass
+    return [token.strip() for token in known if len(token.strip()) >= 8]
+
+
+def holds_secret(text: str) -> bool:
+    """Whether a text holds something to sign in with."""
+    return redacted(text) != text
 
 
 def first_line(error: object) -> str:

@@ -19,7 +19,7 @@ from natix_hf.bundle.inference import Backend, Inference, Precision
 from natix_hf.bundle.names import BUNDLE_MANIFEST, ONNX, POLICY, WEIGHTS, bundle_of_run
 from natix_hf.bundle.onnx_check import onnx_problems
 from natix_hf.bundle.policy import read_policy
-from natix_hf.bundle.stream import BadImage, batches
+from natix_hf.bundle.stream import TIMEOUT_S, BadImage, batches
 from natix_hf.errors import DataError, UsageError, VerificationError
 from natix_hf.labels import ABSTAIN
 from natix_hf.models.device import default_device
@@ -124,11 +124,14 @@ class Bundle:
         """
         return [_require_read(answer) for answer in self.stream(images, batch_size)]
 
-    def stream(self, images: Iterable[Any], batch_size: int = 32) -> Iterator[Answer]:
+    def stream(
+        self, images: Iterable[Any], batch_size: int = 32, timeout_s: float | None = TIMEOUT_S
+    ) -> Iterator[Answer]:
         """Answer images as they come, one answer per image and in the same order. The stream may be endless.
 
         The first answers arrive after two batches of files or one batch of pictures in memory. For a live camera use
-        `batch_size=1`. The arguments are those of `predict`.
+        `batch_size=1`. The arguments are those of `predict`, and `timeout_s`: an image that is still being read after
+        so many seconds is a bad one. None waits for ever. The next of `images` is always waited for, as for a camera.
 
         Yields:
             [`Prediction`], or a [`BadImage`] that says why an image cannot be read.
@@ -138,7 +141,7 @@ class Bundle:
             >>> for answer in bundle.stream(Path("photographs").glob("*.jpg")):  # doctest: +SKIP
             ...     print(answer)
         """
-        for batch in batches(images, self.preprocess, batch_size):
+        for batch in batches(images, self.preprocess, batch_size, timeout_s):
             yield from self._answers(batch)
 
     def stream_beside(

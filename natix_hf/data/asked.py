@@ -17,6 +17,7 @@ from PIL import Image
 
 from natix_hf.data.config import Exam
 from natix_hf.data.images import describe_cell, open_image
+from natix_hf.data.pixel_budget import MOST_MEGAPIXELS
 from natix_hf.data.rows import Rows
 from natix_hf.errors import DataError
 from natix_hf.subnet.challenge import LEVELS, cached_picture, decode_jpeg, sent_jpeg
@@ -36,6 +37,7 @@ class Asked:
         cells: The n cells of an undecoded image column. None if the pictures are not needed.
         fingerprint: What identifies the pictures, for the key of a cache. Empty: nothing does.
         generated: The pictures were made by a model. The exam draws their views as those of such pictures.
+        max_megapixels: The budget of a picture.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Asked:
         cells: Sequence[Any] | None = None,
         fingerprint: str = "",
         generated: bool = False,
+        max_megapixels: float = MOST_MEGAPIXELS,
     ) -> None:
         self.row_ids = row_ids
         self.row_groups = row_groups
@@ -55,6 +58,7 @@ class Asked:
         self.cells = cells
         self.fingerprint = fingerprint
         self.generated = generated
+        self.max_megapixels = max_megapixels
 
     @property
     def views(self) -> int:
@@ -90,7 +94,7 @@ class Asked:
         cells = None if self.cells is None else _Chosen(self.cells, rows)
         ids = [self.row_ids[i] for i in rows]
         groups, labels = self.row_groups[rows], self.row_labels[rows]
-        return Asked(ids, groups, labels, self.exam, cells, self.fingerprint, self.generated)
+        return Asked(ids, groups, labels, self.exam, cells, self.fingerprint, self.generated, self.max_megapixels)
 
     def picture(self, i: int) -> Image.Image:
         """The picture for answer i: the original image, or its exam view of 224 x 224 px.
@@ -124,7 +128,7 @@ class Asked:
     def _open(self, row: int) -> Image.Image:
         assert self.cells is not None, "this object was made without pictures"
         cell = self.cells[row]
-        return open_image(cell, describe_cell(cell, self.row_ids[row]))
+        return open_image(cell, describe_cell(cell, self.row_ids[row]), max_megapixels=self.max_megapixels)
 
     def _cached(self, row: int) -> Image.Image:
         """A row's picture as the validator's cache holds it."""
@@ -158,4 +162,6 @@ class _Chosen(Sequence[Any]):
 def ask(rows: Rows, exam: Exam | None = None) -> Asked:
     """Ask about the rows of a role, as they are or at the views of an exam."""
     cells = rows.source.select_columns([rows.image_column])[rows.image_column]
-    return Asked(rows.ids, rows.groups, rows.labels, exam, cells, f"{rows.role} {rows.decoded._fingerprint}")
+    fingerprint = f"{rows.role} {rows.decoded._fingerprint}"
+    most = rows.max_megapixels
+    return Asked(rows.ids, rows.groups, rows.labels, exam, cells, fingerprint, max_megapixels=most)

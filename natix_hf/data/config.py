@@ -137,6 +137,10 @@ class SourceConfig(Section):
         )
 
 
+# The budget of one picture in megapixels, unless a caller gives another (data/pixel_budget.py).
+MOST_MEGAPIXELS = 128.0
+
+
 @dataclass(frozen=True)
 class DataConfig(Section):
     """The source of the images and the division of their rows."""
@@ -183,6 +187,11 @@ class DataConfig(Section):
         Literal["error", "skip"],
         "An image that cannot be read: error stops the run; skip leaves the image out and lists it.",
     ] = "error"
+    max_megapixels: Annotated[
+        float,
+        "Budget of a picture in megapixels; it protects memory. A larger JPEG is decoded at 1/2, 1/4 or 1/8 of its "
+        "size, any other larger picture is one that cannot be read. Slow formats cost a multiple (docs/data.md).",
+    ] = field(default=MOST_MEGAPIXELS, metadata=LATER)
     target_prior: Annotated[
         float | None, "Share of label 1 that the model will meet in use; null: the share in the data."
     ] = None

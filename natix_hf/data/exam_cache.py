@@ -33,7 +33,10 @@ class DrawnOnce(Asked):
     """Exam views that are read from the JPEG files in `drawn`, one row per answer in its column `jpeg`."""
 
     def __init__(self, asked: Asked, drawn: Dataset) -> None:
-        super().__init__(asked.row_ids, asked.row_groups, asked.row_labels, asked.exam, asked.cells, asked.fingerprint)
+        super().__init__(
+            asked.row_ids, asked.row_groups, asked.row_labels, asked.exam, asked.cells, asked.fingerprint,
+            max_megapixels=asked.max_megapixels,
+        )  # fmt: skip
         self.drawn = drawn.with_format("arrow")
 
     def pictures_of(self, answers: Sequence[int]) -> list[Image.Image]:
@@ -70,14 +73,17 @@ def _draw(rows: Rows, exam: Exam) -> Dataset:
     from datasets import Features, Value, config
 
     images = rows.source.select_columns([rows.image_column])
-    key = json_sha256([images._fingerprint, rows.ids, rows.image_column, asdict(exam), _DRAWER])[:32]
+    facts = [images._fingerprint, rows.ids, rows.image_column, asdict(exam), rows.max_megapixels, _DRAWER]
+    key = json_sha256(facts)[:32]
     workers = min(os.cpu_count() or 1, len(rows) // _ROWS_A_WORKER)
     return images.map(
         _draw_rows,
         with_indices=True,
         batched=True,
         batch_size=32,
-        fn_kwargs={"ids": rows.ids, "exam": exam, "image_column": rows.image_column},
+        fn_kwargs={
+            "ids": rows.ids, "exam": exam, "image_column": rows.image_column, "max_megapixels": rows.max_megapixels,
+        },  # fmt: skip
         features=Features({"jpeg": Value("large_binary")}),
         remove_columns=[rows.image_column],
         cache_file_name=str(Path(config.HF_DATASETS_CACHE) / "natix_hf" / f"exam-{key}.arrow"),
@@ -88,8 +94,14 @@ def _draw(rows: Rows, exam: Exam) -> Dataset:
 
 
 def _draw_rows(
-    batch: dict[str, list[Any]], indices: list[int], ids: list[str], exam: Exam, image_column: str
+    batch: dict[str, list[Any]],
+    indices: list[int],
+    ids: list[str],
+    exam: Exam,
+    image_column: str,
+    max_megapixels: float,
 ) -> dict[str, list[bytes]]:
     row_ids, cells = [ids[i] for i in indices], batch[image_column]
-    asked = Asked(row_ids, np.asarray(row_ids), np.zeros(len(row_ids), dtype=np.int64), exam, cells)
+    labels = np.zeros(len(row_ids), dtype=np.int64)
+    asked = Asked(row_ids, np.asarray(row_ids), labels, exam, cells, max_megapixels=max_megapixels)
     return {"jpeg": [jpeg for row in range(len(row_ids)) for jpeg in asked.jpegs_of(row)]}
