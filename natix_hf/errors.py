@@ -8,6 +8,9 @@ import re
 import sys
 from collections.abc import Iterable
 
+_LONGEST_WORD = 200  # characters of a word that may be a misspelt one
+_LONGEST_LINE = 2000  # characters of a message, whatever went into it
+
 
 class NatixError(Exception):
     """Base class of the errors that this package raises on purpose. The text is one line: what is wrong, where, and
@@ -16,7 +19,8 @@ class NatixError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        return printable("\\n".join(super().__str__().splitlines()))  # names of files and classes may hold anything
+        # names of files and classes may hold anything
+        return shortened(printable("\\n".join(super().__str__().splitlines())), _LONGEST_LINE)
 
 
 class UsageError(NatixError):
@@ -125,6 +129,8 @@ def first_line(error: object) -> str:
 
 def nearest(word: object, known: Iterable[object]) -> str | None:
     """The known word that is closest to `word`, or None if none is close."""
+    if len(str(word)) > _LONGEST_WORD:
+        return None
     close = difflib.get_close_matches(str(word), [str(name) for name in known], n=1)
     return close[0] if close else None
 
@@ -132,4 +138,4 @@ def nearest(word: object, known: Iterable[object]) -> str | None:
 def did_you_mean(word: object, known: Iterable[object], otherwise: str = "") -> str:
     """The end of an error line: the closest known word as a question, or `otherwise` if none is close."""
     close = nearest(word, known)
-    return otherwise if close is None else f", did you mean {close!r}?"
+    return otherwise if close is None else f", did you mean {cut(close)}?"

@@ -20,7 +20,7 @@ from natix_hf.bundle.names import BUNDLE_MANIFEST, ONNX, POLICY, WEIGHTS, bundle
 from natix_hf.bundle.onnx_check import onnx_problems
 from natix_hf.bundle.policy import read_policy
 from natix_hf.bundle.stream import TIMEOUT_S, BadImage, batches
-from natix_hf.errors import DataError, UsageError, VerificationError
+from natix_hf.errors import DataError, UsageError, VerificationError, cut
 from natix_hf.labels import ABSTAIN
 from natix_hf.models.device import default_device
 from natix_hf.models.gate import GATE
@@ -233,7 +233,7 @@ def _backend(
     """
     for name, given, known in (("backend", backend, get_args(Backend)), ("precision", precision, get_args(Precision))):
         if given is not None and given not in known:
-            raise UsageError(f"{name} is {given!r}: allowed is {' | '.join(known)}")
+            raise UsageError(f"{name} is {cut(given)}: allowed is {' | '.join(known)}")
     on_cpu = (torch.device(device) if device is not None else default_device()).type == "cpu"
     exact = precision == "float32"
     if backend is None:
@@ -294,7 +294,7 @@ def load_bundle(
     """
     if expected is not None and not verify:
         raise UsageError(
-            f"load_bundle({str(path_or_repo_id)!r}): expected= says nothing with verify=False: leave one out"
+            f"load_bundle({cut(str(path_or_repo_id))}): expected= says nothing with verify=False: leave one out"
         )
     folder = find_bundle(path_or_repo_id, revision)
     if verify and is_from_hub(path_or_repo_id):
@@ -316,7 +316,7 @@ def find_bundle(path_or_repo_id: str | Path, revision: str | None = None) -> Pat
         return fetch_bundle(str(path_or_repo_id), revision)
     if revision is not None and Path(path_or_repo_id).exists():
         raise UsageError(
-            f"revision {revision!r} is for a repository on the Hub, but {path_or_repo_id} lies here: leave it out"
+            f"revision {cut(revision)} is for a repository on the Hub, but {path_or_repo_id} lies here: leave it out"
         )
     return find_local_bundle(path_or_repo_id)
 

@@ -82,8 +82,11 @@ def _draw(rows: Rows, exam: Exam) -> Dataset:
         batched=True,
         batch_size=32,
         fn_kwargs={
-            "ids": rows.ids, "exam": exam, "image_column": rows.image_column, "max_megapixels": rows.max_megapixels,
-        },  # fmt: skip
+            "ids": rows.ids,
+            "exam": exam,
+            "image_column": rows.image_column,
+            "max_megapixels": rows.max_megapixels,
+        },
         features=Features({"jpeg": Value("large_binary")}),
         remove_columns=[rows.image_column],
         cache_file_name=str(Path(config.HF_DATASETS_CACHE) / "natix_hf" / f"exam-{key}.arrow"),

@@ -103,8 +103,8 @@ def _of_file(path: Path, name: str, most: int) -> bytes:
         _require_regular(facts, name)
         if facts.st_size > most:
             raise TooLargeError(
-                f"it is a file of {facts.st_size / 1e6:,.0f} MB, and {most / 1e6:,.0f} is the most: shrink it, or raise "
-                "data.max_megapixels"
+                f"it is a file of {facts.st_size / 1e6:,.0f} MB, and {most / 1e6:,.0f} is the most: shrink it, or "
+                "raise data.max_megapixels"
             )
         return file.read(most + 1) if facts.st_size else b""
 
@@ -122,13 +122,13 @@ def _decode(content: bytes, at_least: int | None, max_megapixels: float) -> Imag
     head = content[:HEAD]
     bare = without_metadata(content)
     del content  # a file of hundreds of megabytes is held once
-    opened = open_within(io.BytesIO(bare.content), bare.content, max_megapixels)
+    opened = open_within(io.BytesIO(bare.content), bare.content, max_megapixels, bare.orientation in TURNS)
     if opened is None:
         raise ValueError(why_unknown(head))
     with opened as image:
         if at_least is not None and image.format in ("JPEG", "MPO"):
             image.draft(None, (at_least, at_least))
-        return to_rgb(image, bare.orientation)
+        return to_rgb(image, bare.orientation, is_ours=True)
 
 
 def _check_opened(image: Image.Image, max_megapixels: float) -> None:
@@ -145,7 +145,7 @@ def _check_opened(image: Image.Image, max_megapixels: float) -> None:
     fit(image, b"", max_megapixels)
 
 
-def to_rgb(image: Image.Image, orientation: int | None = None) -> Image.Image:
+def to_rgb(image: Image.Image, orientation: int | None = None, is_ours: bool = False) -> Image.Image:
     """Convert to 8-bit RGB, upright by EXIF, without metadata.
 
     Deeper grey is scaled to 8 bits; PIL alone would clip it to white. White is
@@ -158,13 +158,22 @@ def to_rgb(image: Image.Image, orientation: int | None = None) -> Image.Image:
 
     Args:
         orientation: The EXIF orientation, 1 to 8. None reads it from the image.
+        is_ours: Nobody else holds the image: it is closed as soon as its pixels are converted.
     """
     if 0 in image.size:
         raise ValueError(f"it has {image.width} x {image.height} px")
     image.load()
     turn = TURNS.get(orientation_of(image) if orientation is None else orientation)
     deep = image.mode == "F" or image.mode.startswith("I")
-    rgb = (_eight_bits(image) if deep else image).convert("RGB")
+    if deep:
+        grey = _eight_bits(image)
+        if is_ours:
+            image.close()
+        rgb = grey.convert("RGB")
+    else:  # `_new` shares the pixels, `convert` copies them even if nothing is to be converted
+        rgb = image._new(image.im) if is_ours and image.mode == "RGB" else image.convert("RGB")
+        if is_ours:
+            image.close()
     rgb = rgb if turn is None else rgb.transpose(turn)
     rgb.info = {}
     return rgb

@@ -41,11 +41,15 @@ def most_bytes(megapixels: float) -> int:
     return int(megapixels * 1e6 * _BYTES_A_PIXEL / 2)
 
 
-def open_within(file: IO[bytes], content: bytes, megapixels: float) -> Image.Image | None:
+def open_within(file: IO[bytes], content: bytes, megapixels: float, turned: bool = False) -> Image.Image | None:
     """Open a picture without decoding it. None if its content is of no known format.
 
     It does what `Image.open` does, but for Pillow's own limit: that is a setting of the user's whole process, and it
     warns.
+
+    Args:
+        file: The same bytes as `content`, for Pillow.
+        turned: The picture will be turned, which takes its memory twice.
 
     Raises:
         TooLargeError: If the picture costs more than the budget.
@@ -54,22 +58,22 @@ def open_within(file: IO[bytes], content: bytes, megapixels: float) -> Image.Ima
         _require_within(width, height, width * height * held / _BYTES_A_PIXEL, megapixels)
     for name in readable_formats():
         factory, accept = Image.OPEN[name]
-        fits = not accept or accept(content[:16])
-        if not fits or isinstance(fits, str):  # a text says why the format cannot be read here
-            continue
-        file.seek(0)
         try:
+            fits = not accept or accept(content[:16])
+            if not fits or isinstance(fits, str):  # a text says why the format cannot be read here
+                continue
+            file.seek(0)
             image = factory(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # the next format may fit
             continue
         except Image.DecompressionBombError:
             raise TooLargeError("it has more pixels than Pillow decodes in this format: shrink it") from None
-        fit(image, content, megapixels)
+        fit(image, content, megapixels, turned)
         return image
     return None
 
 
-def fit(image: Image.Image, content: bytes, megapixels: float) -> None:
+def fit(image: Image.Image, content: bytes, megapixels: float, turned: bool = False) -> None:
     """Refuse an opened picture that costs more than the budget, or set a JPEG to be decoded at 1/2, 1/4 or 1/8 of its
     size where that is within it. A warning says so.
 
@@ -79,7 +83,7 @@ def fit(image: Image.Image, content: bytes, megapixels: float) -> None:
     width, height = image.size
     whole = width * height
     beside = _kept_between_scans(image, content, megapixels) / _BYTES_A_PIXEL
-    weight = max(1.0, _held(image, content) / _BYTES_A_PIXEL)
+    weight = max(1.0, _held(image, content) / _BYTES_A_PIXEL, 8 / _BYTES_A_PIXEL if turned else 0)
     is_draft = image.format in ("JPEG", "MPO") and whole <= _MOST_DRAFT * megapixels * 1e6
     costs = {divisor: whole * (weight / divisor**2 + beside) for divisor in ((1, 2, 4, 8) if is_draft else (1,))}
     divisor = next((divisor for divisor, cost in costs.items() if cost <= megapixels * 1e6), None)
@@ -103,7 +107,7 @@ def _require_within(width: int, height: int, cost: float, megapixels: float) -> 
 
 
 def _held(image: Image.Image, content: bytes) -> float:
-    """Bytes a pixel at the worst moment: in the decoder, or as RGB or turned beside what was decoded."""
+    """Bytes a pixel at the worst moment: in the decoder, or as RGB beside what was decoded."""
     stored = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
     is_text = image.format == "PPM" and re.match(rb"P[123]\s", content) is not None
     return max(_HELD_BY_TEXT if is_text else _HELD.get(image.format or "", 0), stored + 4 * (image.mode != "RGB"))

@@ -7,7 +7,7 @@ import secrets
 import time
 from pathlib import Path
 
-from natix_hf.errors import UsageError
+from natix_hf.errors import UsageError, cut
 from natix_hf.provenance.files import read_json, write_json
 
 RUN_FILE = "run.json"
@@ -49,7 +49,7 @@ def open_run(path: Path, recipe_name: str) -> Path:
         recorded = content.get("recipe") if isinstance(content, dict) else None
         if recorded != recipe_name:
             raise UsageError(
-                f"--run-dir {path} holds a run of recipe {recorded!r}, not {recipe_name!r}: name another folder"
+                f"--run-dir {path} holds a run of recipe {cut(recorded)}, not {cut(recipe_name)}: name another folder"
             )
         return path.resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
