@@ -30,7 +30,7 @@ from PIL import Image
 from results import record
 
 from natix_hf.data.augment import augment
-from natix_hf.data.augment_config import AugmentConfig
+from natix_hf.data.config import AugmentConfig
 from natix_hf.data.decode import _JPEG
 from natix_hf.data.images import open_image, pixel_sha256, shrink, tame_aspect
 from natix_hf.synthetic import SyntheticConfig, render

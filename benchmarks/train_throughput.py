@@ -40,7 +40,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer, get_scheduler
 
 from natix_hf.data.asked import ask
-from natix_hf.data.augment_config import AugmentConfig
+from natix_hf.data.config import AugmentConfig
 from natix_hf.data.rows import Rows, load_image_data
 from natix_hf.data.views import AskedViews
 from natix_hf.models.classifier import build_classifier

@@ -86,7 +86,7 @@ def printable(text: object) -> str:
 
 
 # Control characters, line and paragraph separators, marks that turn the direction of a text, and lone surrogates.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNPRINTABLE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 _SECRETS = re.compile(
     r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}"  # tokens of the Hub

@@ -14,6 +14,7 @@ from natix_hf.typed import Typed
 NOT_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)
 LONGEST = 1_000_000  # characters
 _MOST_VALUES = 100_000  # with every alias written out: nine lines of aliases can stand for a billion values
+_DEEPEST = 50  # levels of brackets: PyYAML takes ever longer the deeper they are
 
 
 def yaml_problem(error: BaseException) -> str:
@@ -42,6 +43,11 @@ class _Loader(yaml.SafeLoader):
     YAML 1.1, which PyYAML follows, reads `1e-4` as text, `01` as an octal number, `1:30` as 90, `2024-01-01` as a date
     and the key `no` as false. Here numbers and the words for true and false become `Typed`, and keys are text.
     """
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        if self.flow_level >= _DEEPEST:  # type: ignore[has-type]
+            raise yaml.YAMLError(f"it is nested more than {_DEEPEST} levels deep")
+        super().fetch_flow_collection_start(TokenClass)
 
     def get_single_node(self) -> yaml.Node | None:
         node: yaml.Node | None = super().get_single_node()

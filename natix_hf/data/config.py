@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
-from natix_hf.data.augment_config import AugmentConfig
+from natix_hf.data.augment_config import AugmentConfig as AugmentConfig
 from natix_hf.labels import LabelNames
 from natix_hf.provenance.stored import before
 from natix_hf.section import LATER, OF_DATA, Section

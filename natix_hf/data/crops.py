@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torch.utils.data import Dataset
 
 from natix_hf.data.augment import _LUMA, _crop_box
-from natix_hf.data.augment_config import AugmentConfig
+from natix_hf.data.config import AugmentConfig
 from natix_hf.data.crops_config import CropConfig
 from natix_hf.data.decode import pixels_of
 from natix_hf.data.masking import block_masks

@@ -29,7 +29,7 @@ _HELD = {"WEBP": 17, "AVIF": 14, "HEIF": 16, "JXL": 16, "JPEG2000": 35, "TIFF": 
 _HELD_BY_TEXT = 112  # a PPM of decimal numbers
 _HELD_INSIDE = 28  # a picture inside an icon, or a tile of a TIFF
 _MOST_SCANS = 12  # a JPEG of the largest size may go over its pixels so often
-_MOST_DRAFT = 8  # budgets: beyond, even an eighth of the size takes too long
+_MOST_DRAFT = 3  # budgets: beyond them, even an eighth of the size takes too long
 
 
 class TooLargeError(ValueError):

@@ -16,7 +16,7 @@ from facts import tells
 from torch import nn
 
 from natix_hf import ExploraTrainer
-from natix_hf.data.augment_config import AugmentConfig
+from natix_hf.data.config import AugmentConfig
 from natix_hf.data.views import TrainViews
 from natix_hf.errors import RecipeError
 from natix_hf.pipeline import run_recipe

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from stages import save_in, striped_data
 
 from natix_hf.data.asked import ask
-from natix_hf.data.augment_config import AugmentConfig
+from natix_hf.data.config import AugmentConfig
 from natix_hf.data.rows import ImageData
 from natix_hf.errors import RunError
 from natix_hf.models.classifier import load_backbone

@@ -18,7 +18,7 @@ from transformers import AutoModelForImageClassification
 import natix_hf
 from natix_hf import ExploraTrainer, RoadworkTrainer
 from natix_hf.data.asked import ask
-from natix_hf.data.augment_config import AugmentConfig
+from natix_hf.data.config import AugmentConfig
 from natix_hf.data.plain import rows_of
 from natix_hf.errors import DataError, NatixError, RunError, UsageError
 from natix_hf.models.classifier import build_classifier, load_backbone, load_classifier
