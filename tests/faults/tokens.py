@@ -19,8 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import local_hub
 import pytest
@@ -33,8 +32,15 @@ from natix_hf.terminal import detail, log_to, say, tell
 
 TOKEN = "hf_" + "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7cF0iL3o"
 SHORT = "hf_own7"  # of another form: known because it is this process's own
-_URLS = (f"https://user:{TOKEN}@host/org/data", f"https://{TOKEN}@host/d", f"https://host/d?token={TOKEN}&a=b", TOKEN,
-         f"org/{TOKEN}", f"hf://datasets/org/name@{TOKEN}", f"./{TOKEN}/pictures")  # fmt: skip
+_URLS = (
+    f"https://user:{TOKEN}@host/org/data",
+    f"https://{TOKEN}@host/d",
+    f"https://host/d?token={TOKEN}&a=b",
+    TOKEN,
+    f"org/{TOKEN}",
+    f"hf://datasets/org/name@{TOKEN}",
+    f"./{TOKEN}/pictures",
+)
 _RECIPES = {
     "a value": f"phase6: {{description: 'made with {TOKEN}'}}",
     "a source": f"data: {{source: 'https://u:{TOKEN}@host/d'}}",
@@ -77,8 +83,14 @@ def _cases(folder: Path) -> dict[str, tuple[str, Callable[[], object]]]:
     add("extra argument", "doctor", TOKEN)
     cases["phase script"] = (TOKEN, lambda: phase_script(1, ["--recipe", "quickstart", f"--x={TOKEN}"]))
     for status in (400, 401, 403, 404, 409, 429, 500):
-        cases[f"Hub's echo {status}"] = (SHORT, lambda status=status: command(["pull", f"lab/model{status}", "--debug"]))  # type: ignore[misc]
-        cases[f"Hub's echo, one line {status}"] = (SHORT, lambda status=status: command(["pull", f"lab/model{status}"]))  # type: ignore[misc]
+        cases[f"Hub's echo {status}"] = (
+            SHORT,
+            lambda status=status: command(["pull", f"lab/model{status}", "--debug"]),
+        )  # type: ignore[misc]
+        cases[f"Hub's echo, one line {status}"] = (
+            SHORT,
+            lambda status=status: command(["pull", f"lab/model{status}"]),
+        )  # type: ignore[misc]
 
     def all_lines() -> None:
         with log_to(folder / "run.log"):
