@@ -23,6 +23,7 @@ from natix_hf.data.groups import group_key, group_rules, matched
 from natix_hf.data.rows import Rows
 from natix_hf.errors import DataError, cut, first_line
 from natix_hf.intake.columns import is_saved, load_saved, load_splits, undecoded
+from natix_hf.intake.entries import too_large
 from natix_hf.intake.kinds import junk_reason, kind_of
 from natix_hf.provenance.files import walk
 from natix_hf.provenance.hub import is_repo_id
@@ -80,10 +81,14 @@ class TarShard:
                     tar.members = []  # type: ignore[attr-defined]  # it would keep a record of every member
                     name = PurePosixPath(member.name)
                     if member.isreg() and junk_reason(str(name)) is None and kind_of(str(name)) == "picture":
+                        frame_id, large = f"{self.name}/{member.name}", too_large(member.size)
+                        if large is not None:
+                            yield _frame(self.source, frame_id, None, problem=f"{frame_id} is not read: {large}")
+                            continue
                         file = tar.extractfile(member)
                         assert file is not None
                         cell, groups = {"bytes": file.read(), "path": None}, _groups(self.patterns, member.name)
-                        yield _frame(self.source, f"{self.name}/{member.name}", cell, groups)
+                        yield _frame(self.source, frame_id, cell, groups)
                     last = member.name
         except _DAMAGED as error:
             problem = f"{self.path} cannot be read beyond {last} ({first_line(error)})"

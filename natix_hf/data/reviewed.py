@@ -166,6 +166,8 @@ def _as_list(files: str | Sequence[str] | None) -> list[str]:
 
 def _table(path: Path, kind: Kind) -> Table:
     key = f"data.{kind}"
+    if path.exists() and not path.is_file():  # a named pipe would wait for ever, and a device never ends
+        raise DataError(f"{key}: {path} is no regular file: name a table")
     try:
         content = path.read_bytes()
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Self, get_type_hints
@@ -155,13 +156,18 @@ def _checked(extra: Mapping[Any, Any], section: TrainingSection) -> dict[str, An
             raise RecipeError(f"{section.key('extra')} holds {key}: give it as {type(section).__name__}({key}=…)")
     if not extra:
         return {}
-    from transformers import TrainingArguments
-
-    hints = get_type_hints(TrainingArguments)
+    hints = _fields_of_transformers()
     for key in extra:
         if key not in hints:
             raise _unknown(key, section, hints)
     return {key: coerce(value, hints[key], section.key(key)) for key, value in extra.items()}
+
+
+@functools.cache  # their types are text, and Python takes long to read it
+def _fields_of_transformers() -> dict[str, Any]:
+    from transformers import TrainingArguments
+
+    return get_type_hints(TrainingArguments)
 
 
 def _unknown(key: object, section: TrainingSection, hints: Mapping[str, Any]) -> RecipeError:
