@@ -89,7 +89,7 @@ def printable(text: object) -> str:
 _UNPRINTABLE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 _SECRETS = re.compile(
-    r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}"  # tokens of the Hub
+    r"(?:hf|api_org)_[A-Za-z0-9]{16,}"  # tokens of the Hub
     r"|(?<=://)[^/\s@'\"]+(?=@)"  # user and password of a URL
     r"|(?<=bearer )[\w.~+/=-]{8,}"
     r"|(?:(?<=[?&;]token=)|(?<=[?&;]key=)|(?<=[?&;]sig=)|(?<=_token=)|(?<=[_-]key=)|(?<=apikey=)|(?<=password=)"
@@ -97,6 +97,7 @@ _SECRETS = re.compile(
     re.IGNORECASE,
 )
 HIDDEN = "***"
+_SHORTEST_TOKEN = 6  # characters: less would hide words
 
 
 def redacted(text: str) -> str:
@@ -114,7 +115,7 @@ def _own_tokens() -> list[str]:
         known.append((client.get_token() if client is not None else None) or "")
     except Exception:  # a file of the client that cannot be read is no matter of a message
         pass
-    return [token.strip() for token in known if len(token.strip()) >= 8]
+    return [token.strip() for token in known if len(token.strip()) >= _SHORTEST_TOKEN]
 
 
 def holds_secret(text: str) -> bool:

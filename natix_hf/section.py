@@ -173,34 +173,27 @@ def _attribute(name: str) -> str:
 
 def key_types(cls: type[Section]) -> dict[str, Any]:
     """The type of every key of a section."""
-    hints = _hints(cls)
-    return {key_name(f): hints[f.name] for f in fields(cls) if not f.metadata.get("not_a_key")}
+    return {key_name(f): _hints(cls)[f.name] for f in fields(cls) if not f.metadata.get("not_a_key")}
 
 
 def key_meanings(cls: type[Section]) -> dict[str, str]:
     """The meaning of every key of a section. A subclass that only changes a default inherits the meaning."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        for name, hint in _full_hints(base).items():
+        for name, hint in _hints(base, include_extras=True).items():
             if get_origin(hint) is Annotated:
                 found[name.removesuffix("_")] = hint.__metadata__[0]
     return {name: found.get(name, "") for name in key_types(cls)}
 
 
 @functools.cache  # every section that is made asks for them
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
-
-
-@functools.cache
-def _full_hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls, include_extras=True)
+def _hints(cls: type, include_extras: bool = False) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=include_extras)
 
 
 def _keys_of_data(cls: type[Section]) -> set[str]:
     """The keys whose annotation holds `OF_DATA`."""
-    hints = _full_hints(cls)
-    return {name for name, hint in hints.items() if OF_DATA in getattr(hint, "__metadata__", ())}
+    return {name for name, hint in _hints(cls, True).items() if OF_DATA in getattr(hint, "__metadata__", ())}
 
 
 def section_of(hint: Any) -> type[Section] | None:

@@ -224,8 +224,7 @@ def _with_action(lines: list[tuple[dict[str, Any], int]], kind: Kind, file: str)
         if action not in ACTIONS:
             raise DataError(
                 f"data.{kind}: {file}, line {line} has the {ACTION} {cut(given)}: write {', '.join(ACTIONS)} or "
-                f"nothing"
-                + did_you_mean(action, ACTIONS)
+                f"nothing{did_you_mean(action, ACTIONS)}"
             )
         before, first = seen.setdefault(str(row[ROW_ID]), (action, line))
         if before != action:

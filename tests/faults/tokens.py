@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import os
 import sys
 import tempfile
 from collections import Counter
@@ -144,7 +143,7 @@ def attack(count: int) -> int:
         for path in written:
             print(f"FAULT: it stands in {path.relative_to(folder)}")
     print(f"messages: {counts.total()} tried, {counts['hidden']} hidden, {counts['missed']} missed, {silent} silent")
-    print(f"files: {len(files)} looked at, {len(written)} with a token; HF_TOKEN was set: {'HF_TOKEN' in os.environ}")
+    print(f"files: {len(files)} looked at, {len(written)} with a token")
     return counts["missed"] + silent + len(written)
 
 
