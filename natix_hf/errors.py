@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
 import sys
@@ -108,14 +109,20 @@ def redacted(text: str) -> str:
 
 
 def _own_tokens() -> list[str]:
-    """The tokens that this process may send. The Hub's client is asked only where it is loaded."""
-    known = [os.environ.get(name, "") for name in _TOKEN_VARIABLES]
-    client = sys.modules.get("huggingface_hub")
+    """The tokens that this process may send."""
+    constants = sys.modules.get("huggingface_hub.constants")
+    known = [os.environ.get(name, "").strip() for name in _TOKEN_VARIABLES]
+    known.append(_stored_token(str(constants.HF_TOKEN_PATH)) if constants is not None else "")
+    return [token for token in known if len(token) >= _SHORTEST_TOKEN]
+
+
+@functools.cache  # a message is no reason to read a file again
+def _stored_token(path: str) -> str:
     try:
-        known.append((client.get_token() if client is not None else None) or "")
-    except Exception:  # a file of the client that cannot be read is no matter of a message
-        pass
-    return [token.strip() for token in known if len(token.strip()) >= _SHORTEST_TOKEN]
+        with open(path, encoding="utf-8") as file:
+            return file.read(1000).strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def holds_secret(text: str) -> bool:
