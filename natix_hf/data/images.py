@@ -126,7 +126,8 @@ def _decode(content: bytes, at_least: int | None, max_megapixels: float) -> Imag
     if opened is None:
         raise ValueError(why_unknown(head))
     with opened as image:
-        if at_least is not None and image.format in ("JPEG", "MPO"):
+        is_whole = getattr(image, "decoderconfig", ()) == ()  # a second draft of the same picture fails
+        if at_least is not None and image.format in ("JPEG", "MPO") and is_whole:
             image.draft(None, (at_least, at_least))
         return to_rgb(image, bare.orientation, is_ours=True)
 

@@ -10,7 +10,7 @@ import re
 import struct
 import warnings
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from PIL import Image
 
@@ -148,14 +148,20 @@ def _hidden_sizes(content: bytes) -> Iterator[tuple[int, int, int]]:
             width, height = _pair(">HH", found[2], 0)[::-1] if down_first else _pair(">II", found[1], 0)
             yield width, height, _HELD_INSIDE
     else:
-        tags = {entry.tag: entry for entry in getattr(first_directory(content[: 2**20]), "entries", ())}
-        if 322 in tags and 323 in tags:
-            yield *(int.from_bytes(tags[tag].value[:4], "little") for tag in (322, 323)), _HELD["TIFF"]  # type: ignore[misc]
+        directory = first_directory(content)
+        tile = {entry.tag: entry for entry in directory.entries if entry.tag in (322, 323)} if directory else {}
+        if directory is not None and len(tile) == 2:
+            order: Literal["little", "big"] = "little" if directory.order == "<" else "big"
+            width, height = (
+                int.from_bytes(tile[tag].value[: {3: 2, 16: 8}.get(tile[tag].kind, 4)], order) for tag in (322, 323)
+            )
+            yield width, height, _HELD["TIFF"]
 
 
 # The size of an embedded PNG or JPEG 2000 (width, height), or JPEG (height, width).
 _EMBEDDED = re.compile(
-    rb"(?:\x89PNG\r\n\x1a\n....IHDR|\xff\x4f\xff\x51....)(.{8})|\xff[\xc0-\xc2]..\x08(.{4})", re.DOTALL
+    rb"(?:\x89PNG\r\n\x1a\n....IHDR|\xff\x4f\xff\x51....)(.{8})|\xff[\xc0-\xc2]\x00[\x0b\x11]\x08(.{4})",
+    re.DOTALL,
 )
 
 

@@ -9,7 +9,8 @@ from natix_hf.errors import RecipeError, require
 from natix_hf.section import Section
 
 # The largest numbers of a transformers config. The largest vision transformer, of 22 billion weights, has 48 layers.
-_MOST = {"num_hidden_layers": 1000, "num_attention_heads": 1024, "hidden_size": 65_536, "patch_size": 8192}
+_MOST_LAYERS = 1000
+_MOST = {"num_attention_heads": 1024, "hidden_size": 65_536, "patch_size": 8192}
 _MOST_OTHERWISE = 10**6
 PACKAGED_PREFIX = "packaged:"
 
@@ -34,7 +35,7 @@ class ModelConfig(Section):
     def check(self) -> None:
         self.require_within("image_size", 1, 8192)
         for name, value in self.config.items():  # a layer more costs time even where no weight is made yet
-            most = _MOST.get(name, _MOST_OTHERWISE)
+            most = _MOST_LAYERS if "layers" in name else _MOST.get(name, _MOST_OTHERWISE)
             fits = not isinstance(value, int | float) or abs(value) <= most
             require(fits, f"model.config.{name}", value, f"at most {most:,}")
         if self.backbone is None and "model_type" not in self.config:

@@ -236,6 +236,9 @@ class SupervisedConfig(TrainingSection):
     def check(self) -> None:
         super().check()
         check_adapter(self.adapter, self.adapter_options, self.where)
+        for name, value in self.adapter_options.items():
+            fits = not isinstance(value, int | float) or abs(value) <= 10**6
+            require(fits, f"{self.key('adapter_options')}.{name}", value, "at most 1,000,000")
         views, decay, patience, score = (
             self.feature_views, self.ema_decay, self.early_stopping_patience, self.metric_for_best_model,
         )  # fmt: skip

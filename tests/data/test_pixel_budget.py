@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,31 @@ def test_a_larger_jpeg_is_read_smaller_and_says_so() -> None:
     assert np.abs(error).mean() < 6  # the same picture
     with pytest.raises(DataError, match="max_megapixels"):
         open_image(content, max_megapixels=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:a JPEG of")
+def test_a_jpeg_that_is_read_smaller_may_be_wanted_smaller_still() -> None:
+    content = encoded(NOISE.resize((640, 480)), "JPEG")
+    small = open_image(content, at_least=64, max_megapixels=0.11)
+    exact = open_image(content).resize(small.size, Image.Resampling.BOX)
+    assert min(small.size) >= 64 and np.abs(np.asarray(small, float) - np.asarray(exact, float)).mean() < 8
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tile_of_either_byte_order_is_measured(order: str) -> None:
+    def tiff(side: int) -> bytes:
+        tags = [(256, 9), (257, 9), (258, 8), (262, 1), (277, 1), (322, side), (323, side), (324, 8), (325, 256)]
+        entries = b"".join(struct.pack(f"{order}HHLL", tag, 4, 1, value) for tag, value in tags)
+        head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}L", 8)
+        return head + struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + bytes(300)
+
+    for side, fact in ((16, None), (65_536, "65536 x 65536")):
+        try:
+            open_image(tiff(side), "a.tif")
+        except DataError as error:
+            assert (fact is None) == ("65536" not in str(error)) and tells(error, fact or "a.tif")
+        else:
+            assert fact is None
 
 
 def test_pillow_s_own_limit_is_neither_asked_nor_changed() -> None:
