@@ -18,7 +18,7 @@ from natix_hf.calibration.temperature import Method
 from natix_hf.data.asked import Asked, ask
 from natix_hf.data.plain import rows_of
 from natix_hf.data.views import AskedViews
-from natix_hf.errors import DataError, UsageError
+from natix_hf.errors import DataError, UsageError, cut
 from natix_hf.labels import names_in
 from natix_hf.metrics import select_threshold
 from natix_hf.metrics.table import told_metrics
@@ -150,9 +150,9 @@ def bundle_of(
 
 def _grouped(asked: Asked, dataset: Any, column: str) -> Asked:
     if column not in getattr(dataset, "column_names", []):
-        raise DataError(f"bundle_of: test_dataset has no column {column!r} to group by")
+        raise DataError(f"bundle_of: test_dataset has no column {cut(column)} to group by")
     groups = np.asarray([f"group:{value}" for value in dataset[column]])
-    return Asked(asked.row_ids, groups, asked.row_labels, asked.exam, asked.cells)
+    return Asked(asked.row_ids, groups, asked.row_labels, asked.exam, asked.cells, max_megapixels=asked.max_megapixels)
 
 
 def _card(

@@ -12,7 +12,7 @@ import textwrap
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from natix_hf.errors import UsageError, did_you_mean
+from natix_hf.errors import UsageError, cut, did_you_mean
 from natix_hf.recipe import Recipe
 from natix_hf.section import (
     Section,
@@ -95,7 +95,9 @@ def as_text(place: str | None = None, width: int = 80) -> str:
     outer, _, name = place.rpartition(".")
     if outer not in known:
         listed = ", ".join(name for name in known if name)
-        raise UsageError(f"no section {outer!r}{did_you_mean(outer, known, otherwise=f': the sections are {listed}')}")
+        raise UsageError(
+            f"no section {cut(outer)}{did_you_mean(outer, known, otherwise=f': the sections are {listed}')}"
+        )
     rows = keys_of(known[outer])
     if name not in [key.name for key in rows]:
         raise unknown_key(name, outer, [key.name for key in rows], note=_note(known[outer]))

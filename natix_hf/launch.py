@@ -28,7 +28,7 @@ from natix_hf.recipe import Recipe, load_recipe
 from natix_hf.runs.folders import LOG, new_run, newest_run, open_run
 from natix_hf.runs.freshness import require_upstream
 from natix_hf.runs.graph import PHASES
-from natix_hf.terminal import errors_in_one_line, log_to, robust_streams, say, tell
+from natix_hf.terminal import errors_in_one_line, log_to, refuse_secrets, robust_streams, say, tell
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -49,8 +49,10 @@ def phase_script(number: int, arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--new", action="store_true", help="start a new run")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="change a key of the recipe")
-    given = parser.parse_intermixed_args(arguments)
     robust_streams()
+    with errors_in_one_line(debug=False):
+        refuse_secrets(sys.argv[1:] if arguments is None else arguments)
+    given = parser.parse_intermixed_args(arguments)
     with errors_in_one_line(given.debug), interrupt.catching(), _ending_together():
         _run_on_every_rank(number, given)
 

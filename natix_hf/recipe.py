@@ -13,7 +13,7 @@ from typing import Annotated, Any, cast
 from natix_hf.bundle.config import ExportConfig
 from natix_hf.calibration.config import ScrcConfig
 from natix_hf.data.config import DataConfig
-from natix_hf.errors import RecipeError, did_you_mean, first_line
+from natix_hf.errors import RecipeError, cut, did_you_mean, shortened
 from natix_hf.metrics.config import ThresholdConfig
 from natix_hf.models.config import ModelConfig
 from natix_hf.provenance.files import file_fingerprint, folder_fingerprint, json_sha256
@@ -24,7 +24,7 @@ from natix_hf.trainers.config import SupervisedConfig, TrainingSection
 from natix_hf.trainers.explora_config import ExploraConfig
 from natix_hf.trainers.gate_config import GateConfig
 from natix_hf.typed import untyped
-from natix_hf.yaml12 import NOT_YAML, read_yaml
+from natix_hf.yaml12 import LONGEST, NOT_YAML, read_yaml, yaml_problem
 
 
 @dataclass(frozen=True)
@@ -154,12 +154,12 @@ def load_recipe(reference: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = find_recipe(reference)
     try:
-        text = path.read_text(encoding="utf-8")
-        content = read_yaml(text)
+        with path.open(encoding="utf-8") as file:
+            content = read_yaml(file.read(LONGEST + 1))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read: {error}") from None
     except NOT_YAML as error:
-        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"{path} is not valid YAML: {yaml_problem(error)}") from None
     content = {} if content is None else content
     if not isinstance(content, dict):
         kind = type(untyped(content)).__name__
@@ -175,7 +175,12 @@ def parse_recipe(content: Mapping[str, Any], name: str = "recipe") -> Recipe:
     Raises:
         RecipeError: if a key is wrong; one line with the key, its value and what is expected.
     """
-    return replace(Recipe.build(content), name=name)
+    try:
+        return replace(Recipe.build(content), name=name)
+    except RecursionError:
+        raise RecipeError(
+            f"the recipe {shortened(name)} is nested too deeply: a section holds keys and lists"
+        ) from None
 
 
 def inspected_config(source: str, overrides: Sequence[str]) -> DataConfig:
@@ -206,11 +211,13 @@ def data_config(source: str, overrides: Sequence[str], keys: Mapping[str, Any] |
     content: dict[str, Any] = {"data": dict(keys or {})}
     for override in overrides:
         if not override.startswith("data."):
-            raise RecipeError(f"{override!r} is not about the data: write data.KEY=VALUE, as in data.label_column=y")
+            raise RecipeError(
+                f"{cut(override)} is not about the data: write data.KEY=VALUE, as in data.label_column=y"
+            )
         if override.partition("=")[0] == "data.source":
             raise RecipeError(
-                f"data.source is {source} already: leave out {override!r}; `natix-hf inspect RECIPE.yaml` looks at "
-                "the several sources of a recipe"
+                f"data.source is {shortened(source)} already: leave out {cut(override)}; `natix-hf inspect "
+                "RECIPE.yaml` looks at the several sources of a recipe"
             )
         _apply_override(content, override)
     content["data"] |= {"source": source}
@@ -224,16 +231,26 @@ def find_recipe(reference: str) -> Path:
         RecipeError: if there is no such recipe.
     """
     if reference.endswith((".yaml", ".yml")) or "/" in reference or "\\" in reference:
-        if Path(reference).is_file():
+        if _is_file(Path(reference)):
             return Path(reference)
-        raise RecipeError(f"no recipe file {reference}: check the path; `natix-hf recipes` lists the packaged ones")
+        raise RecipeError(
+            f"no recipe file {shortened(reference, 200)}: check the path; `natix-hf recipes` lists the packaged ones"
+        )
     path = resource_folder("recipes") / f"{reference}.yaml"
-    if path.is_file():
+    if _is_file(path):
         return path
     known = [file.stem for file in packaged_recipes()]
     raise RecipeError(
-        f"no recipe {reference!r}{did_you_mean(reference, known)}: `natix-hf recipes` lists them, or name a YAML file"
+        f"no recipe {cut(reference)}{did_you_mean(reference, known)}: `natix-hf recipes` lists them, or name a YAML "
+        f"file"
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def packaged_recipes() -> list[Path]:
@@ -243,13 +260,13 @@ def packaged_recipes() -> list[Path]:
 def _apply_override(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RecipeError(f"{override!r} is not KEY=VALUE, as in phase1.learning_rate=1e-4")
+        raise RecipeError(f"{cut(override)} is not KEY=VALUE, as in phase1.learning_rate=1e-4")
     try:
         value = read_yaml(text)
     except NOT_YAML as error:
-        problem = getattr(error, "problem", None) or first_line(error)
+        problem = yaml_problem(error)
         quotes = "; a regular expression stands in single quotes" if "escape character" in problem else ""
-        raise RecipeError(f"the value of {override!r} is not valid YAML: {problem}{quotes}") from None
+        raise RecipeError(f"the value of {cut(override)} is not valid YAML: {problem}{quotes}") from None
     *parents, last = key.split(".")
     section = content
     for parent in parents:
@@ -257,6 +274,6 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
         if inner is None:
             inner = section[parent] = {}
         if not isinstance(inner, dict):
-            raise RecipeError(f"{override!r}: {parent} is a value, not a section")
+            raise RecipeError(f"{cut(override)}: {shortened(parent)} is a value, not a section")
         section = inner
     section[last] = value

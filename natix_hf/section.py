@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import copy
 import enum
+import functools
 import keyword
-import math
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from natix_hf.errors import RecipeError, did_you_mean, nearest, require
-from natix_hf.typed import Typed, as_typed, untyped
+from natix_hf.errors import RecipeError, cut, did_you_mean, nearest, require, shortened
+from natix_hf.typed import Typed, as_typed, require_plain, untyped
 
 # The metadata of a field that is no key of a recipe.
 NOT_A_KEY = {"not_a_key": True}
@@ -26,6 +26,7 @@ LATER = {"later": True}
 # key also takes a whole number, true or false, and reads them as the text that a recipe file would hold.
 OF_DATA = object()
 
+_LONGEST_LIST = 240  # characters of the keys in a message
 # Other names that people use for a key, by the key that they mean.
 _ALSO_CALLED = {
     "learning_rate": "lr",
@@ -97,6 +98,11 @@ class Section:
         """Raise a `RecipeError` that names the key `name`, its value and what is allowed, unless `holds` is true."""
         require(holds, self.key(name), getattr(self, _attribute(name)), allowed)
 
+    def require_within(self, name: str, least: float, most: float) -> None:
+        """Raise a `RecipeError` unless the number under the key `name` is null, or within bounds that are included."""
+        value = getattr(self, _attribute(name))
+        self.require(value is None or least <= value <= most, name, f"at least {least:,} and at most {most:,}")
+
     def plain(self) -> dict[str, Any]:
         """Every key and its value as JSON values, which manifests record and hashes are computed from."""
         kept = [f for f in fields(self) if not _adds_nothing(f, self)]
@@ -146,12 +152,14 @@ def unknown_key(
         note: The end of the list, which mentions `further`.
     """
     known, further = list(known), list(further)
-    full = f"{where}.{key}" if where else str(key)
+    full = shortened(f"{where}.{key}" if where else str(key))
     word, names = str(key).lower(), [*known, *further]
     close = next((name for name in names if word in _ALSO_CALLED.get(name, "").split()), None) or nearest(word, names)
     if close is not None:
-        return RecipeError(f"unknown key {full}, did you mean {close!r}?")
-    return RecipeError(f"unknown key {full}: the keys of {where or 'a recipe'} are {', '.join(known)}{note}")
+        return RecipeError(f"unknown key {full}, did you mean {cut(close)}?")
+    listed = f"the keys of {where or 'a recipe'} are {', '.join(known)}{note}"
+    most = f"`natix-hf keys {where}` lists those of {where}"
+    return RecipeError(f"unknown key {full}: {listed if len(listed) <= _LONGEST_LIST or not where else most}")
 
 
 def key_name(key: Field[Any]) -> str:
@@ -165,24 +173,27 @@ def _attribute(name: str) -> str:
 
 def key_types(cls: type[Section]) -> dict[str, Any]:
     """The type of every key of a section."""
-    hints = get_type_hints(cls)
-    return {key_name(f): hints[f.name] for f in fields(cls) if not f.metadata.get("not_a_key")}
+    return {key_name(f): _hints(cls)[f.name] for f in fields(cls) if not f.metadata.get("not_a_key")}
 
 
 def key_meanings(cls: type[Section]) -> dict[str, str]:
     """The meaning of every key of a section. A subclass that only changes a default inherits the meaning."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        for name, hint in get_type_hints(base, include_extras=True).items():
+        for name, hint in _hints(base, include_extras=True).items():
             if get_origin(hint) is Annotated:
                 found[name.removesuffix("_")] = hint.__metadata__[0]
     return {name: found.get(name, "") for name in key_types(cls)}
 
 
+@functools.cache  # every section that is made asks for them
+def _hints(cls: type, include_extras: bool = False) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=include_extras)
+
+
 def _keys_of_data(cls: type[Section]) -> set[str]:
     """The keys whose annotation holds `OF_DATA`."""
-    hints = get_type_hints(cls, include_extras=True)
-    return {name for name, hint in hints.items() if OF_DATA in getattr(hint, "__metadata__", ())}
+    return {name for name, hint in _hints(cls, True).items() if OF_DATA in getattr(hint, "__metadata__", ())}
 
 
 def section_of(hint: Any) -> type[Section] | None:
@@ -223,14 +234,16 @@ def coerce(value: Any, hint: Any, key: str) -> Any:
         for option in options:
             if option == value and isinstance(value, type(option)):
                 return option
-        raise RecipeError(f"{key} is {value!r}: allowed is {_join(options)}{did_you_mean(value, options)}")
+        raise RecipeError(f"{key} is {cut(value)}: allowed is {_join(options)}{did_you_mean(value, options)}")
     elif origin is list and isinstance(value, list | tuple):
         return [coerce(item, options[0], f"{key}[{i}]") for i, item in enumerate(value)]
     elif _fits(value, hint):
         value = untyped(value)
-        _require_plain(value, key)
+        require_plain(value, key)
         return float(value) if hint is float else value
-    raise RecipeError(f"{key} is {untyped(value)!r} ({type(value).__name__}): expected {describe(hint)}")
+    raise RecipeError(
+        f"{key} is {cut(untyped(value))} ({type(value).__name__}): expected {shortened(describe(hint), 200)}"
+    )
 
 
 def _as_meant(typed: Typed, options: tuple[Any, ...]) -> Any:
@@ -267,7 +280,7 @@ def _as_section(value: Any, section: type[Section], key: str) -> Section:
         stands_elsewhere = getattr(value, "where", key) != key
         return replace(value, where=key) if stands_elsewhere else value  # type: ignore[call-arg]
     if not isinstance(value, Mapping):
-        raise RecipeError(f"{key} is {untyped(value)!r}: expected a section of keys")
+        raise RecipeError(f"{key} is {cut(untyped(value))}: expected a section of keys")
     return section.build(value, key)
 
 
@@ -290,20 +303,6 @@ def _without_sections(value: Any, as_plain: bool) -> Any:
     if isinstance(value, Section):
         return value.plain() if as_plain else value.mapping()
     return copy.deepcopy(value)
-
-
-def _require_plain(value: Any, key: str) -> None:
-    """Refuse values that JSON cannot hold, such as infinity, NaN and dates, at any depth."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            _require_plain(item, f"{key}.{name}")
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            _require_plain(item, f"{key}[{i}]")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise RecipeError(f"{key} is {value!r}: expected a finite number")
-    elif not isinstance(value, str | int | float | None):
-        raise RecipeError(f"{key} is {value!r} ({type(value).__name__}): expected text, a number, true, false or null")
 
 
 def _is_enum(hint: Any) -> bool:

@@ -9,13 +9,15 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
 from natix_hf.disk import disk_error, disk_line
-from natix_hf.errors import NatixError
+from natix_hf.errors import NatixError, UsageError, cut, holds_secret, printable, redacted
 
 # The columns of the word that opens a line: "device", "phase 1", "bundle". Lines below it are indented as far.
 LABEL = 9
@@ -44,10 +46,29 @@ def verbosity() -> Verbosity:
 
 
 def robust_streams() -> None:
-    """Escape characters that the console's encoding lacks: a path must not end a run."""
+    """Escape characters that the console's encoding lacks: a path must not end a run. Tracebacks show no secrets."""
+    sys.excepthook = _show_traceback
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
+
+
+def refuse_secrets(arguments: Iterable[str]) -> None:
+    """Refuse a token or a password on a command line, where it stays in the shell's history and others can read it.
+
+    Raises:
+        UsageError: if there is one. The line does not show it.
+    """
+    for argument in arguments:
+        if holds_secret(argument):
+            raise UsageError(
+                f"the argument {cut(argument)} holds a token or a password, which others can read there: log in with "
+                "`hf auth login` or set HF_TOKEN, and leave it out"
+            )
 
 
 def say(line: str = "", hang: int = 0) -> None:
@@ -75,6 +96,7 @@ def note(line: str) -> None:
 
 
 def _show(line: str, least: Verbosity, hang: int = 0) -> None:
+    line = "\n".join(map(printable, line.split("\n")))
     _log(line)
     if verbosity() >= least:
         sys.stdout.write((_wrapped(line, hang) if hang and sys.stdout.isatty() else line) + "\n")
@@ -105,7 +127,7 @@ def log_to(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        _log(f"ended by {type(error).__name__}: {' '.join(str(error).split())}")
+        _log(f"ended by {type(error).__name__}: {printable(' '.join(str(error).split()))}")
         raise
     finally:
         _logs.remove(path)

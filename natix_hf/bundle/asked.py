@@ -14,9 +14,8 @@ from PIL import Image
 
 from natix_hf.bundle.inference import Backend, Precision
 from natix_hf.bundle.names import ONNX
-from natix_hf.errors import UsageError
+from natix_hf.errors import UsageError, cut
 from natix_hf.models.device import default_device, usable_device
-from natix_hf.provenance.strict import shown
 
 _IMAGES = "a path, a PIL image, a uint8 array, encoded bytes or a cell of a datasets column"
 # As git names branches, tags, commits and pull requests.
@@ -31,14 +30,14 @@ def check_load(reference: Any, revision: Any, verify: Any, expected: Any) -> Non
         UsageError: with the argument, its value and what is allowed.
     """
     if not isinstance(reference, str | PathLike) or not str(reference):
-        raise UsageError(f"load_bundle({shown(reference)}): name a folder, or a Hub repository as org/name")
+        raise UsageError(f"load_bundle({cut(reference)}): name a folder, or a Hub repository as org/name")
     if not isinstance(verify, bool | np.bool_):
-        raise UsageError(f"load_bundle: verify is {shown(verify)}: it must be True or False")
+        raise UsageError(f"load_bundle: verify is {cut(verify)}: it must be True or False")
     if expected is not None and not verify:
-        raise UsageError(f"load_bundle({shown(reference)}): expected= says nothing with verify=False: leave one out")
+        raise UsageError(f"load_bundle({cut(reference)}): expected= says nothing with verify=False: leave one out")
     digest = isinstance(expected, str) and re.fullmatch(r"[0-9a-f]{64}", expected) is not None
     if expected is not None and not digest:
-        raise UsageError(f"load_bundle: expected is {shown(expected)}: it must be a sha256 of 64 digits, or None")
+        raise UsageError(f"load_bundle: expected is {cut(expected)}: it must be a sha256 of 64 digits, or None")
     check_revision(revision)
 
 
@@ -50,7 +49,7 @@ def check_revision(revision: Any) -> None:
     """
     named = isinstance(revision, str) and _REVISION.fullmatch(revision) is not None
     if revision is not None and not (named and ".." not in revision and len(revision) <= _LONGEST_REVISION):
-        raise UsageError(f"revision is {shown(revision)}: it must be a branch, a tag or a commit")
+        raise UsageError(f"revision is {cut(revision)}: it must be a branch, a tag or a commit")
 
 
 def check_batch_size(batch_size: Any) -> int:
@@ -60,8 +59,20 @@ def check_batch_size(batch_size: Any) -> int:
         UsageError: if it is no whole number of at least 1.
     """
     if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
-        raise UsageError(f"batch_size is {shown(batch_size)}: it must be a whole number of at least 1")
+        raise UsageError(f"batch_size is {cut(batch_size)}: it must be a whole number of at least 1")
     return int(batch_size)
+
+
+def check_timeout(timeout_s: Any) -> float | None:
+    """The seconds that an image may take, or None for ever.
+
+    Raises:
+        UsageError: if it is neither None nor a number above 0.
+    """
+    number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
+    if timeout_s is not None and not (number and timeout_s > 0):
+        raise UsageError(f"timeout_s is {cut(timeout_s)}: it must be a number of seconds above 0, or None")
+    return timeout_s if timeout_s is None else float(timeout_s)
 
 
 def check_images(images: Any) -> None:
@@ -71,10 +82,10 @@ def check_images(images: Any) -> None:
         UsageError: with the value, or the element and its place.
     """
     if not hasattr(images, "__iter__") and not hasattr(images, "__getitem__"):
-        raise UsageError(f"images is {shown(images)}: give {_IMAGES}, or several of them")
+        raise UsageError(f"images is {cut(images)}: give {_IMAGES}, or several of them")
     for index, image in enumerate(images if isinstance(images, list | tuple) else ()):
         if not _may_be_image(image):
-            raise UsageError(f"image {index} is {shown(image)}: it must be {_IMAGES}")
+            raise UsageError(f"image {index} is {cut(image)}: it must be {_IMAGES}")
 
 
 def _may_be_image(value: Any) -> bool:
@@ -92,7 +103,7 @@ def choose_backend(
     """
     for name, given, known in (("backend", backend, get_args(Backend)), ("precision", precision, get_args(Precision))):
         if not (given is None and name == "backend") and (not isinstance(given, str) or given not in known):
-            raise UsageError(f"{name} is {shown(given)}: allowed is {' | '.join(known)}")
+            raise UsageError(f"{name} is {cut(given)}: allowed is {' | '.join(known)}")
     on_cpu = (usable_device(device) if device is not None else default_device()).type == "cpu"
     exact = precision == "float32"
     if backend is None:

@@ -37,7 +37,7 @@ class ExportConfig(Section):
 
     def check(self) -> None:
         hotkey, repo_id, tag = self.submitted_by, self.repo_id, self.tag
-        self.require(self.n_resamples >= 100, "n_resamples", "at least 100")
+        self.require_within("n_resamples", 100, 10**6)
         numbered = re.fullmatch(r"\d+\.\d+\.\d+", self.version, re.ASCII) is not None
         self.require(numbered, "version", "X.Y.Z, such as 1.0.2")
         known = hotkey is None or is_hotkey(hotkey)

@@ -75,7 +75,8 @@ def exam_rows(config: DataConfig, if_known: Collection[str] = ()) -> ExamRows:
     counts = Counter((int(source.labels[i]), source.classes[i]) for i in at)
     zero, one = ({name: count for (of, name), count in counts.items() if of == label} for label in (0, 1))
     groups = np.asarray([f"row:{source.ids[i]}" if (g := source.groups[i]) is None else f"group:{g}" for i in at])
-    asked = Asked(ids, groups, labels, Exam(config.exam_views, config.seed), cells)
+    exam, most = Exam(config.exam_views, config.seed), config.max_megapixels
+    asked = Asked(ids, groups, labels, exam, cells, max_megapixels=most)
     columns = {name: [str(values[i]) for i in at] for name, values in source.columns.items()}
     generated = load_generated(config, _digests(config, source)) if config.synthetic_half is not None else None
     notes = [*source.notes, *(generated.notes if generated is not None else [])]
@@ -84,7 +85,10 @@ def exam_rows(config: DataConfig, if_known: Collection[str] = ()) -> ExamRows:
 
 def _digests(config: DataConfig, source: SourceRows) -> dict[str, str]:
     """Where each real picture stands, by the digest of its pixels."""
-    decoded = decode_once(source.images, source.ids, config.image_column, config.cache_px, config.on_bad_image)
+    decoded = decode_once(
+        source.images, source.ids, config.image_column, config.cache_px, config.on_bad_image, "raw",
+        config.max_megapixels,
+    )  # fmt: skip
     return {digest: f"row {i}" for digest, i in zip(decoded["sha256"], source.ids, strict=True) if digest is not None}
 
 

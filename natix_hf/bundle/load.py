@@ -19,8 +19,8 @@ from natix_hf.bundle.fetch import fetch_bundle, require_intact_snapshot
 from natix_hf.bundle.inference import Backend, Inference, Precision
 from natix_hf.bundle.names import BUNDLE_MANIFEST, CONFIG, POLICY, PROCESSOR, bundle_of_run
 from natix_hf.bundle.policy import read_policy
-from natix_hf.bundle.stream import BadImage, batches
-from natix_hf.errors import DataError, UsageError, VerificationError
+from natix_hf.bundle.stream import TIMEOUT_S, BadImage, batches
+from natix_hf.errors import DataError, UsageError, VerificationError, cut
 from natix_hf.labels import ABSTAIN
 from natix_hf.models.gate import GATE
 from natix_hf.models.preprocess import Preprocess
@@ -123,11 +123,14 @@ class Bundle:
         """
         return [_require_read(answer) for answer in self.stream(images, batch_size)]
 
-    def stream(self, images: Iterable[Any], batch_size: int = 32) -> Iterator[Answer]:
+    def stream(
+        self, images: Iterable[Any], batch_size: int = 32, timeout_s: float | None = TIMEOUT_S
+    ) -> Iterator[Answer]:
         """Answer images as they come, one answer per image and in the same order. The stream may be endless.
 
         The first answers arrive after two batches of files or one batch of pictures in memory. For a live camera use
-        `batch_size=1`. The arguments are those of `predict`.
+        `batch_size=1`. The arguments are those of `predict`, and `timeout_s`: an image that is still being read after
+        so many seconds is a bad one. None waits for ever. The next of `images` is always waited for, as for a camera.
 
         Yields:
             [`Prediction`], or a [`BadImage`] that says why an image cannot be read.
@@ -140,7 +143,8 @@ class Bundle:
             >>> for answer in bundle.stream(Path("photographs").glob("*.jpg")):  # doctest: +SKIP
             ...     print(answer)
         """
-        read = batches(images, self.preprocess, batch_size)  # refuses bad arguments now, not at the first answer
+        # refuses bad arguments now, not at the first answer
+        read = batches(images, self.preprocess, batch_size, timeout_s)
         return (answer for batch in read for answer in self._answers(batch))
 
     def stream_beside(
@@ -296,7 +300,7 @@ def find_bundle(path_or_repo_id: str | Path, revision: str | None = None) -> Pat
         return fetch_bundle(str(path_or_repo_id), revision)
     if revision is not None and Path(path_or_repo_id).exists():
         raise UsageError(
-            f"revision {revision!r} is for a repository on the Hub, but {path_or_repo_id} lies here: leave it out"
+            f"revision {cut(revision)} is for a repository on the Hub, but {path_or_repo_id} lies here: leave it out"
         )
     return find_local_bundle(path_or_repo_id)
 

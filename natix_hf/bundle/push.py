@@ -14,7 +14,7 @@ from natix_hf.bundle.fetch import fetch_bundle, require_intact_snapshot
 from natix_hf.bundle.load import Bundle
 from natix_hf.bundle.manifest import write_bundle_manifest
 from natix_hf.bundle.names import BUNDLE_MANIFEST
-from natix_hf.errors import HubError, UsageError, VerificationError
+from natix_hf.errors import HubError, UsageError, VerificationError, cut
 from natix_hf.provenance.files import file_sha256, list_files, read_json, write_text
 from natix_hf.provenance.hub import LOG_IN, hub_errors, is_tag, require_repo_id
 from natix_hf.terminal import say
@@ -49,7 +49,7 @@ def check_push(repo_id: str, tag: str | None = None) -> None:
 
     require_repo_id(repo_id)
     if tag is not None and not is_tag(tag):
-        raise UsageError(f"{tag!r} cannot be a tag: use letters, digits, dots and dashes")
+        raise UsageError(f"{cut(tag)} cannot be a tag: use letters, digits, dots and dashes")
     if get_token() is None:
         raise UsageError(f"push to {repo_id}: there is no token: {LOG_IN}")
     with hub_errors(repo_id, "push to", _OUTCOME):

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import betaincc, betainccinv, ndtri
 
-from natix_hf.errors import UsageError
+from natix_hf.errors import UsageError, cut
 
 # An error rate close to alpha would need more accepted groups than anybody can collect.
 MOST_ACCEPTED = 1_000_000
@@ -30,7 +30,7 @@ def check_share(value: Any, name: str) -> None:
     """Raise a [`UsageError`] if a value is not a number strictly between 0 and 1, or if it is an alpha that no data
     could certify."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise UsageError(f"{name} must be a number between 0 and 1, found {value!r}")
+        raise UsageError(f"{name} must be a number between 0 and 1, found {cut(value)}")
     share = float(value)
     if not 0 < share < 1:
         raise UsageError(f"{name} must be between 0 and 1, both excluded, found {value}")

@@ -40,12 +40,12 @@ class RiskConfig(Section):
 
     def check(self) -> None:
         for name in ("alpha", "delta"):
-            self.require(0 < getattr(self, name) < 1, name, "a share between 0 and 1")
+            self.require(1e-9 <= getattr(self, name) < 1, name, "a share between 0 and 1, and at least 0.000000001")
         least, prior = self.min_coverage, self.prior
         self.require(least is None or 0 < least <= 1, "min_coverage", "a share up to 1, or null")
         between = prior is None or (len(prior) == 2 and 0 < prior[0] <= prior[1] < 1)
         self.require(between, "prior", "two shares between 0 and 1, the lower one first, or null")
-        self.require(self.looks >= 1, "looks", "at least 1")
+        self.require_within("looks", 1, 10**6)
 
     @property
     def delta_of_a_look(self) -> float:
@@ -74,4 +74,4 @@ class ScrcConfig(Section):
     risk: RiskConfig = field(default_factory=RiskConfig)
 
     def check(self) -> None:
-        self.require(self.n_resamples >= 100, "n_resamples", "at least 100")
+        self.require_within("n_resamples", 100, 10**6)

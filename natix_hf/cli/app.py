@@ -10,7 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 
 import natix_hf
 from natix_hf import interrupt
-from natix_hf.terminal import Verbosity, errors_in_one_line, robust_streams, say, set_verbosity
+from natix_hf.terminal import Verbosity, errors_in_one_line, refuse_secrets, robust_streams, say, set_verbosity
 
 # The order in which --help lists the commands.
 _ORDER = (
@@ -86,6 +86,7 @@ def main(arguments: list[str] | None = None) -> Any:
     robust_streams()
     try:
         with errors_in_one_line(_DEBUG in given), interrupt.catching():
+            refuse_secrets(given)
             kept = [argument for argument in given if argument not in (_DEBUG, _QUIET, _VERBOSE)]
             return app(args=kept, prog_name="natix-hf")
     except (KeyboardInterrupt, SystemExit) as stop:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from natix_hf.cli.app import Command, app
-from natix_hf.errors import UsageError
+from natix_hf.errors import UsageError, cut
 from natix_hf.terminal import LABEL, say
 
 
@@ -143,7 +143,7 @@ def _same(one: Path, other: Path) -> bool:
 def _pair(text: str, option: str) -> tuple[str, str]:
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 2:
-        raise UsageError(f"--{option} is {text!r}: it must be two with a comma between them")
+        raise UsageError(f"--{option} is {cut(text)}: it must be two with a comma between them")
     return parts[0], parts[1]
 
 
@@ -154,7 +154,7 @@ def _prior(text: str) -> float | tuple[float, float]:
         low, high = _pair(text, "prior")
         return _float(low), _float(high)
     except ValueError:
-        raise UsageError(f"--prior is {text!r}: it must be a share such as 0.5, or two such as 0.2,0.8") from None
+        raise UsageError(f"--prior is {cut(text)}: it must be a share such as 0.5, or two such as 0.2,0.8") from None
 
 
 def _number(text: str) -> str | float:

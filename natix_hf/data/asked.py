@@ -17,6 +17,7 @@ from PIL import Image
 
 from natix_hf.data.config import Exam
 from natix_hf.data.images import describe_cell, open_image, pixel_sha256
+from natix_hf.data.pixel_budget import MOST_MEGAPIXELS
 from natix_hf.data.rows import Rows
 from natix_hf.errors import DataError
 from natix_hf.subnet.challenge import LEVELS, cached_picture, decode_jpeg, sent_jpeg
@@ -37,6 +38,7 @@ class Asked:
         fingerprint: What identifies the pictures, for the key of a cache. Empty: nothing does.
         generated: The pictures were made by a model. The exam draws their views as those of such pictures.
         digests: The n pixel digests that the pictures must have. None: they are not compared.
+        max_megapixels: The budget of a picture.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Asked:
         fingerprint: str = "",
         generated: bool = False,
         digests: Sequence[str] | None = None,
+        max_megapixels: float = MOST_MEGAPIXELS,
     ) -> None:
         self.row_ids = row_ids
         self.row_groups = row_groups
@@ -58,6 +61,7 @@ class Asked:
         self.fingerprint = fingerprint
         self.generated = generated
         self.digests = digests
+        self.max_megapixels = max_megapixels
 
     @property
     def views(self) -> int:
@@ -93,8 +97,8 @@ class Asked:
         cells = None if self.cells is None else _Chosen(self.cells, rows)
         ids = [self.row_ids[i] for i in rows]
         groups, labels = self.row_groups[rows], self.row_labels[rows]
-        digests = None if self.digests is None else [self.digests[int(i)] for i in rows]
-        return Asked(ids, groups, labels, self.exam, cells, self.fingerprint, self.generated, digests)
+        digests, most = None if self.digests is None else [self.digests[int(i)] for i in rows], self.max_megapixels
+        return Asked(ids, groups, labels, self.exam, cells, self.fingerprint, self.generated, digests, most)
 
     def picture(self, i: int) -> Image.Image:
         """The picture for answer i: the original image, or its exam view of 224 x 224 px.
@@ -128,7 +132,7 @@ class Asked:
     def _open(self, row: int) -> Image.Image:
         assert self.cells is not None, "this object was made without pictures"
         cell = self.cells[row]
-        image = open_image(cell, describe_cell(cell, self.row_ids[row]))
+        image = open_image(cell, describe_cell(cell, self.row_ids[row]), max_megapixels=self.max_megapixels)
         if self.digests is not None and pixel_sha256(image) != self.digests[row]:
             raise DataError(
                 f"row {self.row_ids[row]} holds another picture than when the rows were divided: restore it, or begin "
@@ -169,4 +173,7 @@ def ask(rows: Rows, exam: Exam | None = None) -> Asked:
     """Ask about the rows of a role, as they are or at the views of an exam."""
     cells = rows.source.select_columns([rows.image_column])[rows.image_column]
     fingerprint, digests = f"{rows.role} {rows.decoded._fingerprint}", rows.decoded["sha256"][:]
-    return Asked(rows.ids, rows.groups, rows.labels, exam, cells, fingerprint, digests=digests)
+    most = rows.max_megapixels
+    return Asked(
+        rows.ids, rows.groups, rows.labels, exam, cells, fingerprint, digests=digests, max_megapixels=most
+    )

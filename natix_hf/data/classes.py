@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from natix_hf.errors import DataError
+from natix_hf.errors import DataError, cut
 from natix_hf.intake.words import UNLABELLED, meaning, spelled
 
 __all__ = ["NEGATIVE", "UNLABELLED", "Labelled", "label_rows"]
@@ -97,9 +97,9 @@ def label_rows(
             result.labels[i] = label_of[key]
     for key, counts in spellings.items():
         if len(counts) > 1:
-            told = ", ".join(f"{name!r} ({count:,})" for name, count in counts.most_common(5))
+            told = ", ".join(f"{cut(name)} ({count:,})" for name, count in counts.most_common(5))
             result.notes.append(
-                f"{source}: one class is written in several ways, {told}: they count as {usual[key]!r}"
+                f"{source}: one class is written in several ways, {told}: they count as {cut(usual[key])}"
             )
     if single := sum(splits[i] not in unlabelled for i in marked):
         result.notes.append(f"{source}: {single:,} rows with a negative label, as -1, count as unlabelled: left out")
@@ -124,7 +124,7 @@ def _labels_of(
         positive = _known(chosen, usual, "data.positive_class", source)
         if positive not in used:
             raise DataError(
-                f"data.positive_class {positive_class!r} is in data.exclude_classes too: remove it from one"
+                f"data.positive_class {cut(positive_class)} is in data.exclude_classes too: remove it from one"
             )
         return {key: int(key == positive) for key in used}
     plain = meaning(used)
@@ -161,7 +161,7 @@ def _known(name: str, usual: dict[str, str], key: str, source: str) -> str:
         names = sorted(usual.values())
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         raise DataError(
-            f"{key} {name!r} is none of the classes of {source}: {', '.join(map(_cut, names[:_SHOWN]))}{more}"
+            f"{key} {cut(name)} is none of the classes of {source}: {', '.join(map(_cut, names[:_SHOWN]))}{more}"
         )
     return found
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from natix_hf.data.config import SourceConfig
+from natix_hf.errors import cut
 from natix_hf.intake.labelled import LABEL_COLUMN, SPLIT_COLUMNS, label_column_of
 from natix_hf.intake.said import classes_of_marks
 from natix_hf.intake.splitwords import TRAIN, split_of
@@ -24,7 +25,7 @@ def classes_of(dataset: Dataset, split: str, source: SourceConfig) -> tuple[list
     from datasets import ClassLabel
 
     where, apart = f"row {split}/", str(source.image_column)
-    of_split = f"split {split!r} of {source.source}"
+    of_split = f"split {cut(split)} of {source.source}"
     column = label_column_of(dataset.column_names, apart, str(source.label_column), of_split)
     if column is not None:
         feature, values = dataset.features[column], dataset[column][:]
@@ -66,11 +67,11 @@ def splits_of(splits: Mapping[str, Dataset], source: str, notes: list[str]) -> l
         if None not in said:
             return said
         notes.append(
-            f"{source}: the column {name!r} gives no splits, because of {said.count(None):,} values such as "
-            f"{str(written[said.index(None)])[:40]!r}: each row must have train, validation or test there"
+            f"{source}: the column {cut(name)} gives no splits, because of {said.count(None):,} values such as "
+            f"{cut(str(written[said.index(None)]))}: each row must have train, validation or test there"
         )
     notes += [
-        f"{source}: the split {split!r} is divided like train, because its name says nothing"
+        f"{source}: the split {cut(split)} is divided like train, because its name says nothing"
         for split in splits
         if known[split] is None
     ]

@@ -6,42 +6,11 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
+from natix_hf.data.augment_config import AugmentConfig as AugmentConfig
 from natix_hf.labels import LabelNames
 from natix_hf.provenance.stored import before
 from natix_hf.section import LATER, OF_DATA, Section
 from natix_hf.synthetic import SyntheticConfig
-
-
-@dataclass(frozen=True)
-class AugmentConfig(Section):
-    """Augmentation of training views. The draws of a view depend only on (seed, epoch, row)."""
-
-    place: ClassVar[str] = "data.augment"
-
-    crop_scale: Annotated[list[float], "Smallest and largest share of the image's area in a crop."] = field(
-        default_factory=lambda: [0.5, 1.0]
-    )
-    crop_ratio: Annotated[list[float], "Smallest and largest width / height of a crop."] = field(
-        default_factory=lambda: [0.8, 1.25]
-    )
-    flip: Annotated[bool, "Mirror half of the views."] = True
-    rotate: Annotated[float, "Largest angle of a random rotation in degrees, in either direction."] = 10.0
-    jitter: Annotated[
-        float, "Largest relative change of brightness, contrast and saturation; 0.3 means a factor of 0.7 to 1.3."
-    ] = 0.3
-    grey: Annotated[float, "Share of views without colour."] = 0.0
-    blur: Annotated[float, "Share of views with a Gaussian blur."] = 0.0
-    erase: Annotated[float, "Share of views with a blanked rectangle of 2% to 20% of the area."] = 0.0
-
-    def check(self) -> None:
-        scale, ratio = self.crop_scale, self.crop_ratio
-        self.require(len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, "crop_scale", "[low, high] in (0, 1]")
-        self.require(len(ratio) == 2 and 0 < ratio[0] <= ratio[1], "crop_ratio", "[low, high] above 0")
-        self.require(0 <= self.rotate <= 180, "rotate", "0 to 180 degrees")
-        self.require(0 <= self.jitter < 1, "jitter", "0 to below 1")
-        for name in ("grey", "blur", "erase"):
-            self.require(0 <= getattr(self, name) <= 1, name, "a share from 0 to 1")
-
 
 # How training views are drawn. `challenge` draws them like the views of the subnet's exam.
 Augment = AugmentConfig | Literal["challenge"]
@@ -92,9 +61,18 @@ class GroupPattern(Section):
     def check(self) -> None:
         try:
             re.compile(self.pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             self.require(False, "pattern", f"a regular expression ({error})")
         self.require(bool(self.pattern), "pattern", r"a regular expression, such as ^(.*)_f\d+")
+
+
+_A_COLUMN = "the name of a column, not a path"
+
+
+def _is_column(name: str) -> bool:
+    """Whether a text may be the name of a column. A slash inside is one of those of TensorFlow, `image/encoded`."""
+    is_path = re.match(r"[/\\~]|\.{1,2}(?:[/\\]|$)|[A-Za-z]:[/\\]|\w+://", name) or re.search(r"\\|\.\./|/\.\.", name)
+    return bool(name.strip()) and name.isprintable() and is_path is None
 
 
 GroupBy = str | GroupPattern | None
@@ -129,12 +107,19 @@ class SourceConfig(Section):
 
     def check(self) -> None:
         self.require(bool(self.source.strip()), "source", "a folder, an archive, a table or a Hub dataset id")
+        for key in ("image_column", "label_column", "group_by"):
+            given = getattr(self, key)
+            self.require(not isinstance(given, str) or _is_column(given), key, _A_COLUMN)
         self.require(self.share is None or 0 < self.share < 1, "share", "a share between 0 and 1, or null")
         self.require(
             self.group_by != NEAR_DUPLICATES,
             "group_by",
             "a column or a pattern; near_duplicates joins pictures of all sources: set data.group_by",
         )
+
+
+# The budget of one picture in megapixels, unless a caller gives another (data/pixel_budget.py).
+MOST_MEGAPIXELS = 128.0
 
 
 @dataclass(frozen=True)
@@ -183,6 +168,11 @@ class DataConfig(Section):
         Literal["error", "skip"],
         "An image that cannot be read: error stops the run; skip leaves the image out and lists it.",
     ] = "error"
+    max_megapixels: Annotated[
+        float,
+        "Budget of a picture in megapixels; it protects memory. A larger JPEG is decoded at 1/2, 1/4 or 1/8 of its "
+        "size, any other larger picture is one that cannot be read. Slow formats cost a multiple (docs/data.md).",
+    ] = field(default=MOST_MEGAPIXELS, metadata=LATER)
     target_prior: Annotated[
         float | None, "Share of label 1 that the model will meet in use; null: the share in the data."
     ] = None
@@ -257,9 +247,15 @@ class DataConfig(Section):
             files = getattr(self, key)
             told = files is None or (bool(files) and all(map(str.strip, [files] if isinstance(files, str) else files)))
             self.require(told, key, "a file, a list of files, or null")
-        self.require(self.cache_px >= 1, "cache_px", "at least 1")
-        self.require(self.seed >= 0, "seed", "at least 0")
-        self.require(views > 0 and views % _LEVELS == 0, "exam_views", "a multiple of 4")
+        most = self.max_megapixels
+        self.require(0 < most <= 10**4, "max_megapixels", "above 0, up to 10,000")
+        self.require_within("cache_px", 1, 10**5)
+        self.require_within("seed", 0, 2**32 - 1)
+        self.require(0 < views <= 4000 and views % _LEVELS == 0, "exam_views", "a multiple of 4, up to 4,000")
+        for key in ("image_column", "label_column"):
+            self.require(_is_column(getattr(self, key)), key, _A_COLUMN)
+        self.require(all(map(_is_column, self.slices)), "slices", f"a list of columns, each {_A_COLUMN}")
+        self.require(not isinstance(self.group_by, str) or _is_column(self.group_by), "group_by", _A_COLUMN)
         self.require(self.exam or views == _LEVELS, "exam_views", "left out unless data.exam is true")
         half = self.synthetic_half
         self.require(half is None or bool(half.strip()), "synthetic_half", "a folder, a Hub dataset id, or null")

@@ -45,13 +45,14 @@ class CropConfig(Section):
     solarise: Annotated[float, "Share of second global crops whose bright pixels are inverted."] = 0.2
 
     def check(self) -> None:
-        self.require(self.local_crops >= 0, "local_crops", "at least 0")
-        self.require(self.local_size is None or self.local_size >= 1, "local_size", "at least 1, or null")
+        self.require_within("local_crops", 0, 1000)
+        self.require_within("local_size", 1, 8192)
         for name in ("global_scale", "local_scale"):
             scale = getattr(self, name)
             self.require(len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, name, "[low, high] in (0, 1]")
         ratio, jitter, blur = self.ratio, self.jitter, self.blur
-        self.require(len(ratio) == 2 and 0 < ratio[0] <= ratio[1], "ratio", "[low, high] above 0")
+        holds = len(ratio) == 2 and 0.001 <= ratio[0] <= ratio[1] <= 1000
+        self.require(holds, "ratio", "[low, high] above 0, from 0.001 to 1,000")
         self.require(
             len(jitter) == 4 and all(0 <= strength < 1 for strength in jitter[:3]) and 0 <= jitter[3] <= 0.5,
             "jitter",

@@ -18,6 +18,7 @@ from PIL import Image
 
 from natix_hf.data.images import describe_cell, open_image, pixel_sha256, shrink, tame_aspect
 from natix_hf.data.near_duplicates import thumbprint
+from natix_hf.data.pixel_budget import MOST_MEGAPIXELS
 from natix_hf.data.space import require_space
 from natix_hf.errors import DataError
 from natix_hf.provenance.alone import alone
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # Part of the cache key. Raise the number when the result of decoding changes, here or in images.py.
-_DECODER = f"4, pillow {PIL.__version__}"
+_DECODER = f"5, pillow {PIL.__version__}"
 _ROWS_A_WORKER = 1000  # with fewer rows a second process costs more time than it saves
 # benchmarks/decode_cache.py compares it with other formats. Colour at half size would blur an orange cone.
 _JPEG: dict[str, Any] = {"quality": 95, "subsampling": "4:4:4"}
@@ -48,6 +49,7 @@ def decode_once(
     cache_px: int,
     on_bad_image: Literal["error", "skip"] = "error",
     cache: Literal["raw", "jpeg"] = "raw",
+    max_megapixels: float = MOST_MEGAPIXELS,
 ) -> Dataset:
     """Decode every image once.
 
@@ -58,6 +60,7 @@ def decode_once(
         cache_px: Largest short side of a copy in px.
         on_bad_image: `error` stops at an image that cannot be read; `skip` records the problem.
         cache: How the copies are stored: `raw` keeps their pixels, `jpeg` compresses them.
+        max_megapixels: The budget of an image (`open_image`).
 
     Returns:
         A dataset aligned with `dataset`. `sha256` is the digest of the original pixels, and
@@ -72,9 +75,10 @@ def decode_once(
 
     features = Features({name: Value(kind) for name, kind in decoded_columns(cache).items()})
     # `on_bad_image` is not part of the key, because a successful pass leaves the same file under both settings.
-    key = json_sha256([dataset._fingerprint, ids, image_column, cache_px, cache, _DECODER])[:32]
+    key = json_sha256([dataset._fingerprint, ids, image_column, cache_px, cache, max_megapixels, _DECODER])[:32]
     workers = min(os.cpu_count() or 1, len(dataset) // _ROWS_A_WORKER)
     settings = {"image_column": image_column, "cache_px": cache_px, "cache": cache, "strict": on_bad_image == "error"}
+    settings |= {"max_megapixels": max_megapixels}
     path = Path(config.HF_DATASETS_CACHE) / "natix_hf" / f"decoded-{key}.arrow"
     with alone(path, "decoding the same images"):
         require_space(dataset, image_column, cache_px, cache, path)
@@ -105,10 +109,12 @@ def _decode_row(
     cache_px: int,
     cache: Literal["raw", "jpeg"],
     strict: bool,
+    max_megapixels: float,
 ) -> dict[str, Any]:
     columns = decoded_columns(cache)
     try:
-        image = open_image(row[image_column], name=describe_cell(row[image_column], ids[index]))
+        name = describe_cell(row[image_column], ids[index])
+        image = open_image(row[image_column], name, max_megapixels=max_megapixels)
     except DataError as error:
         if strict:
             raise _bad_image(str(error)) from None

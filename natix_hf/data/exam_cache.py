@@ -35,7 +35,10 @@ class DrawnOnce(Asked):
     """Exam views that are read from the JPEG files in `drawn`, one row per answer in its column `jpeg`."""
 
     def __init__(self, asked: Asked, drawn: Dataset) -> None:
-        super().__init__(asked.row_ids, asked.row_groups, asked.row_labels, asked.exam, asked.cells, asked.fingerprint)
+        super().__init__(
+            asked.row_ids, asked.row_groups, asked.row_labels, asked.exam, asked.cells, asked.fingerprint,
+            max_megapixels=asked.max_megapixels,
+        )  # fmt: skip
         self.drawn = drawn.with_format("arrow")
 
     def pictures_of(self, answers: Sequence[int]) -> list[Image.Image]:
@@ -74,8 +77,9 @@ def _draw(rows: Rows, exam: Exam) -> Dataset:
 
     images = rows.source.select_columns([rows.image_column])
     digests = rows.decoded["sha256"][:]  # the content of the pictures, whatever file they come from
-    key = json_sha256([digests, rows.ids, rows.image_column, asdict(exam), _DRAWER])[:32]
+    key = json_sha256([digests, rows.ids, rows.image_column, asdict(exam), rows.max_megapixels, _DRAWER])[:32]
     workers = min(os.cpu_count() or 1, len(rows) // _ROWS_A_WORKER)
+    settings = {"image_column": rows.image_column, "digests": digests, "max_megapixels": rows.max_megapixels}
     path = Path(config.HF_DATASETS_CACHE) / "natix_hf" / f"exam-{key}.arrow"
     with alone(path, "drawing the same exam views"):
         return images.map(
@@ -83,7 +87,7 @@ def _draw(rows: Rows, exam: Exam) -> Dataset:
             with_indices=True,
             batched=True,
             batch_size=32,
-            fn_kwargs={"ids": rows.ids, "exam": exam, "image_column": rows.image_column, "digests": digests},
+            fn_kwargs={"ids": rows.ids, "exam": exam, **settings},
             features=Features({"jpeg": Value("large_binary")}),
             remove_columns=[rows.image_column],
             cache_file_name=str(path),
@@ -100,8 +104,11 @@ def _draw_rows(
     exam: Exam,
     image_column: str,
     digests: list[str],
+    max_megapixels: float,
 ) -> dict[str, list[bytes]]:
     row_ids, cells, of_rows = [ids[i] for i in indices], batch[image_column], [digests[i] for i in indices]
     labels = np.zeros(len(row_ids), dtype=np.int64)
-    asked = Asked(row_ids, np.asarray(row_ids), labels, exam, cells, digests=of_rows)
+    asked = Asked(
+        row_ids, np.asarray(row_ids), labels, exam, cells, digests=of_rows, max_megapixels=max_megapixels
+    )
     return {"jpeg": [jpeg for row in range(len(row_ids)) for jpeg in asked.jpegs_of(row)]}

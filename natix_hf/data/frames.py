@@ -21,8 +21,9 @@ import numpy as np
 from natix_hf.data.config import DataConfig, GroupPattern
 from natix_hf.data.groups import group_key, group_rules, matched
 from natix_hf.data.rows import Rows
-from natix_hf.errors import DataError, first_line
+from natix_hf.errors import DataError, cut, first_line
 from natix_hf.intake.columns import is_saved, load_saved, load_splits, undecoded
+from natix_hf.intake.entries import too_large
 from natix_hf.intake.kinds import junk_reason, kind_of
 from natix_hf.provenance.files import walk
 from natix_hf.provenance.hub import is_repo_id
@@ -80,10 +81,14 @@ class TarShard:
                     tar.members = []  # type: ignore[attr-defined]  # it would keep a record of every member
                     name = PurePosixPath(member.name)
                     if member.isreg() and junk_reason(str(name)) is None and kind_of(str(name)) == "picture":
+                        frame_id, large = f"{self.name}/{member.name}", too_large(member.size)
+                        if large is not None:
+                            yield _frame(self.source, frame_id, None, problem=f"{frame_id} is not read: {large}")
+                            continue
                         file = tar.extractfile(member)
                         assert file is not None
                         cell, groups = {"bytes": file.read(), "path": None}, _groups(self.patterns, member.name)
-                        yield _frame(self.source, f"{self.name}/{member.name}", cell, groups)
+                        yield _frame(self.source, frame_id, cell, groups)
                     last = member.name
         except _DAMAGED as error:
             problem = f"{self.path} cannot be read beyond {last} ({first_line(error)})"
@@ -192,7 +197,9 @@ def _of_tables(source: str, name: str, config: DataConfig) -> list[Shard]:
         columns = rows.column_names
         if columns is None or config.image_column not in columns:
             has = ", ".join(columns or ["no columns that are known"])
-            raise DataError(f"{_KEY}: {source} split {split!r} has no column {config.image_column!r}: it has {has}")
+            raise DataError(
+                f"{_KEY}: {source} split {cut(split)} has no column {cut(config.image_column)}: it has {has}"
+            )
         group_columns = tuple(rule for rule in group_rules(config) if isinstance(rule, str) and rule in columns)
         kept = rows.select_columns([config.image_column, *group_columns])
         kept = undecoded(kept, config.image_column, f"{_KEY} {source}")

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from natix_hf.data.config import DataConfig, GroupPattern
-from natix_hf.errors import DataError
+from natix_hf.errors import DataError, cut
 
 if TYPE_CHECKING:
     from natix_hf.data.part import Part
@@ -28,7 +28,7 @@ def groups_of(part: Part, group_by: str | GroupPattern | None) -> list[str | Non
         if group_by not in part.columns:
             held = ", ".join(part.columns) or "no columns beside picture and label"
             raise DataError(
-                f"data.group_by: {part.name} has no column {group_by!r}: it has {held}; a pattern in the paths is "
+                f"data.group_by: {part.name} has no column {cut(group_by)}: it has {held}; a pattern in the paths is "
                 "written {pattern: REGEX}"
             )
         values = part.columns[group_by]
@@ -37,7 +37,8 @@ def groups_of(part: Part, group_by: str | GroupPattern | None) -> list[str | Non
     lacking = [path for path, group in zip(part.paths, found, strict=True) if group is None]
     if len(lacking) == len(found):
         raise DataError(
-            f"data.group_by.pattern {group_by.pattern!r} is found in no path of {part.name}, such as {part.paths[0]}"
+            f"data.group_by.pattern {cut(group_by.pattern)} is found in no path of {part.name}, such as "
+            f"{part.paths[0]}"
         )
     if lacking:
         part.notes.append(

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
+import stat
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile
 
 from natix_hf.data.metadata import without_metadata
 from natix_hf.data.orientation import TURNS, orientation_of
-from natix_hf.errors import DataError, first_line
+from natix_hf.data.pixel_budget import MOST_MEGAPIXELS, TooLargeError, fit, most_bytes, open_within
+from natix_hf.errors import DataError, first_line, redacted
 from natix_hf.intake.formats import readable_formats, why_unknown
+from natix_hf.intake.pointers import HEAD
 
 # An image with a larger ratio of its sides is cropped to its centre square before it is resized or rotated. A strip of
 # 10,000 x 1 px would otherwise need gigabytes.
@@ -23,8 +26,10 @@ EXTREME_ASPECT = 4
 _LONGEST_NAME, _LONGEST_REASON = 300, 200  # characters in a message
 
 
-def open_image(value: Any, name: str = "image", at_least: int | None = None) -> Image.Image:
-    """Open an image as upright RGB, without its metadata.
+def open_image(
+    value: Any, name: str = "image", at_least: int | None = None, max_megapixels: float = MOST_MEGAPIXELS
+) -> Image.Image:
+    """Open an image as upright RGB, without its metadata. Every picture that the package reads comes through here.
 
     Args:
         value: A path, encoded bytes, an open binary file, a `datasets` image cell (`{"bytes", "path"}`), a PIL image,
@@ -33,6 +38,8 @@ def open_image(value: Any, name: str = "image", at_least: int | None = None) -> 
         at_least: A short side in px that is enough, for a caller that shrinks the image. A JPEG is then decoded at
             1/2, 1/4 or 1/8 of its size if it stays this large, which is faster; its pixels differ a little from those
             of a full picture that is shrunk. None decodes every image in full.
+        max_megapixels: The budget of an image. A file of more than 3.5 bytes a pixel of it is not read. A JPEG beyond
+            it is decoded at 1/2, 1/4 or 1/8 of its size, with a warning, and any other image beyond it is refused.
 
     Raises:
         DataError: If it cannot be read as an image, whatever the reason. The message is one line and holds `name`.
@@ -42,12 +49,17 @@ def open_image(value: Any, name: str = "image", at_least: int | None = None) -> 
         name = f"…{name[-_LONGEST_NAME:]}"
     try:
         if isinstance(value, Image.Image):
+            _check_opened(value, max_megapixels)
             return to_rgb(value)
         if isinstance(value, np.ndarray):
             return to_rgb(Image.fromarray(value))
-        return _decode(_content(value, name), at_least)
+        return _decode(_content(value, name, most_bytes(max_megapixels)), at_least, max_megapixels)
     except DataError:
         raise
+    except TooLargeError as error:
+        raise DataError(f"{name} is not read: {error}") from None
+    except MemoryError:
+        raise DataError(f"{name} cannot be read as an image: there is not enough memory to decode it") from None
     except FileNotFoundError:
         raise DataError(f"{name}: there is no such file") from None
     except Exception as error:  # the libraries behind Pillow raise anything
@@ -57,41 +69,84 @@ def open_image(value: Any, name: str = "image", at_least: int | None = None) -> 
 
 
 def _plain(text: str) -> str:
-    """A text without characters that break a line or cannot be printed."""
-    return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", "?", str(text))
+    """A text without characters that break a line or cannot be printed, and without secrets."""
+    return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", "?", redacted(str(text)))
 
 
-def _content(value: Any, name: str) -> bytes:
-    """The bytes of an image. Only regular files are opened: a named pipe would wait for ever."""
+def _content(value: Any, name: str, most: int) -> bytes:
+    """The bytes of an image, `most` at the most."""
     if isinstance(value, dict):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
     if value is None:
         raise DataError(f"{name} is missing: its cell is empty")
     if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
-    if hasattr(value, "read"):
-        content: bytes = value.read()
-        return content
-    path = Path(value)
-    mode = path.stat().st_mode
-    if not S_ISREG(mode):
-        raise DataError(f"{name} is {'a folder' if S_ISDIR(mode) else 'no regular file'}: name an image file")
-    return path.read_bytes()
+        content = bytes(value)
+    elif hasattr(value, "read"):
+        content = value.read(most + 1)
+    else:
+        content = _of_file(Path(value), name, most)
+    if len(content) > most:
+        raise TooLargeError(f"it is a file of more than {most / 1e6:,.0f} MB: shrink it, or raise data.max_megapixels")
+    return content
 
 
-def _decode(content: bytes, at_least: int | None) -> Image.Image:
+def _of_file(path: Path, name: str, most: int) -> bytes:
+    """The bytes of a regular file, and one more than `most` if there are more.
+
+    Only regular files are opened: a named pipe would wait for ever, and a device never ends. A file that says that it
+    is empty is not read either, because those of the kernel say so and some never end.
+    """
+    _require_regular(path.stat(), name)
+    # Without waiting, and asked again once it is open, because it may be another file by then.
+    with os.fdopen(os.open(path, os.O_RDONLY | _NO_WAIT), "rb") as file:
+        facts = os.fstat(file.fileno())
+        _require_regular(facts, name)
+        if facts.st_size > most:
+            raise TooLargeError(
+                f"it is a file of {facts.st_size / 1e6:,.0f} MB, and {most / 1e6:,.0f} is the most: shrink it, or "
+                "raise data.max_megapixels"
+            )
+        return file.read(most + 1) if facts.st_size else b""
+
+
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # Windows lacks the first, others the second
+
+
+def _require_regular(facts: os.stat_result, name: str) -> None:
+    if not stat.S_ISREG(facts.st_mode):
+        kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "no regular file"
+        raise DataError(f"{name} is {kind}: name an image file")
+
+
+def _decode(content: bytes, at_least: int | None, max_megapixels: float) -> Image.Image:
+    head = content[:HEAD]
     bare = without_metadata(content)
-    try:
-        opened = Image.open(io.BytesIO(bare.content), formats=readable_formats())
-    except UnidentifiedImageError:  # PIL's own message shows only the address of a buffer
-        raise ValueError(why_unknown(content)) from None
+    del content  # a file of hundreds of megabytes is held once
+    opened = open_within(io.BytesIO(bare.content), bare.content, max_megapixels, bare.orientation in TURNS)
+    if opened is None:
+        raise ValueError(why_unknown(head))
     with opened as image:
-        if at_least is not None and image.format in ("JPEG", "MPO"):
+        is_whole = getattr(image, "decoderconfig", ()) == ()  # a second draft of the same picture fails
+        if at_least is not None and image.format in ("JPEG", "MPO") and is_whole:
             image.draft(None, (at_least, at_least))
-        return to_rgb(image, bare.orientation)
+        return to_rgb(image, bare.orientation, is_ours=True)
 
 
-def to_rgb(image: Image.Image, orientation: int | None = None) -> Image.Image:
+def _check_opened(image: Image.Image, max_megapixels: float) -> None:
+    """Check a picture that the caller opened with Pillow, and that is still to be decoded.
+
+    Raises:
+        TooLargeError: If it costs more than the budget.
+        ValueError: If its format is none that is read here: Pillow would start another program to decode it.
+    """
+    if not (isinstance(image, ImageFile.ImageFile) and image.tile):
+        return
+    if image.format not in readable_formats():
+        raise ValueError(f"{image.format} is not read: export it as PNG or JPEG")
+    fit(image, b"", max_megapixels)
+
+
+def to_rgb(image: Image.Image, orientation: int | None = None, is_ours: bool = False) -> Image.Image:
     """Convert to 8-bit RGB, upright by EXIF, without metadata.
 
     Deeper grey is scaled to 8 bits; PIL alone would clip it to white. White is
@@ -104,28 +159,52 @@ def to_rgb(image: Image.Image, orientation: int | None = None) -> Image.Image:
 
     Args:
         orientation: The EXIF orientation, 1 to 8. None reads it from the image.
+        is_ours: Nobody else holds the image: it is closed as soon as its pixels are converted.
     """
     if 0 in image.size:
         raise ValueError(f"it has {image.width} x {image.height} px")
     image.load()
     turn = TURNS.get(orientation_of(image) if orientation is None else orientation)
     deep = image.mode == "F" or image.mode.startswith("I")
-    rgb = (_eight_bits(image) if deep else image).convert("RGB")
+    if deep:
+        grey = _eight_bits(image)
+        if is_ours:
+            image.close()
+        rgb = grey.convert("RGB")
+    else:  # `_new` shares the pixels, `convert` copies them even if nothing is to be converted
+        rgb = image._new(image.im) if is_ours and image.mode == "RGB" else image.convert("RGB")
+        if is_ours:
+            image.close()
     rgb = rgb if turn is None else rgb.transpose(turn)
     rgb.info = {}
     return rgb
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=np.inf, neginf=-np.inf)
+    bands = [(0, top, image.width, min(top + _BAND, image.height)) for top in range(0, image.height, _BAND)]
     if image.mode.startswith("I;16"):
         white = _white_of_tiff(image)
     elif image.mode == "I" and image.format == "PPM":
         white = 65_535  # whatever the file's own white was
     else:
-        most = values.max(where=np.isfinite(values), initial=0.0)
+        most = max(_most(_floats(image.crop(band))) for band in bands)
         white = 1 if image.mode == "F" and most <= 1 else 255 if most <= 255 else 65_535
-    return Image.fromarray(np.clip(values * (255 / white), 0, 255).round().astype(np.uint8))
+    grey = Image.new("L", image.size)
+    for band in bands:
+        values = np.clip(_floats(image.crop(band)) * (255 / white), 0, 255).round().astype(np.uint8)
+        grey.paste(Image.fromarray(values), band)
+    return grey
+
+
+_BAND = 256  # rows that are scaled at once: as floats a large picture would fill gigabytes
+
+
+def _floats(image: Image.Image) -> np.ndarray:
+    return np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=np.inf, neginf=-np.inf)
+
+
+def _most(values: np.ndarray) -> float:
+    return float(values.max(where=np.isfinite(values), initial=0.0))
 
 
 def _white_of_tiff(image: Image.Image) -> int:

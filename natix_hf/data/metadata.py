@@ -49,15 +49,16 @@ _NO_LENGTH = {0x00, 0x01, *range(0xD0, 0xD9)}
 
 
 def _jpeg(content: bytes) -> Bare:
-    kept, exif, xmp, at = [content[:2]], b"", b"", 2
+    view = memoryview(content)  # its slices are no copies
+    kept, exif, xmp, at = [view[:2]], b"", b"", 2
     while (found := _MARKER.search(content, at)) is not None:
         marker, at = found[1][0], found.end()
         if marker in _NO_LENGTH:
-            kept.append(content[found.start() : at])
+            kept.append(view[found.start() : at])
             continue
         stop = at + max(2, int.from_bytes(content[at : at + 2], "big"))
         if marker in (_SOS, _EOI) or stop > len(content):
-            kept.append(content[found.start() :])
+            kept.append(view[found.start() :])
             return Bare(b"".join(kept), metadata_orientation(exif, xmp))
         segment, at = content[at + 2 : stop], stop
         if marker == 0xE1 and segment.startswith(b"Exif\0\0"):
@@ -65,7 +66,7 @@ def _jpeg(content: bytes) -> Bare:
         elif marker == 0xE1 and segment.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
             xmp = segment
         if _jpeg_needs(marker, segment):
-            kept.append(content[found.start() : stop])
+            kept.append(view[found.start() : stop])
     return Bare(content)
 
 
@@ -83,7 +84,8 @@ _IEND = b"\0\0\0\0IEND\xaeB`\x82"
 
 def _png(content: bytes) -> Bare:
     """Keep what Pillow needs for the first picture, up to the end of its pixels (`IDAT`, or `fdAT` alone)."""
-    kept, exif, raw, xmp, at = [content[:8]], b"", b"", b"", 8
+    view = memoryview(content)
+    kept, exif, raw, xmp, at = [view[:8]], b"", b"", b"", 8
     pixels = ended = False
     while at + 8 <= len(content):
         size, kind = struct.unpack_from(">L4s", content, at)
@@ -91,7 +93,7 @@ def _png(content: bytes) -> Bare:
         ended = pixels and (ended or kind != b"IDAT")
         pixels = pixels or (kind == b"IDAT" and len(kept) > 1)  # Pillow skips pixels that come before any header
         if not kind.isalpha():
-            kept.append(b"" if ended else content[at:])
+            kept.append(view[:0] if ended else view[at:])
             break
         if kind == b"eXIf":
             exif = content[start : stop - 4]
@@ -100,9 +102,9 @@ def _png(content: bytes) -> Bare:
             raw = text if keyword == b"Raw profile type exif" else raw
             xmp = text if keyword == b"XML:com.adobe.xmp" else xmp
         elif not ended and (pixels or kind != b"IDAT") and (kind[:1].isupper() or kind in _ANIMATION):
-            kept.append(content[at:stop])
+            kept.append(view[at:stop])
         at = stop
-    return Bare(b"".join(kept) + (_IEND if ended else b""), metadata_orientation(exif or raw_profile(raw), xmp))
+    return Bare(b"".join([*kept, _IEND if ended else b""]), metadata_orientation(exif or raw_profile(raw), xmp))
 
 
 _ANIMATION = (b"acTL", b"fcTL", b"fdAT")
@@ -146,7 +148,8 @@ def _tiff(content: bytes) -> Bare:
     count, end = struct.pack(order + ("Q" if big else "H"), len(kept)), b"\0" * (8 if big else 4)
     block = count + b"".join(kept) + end
     found = directory_orientation(directory)
-    return Bare(content[:at] + block + content[at + len(block) :], UPRIGHT if found is None else found)
+    view = memoryview(content)
+    return Bare(b"".join((view[:at], block, view[at + len(block) :])), UPRIGHT if found is None else found)
 
 
 # The name of an EXIF item in the table of an AVIF file (`infe` of version 2 or 3). Under another name it is not read.

@@ -13,7 +13,7 @@ import numpy as np
 
 from natix_hf.data.column_labels import classes_of, splits_of
 from natix_hf.data.config import DataConfig, SourceConfig
-from natix_hf.errors import DataError
+from natix_hf.errors import DataError, cut
 from natix_hf.intake.archives import store_members
 from natix_hf.intake.columns import (
     declared_configs,
@@ -137,7 +137,7 @@ def _from_disk(source: SourceConfig, config: DataConfig, path: Path, key: str, l
     if not (found.pictures or found.tables):
         raise DataError(f"{key}: {say_no_picture(found)}")
     if source.config is not None:
-        raise DataError(f"data.config is {source.config!r}, but {path} has no configurations: remove the key")
+        raise DataError(f"data.config is {cut(source.config)}, but {path} has no configurations: remove the key")
     if not labelled or source.label is not None:
         marked = read_marked(found) if labelled and source.label == "yes" else None
         listing = marked if marked is not None else read_pictures(found, str(source.image_column))
@@ -218,7 +218,7 @@ def _from_splits(source: SourceConfig, config: DataConfig, splits: dict[str, Dat
     for split, dataset in splits.items():
         if image_column not in dataset.column_names:
             raise DataError(
-                f"{source.source} split {split!r} has no column {image_column!r}: it has {_names(dataset)}; set "
+                f"{source.source} split {cut(split)} has no column {cut(image_column)}: it has {_names(dataset)}; set "
                 "data.image_column"
             )
     images = [
@@ -241,7 +241,8 @@ def _from_splits(source: SourceConfig, config: DataConfig, splits: dict[str, Dat
     if labelled and source.label is None and not any(name is not None for name in classes):
         held = ", ".join(sorted({column for dataset in splits.values() for column in dataset.column_names}))
         raise DataError(
-            f"{source.source} has no column {source.label_column!r} with labels: it has {held}; set data.label_column"
+            f"{source.source} has no column {cut(source.label_column)} with labels: it has {held}; set "
+            f"data.label_column"
         )
     ids = [f"{split}/{index}" for split, dataset in splits.items() for index in range(len(dataset))]
     notes: list[str] = []
@@ -254,7 +255,7 @@ def _from_splits(source: SourceConfig, config: DataConfig, splits: dict[str, Dat
         splits=splits_of(splits, source.source, notes),
         origins=[f"row {row_id}" for row_id in ids],
         columns=_Columns(splits),
-        labels_from=f"the column {source.label_column!r}",
+        labels_from=f"the column {cut(source.label_column)}",
         yes=yes,
         notes=notes,
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 from natix_hf.data.decode import decode_once
 from natix_hf.data.rows import Rows
-from natix_hf.errors import DataError
+from natix_hf.errors import DataError, cut
 from natix_hf.intake.columns import undecoded
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def rows_of(
     table = _table(dataset, image_column).with_format(None)
     for column in (image_column, label_column):
         if column is not None and column not in table.column_names:
-            raise DataError(f"{what} has no column {column!r}: it has {', '.join(table.column_names)}")
+            raise DataError(f"{what} has no column {cut(column)}: it has {', '.join(table.column_names)}")
     labels = np.zeros(len(table), dtype=np.int64)
     if label_column is not None:
         labels = _labels(table, label_column, what)
@@ -98,14 +98,14 @@ def _table(dataset: Any, image_column: str) -> Dataset:
 def _labels(table: Dataset, column: str, what: str) -> np.ndarray:
     names = class_names(table, column)
     if names is not None and len(names) != 2:
-        raise DataError(f"{column!r} of {what} has {len(names)} classes ({', '.join(names[:5])}): it must have two")
+        raise DataError(f"{cut(column)} of {what} has {len(names)} classes ({', '.join(names[:5])}): it must have two")
     values = table[column][:]
     for row, value in enumerate(values):
         if isinstance(value, str):
             raise DataError(
-                f"{column!r} of {what} holds text, such as {value!r}: convert it to 0 and 1, for example with "
-                f"dataset.class_encode_column({column!r})"
+                f"{cut(column)} of {what} holds text, such as {cut(value)}: convert it to 0 and 1, for example with "
+                f"dataset.class_encode_column({cut(column)})"
             )
         if not isinstance(value, int) or value not in (0, 1):
-            raise DataError(f"row {row} of {what} has label {value!r}: labels must be 0 or 1")
+            raise DataError(f"row {row} of {what} has label {cut(value)}: labels must be 0 or 1")
     return np.asarray(values, dtype=np.int64)

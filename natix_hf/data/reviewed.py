@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from natix_hf.data.splits import Splits
-from natix_hf.errors import DataError, did_you_mean
+from natix_hf.errors import DataError, cut, did_you_mean
 from natix_hf.intake.table_files import Table, read_table
 from natix_hf.intake.words import meaning
 from natix_hf.provenance.files import json_sha256
@@ -166,6 +166,8 @@ def _as_list(files: str | Sequence[str] | None) -> list[str]:
 
 def _table(path: Path, kind: Kind) -> Table:
     key = f"data.{kind}"
+    if path.exists() and not path.is_file():  # a named pipe would wait for ever, and a device never ends
+        raise DataError(f"{key}: {path} is no regular file: name a table")
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -180,7 +182,7 @@ def _table(path: Path, kind: Kind) -> Table:
         raise DataError(f"{key}: {error}") from None
     if ROW_ID not in table.columns:
         raise DataError(
-            f"{key}: {path} has no column {ROW_ID!r}: it has {', '.join(table.columns[:8])}; fill in the list of "
+            f"{key}: {path} has no column {cut(ROW_ID)}: it has {', '.join(table.columns[:8])}; fill in the list of "
             "natix-hf audit, or list row ids under that name"
         )
     return table
@@ -199,7 +201,8 @@ def _read_file(path: Path, kind: Kind) -> list[Listed]:
         plain = [ROW_ID] if kind == EXCLUDE else [ROW_ID, LABEL]
         if sorted(table.columns) != sorted(plain):
             raise DataError(
-                f"{key}: {file} has the columns {', '.join(table.columns[:12])}: without a column {ACTION!r} it must "
+                f"{key}: {file} has the columns {', '.join(table.columns[:12])}: without a column {cut(ACTION)} it "
+                f"must "
                 f"have {' and '.join(plain)} alone, so that no list is used before somebody has reviewed it"
             )
         if not lines:
@@ -220,8 +223,8 @@ def _with_action(lines: list[tuple[dict[str, Any], int]], kind: Kind, file: str)
         action = str(given).strip().lower()
         if action not in ACTIONS:
             raise DataError(
-                f"data.{kind}: {file}, line {line} has the {ACTION} {given!r}: write {', '.join(ACTIONS)} or nothing"
-                + did_you_mean(action, ACTIONS)
+                f"data.{kind}: {file}, line {line} has the {ACTION} {cut(given)}: write {', '.join(ACTIONS)} or "
+                f"nothing{did_you_mean(action, ACTIONS)}"
             )
         before, first = seen.setdefault(str(row[ROW_ID]), (action, line))
         if before != action:
@@ -243,7 +246,7 @@ def _label(row: Mapping[str, Any], file: str, line: int) -> int:
     given = row.get(SUGGESTED) if SUGGESTED in row else row.get(LABEL)
     found = _plain_label(given)
     if found is None:
-        raise DataError(f"data.relabel: {file}, line {line} gives the label {given!r}: write 0 (no) or 1 (yes)")
+        raise DataError(f"data.relabel: {file}, line {line} gives the label {cut(given)}: write 0 (no) or 1 (yes)")
     if NOW in row and _plain_label(row[NOW]) == found:
         raise DataError(
             f"data.relabel: {file}, line {line} gives row {row[ROW_ID]} the label {found}, which it has: write the "

@@ -12,6 +12,7 @@ from natix_hf.data.config import NEAR_DUPLICATES, DataConfig
 from natix_hf.data.decode import decode_once, decoded_columns
 from natix_hf.data.division import make_splits
 from natix_hf.data.near_duplicates import join_given, near_duplicate_groups, perceptual_hashes
+from natix_hf.data.pixel_budget import MOST_MEGAPIXELS
 from natix_hf.data.reviewed import apply_review, labels_after_review
 from natix_hf.data.sources import SourceRows, load_source
 from natix_hf.data.splits import Splits
@@ -29,7 +30,7 @@ class Rows:
 
     `labels` is int64 [n]. `source` holds the original images and `decoded` the copies for training. `origins` names
     the source of each row, `columns` holds further columns by name, and `shares` the largest share that a source may
-    have in an epoch of training.
+    have in an epoch of training. `max_megapixels` is the budget of an image.
     """
 
     role: str
@@ -42,6 +43,7 @@ class Rows:
     origins: list[str] = field(default_factory=list)
     columns: dict[str, list[Any]] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
+    max_megapixels: float = MOST_MEGAPIXELS
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,7 +67,7 @@ class Rows:
         from natix_hf.data.images import describe_cell, open_image
 
         for row_id, cell in zip(self.ids, self.source[self.image_column], strict=True):
-            yield open_image(cell, describe_cell(cell, row_id))
+            yield open_image(cell, describe_cell(cell, row_id), max_megapixels=self.max_megapixels)
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class ImageData:
             origins=[self.rows.origins[i] for i in indices],
             columns={name: [values[i] for i in indices] for name, values in self.rows.columns.items()},
             shares={str(s.name): s.share for s in self.config.sources if s.share is not None},
+            max_megapixels=self.config.max_megapixels,
         )
 
 
@@ -111,8 +114,9 @@ def load_image_data(config: DataConfig, splits: Splits | None = None) -> ImageDa
         return _nothing(config)
     rows = load_source(config)
     decoded = decode_once(
-        rows.images, rows.ids, config.image_column, config.cache_px, config.on_bad_image, config.cache
-    )
+        rows.images, rows.ids, config.image_column, config.cache_px, config.on_bad_image, config.cache,
+        config.max_megapixels,
+    )  # fmt: skip
     problems = {row_id: why for row_id, why in zip(rows.ids, decoded["problem"], strict=True) if why is not None}
     if config.group_by == NEAR_DUPLICATES:
         rows = replace(rows, groups=join_given(look_alikes(decoded), rows.groups))

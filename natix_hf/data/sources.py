@@ -15,7 +15,7 @@ from natix_hf.data.config import NEAR_DUPLICATES, DataConfig, SourceConfig
 from natix_hf.data.groups import COLUMN, NEAR, NONE, PATTERN, groups_of
 from natix_hf.data.own_keys import without_strangers
 from natix_hf.data.part import Part, read_part
-from natix_hf.errors import DataError
+from natix_hf.errors import DataError, cut
 from natix_hf.intake.splitwords import TEST, TRAIN, VALIDATION
 from natix_hf.intake.words import spelled
 
@@ -167,7 +167,7 @@ def _require_known(parts: Sequence[Part], config: DataConfig, if_known: Collecti
     for name, key, where, known in asked:
         if not {spelled(name), spelled(name).removesuffix(".0")} & known:
             told = ", ".join(sorted(known)[:10]) or "none"
-            raise DataError(f"{key} {name!r} is no class of {where}: the classes are {told}")
+            raise DataError(f"{key} {cut(name)} is no class of {where}: the classes are {told}")
 
 
 def _labels(part: Part, source: SourceConfig, several: bool) -> Labelled:
@@ -210,7 +210,8 @@ def _refused_by_rule(part: Part, source: SourceConfig, found: Labelled) -> dict[
     if _DESCRIPTION not in part.columns:
         held = ", ".join(part.columns) or "no columns beside picture and label"
         raise DataError(
-            f"data.label_rule: {part.name} has no column {_DESCRIPTION!r}: it has {held}; data.label_rule=none takes "
+            f"data.label_rule: {part.name} has no column {cut(_DESCRIPTION)}: it has {held}; data.label_rule=none "
+            f"takes "
             "every label as it is"
         )
     refused = {}
@@ -224,7 +225,7 @@ def _column(parts: Sequence[Part], name: str) -> list[Any]:
     """A column of all sources. A source that lacks it has None there, unless all lack it."""
     if not any(name in part.columns for part in parts):
         held = ", ".join(dict.fromkeys(column for part in parts for column in part.columns)) or "none"
-        raise DataError(f"data.slices: {parts[0].name} has no column {name!r}: its columns are {held}")
+        raise DataError(f"data.slices: {parts[0].name} has no column {cut(name)}: its columns are {held}")
     found: list[Any] = []
     for part in parts:
         found += part.columns[name] if name in part.columns else [None] * len(part.ids)

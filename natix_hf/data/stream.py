@@ -119,7 +119,8 @@ class Stream:
             try:
                 # A digest needs all pixels. Without one a JPEG is decoded no larger than its copy needs.
                 enough = None if self.pictures else self.config.cache_px
-                image = open_image(frame["cell"], f"the image {frame['id']}", at_least=enough)
+                most = self.config.max_megapixels
+                image = open_image(frame["cell"], f"the image {frame['id']}", enough, most)
             except DataError as error:
                 problem = str(error)
         if image is None:
@@ -166,7 +167,8 @@ class Stream:
         kinds = {"height": Value("int32"), "width": Value("int32"), "jpeg": Value("large_binary")}
         decoded = Dataset.from_list(copies, features=Features(kinds))
         labels = np.zeros(len(ids), dtype=np.int64)
-        return Rows(ROLE, ids, labels, np.asarray(ids), source, decoded, column)
+        most = self.config.max_megapixels
+        return Rows(ROLE, ids, labels, np.asarray(ids), source, decoded, column, max_megapixels=most)
 
 
 class StreamedViews(IterableDataset[tuple[Batch | None, Note]]):

@@ -59,7 +59,7 @@ def load_generated(config: DataConfig, real: Mapping[str, str], revision: str | 
         kept = [i for i, row_id in enumerate(rows.ids) if row_id not in rows.left_out and rows.labels[i] >= 0]
         images = rows.images.select(kept)
         ids = [f"synthetic:{rows.ids[i]}" for i in kept]
-        decoded = decode_once(images, ids, own.image_column, _COPY_PX, own.on_bad_image)
+        decoded = decode_once(images, ids, own.image_column, _COPY_PX, own.on_bad_image, "raw", own.max_megapixels)
     except DataError as error:
         raise DataError(f"{KEY}: {error}") from None
     labels, digests = rows.labels[kept], list(decoded["sha256"])
@@ -83,6 +83,7 @@ def load_generated(config: DataConfig, real: Mapping[str, str], revision: str | 
         )
     names = [ids[i] for i in at]
     cells = images.select(at)[own.image_column]
-    asked = Asked(names, np.asarray(names), labels[at], config.drawn_exam, cells, generated=True)
+    most = config.max_megapixels
+    asked = Asked(names, np.asarray(names), labels[at], config.drawn_exam, cells, generated=True, max_megapixels=most)
     told = [f"{KEY}: {note}" for note in rows.notes]
     return GeneratedRows(asked, json_sha256([[digests[i], int(labels[i])] for i in at]), left_out, told)

@@ -48,7 +48,10 @@ def unlabelled_rows(
         names = [f"{Path(source).name}:{row_id}" for row_id in part.ids]
         same_name = [other for other in sources[:number] if Path(other).name == Path(source).name]
         ids = [f"{len(same_name)}:{name}" for name in names] if same_name else names
-        decoded = decode_once(dataset, ids, config.image_column, config.cache_px, config.on_bad_image, config.cache)
+        decoded = decode_once(
+            dataset, ids, config.image_column, config.cache_px, config.on_bad_image, config.cache,
+            config.max_megapixels,
+        )  # fmt: skip
         keep = []
         facts = zip(ids, own_groups, decoded["sha256"], decoded["problem"], strict=True)
         for at, (row_id, keys, sha256, problem) in enumerate(facts):
@@ -77,6 +80,7 @@ def unlabelled_rows(
                 source=dataset.select(keep),
                 decoded=decoded.select(keep),
                 image_column=config.image_column,
+                max_megapixels=config.max_megapixels,
             )
         )
     return found, left_out
@@ -123,4 +127,5 @@ def joined(parts: Sequence[Rows]) -> Rows:
         source=concatenate_datasets([part.source.select_columns([column]) for part in parts]),
         decoded=concatenate_datasets([part.decoded for part in parts]),
         image_column=column,
+        max_megapixels=parts[0].max_megapixels,
     )

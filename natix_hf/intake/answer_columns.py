@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from itertools import product
 
-from natix_hf.errors import DataError
+from natix_hf.errors import DataError, cut
 from natix_hf.intake.answer_files import Columns
 
 # The usual names of columns, in small letters with _ between words. A pair is of labels 0 and 1.
@@ -124,5 +124,5 @@ def _named(table: Columns, kind: str, given: str, most: int = 1) -> list[str]:
         names = [given]
     lacking = next((name for name in names if name not in table.columns), None)
     if lacking is not None:
-        raise DataError(f"{table.name} has no column {lacking!r} for --{kind}; {table.said}")
+        raise DataError(f"{table.name} has no column {cut(lacking)} for --{kind}; {table.said}")
     return names

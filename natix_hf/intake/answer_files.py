@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from natix_hf.errors import DataError, UsageError, first_line
+from natix_hf.errors import DataError, UsageError, cut, first_line
 from natix_hf.intake.table_files import is_table, read_table
 
 
@@ -73,7 +73,7 @@ def _parquet(path: Path) -> dict[str, Any]:
         read = parquet.read_table(path)
         doubled = next((name for name in read.column_names if read.column_names.count(name) > 1), None)
         if doubled is not None:
-            raise DataError(f"{path.name}: two columns are called {doubled!r}: rename one")
+            raise DataError(f"{path.name}: two columns are called {cut(doubled)}: rename one")
         return {name: _values(read[name]) for name in read.column_names}
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path.name} cannot be read as parquet ({first_line(error)})") from None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from natix_hf.errors import DataError, UsageError
+from natix_hf.errors import DataError, UsageError, cut
 from natix_hf.intake.answer_columns import find_answers, find_column
 from natix_hf.intake.answer_files import Columns, read_columns
 
@@ -145,7 +145,9 @@ def _labels(table: Columns, column: str, names: Sequence[str] | None) -> np.ndar
     known: dict[Any, int] = {0: 0, 1: 1} | _WORDS | {f"{word}.0": int(word) for word in ("0", "1")}
     for label, name in enumerate(names or ()):
         if known.get(name.lower(), label) != label:
-            raise UsageError(f"--names: {name!r} is the name of label {label}, but in a table it stands for the other")
+            raise UsageError(
+                f"--names: {cut(name)} is the name of label {label}, but in a table it stands for the other"
+            )
         known[name] = label
     values = _listed(table, column)
     found = np.empty(len(values), dtype=np.int8)

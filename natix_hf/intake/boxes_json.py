@@ -81,7 +81,7 @@ def _coco(name: str, whole: Any, index: Index, marks: Marks) -> None:
     for place, record in enumerate(_records(name, whole, "annotations")):
         kind = _value(name, record, f"annotations[{place}]", "category_id", number)
         if kind not in classes:
-            raise DataError(f"{name}: annotations[{place}] has category_id {kind!r}, which no category has")
+            raise DataError(f"{name}: annotations[{place}] has category_id {cut(repr(kind))}, which no category has")
         image = _value(name, record, f"annotations[{place}]", "image_id", number)
         if image in marked:
             marked[image].add(classes[kind])

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import yaml
 
-from natix_hf.errors import DataError, first_line
-from natix_hf.intake.boxes import Boxes, Marks, counted, cut, gathered, split_of_folder
+from natix_hf.errors import DataError, cut, first_line
+from natix_hf.intake.boxes import Boxes, Marks, counted, gathered, split_of_folder
 from natix_hf.intake.names import Index, find_pictures
 
 _LISTS = ("classes.txt", "obj.names", "_darknet.labels")
@@ -85,7 +85,7 @@ def _marked(name: str, content: bytes, known: dict[int, str]) -> list[str]:
             continue
         kind = _CLASS.fullmatch(cells[0])
         if kind is None or len(cells) < 5 or not all(map(_is_finite, cells[1:])):
-            raise DataError(f"{name}, line {number}: {cut(line)!r} is not YOLO's 'class x y width height'")
+            raise DataError(f"{name}, line {number}: {cut(line)} is not YOLO's 'class x y width height'")
         if known and int(kind[1]) not in known:
             raise DataError(f"{name}, line {number}: class {kind[1]}, but the {len(known)} named classes are "
                             f"{min(known)} to {max(known)}")  # fmt: skip

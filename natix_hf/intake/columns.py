@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from natix_hf.disk import OF_A_DISK, disk_error
-from natix_hf.errors import DataError, HubError, UsageError, first_line
+from natix_hf.errors import DataError, HubError, UsageError, cut, first_line
 from natix_hf.intake.files import Found
 from natix_hf.intake.kinds import kind_of
 from natix_hf.intake.splitwords import SPLITS, TRAIN, split_of, split_of_file
@@ -79,7 +79,7 @@ def load_files(found: Found, config: str | None, key: str, notes: list[str]) -> 
         of_config = load_splits(lambda: load_dataset(str(found.root), chosen), key, str(found.root))
         return of_config, _files_of(found, chosen)
     if config is not None:
-        raise DataError(f"data.config is {config!r}, but {found.root} has no configurations: remove the key")
+        raise DataError(f"data.config is {cut(config)}, but {found.root} has no configurations: remove the key")
     files: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     splits = _splits_of([file.place for file in found.columns], notes)
     for file, split in zip(found.columns, splits, strict=True):
@@ -161,7 +161,7 @@ def choose_config(known: list[str], config: str | None, source: str) -> str:
     listed = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
     if config is not None:
         if config not in known:
-            raise DataError(f"data.config {config!r} is none of the configurations of {source}: {listed}")
+            raise DataError(f"data.config {cut(config)} is none of the configurations of {source}: {listed}")
         return config
     if len(known) == 1 or "default" in known:
         return known[0] if len(known) == 1 else "default"
@@ -228,7 +228,7 @@ def load_splits(load: Callable[[], Any], key: str, source: str) -> dict[str, Any
         loaded: Any = load()
     except DatasetNotFoundError as error:
         raise DataError(
-            f"{key}: no dataset {source!r} on the Hub, or no right to read it ({first_line(error)})"
+            f"{key}: no dataset {cut(source)} on the Hub, or no right to read it ({first_line(error)})"
         ) from None
     except (
         OSError,
@@ -261,7 +261,7 @@ def undecoded(dataset: Any, column: str, where: str) -> Any:
     try:
         return dataset.cast_column(column, Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors are some of these
-        raise DataError(f"column {column!r} of {where} does not hold images ({first_line(error)})") from None
+        raise DataError(f"column {cut(column)} of {where} does not hold images ({first_line(error)})") from None
 
 
 def _one_line(error: BaseException) -> str:

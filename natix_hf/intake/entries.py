@@ -51,6 +51,8 @@ class Entry:
 
 def entries(path: Path) -> Iterator[Entry]:
     """Every entry but folders, in stored order. An entry must be read before the next one is asked for."""
+    if path.exists() and not path.is_file():  # to open a named pipe would wait for ever
+        raise DataError(f"{path} is no regular file: give a zip or tar archive")
     with naming(path), path.open("rb") as handle:
         head = handle.read(HEAD)
     if not head:
@@ -106,7 +108,7 @@ def _zip_reason(info: zipfile.ZipInfo) -> str | None:
         return f"it is compressed by method {info.compress_type}, not by deflate: unpack the archive"
     if info.file_size > max(_HARMLESS, _RATIO * info.compress_size):
         return f"it would expand to {info.file_size // _MB} MB, more than {_RATIO} times its size"
-    return _too_large(info.file_size)
+    return too_large(info.file_size)
 
 
 def _read_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> bytes | DataError:
@@ -156,7 +158,7 @@ def _tar_reason(info: tarfile.TarInfo) -> str | None:
         return f"it is a {'link' if info.issym() else 'hard link'} to {shown(_text(info.linkname))}"
     if not info.isreg() or info.issparse():
         return "it is a sparse file" if info.issparse() else "it is no regular file"
-    return _too_large(info.size)
+    return too_large(info.size)
 
 
 class _Forward:
@@ -225,7 +227,8 @@ def _room(path: Path) -> int:
     return max(_HARMLESS, _RATIO * path.stat().st_size)
 
 
-def _too_large(size: int) -> str | None:
+def too_large(size: int) -> str | None:
+    """Why a member of this size in bytes is not read, or None."""
     return f"it has {size // _MB} MB, and {_MEMBER_LIMIT // _MB} is the most" if size > _MEMBER_LIMIT else None
 
 

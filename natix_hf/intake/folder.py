@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from natix_hf.errors import DataError
+from natix_hf.errors import DataError, cut
 from natix_hf.intake.annotations import Boxes, read_boxes
 from natix_hf.intake.classfolders import common_wrapper, splits_and_classes
 from natix_hf.intake.files import File, Found, why_no_row
@@ -272,7 +272,7 @@ def _no_labels(found: Found, tables: Said, label_column: str) -> str:
     many = f"{found.source} holds {len(found.pictures)} pictures and nothing that gives them a label"
     if tables.columns:
         names = ", ".join(sorted(tables.columns)[:8])
-        return f"{many}: the table beside them has no column {label_column!r} but {names}; set data.label_column"
+        return f"{many}: the table beside them has no column {cut(label_column)} but {names}; set data.label_column"
     sheet = next((file.name for file in found.others if file.name.lower().endswith((".xlsx", ".xls", ".ods"))), None)
     if sheet is not None:
         return f"{many}: save {sheet} as csv, if it does"

@@ -17,12 +17,21 @@ _FORMATS = frozenset(
 )
 _BUILT_IN = {"AVIF": "avif", "WEBP": "webp", "JPEG2000": "jpg_2000"}  # formats that Pillow may be built without
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# What Pillow would give to another program, or to a plug-in that reads other files.
+_NOT_READ = {
+    (b"%!PS", b"\xc5\xd0\xd3\xc6"): "EPS, a drawing",
+    (b"%PDF",): "PDF, a document",
+    (b"\xd7\xcd\xc6\x9a", b"\x01\0\0\0"): "WMF or EMF, a drawing",
+    (b"<svg", b"<?xml"): "SVG, a drawing",
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",): "FPX, MIC or an Office document",
+}
 _JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 
 
 @functools.cache
 def readable_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that can be read here, in the order in which Pillow tries them.
+    """Pillow's names of the formats that can be read here, in the order in which Pillow tries them. The content of a
+    file decides among them, never its name.
 
     HEIC needs `pillow-heif`, JPEG XL needs `pillow-jxl-plugin`; they are registered on the first call.
     """
@@ -60,6 +69,7 @@ def why_unknown(content: bytes) -> str:
         return "it is HEIC: pip install 'natix_hf[heic]'"
     if content.startswith(_JXL) and "JXL" not in readable_formats():
         return "it is JPEG XL: pip install pillow-jxl-plugin"
-    if content.startswith((b"%PDF", b"%!PS", b"\xc5\xd0\xd3\xc6")):
-        return "it is a document or drawing: export it as PNG or JPEG"
+    for starts, name in _NOT_READ.items():
+        if content.startswith(starts):
+            return f"it is {name}, which is not read: export it as PNG or JPEG"
     return "it is of no known format, or its header is damaged"

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from posixpath import normpath
 from typing import Any
 
-from natix_hf.errors import DataError
+from natix_hf.errors import DataError, cut
 from natix_hf.intake.files import File, Found, find_files
 from natix_hf.intake.kinds import kind_of
 from natix_hf.intake.names import is_outside
@@ -234,8 +234,8 @@ def _split_column(table: Table, notes: list[str]) -> str | None:
             if not strange:
                 return name
             notes.append(
-                f"{table.name}: the column {name!r} gives no splits, because of {len(strange):,} values such as "
-                f"{str(strange[0])[:40]!r}: each row must have train, validation or test there"
+                f"{table.name}: the column {cut(name)} gives no splits, because of {len(strange):,} values such as "
+                f"{cut(str(strange[0]))}: each row must have train, validation or test there"
             )
     return None
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from natix_hf.errors import DataError
+from natix_hf.errors import DataError, cut
 from natix_hf.intake.files import File
 from natix_hf.intake.words import spelled
 
@@ -72,7 +72,7 @@ def classes_of_marks(
     if positive_class is not None:
         if spelled(positive_class) not in known:
             raise DataError(
-                f"data.positive_class {positive_class!r} is none of the classes of {by}: {_listed(known.values())}"
+                f"data.positive_class {cut(positive_class)} is none of the classes of {by}: {_listed(known.values())}"
             )
         yes = known[spelled(positive_class)]
     elif len(known) == 1:

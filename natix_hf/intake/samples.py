@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
+from natix_hf.errors import cut
 from natix_hf.intake.archives import read_members, without_ending
 from natix_hf.intake.files import File, Found
 from natix_hf.intake.labelled import LABEL_COLUMN
@@ -54,7 +55,8 @@ def read_samples(found: Found, image_column: str, label_column: str) -> Said | N
                     said.columns.setdefault(name, {})[picture.place] = value
     if shards and not said.class_names:
         said.notes = [
-            f"the WebDataset shards of {found.source} have no field {label_column!r} or `cls` that holds the labels: "
+            f"the WebDataset shards of {found.source} have no field {cut(label_column)} or `cls` that holds the "
+            f"labels: "
             f"they have {', '.join(sorted(seen)[:8]) or 'pictures alone'}; set data.label_column"
         ]
     return said if shards else None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from natix_hf.errors import DataError, first_line
+from natix_hf.errors import DataError, cut, first_line
 
 _TEXT_TABLES, _JSON_TABLES = (".csv", ".tsv"), (".jsonl", ".ndjson")
 _SEPARATORS = {",": "','", ";": "';'", "\t": "a tab", "|": "'|'"}
@@ -131,7 +131,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+        raise ValueError(f"the key {cut(next(key for key in keys if keys.count(key) > 1))} stands twice in one object")
     return found
 
 
@@ -196,12 +196,12 @@ def _header(name: str, records: Iterator[tuple[int, list[str]]], notes: list[str
         raise DataError(f"{name} is empty: its first line must name the columns, such as file_name,label")
     columns = [cell.strip() for cell in cells]
     if any(PICTURE.search(column) for column in columns) or all(map(_is_number, columns)):
-        raise DataError(f"{name} has no header: line {line} is {_cut(','.join(columns))!r}: write the names of the "
+        raise DataError(f"{name} has no header: line {line} is {cut(','.join(columns))}: write the names of the "
                         "columns above it, such as file_name,label")  # fmt: skip
     kept = [place for place, column in enumerate(columns) if column]
     names = [columns[place] for place in kept]
     if double := next((column for column in names if names.count(column) > 1), None):
-        raise DataError(f"{name}, line {line}: two columns are called {_cut(double)!r}: rename one")
+        raise DataError(f"{name}, line {line}: two columns are called {cut(double)}: rename one")
     if len(kept) < len(columns):
         notes.append(f"{name}: {_count(len(columns) - len(kept), 'column')} without a name left out")
     return columns, kept

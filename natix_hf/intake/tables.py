@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from natix_hf.errors import DataError
+from natix_hf.errors import DataError, cut
 from natix_hf.intake.names import Found, Index, find_pictures, is_outside
 from natix_hf.intake.table_files import PICTURE, Table, is_table, read_table
 
@@ -59,8 +59,10 @@ def match_pictures(
     found = find_pictures(written, table.name, index, exists)
     for line, text, name in zip(table.lines, written, found, strict=True):
         if isinstance(name, tuple):
-            raise DataError(f"{table.name}, line {line}: {column} {text!r} could be {name[0]} or {name[1]}: write the "
-                            "folder too")  # fmt: skip
+            raise DataError(
+                f"{table.name}, line {line}: {column} {cut(text)} could be {name[0]} or {name[1]}: write the folder "
+                "too"
+            )
     sure: list[str | None] = [name if isinstance(name, str) else None for name in found]
     return Matched(column, sure, _notes(table, column, written, sure))
 
@@ -161,4 +163,4 @@ def _notes(table: Table, column: str, written: Sequence[str | None], found: Sequ
         return []
     text, name = other[0]
     return [f"{table.name}: {len(other):,} of {len(found):,} pictures are not written as they lie, such as {column} "
-            f"{text!r}, which is {name}"]  # fmt: skip
+            f"{cut(text)}, which is {name}"]  # fmt: skip

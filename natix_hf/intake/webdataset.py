@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-from natix_hf.errors import DataError, first_line
+from natix_hf.errors import DataError, cut, first_line
 
 _NUMBER = ("cls", "cls2", "class", "count", "index", "inx", "id")
 _JSON = ("json", "jsn")
@@ -33,7 +33,9 @@ def group_samples(members: Sequence[str]) -> dict[str, dict[str, str]]:
             continue
         sample = samples.setdefault(key, {})
         if field in sample:
-            raise DataError(f"{sample[field]!r} and {member!r} are the same field of one sample: rename one of them")
+            raise DataError(
+                f"{cut(sample[field])} and {cut(member)} are the same field of one sample: rename one of them"
+            )
         sample[field] = member
     return samples
 
@@ -70,7 +72,9 @@ def sample_values(fields: dict[str, bytes], key: str = "") -> dict[str, Any]:
         found = _read(member, field, kind, data)
         twice = sorted(values.keys() & found.keys())
         if twice:
-            raise DataError(f"{member!r} gives {twice[0]!r}, which another file of this sample gives too: rename one")
+            raise DataError(
+                f"{cut(member)} gives {cut(twice[0])}, which another file of this sample gives too: rename one"
+            )
         values |= found
     return values
 
@@ -82,7 +86,7 @@ def _read(member: str, field: str, kind: str, data: bytes) -> dict[str, Any]:
         if isinstance(value, dict):
             return _once(_flat(value, field.removesuffix(kind)))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a key twice, or nested too deep
-        raise DataError(f"{member!r} cannot be read ({first_line(error)}): repair it") from None
+        raise DataError(f"{cut(member)} cannot be read ({first_line(error)}): repair it") from None
     whole = kind in _NUMBER and re.fullmatch("[+-]?[0-9]{1,18}", value)
     return {field: int(value) if whole else value}
 
@@ -91,7 +95,7 @@ def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in pairs:
         if name in values:
-            raise ValueError(f"it gives {name!r} twice")
+            raise ValueError(f"it gives {cut(name)} twice")
         values[name] = value
     return values
 

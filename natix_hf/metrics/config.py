@@ -26,4 +26,4 @@ class ThresholdConfig(Section):
     n_resamples: Annotated[int, "Resamples of the paired group bootstrap that decides between candidates."] = 2000
 
     def check(self) -> None:
-        self.require(self.n_resamples >= 100, "n_resamples", "at least 100")
+        self.require_within("n_resamples", 100, 10**6)

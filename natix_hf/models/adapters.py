@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from natix_hf.errors import RecipeError, did_you_mean, first_line, require
+from natix_hf.errors import RecipeError, cut, did_you_mean, first_line, require
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -178,10 +178,10 @@ def check_adapter(name: str, options: dict[str, Any], where: str) -> None:
     elif name == AUTO:
         _check_auto(options, where)
     elif name in REFUSED:
-        raise RecipeError(f"{where}.adapter is {name!r}, which is refused: {REFUSED[name]}")
+        raise RecipeError(f"{where}.adapter is {cut(name)}, which is refused: {REFUSED[name]}")
     elif name not in ADAPTERS:
         known = ["none", "full", AUTO, *ADAPTERS]
-        raise RecipeError(f"{where}.adapter is {name!r}{did_you_mean(name, known)}: allowed is {' | '.join(known)}")
+        raise RecipeError(f"{where}.adapter is {cut(name)}{did_you_mean(name, known)}: allowed is {' | '.join(known)}")
     for option in options:
         if option in _OWN_OPTIONS:
             raise RecipeError(f"{where}.adapter_options.{option} is refused: {_OWN_OPTIONS[option]}")
@@ -264,7 +264,9 @@ def adapter_config(
         )
     if settings.get("init_lora_weights") in _FROM_DATA:
         key, value = f"{where}.adapter_options.init_lora_weights", settings["init_lora_weights"]
-        raise RecipeError(f"{key} is {value!r}, which is refused: it needs data before training, and gets none here")
+        raise RecipeError(
+            f"{key} is {cut(value)}, which is refused: it needs data before training, and gets none here"
+        )
     if "feedforward_modules" in settings:
         ends = _names(settings["feedforward_modules"], f"{where}.adapter_options.feedforward_modules")
         settings["feedforward_modules"] = [m for m in settings["target_modules"] if m.endswith(ends)]
@@ -304,7 +306,7 @@ def _target_modules(model: nn.Module, wanted: Any, where: str) -> list[str]:
 
 def _names(value: Any, key: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value) or not value:
-        raise RecipeError(f"{key} is {value!r}: expected a list of module names")
+        raise RecipeError(f"{key} is {cut(value)}: expected a list of module names")
     return tuple(value)
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from natix_hf.errors import RecipeError
+from natix_hf.errors import RecipeError, require
 from natix_hf.section import Section
 
+# The largest numbers of a transformers config. The largest vision transformer, of 22 billion weights, has 48 layers.
+_MOST_LAYERS = 1000
+_MOST = {"num_attention_heads": 1024, "hidden_size": 65_536, "patch_size": 8192}
+_MOST_OTHERWISE = 10**6
 PACKAGED_PREFIX = "packaged:"
 
 
@@ -29,7 +33,11 @@ class ModelConfig(Section):
     image_size: Annotated[int, "Height and width of what the model sees, in px."] = 224
 
     def check(self) -> None:
-        self.require(self.image_size >= 1, "image_size", "at least 1")
+        self.require_within("image_size", 1, 8192)
+        for name, value in self.config.items():  # a layer more costs time even where no weight is made yet
+            most = _MOST_LAYERS if "layers" in name else _MOST.get(name, _MOST_OTHERWISE)
+            fits = not isinstance(value, int | float) or abs(value) <= most
+            require(fits, f"model.config.{name}", value, f"at most {most:,}")
         if self.backbone is None and "model_type" not in self.config:
             raise RecipeError(
                 "model: name a backbone, or give model.config with a model_type to start from random weights"

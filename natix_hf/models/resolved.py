@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
-from natix_hf.errors import RecipeError, UsageError, did_you_mean, first_line, require
+from natix_hf.errors import RecipeError, UsageError, cut, did_you_mean, first_line, require
 from natix_hf.labels import LabelNames
 from natix_hf.models.architectures import ARCHITECTURES, VIT_MAE, has_fixed_size
 from natix_hf.models.checkpoint import SUPPORTED, refuse_folder, refuse_repo
@@ -31,7 +31,7 @@ def resolve_backbone(backbone: str) -> str:
     folder = resource_folder("recipes") / "backbones" / backbone.removeprefix(PACKAGED_PREFIX)
     if not folder.is_dir():
         known = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/config.json"))) or "none"
-        raise RecipeError(f"model.backbone: there is no packaged backbone {folder.name!r}, only {known}")
+        raise RecipeError(f"model.backbone: there is no packaged backbone {cut(folder.name)}, only {known}")
     return str(folder)
 
 
@@ -49,7 +49,9 @@ def resolved_config(config: ModelConfig, labels: LabelNames) -> PreTrainedConfig
         given = {key: value for key, value in config.config.items() if key != "model_type"}
         model_type = config.config["model_type"]
         if model_type not in ARCHITECTURES:
-            raise RecipeError(f"model.config.model_type is {model_type!r}: supported are {' | '.join(ARCHITECTURES)}")
+            raise RecipeError(
+                f"model.config.model_type is {cut(model_type)}: supported are {' | '.join(ARCHITECTURES)}"
+            )
         _check_fields(AutoConfig.for_model(model_type), given)
         try:
             architecture = AutoConfig.for_model(model_type, **({"image_size": config.image_size} | given | fields))
@@ -65,7 +67,8 @@ def resolved_config(config: ModelConfig, labels: LabelNames) -> PreTrainedConfig
         given_type = config.config.get("model_type", architecture.model_type)
         if given_type != architecture.model_type:
             raise RecipeError(
-                f"model.config.model_type is {given_type!r}: the backbone is a {architecture.model_type}, leave it out"
+                f"model.config.model_type is {cut(given_type)}: the backbone is a {architecture.model_type}, leave "
+                f"it out"
             )
         _check_fields(architecture, config.config)
         try:
@@ -129,7 +132,7 @@ def _check_sizes(architecture: PreTrainedConfig) -> None:
 def _check_image_size(architecture: PreTrainedConfig, image_size: int) -> None:
     patch = architecture.patch_size
     if not isinstance(patch, int) or patch < 1:
-        raise RecipeError(f"model.config.patch_size is {patch!r}: it must be a whole number of at least 1")
+        raise RecipeError(f"model.config.patch_size is {cut(patch)}: it must be a whole number of at least 1")
     if image_size % patch:
         below = image_size // patch * patch
         fitting = f"{below} or {below + patch}" if below else str(patch)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from natix_hf.disk import OF_A_DISK
-from natix_hf.errors import HubError, UsageError, first_line
+from natix_hf.errors import HubError, UsageError, cut, first_line
 
 Kind = Literal["model", "dataset"]
 _NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
@@ -25,7 +25,7 @@ def is_repo_id(text: str) -> bool:
 def require_repo_id(text: str) -> None:
     """Raise `UsageError` unless `text` is a valid repository id, `org/name`."""
     if not is_repo_id(text):
-        raise UsageError(f"{text!r} cannot be a repository: name it as org/name")
+        raise UsageError(f"{cut(text)} cannot be a repository: name it as org/name")
 
 
 def is_tag(text: str) -> bool:

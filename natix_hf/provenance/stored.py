@@ -8,7 +8,7 @@ import types
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from natix_hf.errors import VerificationError
+from natix_hf.errors import VerificationError, cut
 from natix_hf.provenance.files import read_json, write_json
 
 # Metadata of a field that the file omits if it is None. Where a file lacks it, the field has its default, or None.
@@ -63,7 +63,7 @@ class Stored:
         schema = content.get("schema", 1) if isinstance(content, dict) else None
         if schema not in range(cls.OLDEST, cls.SCHEMA + 1):
             raise VerificationError(
-                f"{path} has schema {schema!r}, not {cls.SCHEMA}: read it with the natix_hf version that wrote it"
+                f"{path} has schema {cut(schema)}, not {cls.SCHEMA}: read it with the natix_hf version that wrote it"
             )
         try:
             found: Self = from_json(cls, {key: value for key, value in content.items() if key != "schema"})
@@ -125,13 +125,13 @@ def from_json(hint: Any, value: Any, where: str = "") -> Any:
     else:
         fits = hint is Any or (isinstance(hint, type) and type(value) is hint)
     if not fits:
-        raise ValueError(f"{where.lstrip('.') or 'it'} is {str(value)[:80]!r}")
+        raise ValueError(f"{where.lstrip('.') or 'it'} is {cut(str(value))}")
     return value
 
 
 def _dataclass_from_json(hint: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise ValueError(f"{where.lstrip('.') or 'it'} is {str(value)[:80]!r}")
+        raise ValueError(f"{where.lstrip('.') or 'it'} is {cut(str(value))}")
     hints, left, found = _hints(hint), dict(value), {}
     for field in dataclasses.fields(hint):
         keys = [field.metadata.get("key", field.name), field.metadata.get("formerly")]

@@ -74,7 +74,8 @@ class AuditedRows:
         Raises:
             DataError: If the picture cannot be read.
         """
-        return thumbnail(open_image(self.cell(row), self.ids[row], at_least=256))
+        most = self.config.max_megapixels
+        return thumbnail(open_image(self.cell(row), self.ids[row], at_least=256, max_megapixels=most))
 
 
 def read_audited(run_dir: Path) -> AuditedRows:

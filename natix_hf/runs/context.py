@@ -12,7 +12,7 @@ import numpy as np
 from natix_hf.data.asked import Asked, ask
 from natix_hf.data.config import EXAM_VERSION
 from natix_hf.data.exam_cache import drawn_once
-from natix_hf.errors import LeakageError, RunError, UsageError
+from natix_hf.errors import LeakageError, RunError, UsageError, cut
 from natix_hf.models.config import ModelConfig
 from natix_hf.provenance.manifest import MANIFEST
 from natix_hf.recipe import Recipe
@@ -141,7 +141,7 @@ class PhaseContext:
         """
         self.upstream(2)
         if decision.champion not in [PHASES[number].folder for number in CANDIDATE_PHASES]:
-            raise RunError(f"the champion {decision.champion!r} is not a candidate of this run: run phase 2 again")
+            raise RunError(f"the champion {cut(decision.champion)} is not a candidate of this run: run phase 2 again")
         return Candidate(self._open(number_of(decision.champion), *_OF_A_CANDIDATE))
 
     def rows(self, role: str) -> Rows:

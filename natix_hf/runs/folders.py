@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from natix_hf.disk import FULL, disk_line
-from natix_hf.errors import UsageError, VerificationError
+from natix_hf.errors import UsageError, VerificationError, cut
 from natix_hf.provenance.durable import make_folder, sync_folder
 from natix_hf.provenance.files import read_json, write_json
 
@@ -51,7 +51,7 @@ def open_run(path: Path, recipe_name: str) -> Path:
         recorded = content.get("recipe") if isinstance(content, dict) else None
         if recorded != recipe_name:
             raise UsageError(
-                f"--run-dir {path} holds a run of recipe {recorded!r}, not {recipe_name!r}: name another folder"
+                f"--run-dir {path} holds a run of recipe {cut(recorded)}, not {cut(recipe_name)}: name another folder"
             )
         return path.resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from natix_hf.errors import UsageError
+from natix_hf.errors import UsageError, cut
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def parse_phases(text: str) -> list[int]:
     try:
         return order_phases(int(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"--phases is {text!r}: use numbers such as 1,2,6, or all") from None
+        raise UsageError(f"--phases is {cut(text)}: use numbers such as 1,2,6, or all") from None
 
 
 def order_phases(numbers: Iterable[int]) -> list[int]:

@@ -71,7 +71,7 @@ def public_sources(source: Any, origin: dict[str, Any] | None) -> str:
 
 # An absolute path, or one from the home folder. In quotes it may hold blanks.
 _START = r"(?:~?[/\\]|[A-Za-z]:[/\\])"
-_QUOTED = rf"(?P<quote>['\"])(?P<quoted>{_START}[^'\"]*)(?P=quote)"
+_QUOTED = rf"(?P<quote>['\"])(?P<cut>{_START}[^'\"]*)(?P=quote)"
 _BARE = rf"(?<![\w.:/\\~<])(?P<bare>{_START}[^\s,;:]+)"
 _PATHS = re.compile(f"{_QUOTED}|{_BARE}")
 
@@ -97,5 +97,5 @@ def _spellings(path: str) -> set[str]:
 
 
 def _last_part(match: re.Match[str]) -> str:
-    path, quote = match["quoted"] or match["bare"], match["quote"] or ""
+    path, quote = match["cut"] or match["bare"], match["quote"] or ""
     return f"{quote}{PureWindowsPath(path).name or path}{quote}"

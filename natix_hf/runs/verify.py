@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from natix_hf.bundle.names import BUNDLE_MANIFEST, EVALUATION, POLICY, bundle_of_run
 from natix_hf.data.splits import SPLITS, Splits, leaks_between_roles, read_splits
-from natix_hf.errors import UsageError, VerificationError
+from natix_hf.errors import UsageError, VerificationError, cut
 from natix_hf.provenance.files import ids_sha256, list_files, list_temporaries, read_json
 from natix_hf.provenance.manifest import MANIFEST, manifest_problems, read_manifest
 from natix_hf.results.calibration import CalibrationReport
@@ -112,12 +112,12 @@ def _run_file_problems(run_dir: Path, manifests: dict[str, dict[str, Any]]) -> l
     if not _as_written(path, content):
         return [f"{path} was changed after it was written"]
     problems = [
-        f"{path} names the run {content['run_id']!r}, but {folder} was made in {manifest.get('run_id')!r}"
+        f"{path} names the run {cut(content['run_id'])}, but {folder} was made in {cut(manifest.get('run_id'))}"
         for folder, manifest in manifests.items()
         if manifest.get("run_id") != content["run_id"]
     ]
     problems += [
-        f"{path} names the recipe {content['recipe']!r}, but {folder} was made by {manifest.get('recipe')!r}"
+        f"{path} names the recipe {cut(content['recipe'])}, but {folder} was made by {cut(manifest.get('recipe'))}"
         for folder, manifest in manifests.items()
         if manifest.get("recipe") != content["recipe"]
     ]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from natix_hf.bundle.policy import Half, MadeFrom, Policy
-from natix_hf.errors import DataError, UsageError
+from natix_hf.errors import DataError, UsageError, cut
 from natix_hf.labels import LabelNames
 from natix_hf.metrics import select_threshold
 from natix_hf.metrics.arrays import as_array, as_labels, check_lengths
@@ -122,7 +122,7 @@ def _labels(values: Any) -> np.ndarray:
     array = _known(as_array(values, "labels"), "labels")
     if isinstance(array[0], str):
         raise DataError(
-            f"labels are words such as {str(array[0])!r}: pass 1 for yes and 0 for no, as labels == WORD gives"
+            f"labels are words such as {cut(str(array[0]))}: pass 1 for yes and 0 for no, as labels == WORD gives"
         )
     return as_labels(array)
 

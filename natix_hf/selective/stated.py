@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from natix_hf.bundle.policy import Policy
-from natix_hf.errors import RecipeError, UsageError
+from natix_hf.errors import RecipeError, UsageError, cut
 from natix_hf.labels import LabelNames
 
 Prior = tuple[float, float]
@@ -119,11 +119,11 @@ def differences(
         found = "" if policy.made_from is None else f", {policy.made_from.share:.3g}"
         yield (
             f"promises its error rate at the share of {policy.labels.yes} among its own groups{found}, and you expect "
-            f"{told_prior(wanted)}: fit it with prior={prior!r}"
+            f"{told_prior(wanted)}: fit it with prior={cut(prior)}"
         )
     elif not promise.prior[0] <= wanted[0] <= wanted[1] <= promise.prior[1]:
         held = told_prior(promise.prior)
         yield (
             f"promises its error rate at a prior of {held}, and you expect {told_prior(wanted)}: fit it with "
-            f"prior={prior!r}"
+            f"prior={cut(prior)}"
         )

@@ -10,7 +10,7 @@ import numpy as np
 
 from natix_hf.calibration.config import RiskConfig
 from natix_hf.calibration.risk_rows import Loss
-from natix_hf.errors import UsageError
+from natix_hf.errors import UsageError, cut
 from natix_hf.metrics.threshold import OBJECTIVES
 from natix_hf.selective.stated import Prior, Shares, interval, shown
 
@@ -53,7 +53,7 @@ def wanted(
         raise UsageError(f"loss must be one of {', '.join(get_args(Loss))}, found {shown(loss)}")
     if isinstance(threshold, str):
         if threshold not in OBJECTIVES:
-            raise UsageError(f"threshold must be a number or one of {', '.join(OBJECTIVES)}, found {threshold!r}")
+            raise UsageError(f"threshold must be a number or one of {', '.join(OBJECTIVES)}, found {cut(threshold)}")
     else:
         threshold = number(threshold, "threshold", f"a finite number or one of {', '.join(OBJECTIVES)}")
     shares = interval(prior)

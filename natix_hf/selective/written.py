@@ -8,7 +8,7 @@ from pathlib import Path
 
 from natix_hf.bundle.names import BUNDLE_MANIFEST
 from natix_hf.bundle.policy import Policy, write_policy
-from natix_hf.errors import UsageError
+from natix_hf.errors import UsageError, cut
 
 PLOTS = ("risk_coverage.png", "reliability_before.png", "reliability_after.png")
 
@@ -72,4 +72,4 @@ def _writing(path: Path) -> Iterator[None]:
     except ValueError as error:
         if "null" not in str(error):
             raise
-        raise UsageError(f"{str(path)!r} cannot be the name of a file") from None
+        raise UsageError(f"{cut(str(path))} cannot be the name of a file") from None

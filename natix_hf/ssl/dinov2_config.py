@@ -43,16 +43,18 @@ class DinoV2Config(Section):
     )
 
     def check(self) -> None:
-        for name, least in (("n_prototypes", 2), ("head_hidden", 1), ("bottleneck", 2)):
-            self.require(getattr(self, name) >= least, name, f"at least {least}")
-        heat, ema, ratio, end = self.teacher_temperature, self.ema, self.mask_ratio, self.weight_decay_end
-        self.require(self.student_temperature > 0, "student_temperature", "above 0")
-        self.require(len(heat) == 2 and min(heat) > 0, "teacher_temperature", "[from, to], both above 0")
+        for name, least, most in (("n_prototypes", 2, 10**7), ("head_hidden", 1, 10**6), ("bottleneck", 2, 10**6)):
+            self.require_within(name, least, most)
+        heat, ema, ratio = self.teacher_temperature, self.ema, self.mask_ratio
+        warm = 0 < self.student_temperature <= 1000
+        self.require(warm, "student_temperature", "above 0, up to 1,000")
+        warm = len(heat) == 2 and 0 < min(heat) <= max(heat) <= 1000
+        self.require(warm, "teacher_temperature", "[from, to], both above 0, up to 1,000")
         self.require(len(ema) == 2 and 0 <= ema[0] <= ema[1] <= 1, "ema", "[from, to] in 0 to 1, not falling")
         for name in ("temperature_warmup", "freeze_last_layer", "mask_share"):
             self.require(0 <= getattr(self, name) <= 1, name, "a share from 0 to 1")
         for name in ("ibot_weight", "koleo_weight"):
-            self.require(getattr(self, name) >= 0, name, "at least 0")
-        self.require(end is None or end >= 0, "weight_decay_end", "at least 0, or null")
+            self.require_within(name, 0, 10**6)
+        self.require_within("weight_decay_end", 0, 1000)
         holds = len(ratio) == 2 and 0 < ratio[0] <= ratio[1] <= 1
         self.require(holds, "mask_ratio", "[least, most] in (0, 1]")

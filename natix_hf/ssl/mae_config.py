@@ -25,8 +25,8 @@ class MaeConfig(Section):
 
     def check(self) -> None:
         self.require(0 < self.mask_ratio < 1, "mask_ratio", "a share between 0 and 1")
-        self.require(self.decoder_layers >= 1, "decoder_layers", "at least 1")
+        self.require_within("decoder_layers", 1, 1000)
         width, heads, scale = self.decoder_width, self.decoder_heads, self.crop_scale
-        self.require(width >= 4 and width % 4 == 0, "decoder_width", "a multiple of 4")
+        self.require(4 <= width <= 65_536 and width % 4 == 0, "decoder_width", "a multiple of 4, up to 65,536")
         self.require(heads >= 1 and width % heads == 0, "decoder_heads", f"a divisor of {width}")
         self.require(len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, "crop_scale", "[low, high] in (0, 1]")

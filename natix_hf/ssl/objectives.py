@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from natix_hf.data.crops_config import CropConfig
-from natix_hf.errors import RecipeError
+from natix_hf.errors import RecipeError, cut
 from natix_hf.models.architectures import architecture_of
 from natix_hf.section import Section
 from natix_hf.ssl.dinov2_config import DinoV2Config
@@ -46,7 +46,7 @@ def objective_class(name: str) -> type[Objective]:
         RecipeError: If there is no objective of this name.
     """
     if name not in OBJECTIVES:
-        raise RecipeError(f"phase4.objective is {name!r}: allowed is {' | '.join(OBJECTIVES)}")
+        raise RecipeError(f"phase4.objective is {cut(name)}: allowed is {' | '.join(OBJECTIVES)}")
     found = OBJECTIVES[name]
     if isinstance(found, str):
         module, _, cls = found.partition(":")

@@ -46,8 +46,9 @@ class SyntheticConfig(Section):
     seed: Annotated[int, "Seed of the scenes."] = 0
 
     def check(self) -> None:
-        for name, least in (("videos", 2), ("frames", 1), ("image_size", 16), ("seed", 0)):
-            self.require(getattr(self, name) >= least, name, f"at least {least}")
+        bounds = {"videos": (2, 10**7), "frames": (1, 10**5), "image_size": (16, 4096), "seed": (0, 2**32 - 1)}
+        for name, (least, most) in bounds.items():
+            self.require_within(name, least, most)
         self.require(0 < self.positive_share < 1, "positive_share", "a share between 0 and 1")
 
 

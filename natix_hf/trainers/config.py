@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Self, get_type_hints
 
-from natix_hf.errors import RecipeError, require
+from natix_hf.errors import RecipeError, cut, require
 from natix_hf.models.adapters import check_adapter
 from natix_hf.section import LATER, NOT_A_KEY, Section, coerce, key_meanings, key_types, unknown_key
 
@@ -42,16 +42,24 @@ TRAINING_REFUSED: dict[str, str] = {
 # The scores that `EvaluationMetrics` and the Trainer offer for choosing the best epoch.
 SCORES = ("mcc", "mcc_at_half", "auroc", "nll", "loss")
 # Bounds that transformers does not check, or checks only after all images were decoded: (keys, smallest, largest).
+# The largest is far beyond what anybody trains with, and far below what overflows or fills a machine.
+_STEPS = 10**9
 _BOUNDS: tuple[tuple[tuple[str, ...], float, float], ...] = (
-    (("gradient_accumulation_steps", "eval_accumulation_steps", "save_total_limit", "ddp_timeout"), 1, math.inf),
-    (("weight_decay", "max_grad_norm", "warmup_steps", "adam_epsilon", "dataloader_num_workers"), 0, math.inf),
-    (("eval_delay",), 0, math.inf),
+    (("gradient_accumulation_steps", "eval_accumulation_steps", "save_total_limit"), 1, 10**6),
+    (("ddp_timeout",), 1, _STEPS),
+    (("weight_decay",), 0, 1000),
+    (("max_grad_norm", "warmup_steps", "eval_delay"), 0, _STEPS),
+    (("adam_epsilon",), 0, 1),
+    (("dataloader_num_workers",), 0, 1024),
+    (("dataloader_prefetch_factor",), 1, 10**4),
     (("seed",), 0, 2**32 - 1),
 )
-_ABOVE_0 = (
-    *("learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"),
-    *("logging_steps", "eval_steps", "save_steps"),
+_ABOVE_0: tuple[tuple[tuple[str, ...], float], ...] = (
+    (("learning_rate",), 1000),
+    (("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"), 10**6),
+    (("logging_steps", "eval_steps", "save_steps"), _STEPS),
 )
+_OTHERS = 10**12  # the size of any other number
 _BELOW_1 = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 
 
@@ -84,16 +92,20 @@ class TrainingSection(Section):
         object.__setattr__(self, "extra", _checked(self.extra, self))
         given = {key: value for key, value in self.training_fields().items() if value is not None}
         for keys, least, most in _BOUNDS:
-            allowed = f"at least {least}" if most == math.inf else f"{least} to {most}"
             for key in keys:
+                allowed = f"at least {least} and at most {most:,}"
                 require(least <= given.get(key, least) <= most, self.key(key), given.get(key), allowed)
-        for key in _ABOVE_0:
-            require(given.get(key, 1) > 0, self.key(key), given.get(key), "above 0")
+        for above, most in _ABOVE_0:
+            for key in above:
+                require(0 < given.get(key, 1) <= most, self.key(key), given.get(key), f"above 0, up to {most:,}")
         for key in _BELOW_1:
             require(0 <= given.get(key, 0) < 1, self.key(key), given.get(key), "0 to below 1")
         steps = given.get("max_steps", -1)
-        allowed = "at least 1, or -1 for num_train_epochs"
-        require(steps == -1 or steps >= 1, self.key("max_steps"), steps, allowed)
+        allowed = f"at least 1 and at most {_STEPS:,}, or -1 for num_train_epochs"
+        require(steps == -1 or 1 <= steps <= _STEPS, self.key("max_steps"), steps, allowed)
+        for key, value in given.items():
+            if isinstance(value, int | float):
+                require(abs(value) <= _OTHERS, self.key(key), value, f"a number of at most {_OTHERS:,}")
 
     def training_fields(self) -> dict[str, Any]:
         """The fields of `TrainingArguments` that this stage sets: those with a default here, and `extra`."""
@@ -135,7 +147,7 @@ def _checked(extra: Mapping[Any, Any], section: TrainingSection) -> dict[str, An
         RecipeError: If a field is refused, unknown or of the wrong type.
     """
     if not isinstance(extra, Mapping):
-        raise RecipeError(f"{section.key('extra')} is {extra!r}: expected a mapping of fields of TrainingArguments")
+        raise RecipeError(f"{section.key('extra')} is {cut(extra)}: expected a mapping of fields of TrainingArguments")
     for key in extra:
         if key in TRAINING_REFUSED or str(key).startswith("hub_"):
             reason = TRAINING_REFUSED.get(key, TRAINING_REFUSED["push_to_hub"])
@@ -144,13 +156,18 @@ def _checked(extra: Mapping[Any, Any], section: TrainingSection) -> dict[str, An
             raise RecipeError(f"{section.key('extra')} holds {key}: give it as {type(section).__name__}({key}=…)")
     if not extra:
         return {}
-    from transformers import TrainingArguments
-
-    hints = get_type_hints(TrainingArguments)
+    hints = _fields_of_transformers()
     for key in extra:
         if key not in hints:
             raise _unknown(key, section, hints)
     return {key: coerce(value, hints[key], section.key(key)) for key, value in extra.items()}
+
+
+@functools.cache  # their types are text, and Python takes long to read it
+def _fields_of_transformers() -> dict[str, Any]:
+    from transformers import TrainingArguments
+
+    return get_type_hints(TrainingArguments)
 
 
 def _unknown(key: object, section: TrainingSection, hints: Mapping[str, Any]) -> RecipeError:
@@ -219,14 +236,17 @@ class SupervisedConfig(TrainingSection):
     def check(self) -> None:
         super().check()
         check_adapter(self.adapter, self.adapter_options, self.where)
+        for name, value in self.adapter_options.items():
+            fits = not isinstance(value, int | float) or abs(value) <= 10**6
+            require(fits, f"{self.key('adapter_options')}.{name}", value, "at most 1,000,000")
         views, decay, patience, score = (
             self.feature_views, self.ema_decay, self.early_stopping_patience, self.metric_for_best_model,
         )  # fmt: skip
-        self.require(views >= 1, "feature_views", "at least 1")
+        self.require_within("feature_views", 1, 10**4)
         self.require(views == 1 or self.adapter == "none", "feature_views", "1 unless adapter is none")
         self.require(decay is None or 0 < decay < 1, "ema_decay", "a share between 0 and 1, or null")
-        self.require(patience is None or patience >= 1, "early_stopping_patience", "at least 1, or null")
-        self.require(self.folds is None or self.folds >= 2, "folds", "at least 2, or null")
+        self.require_within("early_stopping_patience", 1, 10**6)
+        self.require_within("folds", 2, 1000)
         self.require(self.folds is None or self.where == "phase1", "folds", "left out: phase 1 alone has folds")
         known = score is None or score.removeprefix("eval_") in SCORES
         self.require(known, "metric_for_best_model", " | ".join(SCORES))

@@ -17,7 +17,7 @@ from natix_hf.data.asked import Asked, ask
 from natix_hf.data.config import Augment, AugmentConfig
 from natix_hf.data.plain import is_plain, rows_of
 from natix_hf.data.rows import Rows
-from natix_hf.errors import DataError, RunError, UsageError, VerificationError
+from natix_hf.errors import DataError, RunError, UsageError, VerificationError, cut
 from natix_hf.models.classifier import build_decoder, load_backbone, save_model
 from natix_hf.ssl.collapse import collapse_reason
 from natix_hf.ssl.objective import Objective
@@ -215,7 +215,7 @@ class ExploraTrainer(StreamTrainer):
         """Read the images, and the labelled pictures on which a probe is fitted and scored."""
         image_column, label_column = self._columns
         if not is_plain(train_dataset, image_column):
-            raise DataError(f"{_WHERE}: train_dataset needs an image column {image_column!r}")
+            raise DataError(f"{_WHERE}: train_dataset needs an image column {cut(image_column)}")
         images = rows_of(train_dataset, "train", image_column, None)
         if eval_dataset is None:
             return images, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from natix_hf.errors import RecipeError, require
+from natix_hf.errors import RecipeError, cut, require
 from natix_hf.section import LATER
 from natix_hf.ssl.objectives import OBJECTIVES, ObjectiveSections
 from natix_hf.trainers.config import Argument, LoggingSteps, SaveLimit, SupervisedConfig, TrainingSection, Workers
@@ -72,11 +72,11 @@ class ExploraConfig(ObjectiveSections, TrainingSection):
         super().check()
         known = self.objective is None or self.objective in OBJECTIVES
         self.require(known, "objective", " | ".join(OBJECTIVES))
-        self.require(self.rank >= 1, "rank", "at least 1")
-        self.require(self.alpha is None or self.alpha > 0, "alpha", "above 0, or null")
-        self.require(self.probe_steps >= 0, "probe_steps", "at least 0")
-        self.require(self.probe_rows >= 20, "probe_rows", "at least 20")
-        self.require(self.shuffle_buffer >= 1, "shuffle_buffer", "at least 1")
+        self.require_within("rank", 1, 10**4)
+        self.require(self.alpha is None or 0 < self.alpha <= 10**6, "alpha", "above 0, up to 1,000,000, or null")
+        self.require_within("probe_steps", 0, 10**9)
+        self.require_within("probe_rows", 20, 10**9)
+        self.require_within("shuffle_buffer", 1, 10**7)
         alone = self.stream or self.shuffle_buffer == 1000
         self.require(alone, "shuffle_buffer", "left out unless phase4.stream is true")
         if self.stream:
@@ -84,7 +84,8 @@ class ExploraConfig(ObjectiveSections, TrainingSection):
         if "num_train_epochs" in self.extra and self.max_steps != -1:  # max_steps would silently win
             epochs = self.extra["num_train_epochs"]
             raise RecipeError(
-                f"{self.key('num_train_epochs')} is {epochs!r}: it takes effect only with max_steps=-1, and max_steps "
+                f"{self.key('num_train_epochs')} is {cut(epochs)}: it takes effect only with max_steps=-1, and "
+                f"max_steps "
                 f"is {self.max_steps}"
             )
         noise, smoothing = self.extra.get("neftune_noise_alpha"), self.extra.get("label_smoothing_factor", 0)

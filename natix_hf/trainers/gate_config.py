@@ -57,9 +57,9 @@ class GateConfig(TrainingSection):
 
     def check(self) -> None:
         super().check()
-        self.require(self.hidden >= 1, "hidden", "at least 1")
-        self.require(self.folds >= 2, "folds", "at least 2")
-        self.require(self.n_resamples >= 100, "n_resamples", "at least 100")
+        self.require_within("hidden", 1, 10**5)
+        self.require_within("folds", 2, 1000)
+        self.require_within("n_resamples", 100, 10**6)
         self._check_conformal()
         for key in _ONE_PASS:
             given = self.extra.get(key)
@@ -80,9 +80,9 @@ class GateConfig(TrainingSection):
                     getattr(self, key) == defaults[key], key, f"{defaults[key]} unless phase3.method is conformal"
                 )
             return
-        self.require(0 < self.alpha < 1, "alpha", "a share between 0 and 1")
-        self.require(self.abstention_cost > 0, "abstention_cost", "above 0")
-        self.require(self.softness > 0, "softness", "above 0")
+        self.require(1e-6 <= self.alpha < 1, "alpha", "a share between 0 and 1, and at least 0.000001")
+        for name in ("abstention_cost", "softness"):
+            self.require(0 < getattr(self, name) <= 10**6, name, "above 0, up to 1,000,000")
         batch, positives = self.per_device_train_batch_size, least_positives(self.alpha)
         least = max(4 * positives - 2, 4)
         self.require(

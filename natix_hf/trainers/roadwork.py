@@ -17,7 +17,7 @@ from natix_hf.data.config import Augment, AugmentConfig
 from natix_hf.data.plain import class_names, is_plain, rows_of
 from natix_hf.data.rows import Rows
 from natix_hf.data.views import AskedViews
-from natix_hf.errors import DataError, UsageError
+from natix_hf.errors import DataError, UsageError, cut
 from natix_hf.models.adapters import AUTO
 from natix_hf.models.classifier import load_classifier, save_model
 from natix_hf.models.preprocess import Preprocess
@@ -230,7 +230,7 @@ class RoadworkTrainer(BaseTrainer):
             return dataset
         if "pixel_values" not in dataset.column_names:
             has = ", ".join(dataset.column_names)
-            raise DataError(f"{role}_dataset has no column {self._columns[0]!r}: it has {has}")
+            raise DataError(f"{role}_dataset has no column {cut(self._columns[0])}: it has {has}")
         return dataset.select_columns([name for name in _TENSORS if name in dataset.column_names])
 
     def _prepared(self, dataset: Any, role: str) -> Any:

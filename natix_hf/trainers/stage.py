@@ -17,7 +17,7 @@ from natix_hf.data.config import Augment
 from natix_hf.data.rows import Rows
 from natix_hf.data.sampler import EpochSampler, rows_of_an_epoch
 from natix_hf.data.views import AskedViews, FeatureViews, TrainViews
-from natix_hf.errors import DataError
+from natix_hf.errors import DataError, cut
 from natix_hf.metrics.prior import class_weights
 from natix_hf.models.adapters import add_adapter
 from natix_hf.models.classifier import head_of
@@ -79,7 +79,7 @@ def make_stage(
     """
     seed = arguments.seed
     if train is None and config.adapter != "full":
-        raise DataError(f"{config.where}: adapter={config.adapter!r} needs a train_dataset")
+        raise DataError(f"{config.where}: adapter={cut(config.adapter)} needs a train_dataset")
     if train is not None and not isinstance(train, Rows) and (target_prior is not None or config.adapter == "none"):
         key = "target_prior" if target_prior is not None else "adapter='none'"
         raise DataError(f"{config.where}: {key} needs a train_dataset with an image and a label column")

@@ -164,7 +164,7 @@ def test_any_error_of_a_library_is_the_picture_s(error: Exception, monkeypatch: 
     def failing(*_: Any, **__: Any) -> None:
         raise error
 
-    for place in ("PIL.Image.open", "PIL.Image.Image.convert"):
+    for place in ("natix_hf.data.images.open_within", "PIL.Image.Image.convert"):
         with monkeypatch.context() as patch:
             patch.setattr(place, failing)
             with pytest.raises(DataError) as caught:
@@ -178,7 +178,7 @@ def test_an_interrupt_passes(error: type[BaseException], monkeypatch: pytest.Mon
     def interrupted(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("PIL.Image.open", interrupted)
+    monkeypatch.setattr("natix_hf.data.images.open_within", interrupted)
     with pytest.raises(error):
         open_image(WHOLE_PNG)
 

@@ -183,6 +183,7 @@ ELSEWHERE = {
     **{("data.source", k): "data/test_data_several.py::test_every_key_of_a_source" for k in key_types(SourceConfig)},
     ("data", "exclude"): "data/test_reviewed.py::test_a_loaded_source_follows_its_lists_and_says_so",
     ("data", "relabel"): "data/test_reviewed.py::test_a_loaded_source_follows_its_lists_and_says_so",
+    ("data", "max_megapixels"): "data/test_pixel_budget.py::test_a_run_reads_what_its_budget_allows",
     ("data", "on_overlap"): "test_on_overlap",
     ("data", "on_bad_image"): "test_on_bad_image",
     ("data", "question"): "phases/test_labels.py::test_page_and_card_name_question_and_answers",
