@@ -15,13 +15,13 @@ from natix_hf.bundle.manifest import is_allowed, read_bundle_manifest
 from natix_hf.bundle.names import BUNDLE_MANIFEST, CONFIG, EVALUATION, MODEL_CARD, ONNX, POLICY, PROCESSOR, WEIGHTS
 from natix_hf.bundle.onnx_check import onnx_problems
 from natix_hf.bundle.policy import read_policy
-from natix_hf.errors import UsageError, VerificationError
+from natix_hf.errors import UsageError, VerificationError, shortened
 from natix_hf.labels import names_in
 from natix_hf.models.fits import gate_problems, weights_problems
 from natix_hf.models.gate import GATE
 from natix_hf.models.schema import config_faults, processor_faults
 from natix_hf.provenance.files import TEMPORARY_PREFIX, check_files, file_sha256
-from natix_hf.provenance.strict import MOST_BYTES, plain, read_strictly
+from natix_hf.provenance.strict import MOST_BYTES, read_strictly
 
 _REQUIRED = (CONFIG, WEIGHTS, PROCESSOR, POLICY, EVALUATION, "README.md")
 # The most bytes of each file. The weights have a further bound: the model in config.json.
@@ -59,7 +59,11 @@ def bundle_problems(folder: Path, expected: str | None = None) -> list[str]:
     if expected is not None and file_sha256(path) != expected:
         problems.append(f"{path} is not the one expected: its sha256 is {file_sha256(path)}, not {expected}")
     allowed = {name: facts for name, facts in named.items() if is_allowed(name)}
-    problems += [f"{path} names {plain(name)}, which a bundle may not hold" for name in named if name not in allowed]
+    problems += [
+        f"{path} names {shortened(str(name), 200)}, which a bundle may not hold"
+        for name in named
+        if name not in allowed
+    ]
     problems += [f"{folder / name} is missing from the manifest" for name in _REQUIRED if name not in named]
     links = [name for name in (*allowed, BUNDLE_MANIFEST) if _is_stray_link(folder, name)]
     problems += [f"{folder / name} is a link, not a file" for name in links]
@@ -151,7 +155,7 @@ def _strangers(folder: Path, named: Collection[str]) -> list[str]:
         return [f"{folder} holds more than {_MOST_ENTRIES:,} files and folders"]
     found = [name for name, is_folder in entries if not is_folder or Path(name).name.startswith(TEMPORARY_PREFIX)]
     return [
-        f"{folder / plain(name)} is not in the manifest"
+        f"{folder / shortened(str(name), 200)} is not in the manifest"
         for name in sorted(found)
         if name not in named and name != BUNDLE_MANIFEST and not is_of_the_hub(name)
         if not name.startswith(_DOWNLOAD_NOTES)

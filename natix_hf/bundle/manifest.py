@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from natix_hf.bundle.names import BUNDLE_MANIFEST, MODEL_CARD
-from natix_hf.errors import RunError, VerificationError
+from natix_hf.errors import RunError, VerificationError, cut
 from natix_hf.provenance.files import describe_files, json_sha256, list_files, write_json
 from natix_hf.provenance.manifest import manifest_seal
-from natix_hf.provenance.strict import read_strictly, shown
+from natix_hf.provenance.strict import read_strictly
 
 SCHEMA = 2
 _READ = (1, 2)  # 1 has neither digest nor seal
@@ -69,7 +69,7 @@ def read_bundle_manifest(bundle: Path) -> dict[str, Any]:
     wrong = sorted(set(manifest) ^ _KEYS[schema])
     if wrong:
         has = "has the unknown key" if wrong[0] in manifest else "lacks"
-        raise VerificationError(f"{path} is damaged: it {has} {shown(wrong[0])}")
+        raise VerificationError(f"{path} is damaged: it {has} {cut(wrong[0])}")
     files = manifest["files"]
     if not isinstance(files, dict) or not isinstance(manifest["lineage"], dict):
         raise VerificationError(f"{path} is not a bundle manifest: its files or its lineage is no object")

@@ -17,12 +17,12 @@ from typing import Literal
 import numpy as np
 
 from natix_hf.calibration import Calibration, Promise
-from natix_hf.errors import UsageError, VerificationError
+from natix_hf.errors import UsageError, VerificationError, shortened
 from natix_hf.labels import LabelNames
 from natix_hf.provenance.files import write_json
 from natix_hf.provenance.manifest import manifest_seal
 from natix_hf.provenance.stored import OPTIONAL, from_json, to_json
-from natix_hf.provenance.strict import plain, read_strictly
+from natix_hf.provenance.strict import read_strictly
 
 SCHEMA = 5
 # 2 has no labels: they were always the subnet's. 4 may belong to no bundle, and its promise may name a prior. 5 has a
@@ -188,7 +188,7 @@ def read_policy(path: Path) -> Policy:
     except OverflowError:
         problem = "a number is too large"
     if problem is not None:
-        raise VerificationError(f"{path} is damaged: {plain(problem)}")
+        raise VerificationError(f"{path} is damaged: {shortened(str(problem), 200)}")
     return policy
 
 

@@ -174,6 +174,4 @@ def ask(rows: Rows, exam: Exam | None = None) -> Asked:
     cells = rows.source.select_columns([rows.image_column])[rows.image_column]
     fingerprint, digests = f"{rows.role} {rows.decoded._fingerprint}", rows.decoded["sha256"][:]
     most = rows.max_megapixels
-    return Asked(
-        rows.ids, rows.groups, rows.labels, exam, cells, fingerprint, digests=digests, max_megapixels=most
-    )
+    return Asked(rows.ids, rows.groups, rows.labels, exam, cells, fingerprint, digests=digests, max_megapixels=most)

@@ -108,7 +108,5 @@ def _draw_rows(
 ) -> dict[str, list[bytes]]:
     row_ids, cells, of_rows = [ids[i] for i in indices], batch[image_column], [digests[i] for i in indices]
     labels = np.zeros(len(row_ids), dtype=np.int64)
-    asked = Asked(
-        row_ids, np.asarray(row_ids), labels, exam, cells, digests=of_rows, max_megapixels=max_megapixels
-    )
+    asked = Asked(row_ids, np.asarray(row_ids), labels, exam, cells, digests=of_rows, max_megapixels=max_megapixels)
     return {"jpeg": [jpeg for row in range(len(row_ids)) for jpeg in asked.jpegs_of(row)]}

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from natix_hf.errors import DataError
-from natix_hf.intake.entries import entries, naming, shown
+from natix_hf.errors import DataError, cut
+from natix_hf.intake.entries import entries, naming
 from natix_hf.intake.pointers import unreadable_note
 from natix_hf.provenance.files import atomic_file, json_sha256, read_json, write_json
 
@@ -84,7 +84,7 @@ def read_each(path: Path, names: Collection[str] | None = None) -> Iterator[tupl
         if missing is not None:
             missing.discard(entry.name)
     if missing:
-        raise DataError(f"{path} holds no file {shown(min(missing))} that can be read: the archive was changed")
+        raise DataError(f"{path} holds no file {cut(min(missing))} that can be read: the archive was changed")
 
 
 def read_members(path: Path, names: Collection[str] | None = None) -> Iterator[tuple[str, bytes]]:

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from natix_hf.errors import DataError, NatixError, first_line
+from natix_hf.errors import DataError, NatixError, cut, first_line
 from natix_hf.intake.pointers import HEAD, stand_in
 
 _PACKED: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
@@ -116,7 +116,7 @@ def _read_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> by
         with archive.open(info) as handle:
             return _exactly(handle, info.file_size)
     except Exception as error:  # zipfile, zlib and struct raise some ten kinds for damage
-        return DataError(f"{shown(info.filename)} in {path} is damaged ({first_line(error)}): make the archive again")
+        return DataError(f"{cut(info.filename)} in {path} is damaged ({first_line(error)}): make the archive again")
 
 
 def _tar_entries(path: Path, head: bytes) -> Iterator[Entry]:
@@ -130,11 +130,11 @@ def _tar_entries(path: Path, head: bytes) -> Iterator[Entry]:
             tar.members.clear()  # it would keep every header
             name = _text(info.name).replace("\\", "/")
             if info.size < 0 or tar.offset <= end:  # older releases of tarfile go round in circles
-                raise tarfile.ReadError(f"the header of {shown(name)} is damaged")
+                raise tarfile.ReadError(f"the header of {cut(name)} is damaged")
             end = tar.offset
             if room is not None and end > room:
                 raise DataError(
-                    f"{path} would expand to {end // _MB} MB with {shown(name)}, more than {_RATIO} times its size: "
+                    f"{path} would expand to {end // _MB} MB with {cut(name)}, more than {_RATIO} times its size: "
                     "leave that member out, or unpack the archive"
                 )
             if not info.isdir():
@@ -149,13 +149,13 @@ def _read_tar(stream: _Forward, at: int, size: int, name: str, path: Path) -> by
         return _exactly(stream, size)
     except Exception as error:  # gzip, bz2, lzma and tarfile raise some ten kinds for damage
         raise DataError(
-            f"{shown(name)} in {path} is damaged ({first_line(error)}) and ends the archive: fetch or make it again"
+            f"{cut(name)} in {path} is damaged ({first_line(error)}) and ends the archive: fetch or make it again"
         ) from None
 
 
 def _tar_reason(info: tarfile.TarInfo) -> str | None:
     if info.issym() or info.islnk():
-        return f"it is a {'link' if info.issym() else 'hard link'} to {shown(_text(info.linkname))}"
+        return f"it is a {'link' if info.issym() else 'hard link'} to {cut(_text(info.linkname))}"
     if not info.isreg() or info.issparse():
         return "it is a sparse file" if info.issparse() else "it is no regular file"
     return too_large(info.size)
@@ -251,9 +251,3 @@ def _bad_name(name: str) -> str | None:
     if ".." in name.split("/"):
         return 'its name holds ".."'
     return None if _normal(name) else "it has no name"
-
-
-def shown(name: str) -> str:
-    """A name for a message: one line, 80 characters at most."""
-    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
-    return f"'{text}'" if len(text) <= 80 else f"'{text[:30]}...{text[-47:]}'"

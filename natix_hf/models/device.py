@@ -8,8 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from natix_hf.errors import UsageError, first_line
-from natix_hf.provenance.strict import plain, shown
+from natix_hf.errors import UsageError, cut, first_line, shortened
 
 
 def runs_on_cpu() -> bool:
@@ -53,8 +52,8 @@ def usable_device(device: object) -> torch.device:
             raise ValueError("nothing is computed on it")
         torch.zeros(1, device=found)
     except Exception as error:  # each kind of device has its own
-        reason = plain(first_line(error))
-        raise UsageError(f"device is {shown(device)}, which cannot be used here ({reason}): leave it out") from None
+        reason = shortened(str(first_line(error)), 200)
+        raise UsageError(f"device is {cut(device)}, which cannot be used here ({reason}): leave it out") from None
     return found
 
 

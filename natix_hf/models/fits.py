@@ -16,11 +16,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from natix_hf.errors import VerificationError
+from natix_hf.errors import VerificationError, shortened
 from natix_hf.models.gate import gate_shapes
 from natix_hf.models.header import Shapes, tensor_shapes
 from natix_hf.models.resolved import one_line
-from natix_hf.provenance.strict import plain
 
 _FEWEST_OF_A_LAYER = 8  # tensors
 _HEAD = "classifier.weight"
@@ -44,7 +43,7 @@ def weights_problems(weights: Path, config: dict[str, Any], most: int) -> list[s
     except VerificationError as error:
         return [str(error)]
     except _REFUSALS as error:
-        return [f"{weights.parent / 'config.json'} describes no model ({plain(one_line(error))})"]
+        return [f"{weights.parent / 'config.json'} describes no model ({shortened(str(one_line(error)), 200)})"]
     here, wanted = Counter(found.values()), Counter(expected.values())
     if here == wanted and found.get(_HEAD) == expected[_HEAD]:
         return []

@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from natix_hf.errors import VerificationError
-from natix_hf.provenance.strict import parse_strictly, regular_size, shown
+from natix_hf.errors import VerificationError, cut
+from natix_hf.provenance.strict import parse_strictly, regular_size
 
 Shapes = dict[str, tuple[int, ...]]
 # 200 layers of 25 tensors fill a megabyte.
@@ -39,12 +39,12 @@ def tensor_shapes(path: Path, most: int) -> Shapes:
     metadata = header.pop("__metadata__", {})
     texts = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
     if not texts or metadata.get("format", "pt") != "pt":
-        raise VerificationError(f"{path} has the metadata {shown(metadata)}: it is not a PyTorch file")
+        raise VerificationError(f"{path} has the metadata {cut(metadata)}: it is not a PyTorch file")
     at, shapes = 0, {}
     for name, facts in sorted(header.items(), key=lambda item: _begin(item[1])):
         shape, begin, end = _checked(name, facts, path)
         if begin != at:
-            raise VerificationError(f"{path}: tensor {shown(name)} begins at byte {begin:,}, but {at:,} is free")
+            raise VerificationError(f"{path}: tensor {cut(name)} begins at byte {begin:,}, but {at:,} is free")
         at, shapes[name] = end, shape
     if at != body:
         raise VerificationError(f"{path} holds {body} bytes of tensors, but its header says {at}")
@@ -60,15 +60,15 @@ def _begin(facts: Any) -> int:
 def _checked(name: str, facts: Any, path: Path) -> tuple[tuple[int, ...], int, int]:
     """Shape, begin and end of a tensor."""
     if not isinstance(facts, dict) or set(facts) != {"dtype", "shape", "data_offsets"}:
-        raise VerificationError(f"{path}: tensor {shown(name)} is {shown(facts)}")
+        raise VerificationError(f"{path}: tensor {cut(name)} is {cut(facts)}")
     shape, offsets = facts["shape"], facts["data_offsets"]
     if facts["dtype"] != "F32":
-        raise VerificationError(f"{path}: tensor {shown(name)} is of type {shown(facts['dtype'])}, not of F32")
+        raise VerificationError(f"{path}: tensor {cut(name)} is of type {cut(facts['dtype'])}, not of F32")
     if not _whole(shape, 1) or len(shape) > _MOST_DIMENSIONS or not _whole(offsets, 0) or len(offsets) != 2:
-        raise VerificationError(f"{path}: tensor {shown(name)} has shape {shown(shape)} and bytes {shown(offsets)}")
+        raise VerificationError(f"{path}: tensor {cut(name)} has shape {cut(shape)} and bytes {cut(offsets)}")
     begin, end = offsets
     if end - begin != 4 * math.prod(shape):
-        raise VerificationError(f"{path}: tensor {shown(name)} of shape {shown(shape)} has bytes {begin} to {end}")
+        raise VerificationError(f"{path}: tensor {cut(name)} of shape {cut(shape)} has bytes {begin} to {end}")
     return tuple(shape), begin, end
 
 

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from natix_hf.errors import UsageError
+from natix_hf.errors import UsageError, cut
 from natix_hf.labels import names_in
 from natix_hf.models.architectures import ARCHITECTURES, has_fixed_size
-from natix_hf.provenance.strict import shown
 
 LARGEST_IMAGE = 2048  # px
 MOST_PATCHES = 2**14  # tokens of one image: 1792 px in patches of 14
@@ -164,7 +163,7 @@ def config_faults(content: Any) -> Iterator[str]:
     if not isinstance(content, dict):
         yield "it holds no JSON object"
     elif not isinstance(kind, str) or kind not in ARCHITECTURES:
-        yield f"model_type is {shown(kind)}: it must be {_NEEDED['model_type'].allowed}"
+        yield f"model_type is {cut(kind)}: it must be {_NEEDED['model_type'].allowed}"
     else:
         needed = _NEEDED | (_ROPE if "rope_theta" in _OF_TYPE[kind] else {})
         found = list(_faults(content, needed, _COMMON | _OF_TYPE[kind] | _IDLE))
@@ -176,7 +175,7 @@ def _config_disagreements(content: dict[str, Any], kind: str) -> Iterator[str]:
     if width % heads:
         yield f"hidden_size is {width}: it must be a multiple of num_attention_heads, {heads}"
     if content.get("architectures", [_CLASSES[kind]]) != [_CLASSES[kind]]:
-        yield f"architectures is {shown(content['architectures'])}: it must be {[_CLASSES[kind]]}"
+        yield f"architectures is {cut(content['architectures'])}: it must be {[_CLASSES[kind]]}"
     stages = ["stem", *(f"stage{layer}" for layer in range(1, content["num_hidden_layers"] + 1))]
     if content.get("stage_names", stages) != stages:
         yield "stage_names are not those of its layers"
@@ -186,7 +185,7 @@ def _config_disagreements(content: dict[str, Any], kind: str) -> Iterator[str]:
     with suppress(UsageError):  # whoever reads the names says so
         names = names_in(content["id2label"])
         if content.get("label2id", names.label2id) != names.label2id:
-            yield f"label2id is {shown(content['label2id'])}, and id2label is {shown(content['id2label'])}"
+            yield f"label2id is {cut(content['label2id'])}, and id2label is {cut(content['id2label'])}"
 
 
 def processor_faults(content: Any, model: dict[str, Any] | None = None) -> Iterator[str]:
@@ -206,23 +205,23 @@ def size_faults(size: dict[str, Any], model: dict[str, Any] | None) -> Iterator[
     """What no exported processor has as `size`, or what the model of a `config.json` cannot take."""
     height, side = size["height"], _whole(1, LARGEST_IMAGE)
     if not side.holds(height) or not side.holds(size["width"]) or height != size["width"]:
-        yield f"size is {shown(size)}: it must be a square in px, each side {side.allowed}"
+        yield f"size is {cut(size)}: it must be a square in px, each side {side.allowed}"
         return
     if model is None:
         return
     patch = model["patch_size"]
     if height % patch or (height // patch) ** 2 > MOST_PATCHES:
         most = f"of at most {MOST_PATCHES:,} patches"
-        yield f"size is {shown(size)}: it must be a multiple of the patch size, {patch}, {most}"
+        yield f"size is {cut(size)}: it must be a multiple of the patch size, {patch}, {most}"
     elif has_fixed_size(model["model_type"]) and height != model["image_size"]:
-        yield f"size is {shown(size)}, and the model takes images of {model['image_size']} px"
+        yield f"size is {cut(size)}, and the model takes images of {model['image_size']} px"
 
 
 def _faults(content: dict[str, Any], needed: dict[str, Rule], other: dict[str, Rule]) -> Iterator[str]:
     for key, value in content.items():
         rule = needed.get(key) or other.get(key)
         if rule is None:
-            yield f"it has the key {shown(key)}, which no exported file has"
+            yield f"it has the key {cut(key)}, which no exported file has"
         elif not rule.holds(value):
-            yield f"{key} is {shown(value)}: it must be {rule.allowed}"
+            yield f"{key} is {cut(value)}: it must be {rule.allowed}"
     yield from (f"it has no {key}" for key in needed if key not in content)

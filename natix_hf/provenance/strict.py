@@ -12,23 +12,10 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any
 
-from natix_hf.errors import VerificationError
+from natix_hf.errors import VerificationError, cut, shortened
 
 MOST_BYTES = 2**20  # of a file of settings: they have some thousand
-_LONGEST = 80  # characters of a value in a message
 _DEEPEST = 50
-
-
-def shown(value: object) -> str:
-    """A value for a message: its Python form, cut to 80 characters."""
-    return plain(repr(value), _LONGEST)
-
-
-def plain(text: object, longest: int = 200) -> str:
-    """A text for a message: in one line, without characters that a terminal would obey, and cut."""
-    full = str(text)
-    printable = "".join(letter if letter.isprintable() else "?" for letter in full[:longest])
-    return f"{printable}…" if len(full) > longest else printable
 
 
 def regular_size(path: Path) -> int:
@@ -42,7 +29,9 @@ def regular_size(path: Path) -> int:
     except (FileNotFoundError, NotADirectoryError):
         raise VerificationError(f"{path} is missing") from None
     except (OSError, ValueError) as error:
-        raise VerificationError(f"{path} cannot be read ({plain(getattr(error, 'strerror', error))})") from None
+        raise VerificationError(
+            f"{path} cannot be read ({shortened(str(getattr(error, 'strerror', error)), 200)})"
+        ) from None
     if S_ISDIR(facts.st_mode):
         raise VerificationError(f"{path} is a folder: it should be a file")
     if not S_ISREG(facts.st_mode):
@@ -84,7 +73,7 @@ def parse_strictly(content: bytes, path: Path, what: str = "readable JSON") -> A
             raise ValueError(f"it is nested more than {_DEEPEST} deep")
     except (ValueError, RecursionError) as error:
         raise VerificationError(
-            f"{path} is not {what} ({plain(error)}): it was damaged after it was written"
+            f"{path} is not {what} ({shortened(str(error), 200)}): it was damaged after it was written"
         ) from None
     return value
 
@@ -105,7 +94,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {shown(key)} is there twice")
+            raise ValueError(f"the key {cut(key)} is there twice")
         found[key] = value
     return found
 
@@ -113,7 +102,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{shown(text)} is too large a number")
+        raise ValueError(f"{cut(text)} is too large a number")
     return value
 
 

@@ -15,15 +15,6 @@ Prior = tuple[float, float]
 Shares = float | Sequence[float]
 
 
-def shown(value: Any) -> str:
-    """A value for an error: in one line, cut if it is long."""
-    try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # Python writes no whole number of more than 4300 digits
-        return "a number of thousands of digits"
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def interval(prior: Shares | None) -> Prior | None:
     """A prior as an interval; a single share is both ends.
 
@@ -38,11 +29,9 @@ def interval(prior: Shares | None) -> Prior | None:
             raise ValueError
         low, high = np.broadcast_to(given.astype(np.float64), 2).tolist()
     except (TypeError, ValueError):
-        raise UsageError(f"prior must be a share or a pair of shares (low, high), found {shown(prior)}") from None
+        raise UsageError(f"prior must be a share or a pair of shares (low, high), found {cut(prior)}") from None
     if not 0 < low <= high < 1:
-        raise UsageError(
-            f"prior must be a share, or low and high, between 0 and 1, both excluded, found {shown(prior)}"
-        )
+        raise UsageError(f"prior must be a share, or low and high, between 0 and 1, both excluded, found {cut(prior)}")
     return low, high
 
 
@@ -65,7 +54,7 @@ def label_names(names: Sequence[str]) -> LabelNames:
     except TypeError:
         listed = []
     if len(listed) != 2:
-        raise UsageError(f"names must be two in order, of answer 0 and of answer 1, found {shown(names)}")
+        raise UsageError(f"names must be two in order, of answer 0 and of answer 1, found {cut(names)}")
     try:
         return LabelNames(no=listed[0], yes=listed[1])
     except RecipeError as error:
@@ -79,7 +68,7 @@ def model_name(model: Any) -> str | None:
         UsageError: if it is no text of one line.
     """
     if model is not None and not (isinstance(model, str) and model.strip() and model.isprintable()):
-        raise UsageError(f"model must be one line of text, or None, found {shown(model)}")
+        raise UsageError(f"model must be one line of text, or None, found {cut(model)}")
     return model
 
 
@@ -90,7 +79,7 @@ def kind_of_values(probabilities: Any) -> bool | None:
         UsageError: if it is neither True, False nor None.
     """
     if probabilities is not None and not isinstance(probabilities, bool | np.bool_):
-        raise UsageError(f"probabilities must be True, False or None, found {shown(probabilities)}")
+        raise UsageError(f"probabilities must be True, False or None, found {cut(probabilities)}")
     return None if probabilities is None else bool(probabilities)
 
 

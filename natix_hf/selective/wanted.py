@@ -12,7 +12,7 @@ from natix_hf.calibration.config import RiskConfig
 from natix_hf.calibration.risk_rows import Loss
 from natix_hf.errors import UsageError, cut
 from natix_hf.metrics.threshold import OBJECTIVES
-from natix_hf.selective.stated import Prior, Shares, interval, shown
+from natix_hf.selective.stated import Prior, Shares, interval
 
 # Beyond these a share of delta, or a seed, is no number that numpy takes.
 _MOST_LOOKS, _MOST_SEED = 10**9, 2**128 - 1
@@ -50,7 +50,7 @@ def wanted(
         UsageError: if a value is impossible; the line names the argument.
     """
     if not isinstance(loss, str) or loss not in get_args(Loss):
-        raise UsageError(f"loss must be one of {', '.join(get_args(Loss))}, found {shown(loss)}")
+        raise UsageError(f"loss must be one of {', '.join(get_args(Loss))}, found {cut(loss)}")
     if isinstance(threshold, str):
         if threshold not in OBJECTIVES:
             raise UsageError(f"threshold must be a number or one of {', '.join(OBJECTIVES)}, found {cut(threshold)}")
@@ -81,7 +81,7 @@ def number(value: Any, name: str, allowed: str, low: float = -math.inf, high: fl
     except OverflowError:
         found = math.nan
     if not low < found < high:
-        raise UsageError(f"{name} must be {allowed}, found {shown(value)}")
+        raise UsageError(f"{name} must be {allowed}, found {cut(value)}")
     return found
 
 
@@ -96,14 +96,14 @@ def _coverage(value: Any) -> float:
 def _whole(value: Any, name: str, least: int, most: int) -> int:
     plain = _plain(value)
     if not isinstance(plain, int) or isinstance(plain, bool) or not least <= plain <= most:
-        raise UsageError(f"{name} must be a whole number from {least} to {most}, found {shown(value)}")
+        raise UsageError(f"{name} must be a whole number from {least} to {most}, found {cut(value)}")
     return plain
 
 
 def _truth(value: Any, name: str) -> bool:
     plain = _plain(value)
     if not isinstance(plain, bool):
-        raise UsageError(f"{name} must be True or False, found {shown(value)}")
+        raise UsageError(f"{name} must be True or False, found {cut(value)}")
     return plain
 
 
