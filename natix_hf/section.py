@@ -12,7 +12,7 @@ import keyword
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
-from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, cast, get_args, get_origin, get_type_hints
 
 from natix_hf.errors import RecipeError, cut, did_you_mean, nearest, require, shortened
 from natix_hf.typed import Typed, as_typed, require_plain, untyped
@@ -173,7 +173,7 @@ def _attribute(name: str) -> str:
 
 def key_types(cls: type[Section]) -> dict[str, Any]:
     """The type of every key of a section."""
-    return {key_name(f): _hints(cls)[f.name] for f in fields(cls) if not f.metadata.get("not_a_key")}
+    return {key_name(f): _hints(cast(Any, cls))[f.name] for f in fields(cls) if not f.metadata.get("not_a_key")}
 
 
 def key_meanings(cls: type[Section]) -> dict[str, str]:
@@ -187,13 +187,15 @@ def key_meanings(cls: type[Section]) -> dict[str, str]:
 
 
 @functools.cache  # every section that is made asks for them
-def _hints(cls: type, include_extras: bool = False) -> dict[str, Any]:
+def _hints(cls: Any, include_extras: bool = False) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=include_extras)
 
 
 def _keys_of_data(cls: type[Section]) -> set[str]:
     """The keys whose annotation holds `OF_DATA`."""
-    return {name for name, hint in _hints(cls, True).items() if OF_DATA in getattr(hint, "__metadata__", ())}
+    return {
+        name for name, hint in _hints(cast(Any, cls), True).items() if OF_DATA in getattr(hint, "__metadata__", ())
+    }
 
 
 def section_of(hint: Any) -> type[Section] | None:

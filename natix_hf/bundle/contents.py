@@ -20,7 +20,8 @@ from natix_hf.labels import names_in
 from natix_hf.models.fits import gate_problems, weights_problems
 from natix_hf.models.gate import GATE
 from natix_hf.models.schema import config_faults, processor_faults
-from natix_hf.provenance.files import TEMPORARY_PREFIX, check_files, file_sha256
+from natix_hf.provenance.durable import TEMPORARY_PREFIX
+from natix_hf.provenance.files import check_files, file_sha256
 from natix_hf.provenance.strict import MOST_BYTES, read_strictly
 
 _REQUIRED = (CONFIG, WEIGHTS, PROCESSOR, POLICY, EVALUATION, "README.md")

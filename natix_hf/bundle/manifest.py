@@ -77,7 +77,8 @@ def read_bundle_manifest(bundle: Path) -> dict[str, Any]:
         raise VerificationError(f"{path} is damaged: a file in it has no sha256 or no size")
     if schema > 1 and (manifest["digest"], manifest["seal"]) != (bundle_digest(files), manifest_seal(manifest)):
         raise VerificationError(f"{path} was changed: its seal does not fit its content")
-    return manifest
+    checked: dict[str, Any] = manifest
+    return checked
 
 
 def _is_described(facts: dict[str, Any]) -> bool:

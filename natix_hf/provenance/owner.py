@@ -31,7 +31,8 @@ from typing import Literal
 import psutil
 
 from natix_hf.errors import RunError, UsageError, VerificationError
-from natix_hf.provenance.files import GUARDS, TEMPORARY_PREFIX, read_json, write_json
+from natix_hf.provenance.durable import TEMPORARY_PREFIX
+from natix_hf.provenance.files import GUARDS, read_json, write_json
 from natix_hf.terminal import minutes, tell
 
 OWNER = "owner"

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from natix_hf.trainers.base import load_tensors
+from natix_hf.trainers.checkpoints import load_tensors
 
 AVERAGE = "average.safetensors"
 

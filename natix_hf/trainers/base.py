@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import (
@@ -38,13 +38,20 @@ from natix_hf.disk import disk_error, disk_line
 from natix_hf.errors import RunError, VerificationError, first_line
 from natix_hf.models.bars import no_loading_bars
 from natix_hf.models.classifier import load_strictly, share_weights
-from natix_hf.provenance.durable import remove_folder, settle, sync_folder
-from natix_hf.provenance.files import check_files, check_guards, describe_files, list_files, read_json, write_json
+from natix_hf.provenance.durable import remove_folder, sync_folder
+from natix_hf.provenance.files import check_guards, read_json
+from natix_hf.trainers.checkpoints import (
+    COMPLETE,
+    is_complete,
+    load_tensors,
+    mark_complete,
+    newest_complete_checkpoint,
+    remove_old_checkpoints,
+    trained_tensors,
+)
 from natix_hf.trainers.interruption import StopAtStep, survive_with_parent
 from natix_hf.trainers.progress import SUPERVISED, Column, ProgressTable
 from natix_hf.trainers.totals import Totals, had_stopped_early
-
-COMPLETE = "complete.json"
 
 
 class BaseTrainer(Trainer):
@@ -269,7 +276,7 @@ class BaseTrainer(Trainer):
     def _load_best_model(self) -> None:
         # transformers#48805, as above.
         best = Path(str(self.state.best_model_checkpoint))
-        if (best / COMPLETE).is_file() and not _is_complete(best):
+        if (best / COMPLETE).is_file() and not is_complete(best):
             raise VerificationError(f"the best checkpoint {best} was damaged: remove {best.parent} and train again")
         self._load_weights(best, None)
         self.load_extra(best, best=True)
@@ -324,63 +331,3 @@ def _require_finite(loss: float, step: int, learning_rate: float) -> None:
         raise RunError(
             f"the loss is {loss} at step {step}: lower learning_rate (now {learning_rate:g}) or check the data"
         )
-
-
-def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The trainable parameters of a model, by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-@torch.no_grad()
-def load_tensors(path: Path, targets: dict[str, torch.Tensor]) -> None:
-    """Copy the tensors of a file into `targets`. Names and shapes must match.
-
-    Raises:
-        VerificationError: If the file is missing, damaged, or belongs to another model.
-    """
-    try:
-        stored = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise VerificationError(f"{path} cannot be loaded: {error}") from None
-    shapes = {name: tensor.shape for name, tensor in targets.items()}
-    if {name: tensor.shape for name, tensor in stored.items()} != shapes:
-        raise VerificationError(f"{path} holds the tensors of another model: begin a new run")
-    for name, tensor in stored.items():
-        targets[name].copy_(tensor)
-
-
-def mark_complete(checkpoint: Path) -> None:
-    """Write the marker of a complete checkpoint, with size and sha256 of every file."""
-    settle(checkpoint)
-    names = [name for name in list_files(checkpoint) if name != COMPLETE]
-    write_json(checkpoint / COMPLETE, {"files": describe_files(checkpoint, names)})
-
-
-def remove_old_checkpoints(folder: Path, limit: int | None, best: str | None) -> None:
-    """Remove the oldest checkpoints until `limit` are left. The newest and the best one stay.
-
-    transformers' `rotate_checkpoints` deletes file by file, so that a kill leaves a marker without its files.
-    """
-    found = [Path(path) for path in sort_checkpoints(str(folder))]
-    kept = {found[-1], *([Path(best)] if best is not None else [])}
-    surplus = len(found) - max(limit, len(kept)) if limit is not None and limit > 0 else 0
-    for path in [path for path in found if path not in kept][: max(0, surplus)]:
-        remove_folder(path)
-
-
-def newest_complete_checkpoint(folder: Path) -> Path | None:
-    """Find the checkpoint with the most steps whose files match its marker. Returns None if there is none.
-
-    transformers' own `get_last_checkpoint` trusts the folder's name, although checkpoints are written in place.
-    """
-    numbered = [(path.name.rpartition("-")[2], path) for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
-    newest_first = sorted(((int(steps), path) for steps, path in numbered if steps.isdigit()), reverse=True)
-    return next((path for _, path in newest_first if _is_complete(path)), None)
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    """Compare the checksums, because weights with a flipped byte load without an error."""
-    try:
-        return not check_files(checkpoint, read_json(checkpoint / COMPLETE)["files"])
-    except (VerificationError, AttributeError, KeyError, TypeError):
-        return False

@@ -17,7 +17,7 @@ from natix_hf.data.stream import Stream
 from natix_hf.errors import DataError, RunError
 from natix_hf.models.classifier import load_backbone
 from natix_hf.trainers.arguments import require_a_batch, training_arguments, training_refused
-from natix_hf.trainers.base import newest_complete_checkpoint
+from natix_hf.trainers.checkpoints import newest_complete_checkpoint
 from natix_hf.trainers.explora import ExploraTrainer
 from natix_hf.trainers.explora_config import ExploraConfig
 from natix_hf.trainers.merge_validation import MergeValidationCallback

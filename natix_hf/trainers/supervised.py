@@ -21,7 +21,7 @@ from natix_hf.models.tuner import count_trainable
 from natix_hf.terminal import LABEL, tell
 from natix_hf.trainers.arguments import optimizer_steps, require_a_batch, training_arguments, training_refused
 from natix_hf.trainers.bakeoff import bake_off
-from natix_hf.trainers.base import newest_complete_checkpoint
+from natix_hf.trainers.checkpoints import newest_complete_checkpoint
 from natix_hf.trainers.config import SupervisedConfig
 from natix_hf.trainers.history import TrainingFacts
 from natix_hf.trainers.merge_validation import MergeValidationCallback

@@ -30,7 +30,7 @@ from natix_hf.launch import phase_script
 from natix_hf.models.device import runs_on_cpu
 from natix_hf.runs.graph import ORDER, PHASES
 from natix_hf.runs.verify import find_problems
-from natix_hf.trainers.base import mark_complete
+from natix_hf.trainers.checkpoints import mark_complete
 
 
 @pytest.fixture(autouse=True)

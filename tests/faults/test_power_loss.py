@@ -13,7 +13,7 @@ from natix_hf.provenance import durable, files, manifest
 from natix_hf.provenance.durable import make_folder
 from natix_hf.provenance.files import atomic_folder, write_json
 from natix_hf.provenance.manifest import Draft, write_manifest
-from natix_hf.trainers import base
+from natix_hf.trainers import checkpoints
 
 # A folder that a system cannot flush is one that it keeps in order, or so we must hope.
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows flushes no folders")
@@ -34,13 +34,13 @@ def miniature(root: Path) -> None:
     checkpoint.mkdir(parents=True)  # as a library would, and without a flush
     for name in ("model.safetensors", "optimizer.pt"):
         (checkpoint / name).write_text(name)
-    base.mark_complete(checkpoint)
+    checkpoints.mark_complete(checkpoint)
     with atomic_folder(phase / "model") as folder:
         (folder / "weights").write_text("weights")
     (phase / "curve.png").write_text("a file that a library wrote")
     facts = {"section": {}, "section_sha256": "", "upstream": {}, "seed": 0}
     write_manifest(phase, Draft("run", "tiny", "phase1_baseline", **facts), {}, exclude=("checkpoints",))
-    base.remove_folder(phase / "checkpoints")
+    checkpoints.remove_folder(phase / "checkpoints")
 
 
 def recorded(root: Path) -> Recording:
@@ -51,12 +51,12 @@ def recorded(root: Path) -> Recording:
 
 
 FORGOTTEN = {
-    "the files of a checkpoint": (base, "settle", lambda folder: None),
+    "the files of a checkpoint": (checkpoints, "settle", lambda folder: None),
     "the files of a manifest": (manifest, "settle", lambda folder: None),
     "the files of a folder": (files, "settle", lambda folder: None),
     "the content of a file": (files, "settle_file", lambda path, mode: None),
     "any folder": (durable, "sync_folder", lambda folder: None),
-    "to remove a checkpoint whole": (base, "remove_folder", shutil.rmtree),
+    "to remove a checkpoint whole": (checkpoints, "remove_folder", shutil.rmtree),
 }
 
 

@@ -28,7 +28,8 @@ from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import Preprocess, make_processor
 from natix_hf.trainers.arguments import training_arguments
 from natix_hf.trainers.average import AVERAGE, WeightAverage
-from natix_hf.trainers.base import COMPLETE, BaseTrainer, mark_complete, newest_complete_checkpoint
+from natix_hf.trainers.base import BaseTrainer
+from natix_hf.trainers.checkpoints import COMPLETE, mark_complete, newest_complete_checkpoint
 from natix_hf.trainers.config import SupervisedConfig
 from natix_hf.trainers.roadwork import RoadworkTrainer
 from natix_hf.trainers.scores import EvaluationMetrics

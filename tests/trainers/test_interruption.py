@@ -16,7 +16,8 @@ from conftest import Killed
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from natix_hf import interrupt
-from natix_hf.trainers.base import BaseTrainer, newest_complete_checkpoint
+from natix_hf.trainers.base import BaseTrainer
+from natix_hf.trainers.checkpoints import newest_complete_checkpoint
 from natix_hf.trainers.gate import GateTrainer
 from natix_hf.trainers.progress import ProgressTable
 from natix_hf.trainers.totals import TOTALS
