@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import natix_hf
-from natix_hf.terminal import Verbosity, errors_in_one_line, refuse_secrets, robust_streams, say, set_verbosity
+from natix_hf.terminal import Verbosity, errors_in_one_line, hide_secrets, refuse_secrets, robust_streams, say, set_verbosity
 
 # The order in which --help lists the commands.
 _ORDER = (
@@ -85,6 +85,9 @@ def main(arguments: list[str] | None = None) -> Any:
             refuse_secrets(given)
             kept = [argument for argument in given if argument not in (_DEBUG, _QUIET, _VERBOSE)]
             return app(args=kept, prog_name="natix-hf")
+    except Exception:
+        hide_secrets()
+        raise
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != _INTERRUPTED:  # typer turns Ctrl-C into this
             raise
