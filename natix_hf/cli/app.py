@@ -9,7 +9,15 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import natix_hf
-from natix_hf.terminal import Verbosity, errors_in_one_line, hide_secrets, refuse_secrets, robust_streams, say, set_verbosity
+from natix_hf.terminal import (
+    Verbosity,
+    errors_in_one_line,
+    hide_secrets,
+    refuse_secrets,
+    robust_streams,
+    say,
+    set_verbosity,
+)
 
 # The order in which --help lists the commands.
 _ORDER = (
