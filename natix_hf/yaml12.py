@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):
     """
 
     def fetch_flow_collection_start(self, TokenClass: Any) -> None:
-        if self.flow_level >= _DEEPEST:  # type: ignore[has-type]
+        if self.flow_level >= _DEEPEST:
             raise yaml.YAMLError(f"it is nested more than {_DEEPEST} levels deep")
         super().fetch_flow_collection_start(TokenClass)
 
