@@ -193,9 +193,8 @@ def _hints(cls: Any, include_extras: bool = False) -> dict[str, Any]:
 
 def _keys_of_data(cls: type[Section]) -> set[str]:
     """The keys whose annotation holds `OF_DATA`."""
-    return {
-        name for name, hint in _hints(cast(Any, cls), True).items() if OF_DATA in getattr(hint, "__metadata__", ())
-    }
+    hints = _hints(cast(Any, cls), True)
+    return {name for name, hint in hints.items() if OF_DATA in getattr(hint, "__metadata__", ())}
 
 
 def section_of(hint: Any) -> type[Section] | None:

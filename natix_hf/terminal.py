@@ -47,10 +47,15 @@ def verbosity() -> Verbosity:
 
 def robust_streams() -> None:
     """Escape characters that the console's encoding lacks: a path must not end a run. Tracebacks show no secrets."""
-    sys.excepthook = _show_traceback
+    hide_secrets()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def hide_secrets() -> None:
+    """Take the secrets out of tracebacks. Typer puts a hook of its own there whenever a command runs."""
+    sys.excepthook = _show_traceback
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -10,7 +10,15 @@ from typer.core import TyperCommand, TyperGroup
 
 import natix_hf
 from natix_hf import interrupt
-from natix_hf.terminal import Verbosity, errors_in_one_line, refuse_secrets, robust_streams, say, set_verbosity
+from natix_hf.terminal import (
+    Verbosity,
+    errors_in_one_line,
+    hide_secrets,
+    refuse_secrets,
+    robust_streams,
+    say,
+    set_verbosity,
+)
 
 # The order in which --help lists the commands.
 _ORDER = (
@@ -89,6 +97,9 @@ def main(arguments: list[str] | None = None) -> Any:
             refuse_secrets(given)
             kept = [argument for argument in given if argument not in (_DEBUG, _QUIET, _VERBOSE)]
             return app(args=kept, prog_name="natix-hf")
+    except Exception:
+        hide_secrets()
+        raise
     except (KeyboardInterrupt, SystemExit) as stop:
         code = stop.code if isinstance(stop, SystemExit) else _INTERRUPTED  # typer turns Ctrl-C into this code
         if code not in interrupt.EXIT_CODES:

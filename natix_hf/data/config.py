@@ -250,7 +250,7 @@ class DataConfig(Section):
         most = self.max_megapixels
         self.require(0 < most <= 10**4, "max_megapixels", "above 0, up to 10,000")
         self.require_within("cache_px", 1, 10**5)
-        self.require_within("seed", 0, 2**32 - 1)
+        self.require_within("seed", 0, 2**63 - 1)
         self.require(0 < views <= 4000 and views % _LEVELS == 0, "exam_views", "a multiple of 4, up to 4,000")
         for key in ("image_column", "label_column"):
             self.require(_is_column(getattr(self, key)), key, _A_COLUMN)

@@ -46,7 +46,7 @@ class SyntheticConfig(Section):
     seed: Annotated[int, "Seed of the scenes."] = 0
 
     def check(self) -> None:
-        bounds = {"videos": (2, 10**7), "frames": (1, 10**5), "image_size": (16, 4096), "seed": (0, 2**32 - 1)}
+        bounds = {"videos": (2, 10**7), "frames": (1, 10**5), "image_size": (16, 4096), "seed": (0, 2**63 - 1)}
         for name, (least, most) in bounds.items():
             self.require_within(name, least, most)
         self.require(0 < self.positive_share < 1, "positive_share", "a share between 0 and 1")

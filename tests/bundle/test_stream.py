@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from natix_hf.bundle import inference, stream
 from natix_hf.bundle.inference import Inference, torch_forward
 from natix_hf.bundle.load import Bundle, Flips, Prediction, count_flips, load_bundle
 from natix_hf.bundle.stream import BadImage, batches
-from natix_hf.errors import DataError
+from natix_hf.errors import DataError, UsageError
 from natix_hf.models.classifier import ARCHITECTURES, build_classifier
 from natix_hf.models.config import ModelConfig
 
@@ -150,6 +151,47 @@ def test_whoever_stops_listening_leaves_no_thread(bundle: Bundle, files: list[Pa
         next(listening)
         listening.close()  # type: ignore[attr-defined]
     assert threading.active_count() <= before
+
+
+class Stuck:
+    """An open file whose disk does not answer until the test ends."""
+
+    def __init__(self, ends: threading.Event) -> None:
+        self.ends = ends
+
+    def read(self, size: int = -1) -> bytes:
+        self.ends.wait(60)
+        return b""
+
+
+@pytest.mark.parametrize("stuck", [1, 20])
+def test_a_picture_that_does_not_come_is_a_bad_one_and_the_stream_goes_on(stuck: int) -> None:
+    ends, good = threading.Event(), png_bytes(Image.new("RGB", (9, 9)))
+    brought = [good, *[Stuck(ends) for _ in range(stuck)], *[good] * 30]
+    begin = time.monotonic()
+    found = list(itertools.chain(*batches(iter(brought), lambda _: torch.zeros(1), 4, timeout_s=0.2)))
+    spent = time.monotonic() - begin
+    late = [n for n, answer in enumerate(found) if isinstance(answer, BadImage)]
+    assert late == list(range(1, stuck + 1)) and len(found) == len(brought)
+    assert all(tells(answer.problem, answer.name, "0.2 s") for answer in found if isinstance(answer, BadImage))
+    assert spent < 30  # and not the minute that one of them takes
+    ends.set()
+
+
+def test_a_stream_that_is_left_waits_for_no_picture() -> None:
+    ends = threading.Event()
+    listening = batches(iter([b"x", *[Stuck(ends) for _ in range(9)]]), lambda _: torch.zeros(1), 1, timeout_s=None)
+    next(listening)
+    begin = time.monotonic()
+    listening.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - begin < 30
+    ends.set()
+
+
+@pytest.mark.parametrize("seconds", [0, -1, True, "9", float("nan")])
+def test_a_time_that_is_none_is_refused(seconds: Any) -> None:
+    with refused(UsageError, "timeout_s"):
+        next(batches([b"x"], lambda _: torch.zeros(1), 1, timeout_s=seconds))
 
 
 def test_an_error_of_the_images_own_passes_through(bundle: Bundle, files: list[Path]) -> None:

@@ -114,7 +114,6 @@ def _keys_of_all() -> list[tuple[tuple[str, ...], Any]]:
         "eval_delay",
         "ddp_timeout",
         "torch_empty_cache_steps",
-        "lr_scheduler_kwargs",
         "dataloader_num_workers",
         "label_smoothing_factor",
         "neftune_noise_alpha",

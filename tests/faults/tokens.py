@@ -27,7 +27,7 @@ from local_hub import LocalHub
 from natix_hf.cli.app import main as command
 from natix_hf.errors import RunError
 from natix_hf.launch import phase_script
-from natix_hf.terminal import detail, log_to, say, tell
+from natix_hf.terminal import detail, log_to, robust_streams, say, tell
 
 TOKEN = "hf_" + "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7cF0iL3o"
 SHORT = "hf_own7"  # of another form: known because it is this process's own
@@ -81,6 +81,19 @@ def _cases(folder: Path) -> dict[str, tuple[str, Callable[[], object]]]:
     add("unknown option", "run", f"--{TOKEN}")
     add("extra argument", "doctor", TOKEN)
     cases["phase script"] = (TOKEN, lambda: phase_script(1, ["--recipe", "quickstart", f"--x={TOKEN}"]))
+    def a_bug(*_: object, **__: object) -> None:
+        try:
+            raise ValueError(f"GET https://host/?token={TOKEN}")
+        except ValueError as error:
+            raise TypeError(f"not a token: {TOKEN}") from error
+
+    def with_a_bug() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("natix_hf.recipe.load_recipe", a_bug)
+            patch.setattr("natix_hf.recipe.packaged_recipes", a_bug)
+            command(["recipes"])
+
+    cases["a bug"] = (TOKEN, with_a_bug)
     for status in (400, 401, 403, 404, 409, 429, 500):
         cases[f"Hub's echo {status}"] = (
             SHORT,
@@ -92,6 +105,7 @@ def _cases(folder: Path) -> dict[str, tuple[str, Callable[[], object]]]:
         )  # type: ignore[misc]
 
     def all_lines() -> None:
+        robust_streams()
         with log_to(folder / "run.log"):
             for show in (say, tell, detail):
                 show(f"a line with {TOKEN}, {SHORT} and https://a:{TOKEN}@host")
