@@ -52,9 +52,9 @@ def runs(
         steps = [f"phase {n} from step {phase.step}" for n, phase in phases.items() if phase.step is not None]
         if steps:
             say(f"  would continue {', '.join(steps)}")
-    told = [f"{mark}: {state}" for state, mark in _MARKS.items() if mark and state in marks]
+    legend = "".join(f"; {mark}: {state}" for state, mark in _MARKS.items() if mark and state in marks)
     tell()
-    tell(f"{_counted(len(states))}, {as_size(sum(state.size for state in states))}" + "".join(f"; {t}" for t in told))
+    tell(f"{_counted(len(states))}, {as_size(sum(state.size for state in states))}{legend}")
     for cache, size in shared_caches().items():
         tell(f"cache    {as_size(size)} in {cache}, made again where needed: while no run works, you may delete it")
 

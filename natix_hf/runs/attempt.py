@@ -95,7 +95,8 @@ def tidy(run_dir: Path, phase: Phase) -> None:
         shutil.copytree(curves, run_dir / "tensorboard" / phase.folder, dirs_exist_ok=True)
     for leftover in (folder / CHECKPOINTS, set_aside(folder)):
         remove_folder(leftover)
-    (folder / IN_PROGRESS).unlink(missing_ok=True)
+    if (folder / IN_PROGRESS).exists():  # a run that is only looked at may lie on a read-only disk
+        (folder / IN_PROGRESS).unlink()
 
 
 def restore_set_aside(run_dir: Path, phase: Phase, recipe: Recipe) -> None:

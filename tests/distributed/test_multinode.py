@@ -48,7 +48,11 @@ def test_two_launchers_train_what_two_ranks_of_one_machine_train(tiny_recipe_fil
         with (tmp_path / f"out-{rank}").open("w") as out:
             command += ["--run-dir", str(tmp_path / "two")]
             machines.append(subprocess.Popen(command, cwd=tmp_path, env=own, stdout=out, stderr=subprocess.STDOUT))
-    codes = [machine.wait(LIMIT_S) for machine in machines]
+    try:
+        codes = [machine.wait(LIMIT_S) for machine in machines]
+    finally:
+        for machine in machines:
+            machine.terminate()
     said = [(tmp_path / f"out-{rank}").read_text() for rank in (0, 1)]
     assert codes == [0, 0], said[0][-2000:] + said[1][-2000:]
     assert "phase 1  done" in said[0] and "phase 1  done" not in said[1], "rank 0 alone speaks"
