@@ -2,11 +2,12 @@
 
 Both files come from strangers, and every value in them can change an answer or a machine's memory. So a key that this
 module does not know is refused, and a size has a bound before anything is made of it. That sizes fit the weights is
-the work of `natix_hf.models.fits`. Light: imports nothing heavy.
+the work of `natix_hf.models.fits`. An architecture needs no row here: the fields of its config class are its keys.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -66,10 +67,12 @@ _ACTIVATIONS = (
     "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh",
 )  # fmt: skip
 _MOST_LAYERS = 200
+_HEAD = "ForImageClassification"
+_DECISIVE = ("rope_theta",)  # needed too, where an architecture has it
 # What decides an answer and is seen in no tensor's shape, or is needed to make the model: it may not be left to the
 # defaults of whoever loads the file.
 _NEEDED: dict[str, Rule] = {
-    "model_type": _one_of(*ARCHITECTURES),
+    "model_type": Rule(lambda value: isinstance(value, str) and value in ARCHITECTURES, "a supported architecture"),
     "hidden_size": _whole(1, 2**14),
     "num_hidden_layers": _whole(1, _MOST_LAYERS),
     "num_attention_heads": _whole(1, 2**10),
@@ -80,54 +83,33 @@ _NEEDED: dict[str, Rule] = {
     "num_channels": _one_of(3),
     "id2label": Rule(lambda value: True, "the names of the labels 0 and 1"),  # compared with the policy's
 }
-_ROPE: dict[str, Rule] = {"rope_theta": _number(1e-3, 1e9)}
-_DROPOUT = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), _SHARE)
 _COMMON: dict[str, Rule] = {
-    "architectures": _list(_TEXT, 1, 1),
+    "architectures": Rule(
+        lambda value: isinstance(value, list) and len(value) == 1 and str(value[0]).endswith(_HEAD),
+        f"the name of one class, which ends with {_HEAD}",
+    ),
     "dtype": _one_of("float32"),
-    "initializer_range": _number(0, 100),
     "label2id": Rule(lambda value: isinstance(value, dict), "the labels by name"),
     "problem_type": _or_null(_one_of("single_label_classification")),
     "transformers_version": _TEXT,
 }
-_BACKBONE: dict[str, Rule] = {
-    "apply_layernorm": _FLAG,
-    "drop_path_rate": _SHARE,
+_STAGES = _list(_TEXT, 0, _MOST_LAYERS + 1)
+# The fields of the architectures that need a closer range than their type gives.
+_OWN: dict[str, Rule] = {
+    "initializer_range": _number(0, 100),
+    "intermediate_size": _whole(1, 2**17),
     "layerscale_value": _number(-100, 100),
-    "out_features": _list(_TEXT, 0, _MOST_LAYERS + 1),
+    "mlp_ratio": _whole(1, 64),
+    "num_register_tokens": _whole(0, 256),
+    "out_features": _STAGES,
     "out_indices": _list(_whole(-_MOST_LAYERS, _MOST_LAYERS), 0, _MOST_LAYERS + 1),
-    "reshape_hidden_states": _FLAG,
-    "stage_names": _list(_TEXT, 1, _MOST_LAYERS + 1),
-}
-_DINOV2 = _BACKBONE | _DROPOUT
-_DINOV2 |= {"mlp_ratio": _whole(1, 64), "qkv_bias": _FLAG, "use_mask_token": _FLAG, "use_swiglu_ffn": _FLAG}
-_WIDE = {"intermediate_size": _whole(1, 2**17)}
-_REGISTERS = {"num_register_tokens": _whole(0, 256)}
-_OF_TYPE: dict[str, dict[str, Rule]] = {
-    "vit": _DROPOUT
-    | _WIDE
-    | {
-        "encoder_stride": _whole(1, 4096),
-        "pooler_act": _TEXT,
-        "pooler_output_size": _or_null(_whole(1, 2**14)),
-        "qkv_bias": _FLAG,
-    },
-    "dinov2": _DINOV2,
-    "dinov2_with_registers": _DINOV2 | _REGISTERS,
-    "dinov3_vit": _BACKBONE
-    | _WIDE
-    | _REGISTERS
-    | _ROPE
-    | dict.fromkeys(("query_bias", "key_bias", "value_bias", "proj_bias", "mlp_bias", "use_gated_mlp"), _FLAG)
-    | dict.fromkeys(("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale"), _or_null(_number(0, 100)))
-    | {"attention_dropout": _SHARE},
-}
-_CLASSES = {
-    "vit": "ViTForImageClassification",
-    "dinov2": "Dinov2ForImageClassification",
-    "dinov2_with_registers": "Dinov2WithRegistersForImageClassification",
-    "dinov3_vit": "DINOv3ViTForImageClassification",
-}
+    "pooler_output_size": _or_null(_whole(1, 2**14)),
+    "rope_theta": _number(1e-3, 1e9),
+    "stage_names": _STAGES,
+} | dict.fromkeys(("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale"), _or_null(_number(0, 100)))
+_OWN |= dict.fromkeys(
+    ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "drop_path_rate"), _SHARE
+)
 # Keys that backbones on the Hub carry and no class of transformers reads. Older exports passed them on.
 _IDLE = dict.fromkeys(("_name_or_path", "finetuning_task"), _or_null(_TEXT))
 _IDLE |= {"torch_dtype": _one_of("float32"), "interpolate_antialias": _FLAG, "interpolate_offset": _number(-1, 1)}
@@ -147,9 +129,29 @@ _PROCESSOR: dict[str, Rule] = {
 }
 
 
+@functools.lru_cache
+def _own_rules(model_type: str) -> dict[str, Rule]:
+    """The rules of the fields that the config class of an architecture has and others have not."""
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+    of_all, default = PreTrainedConfig().to_dict(), CONFIG_MAPPING[model_type]().to_dict()
+    return {key: _OWN.get(key) or _rule_like(value) for key, value in default.items() if key not in of_all}
+
+
+def _rule_like(default: Any) -> Rule:
+    """A rule for values of the type of a default."""
+    if isinstance(default, bool):
+        return _FLAG
+    if isinstance(default, int):
+        return _whole(0, 2**17)
+    if isinstance(default, str):
+        return _TEXT
+    return _number(-1e6, 1e6) if default is not None else _or_null(_number(-1e6, 1e6))
+
+
 def config_keys(model_type: str) -> set[str]:
     """The keys that an exported `config.json` of an architecture may hold."""
-    return {*_NEEDED, *_COMMON, *_OF_TYPE[model_type]}
+    return {*_NEEDED, *_COMMON, *_own_rules(model_type)}
 
 
 def processor_keys() -> set[str]:
@@ -165,17 +167,16 @@ def config_faults(content: Any) -> Iterator[str]:
     elif not isinstance(kind, str) or kind not in ARCHITECTURES:
         yield f"model_type is {cut(kind)}: it must be {_NEEDED['model_type'].allowed}"
     else:
-        needed = _NEEDED | (_ROPE if "rope_theta" in _OF_TYPE[kind] else {})
-        found = list(_faults(content, needed, _COMMON | _OF_TYPE[kind] | _IDLE))
-        yield from found or _config_disagreements(content, kind)
+        own = _own_rules(kind)
+        needed = _NEEDED | {key: rule for key, rule in own.items() if key in _DECISIVE}
+        found = list(_faults(content, needed, _COMMON | _IDLE | own))
+        yield from found or _config_disagreements(content)
 
 
-def _config_disagreements(content: dict[str, Any], kind: str) -> Iterator[str]:
+def _config_disagreements(content: dict[str, Any]) -> Iterator[str]:
     width, heads = content["hidden_size"], content["num_attention_heads"]
     if width % heads:
         yield f"hidden_size is {width}: it must be a multiple of num_attention_heads, {heads}"
-    if content.get("architectures", [_CLASSES[kind]]) != [_CLASSES[kind]]:
-        yield f"architectures is {cut(content['architectures'])}: it must be {[_CLASSES[kind]]}"
     stages = ["stem", *(f"stage{layer}" for layer in range(1, content["num_hidden_layers"] + 1))]
     if content.get("stage_names", stages) != stages:
         yield "stage_names are not those of its layers"
