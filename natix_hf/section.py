@@ -26,7 +26,7 @@ LATER = {"later": True}
 # key also takes a whole number, true or false, and reads them as the text that a recipe file would hold.
 OF_DATA = object()
 
-_LONGEST_LIST = 240  # characters of the keys in a message
+_LONGEST_LIST = 140  # characters of the keys in a message
 # Other names that people use for a key, by the key that they mean.
 _ALSO_CALLED = {
     "learning_rate": "lr",
@@ -157,9 +157,10 @@ def unknown_key(
     close = next((name for name in names if word in _ALSO_CALLED.get(name, "").split()), None) or nearest(word, names)
     if close is not None:
         return RecipeError(f"unknown key {full}, did you mean {cut(close)}?")
-    listed = f"the keys of {where or 'a recipe'} are {', '.join(known)}{note}"
-    most = f"`natix-hf keys {where}` lists those of {where}"
-    return RecipeError(f"unknown key {full}: {listed if len(listed) <= _LONGEST_LIST or not where else most}")
+    listed = ", ".join(known)
+    if len(listed) > _LONGEST_LIST:
+        listed = f"{listed[:_LONGEST_LIST].rpartition(',')[0]}, … (`natix-hf keys {where}` lists all)"
+    return RecipeError(f"unknown key {full}: the keys of {where or 'a recipe'} are {listed}{note}")
 
 
 def key_name(key: Field[Any]) -> str:

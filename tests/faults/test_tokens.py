@@ -37,7 +37,7 @@ def test_what_is_hidden_and_what_stays(text: str, left: str) -> None:
 
 
 def test_values_are_cut_and_cannot_steer_a_terminal() -> None:
-    assert len(cut("a" * 10_357)) == 80 and cut("short") == "'short'" and cut(10**5000).isprintable()
+    assert 70 < len(cut("a" * 10_357)) <= 80 and cut("short") == "'short'" and cut(10**5000).isprintable()
     assert TOKEN[:12] not in cut("x" * 40 + TOKEN) and TOKEN[-12:] not in cut("x" * 40 + TOKEN)
     assert printable("a\x1b[31m\u202e\r") == "a\\x1b[31m\\u202e\\r"
 
