@@ -104,8 +104,9 @@ class Chains:
         """Start or continue a run, and send a signal at a random moment of a phase. Returns where it hit."""
         process = self.start(run)
         self.reached(run, number, process)
-        time.sleep(self.random.random() * self.seconds[number])
-        at = next((str(n) for n in ORDER if (run / PHASES[n].folder / "in_progress.json").is_file()), "between")
+        moment = time.monotonic() + self.random.random() * self.seconds[number]
+        self.wait_for(lambda: time.monotonic() > moment or finished(run, number), process)
+        at = str(number) if (run / PHASES[number].folder / "in_progress.json").is_file() else f"end of {number}"
         with suppress(ProcessLookupError):  # it has just ended
             (os.killpg if to_group else os.kill)(process.pid, signum)
         return at, process
