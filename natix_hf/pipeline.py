@@ -18,10 +18,10 @@ import yaml
 
 from natix_hf import interrupt
 from natix_hf.disk import disk_error, disk_line
-from natix_hf.errors import NatixError, RunError, UsageError, VerificationError, first_line
+from natix_hf.errors import NatixError, RunError, UsageError, VerificationError, first_line, redacted
 from natix_hf.preflight import SPREAD, check_run
 from natix_hf.provenance.manifest import read_manifest
-from natix_hf.provenance.owner import TOKEN, owning, token_of, without_secrets
+from natix_hf.provenance.owner import TOKEN, owning, token_of
 from natix_hf.recipe import Recipe, load_recipe
 from natix_hf.resources import resource_folder
 from natix_hf.runs.attempt import Attempt, restore_set_aside, tidy
@@ -123,7 +123,7 @@ def continuable(command: Sequence[str]) -> Iterator[None]:
         if signum or isinstance(stop, KeyboardInterrupt):
             why = f"interrupted by {interrupt.name_of(signum)}" if signum else "interrupted"
             interrupt.tell_end(
-                f"natix-hf: {why}; complete checkpoints stay. To continue: {without_secrets(shlex.join(command))}"
+                f"natix-hf: {why}; complete checkpoints stay. To continue: {redacted(shlex.join(command))}"
             )
         raise
 

@@ -30,7 +30,7 @@ from typing import Literal
 
 import psutil
 
-from natix_hf.errors import RunError, UsageError, VerificationError
+from natix_hf.errors import RunError, UsageError, VerificationError, redacted
 from natix_hf.provenance.durable import TEMPORARY_PREFIX
 from natix_hf.provenance.files import GUARDS, read_json, write_json
 from natix_hf.terminal import minutes, tell
@@ -44,7 +44,6 @@ _WATCH_S = 30.0  # and it is, if none comes within this time either: the clocks 
 _LOOK_S = 2.0  # how often a launched process looks for the one that launched it
 _SAME_S = 5.0  # two readings of one start time differ by less
 _MARK = re.compile(r"\d{6,15}\.json")
-_SECRETS = re.compile(r"(?<=://)[^/@\s]+(?=@)|hf_\w{8,}")
 
 
 @dataclass(frozen=True)
@@ -223,11 +222,6 @@ def _state(mark: Mark | None, folder: Path) -> Literal["here", "gone", "unknown"
     return "here" if mark.folder == str(folder) else "unknown"
 
 
-def without_secrets(command: str) -> str:
-    """A command line without the credentials of its URLs, and without tokens of the Hub."""
-    return _SECRETS.sub("***", command)
-
-
 def _boot() -> float:
     """The start of the first process, which tells machines and containers of one name apart."""
     try:
@@ -243,7 +237,7 @@ def _since_boot(process: psutil.Process) -> float:
 
 def _own_mark(folder: Path) -> Mark:
     boot, process = _boot(), psutil.Process()
-    command = without_secrets(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    command = redacted(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
     return Mark(
         token=uuid.uuid4().hex,
         pid=process.pid,

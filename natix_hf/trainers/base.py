@@ -1,6 +1,6 @@
 """A Trainer that corrects `transformers.Trainer`: exact resume, loss scaling, and a stop when training diverges.
 
-Each override names the behaviour of transformers 5.23 that it corrects. Each has a test that fails without it. Six
+Each override names the behaviour of transformers 5.23 that it corrects. Each has a test that fails without it. Nine
 override private methods; their comments name the upstream issue if one is known.
 """
 
