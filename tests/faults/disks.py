@@ -247,7 +247,8 @@ def _try_damage(reference: Reference, run: Path, rng: random.Random) -> tuple[st
     code, _, err = _attempt(reference, ["--phases", finished, "--run-dir", str(run)])
     lines = [line for line in err.splitlines() if line.startswith("natix-hf: ")]
     if code == 0:
-        problem = next(filter(None, (_differs(reference, run, number) for number in PHASES)), "")
+        made = [number for number, name in PHASES.items() if (reference.run / name).is_dir()]
+        problem = next(filter(None, (_differs(reference, run, number) for number in made)), "")
         return ("missed", f"{what} damaged: {problem}") if problem else ("noticed", f"{what}: remade")
     if code in (1, 2) and len(lines) == 1 and "Traceback" not in err and damaged.name in lines[0]:
         return "noticed", lines[0]

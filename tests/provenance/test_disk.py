@@ -22,14 +22,16 @@ FULL = Path("/dev/full")  # where Linux has a disk that is always full
 def _torch() -> None:
     import torch
 
-    torch.save({"a": torch.zeros(1000)}, FULL)
+    with FULL.open("wb") as file:
+        torch.save({"a": torch.zeros(100_000)}, file)
 
 
 def _parquet() -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.table({"a": list(range(1000))}), FULL)
+    with FULL.open("wb") as file:  # of a path that it could not write pyarrow removes the file, and here the device
+        pq.write_table(pa.table({"a": list(range(100_000))}), file)
 
 
 def _text() -> None:
