@@ -135,7 +135,7 @@ def _launcher() -> list[str]:
     import psutil
 
     try:
-        words = psutil.Process().parent().cmdline()
+        words: list[str] = psutil.Process().parent().cmdline()
         return words[: next(i for i, word in enumerate(words) if Path(word).name == Path(sys.argv[0]).name)]
     except (psutil.Error, AttributeError, StopIteration):
         return ["accelerate", "launch"]

@@ -58,7 +58,7 @@ def check_batch_size(batch_size: Any) -> int:
     Raises:
         UsageError: if it is no whole number of at least 1.
     """
-    if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or int(batch_size) < 1:
         raise UsageError(f"batch_size is {cut(batch_size)}: it must be a whole number of at least 1")
     return int(batch_size)
 
@@ -89,7 +89,7 @@ def check_images(images: Any) -> None:
 
 
 def _may_be_image(value: Any) -> bool:
-    known = str | bytes | bytearray | memoryview | PathLike | Image.Image | np.ndarray | dict
+    known = (str, bytes, bytearray, memoryview, PathLike, Image.Image, np.ndarray, dict)
     return value is None or isinstance(value, known) or hasattr(value, "read")  # None: the empty cell of a column
 
 

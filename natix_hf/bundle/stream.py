@@ -154,7 +154,7 @@ class _Readers:
                 problem = f"{task.name} was not read within {self.timeout_s:g} s: look at its disk, network or file"
                 task.answer, task.given_up = BadImage(task.name, problem), True
                 task.done.set()
-                self.threads.discard(task.thread)  # type: ignore[arg-type]  # it has begun, so there is one
+                self.threads -= {task.thread}
             self._start()
         task.done.wait()
 

@@ -129,7 +129,7 @@ def _kept_between_scans(image: Image.Image, content: bytes, megapixels: float) -
     if scans * pixels > _MOST_SCANS * megapixels * 1e6:
         raise TooLargeError(f"it goes over its {image.width} x {image.height} px in {scans} scans: save it anew")
     _, across, down, _ = (max(values) for values in zip(*layers, strict=True))
-    return 2 * sum(h * v for _, h, v, _ in layers) / max(1, across * down)
+    return float(2 * sum(h * v for _, h, v, _ in layers) / max(1, across * down))
 
 
 def _hidden_sizes(content: bytes) -> Iterator[tuple[int, int, int]]:

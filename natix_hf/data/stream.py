@@ -167,8 +167,8 @@ class Stream:
         kinds = {"height": Value("int32"), "width": Value("int32"), "jpeg": Value("large_binary")}
         decoded = Dataset.from_list(copies, features=Features(kinds))
         labels = np.zeros(len(ids), dtype=np.int64)
-        most = self.config.max_megapixels
-        return Rows(ROLE, ids, labels, np.asarray(ids), source, decoded, column, max_megapixels=most)
+        budget = self.config.max_megapixels
+        return Rows(ROLE, ids, labels, np.asarray(ids), source, decoded, column, max_megapixels=budget)
 
 
 class StreamedViews(IterableDataset[tuple[Batch | None, Note]]):

@@ -33,7 +33,7 @@ def _cell(column: Column, name: str) -> str:
 
 def card_problems(bundle: Path) -> list[str]:
     """The problem of a card that states other figures than the bundle's evaluation, in its metadata or its table."""
-    from huggingface_hub import ModelCard
+    from huggingface_hub import ModelCard, ModelCardData
 
     path = bundle / README
     try:
@@ -42,7 +42,8 @@ def card_problems(bundle: Path) -> list[str]:
         return [str(error)]
     try:
         text = path.read_text(encoding="utf-8")
-        results = ModelCard(text, ignore_metadata_errors=True).data.eval_results or []
+        data = ModelCard(text, ignore_metadata_errors=True).data
+        results = (data.eval_results if isinstance(data, ModelCardData) else None) or []
         stated = {result.metric_type: result.metric_value for result in results}
     except Exception as error:  # YAML of a stranger raises what it likes
         return [f"{path} cannot be read ({type(error).__name__}): it was damaged after it was written"]

@@ -14,6 +14,7 @@ from natix_hf.errors import UsageError, VerificationError
 from natix_hf.provenance.durable import remove_folder
 from natix_hf.provenance.files import list_temporaries, read_json
 from natix_hf.provenance.manifest import MANIFEST, read_manifest
+from natix_hf.provenance.owner import OWNER, at_work
 from natix_hf.runs.attempt import IN_PROGRESS, set_aside
 from natix_hf.runs.context import CHECKPOINTS
 from natix_hf.runs.folders import RUN_FILE
@@ -83,7 +84,9 @@ def find_runs(folder: Path) -> list[Path]:
 
 def is_at_work(run_dir: Path) -> bool:
     """True if a process may be working on a run. Then nothing of it may be removed."""
-    return time.time() - _written(run_dir) < _QUIET_S
+    if (run_dir / OWNER).is_dir():
+        return at_work(run_dir) is not None
+    return time.time() - _written(run_dir) < _QUIET_S  # older versions leave no mark of the process at work
 
 
 def state_of_run(run_dir: Path) -> RunState:

@@ -176,7 +176,7 @@ class BaseTrainer(Trainer):
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         # A signal to the whole process group would end the workers, and the training with them before its checkpoint.
-        loader = super()._get_dataloader(*args, **kwargs)  # type: ignore[no-untyped-call]
+        loader = super()._get_dataloader(*args, **kwargs)
         if loader.num_workers > 0:
             loader.worker_init_fn = functools.partial(survive_with_parent, loader.worker_init_fn)
         return loader
@@ -192,7 +192,8 @@ class BaseTrainer(Trainer):
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
         self._totals.restore()
-        return super()._finalize_training(trial, num_train_samples, self._totals.since(start_time))
+        since = self._totals.since(start_time)
+        return super()._finalize_training(trial, num_train_samples, since)  # type: ignore[no-untyped-call]
 
     def _maybe_log_save_evaluate(
         self, tr_loss: Any, grad_norm: Any, model: nn.Module, trial: Any, *args: Any, **kwargs: Any

@@ -80,7 +80,7 @@ def _maximum(value: int, device: torch.device) -> Callable[[], int]:
         work.wait()
         host = torch.zeros(1, dtype=torch.int32, pin_memory=True)
         host.copy_(flag, non_blocking=True)
-        copied = torch.cuda.Event()
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
         return functools.partial(_after, copied.synchronize, host)
     return functools.partial(_after, work.wait, flag)
