@@ -22,16 +22,19 @@ from natix_hf.launch import phase_script
 from natix_hf.phases import phase2_threshold
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import ids_sha256, json_sha256
+from natix_hf.provenance.owner import OWNER
 from natix_hf.resources import resource_folder
 from natix_hf.results.decision import decide
 from natix_hf.results.logits import read_logits, write_logits
+from natix_hf.runs.folders import LOG
 from natix_hf.runs.graph import PHASES
 from natix_hf.runs.verify import find_problems
 
 
 def _state(run: Path) -> dict[str, int]:
-    files = (path for path in run.rglob("*") if path.is_file() and path.name != "run.log")
-    return {str(path.relative_to(run)): path.stat().st_mtime_ns for path in files}
+    """When each file was written, but for the log and the marks of owners."""
+    results = (path for path in run.rglob("*") if path.is_file() and not {path.name, path.parent.name} & {LOG, OWNER})
+    return {str(path.relative_to(run)): path.stat().st_mtime_ns for path in results}
 
 
 def _manifest(run: Path, number: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from natix_hf.errors import UsageError
 from natix_hf.provenance.files import describe_files, file_sha256, ids_sha256, list_files, write_json, write_text
 from natix_hf.provenance.manifest import manifest_digest, manifest_seal
+from natix_hf.provenance.owner import OWNER
 from natix_hf.results.logits import read_logits, write_logits
 from natix_hf.runs.graph import ORDER, PHASES
 from natix_hf.runs.verify import find_problems
@@ -53,6 +54,7 @@ def test_an_untouched_run_is_intact(finished_run: Path) -> None:
     assert find_problems(str(finished_run)) == []
     assert find_problems(str(finished_run / "phase6_export" / "bundle")) == []
     others = {Path(name) for name in list_files(finished_run) if name not in {*FILES, "run.log"}}
+    others = {path for path in others if path.parent.name != OWNER}
     assert all(path.parent == Path("phase6_export/examples") and path.suffix == ".jpg" for path in others)
 
 
