@@ -375,12 +375,12 @@ def test_phases(tiny_recipe_file: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_phase2(finished_run: Path, tiny_recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from natix_hf.phases import phase2_threshold
     from natix_hf.pipeline import run_recipe
+    from natix_hf.results import decision as results
 
     asked: list[Any] = []
-    real = phase2_threshold.choose_champion
-    monkeypatch.setattr(phase2_threshold, "choose_champion", lambda *args: asked.append(args) or real(*args))
+    real = results.choose_champion
+    monkeypatch.setattr(results, "choose_champion", lambda *args: asked.append(args) or real(*args))
     run_recipe(str(tiny_recipe_file), [2], finished_run, overrides=["phase2.objective=f1", "phase2.n_resamples=123"])
     assert asked[0][-1] == 123
     decision = json.loads((finished_run / "phase2_threshold" / "threshold.json").read_text(encoding="utf-8"))

@@ -21,7 +21,7 @@ from natix_hf.yaml12 import read_yaml
 
 LOOK_LIKE_SOMETHING_ELSE = (
     "yes no Yes NO on off True false y n 0 1 01 -1 +1 1.0 1.50 .5 5. 1e3 1E-4 0x1F 0o17 017 0b1 1_000 1:30 12:30:45 "
-    "2024-01-01 2024-01-01T10:00:00Z .inf -.INF .NaN 1__0 = 1,5 ~/pictures nullable NaN None"
+    "2024-01-01 2024-01-01T10:00:00Z .inf -.INF .NaN 1__0 = 1,5 ~pictures nullable NaN None"
 ).split()
 
 
