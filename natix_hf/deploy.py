@@ -27,6 +27,7 @@ from natix_hf.provenance.manifest import git_state, package_versions
 from natix_hf.resources import resource_folder
 from natix_hf.results.answers import compute_answers, save_candidate
 from natix_hf.results.calibration import fit_on
+from natix_hf.results.card_figures import table_rows
 from natix_hf.results.evaluation import Evaluation, evaluate
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _card(
         eval_mcc=eval_mcc,
         measured=measured,
         head=getattr(architecture_of(architecture), "head", None),
-        told=told_metrics(card=True),
+        rows=table_rows(measured) if measured else [],
         notes=measured.notes({name: name.replace("_", " ") for name in told_metrics(card=True)}) if measured else [],
         architecture=architecture,
         settings=trainer.args,

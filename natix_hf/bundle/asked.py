@@ -104,13 +104,13 @@ def choose_backend(
     for name, given, known in (("backend", backend, get_args(Backend)), ("precision", precision, get_args(Precision))):
         if not (given is None and name == "backend") and (not isinstance(given, str) or given not in known):
             raise UsageError(f"{name} is {cut(given)}: allowed is {' | '.join(known)}")
-    on_cpu = (usable_device(device) if device is not None else default_device()).type == "cpu"
-    exact = precision == "float32"
+    exact, on_cpu = precision == "float32", str(device).partition(":")[0] == "cpu"
+    if backend == "onnx" and has_onnx and not (exact and (on_cpu or device is None)):
+        raise UsageError(f"{ONNX} runs only in float32 on the CPU: leave out backend, or device and precision")
+    found = usable_device(device) if device is not None else default_device()
     if backend is None:
-        fits = has_onnx and on_cpu and exact and importlib.util.find_spec("onnxruntime") is not None
+        fits = has_onnx and found.type == "cpu" and exact and importlib.util.find_spec("onnxruntime") is not None
         return "onnx" if fits else "torch"
     if backend == "onnx" and not has_onnx:
         raise UsageError(f"{folder} has no {ONNX}: export it with phase6.onnx=true, or leave backend out")
-    if backend == "onnx" and not (exact and (on_cpu or device is None)):
-        raise UsageError(f"{ONNX} runs only in float32 on the CPU: leave out backend, or device and precision")
     return backend

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from natix_hf.bundle.names import README
-from natix_hf.errors import VerificationError
+from natix_hf.bundle.names import EVALUATION, README
+from natix_hf.errors import VerificationError, cut
 from natix_hf.metrics.table import METRICS, told_metrics
+from natix_hf.provenance.files import read_json
 from natix_hf.results.evaluation import Column, Evaluation
 
 
@@ -32,26 +33,34 @@ def _cell(column: Column, name: str) -> str:
 
 
 def card_problems(bundle: Path) -> list[str]:
-    """The problem of a card that states other figures than the bundle's evaluation, in its metadata or its table."""
+    """One line for each figure of a card that is not the one in the bundle's evaluation, in its metadata or its table.
+
+    A card without a figure states none: older versions showed fewer.
+    """
     from huggingface_hub import ModelCard, ModelCardData
 
     path = bundle / README
     try:
+        if read_json(bundle / EVALUATION).get("rows") == 0:  # nothing was measured
+            return []
         evaluation = Evaluation.read(bundle)
-    except VerificationError as error:
-        return [str(error)]
-    try:
         text = path.read_text(encoding="utf-8")
         data = ModelCard(text, ignore_metadata_errors=True).data
-        results = (data.eval_results if isinstance(data, ModelCardData) else None) or []
-        stated = {result.metric_type: result.metric_value for result in results}
-    except Exception as error:  # YAML of a stranger raises what it likes
+    except VerificationError as error:
+        return [str(error)]
+    except Exception as error:  # the YAML of a stranger raises what it likes
         return [f"{path} cannot be read ({type(error).__name__}): it was damaged after it was written"]
-    expected = hub_figures(evaluation)
-    if stated != expected:
-        name = next(key for key in [*expected, *stated] if stated.get(key) != expected.get(key))
-        return [
-            f"{path} states {name} {stated.get(name)} in its metadata, but its evaluation has {expected.get(name)}"
-        ]
-    lines = text.splitlines()
-    return [f"{path} lacks the figures of its evaluation: {row}" for row in table_rows(evaluation) if row not in lines]
+    results = (data.eval_results if isinstance(data, ModelCardData) else None) or []
+    known = hub_figures(evaluation)
+    problems = [
+        f"{path} states {result.metric_type} {cut(result.metric_value)} in its metadata, but its evaluation has "
+        f"{known.get(result.metric_type)}"
+        for result in results
+        if result.metric_value != known.get(result.metric_type)
+    ]
+    rows = {row.split("|")[1]: row for row in table_rows(evaluation)}
+    for line in map(str.strip, text.splitlines()):
+        expected = rows.get(line.split("|")[1]) if line.count("|") > 2 else None
+        if expected not in (None, line):
+            problems.append(f"{path} states {cut(line)}, but its evaluation has {expected}")
+    return problems
