@@ -72,6 +72,8 @@ def require_plain(value: Any, key: str, depth: int = 0) -> None:
                 "`hf auth login` or set HF_TOKEN, and name the source without it"
             )
         if any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise RecipeError(f"{shortened(key)} is {cut(value)}: it holds half a character, which no file can keep")
+            raise RecipeError(
+                f"{shortened(key)} is {cut(value)}: it holds half a character, which no file can keep: rename it"
+            )
     elif isinstance(value, int) and abs(value) >= 2**63:
         raise RecipeError(f"{shortened(key)} is {cut(value)}: expected a number of less than 64 bits")

@@ -157,7 +157,7 @@ def test_the_divisions_of_a_data_yaml() -> None:
         ({"labels/0.txt": "0 0.5 0.5 0.2\n"}, ("labels/0.txt", "line 1")),
         ({"labels/0.txt": "-1" + _BOX}, ("line 1", "-1")),
         ({"labels/0.txt": "0 nan 0 1 1\n"}, ("line 1",)),
-        ({"labels/0.txt": b"\xff\xd8\xff\xe0" * 99}, ("labels/0.txt", "line 1", "...")),
+        ({"labels/0.txt": b"\xff\xd8\xff\xe0" * 99}, ("labels/0.txt", "line 1", "…")),
         ({"labels/0.txt": "\n2" + _BOX, "data.yaml": _YAML}, ("labels/0.txt", "line 2", "class 2", "0 to 1")),
         ({"labels/0.txt": "", "data.yaml": "nc: 3\nnames: [a]\n"}, ("data.yaml", "nc", "3", "1 class")),
         ({"labels/0.txt": "", "data.yaml": "nc: 1\nnames: a\n"}, ("data.yaml", "names", "'a'")),

@@ -25,7 +25,7 @@ from natix_hf.data.config import DataConfig, SourceConfig
 from natix_hf.data.reading import reading_of
 from natix_hf.data.rows import load_image_data
 from natix_hf.data.sources import SourceRows, load_source, load_unlabelled
-from natix_hf.errors import DataError
+from natix_hf.errors import DataError, RecipeError
 
 CLASSES = ("none", "roadwork")
 
@@ -188,7 +188,7 @@ def test_names_that_are_no_unicode(tmp_path: Path) -> None:
         path.write_bytes(picture())
     rows = read(tmp_path)
     assert len(rows.ids) == 4 and set(rows.files.left_out) == {"none/\\xff.png", "roadwork/\\xfe/0.png"}
-    refused(DataError, lambda: read(path.parent), "udcfe", "rename it")
+    refused(RecipeError, lambda: read(path.parent), "udcfe", "rename it")
 
 
 # archives

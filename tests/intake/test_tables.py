@@ -124,7 +124,7 @@ _LONG = ",".join(["x" * 50] * 9)
         ("t.csv", b"\n\n", ("empty",)),
         ("t.csv", b"000.jpg,0\n001.jpg,1\n", ("t.csv", "no header", "line 1", "000.jpg,0")),
         ("t.csv", b"000,0\n001,1\n", ("no header", "000,0")),
-        ("t.csv", f"1.jpg,{_LONG}\n".encode(), ("no header", "xxx...")),
+        ("t.csv", f"1.jpg,{_LONG}\n".encode(), ("no header", "xxx…")),
         ("t.csv", b"file,label,file\n1.jpg,0,2.jpg\n", ("line 1", "'file'")),
         ("t.csv", b"file,label\n1.jpg,\x81\xfc\n", ("line 2", "UTF-8")),
         ("t.csv", b"f\0i\0l\0e\0\n\0", ("t.csv", "line 1", "UTF-8")),
