@@ -172,6 +172,8 @@ class _Chosen(Sequence[Any]):
 def ask(rows: Rows, exam: Exam | None = None) -> Asked:
     """Ask about the rows of a role, as they are or at the views of an exam."""
     cells = rows.source.select_columns([rows.image_column])[rows.image_column]
-    fingerprint, digests = f"{rows.role} {rows.decoded._fingerprint}", rows.decoded["sha256"][:]
+    fingerprint = f"{rows.role} {rows.decoded._fingerprint}"
+    # A sample of a stream was never divided, so nothing says what its pictures must be.
+    digests = rows.decoded["sha256"][:] if "sha256" in rows.decoded.column_names else None
     most = rows.max_megapixels
     return Asked(rows.ids, rows.groups, rows.labels, exam, cells, fingerprint, digests=digests, max_megapixels=most)

@@ -164,7 +164,7 @@ def test_any_error_of_a_library_is_the_picture_s(error: Exception, monkeypatch: 
     def failing(*_: Any, **__: Any) -> None:
         raise error
 
-    for place in ("natix_hf.data.images.open_within", "PIL.Image.Image.convert"):
+    for place in ("natix_hf.data.images.open_within", "PIL.ImageFile.ImageFile.load"):
         with monkeypatch.context() as patch:
             patch.setattr(place, failing)
             with pytest.raises(DataError) as caught:

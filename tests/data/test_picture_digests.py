@@ -24,7 +24,7 @@ def test_an_edit_that_no_fingerprint_sees(exam: Exam | None, tmp_path: Path) -> 
         (tmp_path / name).mkdir()
         for i in range(12):
             Image.fromarray(rng.integers(0, 256, (240, 240, 3), dtype=np.uint8)).save(tmp_path / name / f"{i}.bmp")
-    rows = load_image_data(DataConfig(source=str(tmp_path), cache_px=32)).role("train")
+    rows = load_image_data(DataConfig(source=str(tmp_path), positive_class="cones", cache_px=32)).role("train")
     asked = ask(rows, exam)
     assert len({asked.picture(i).tobytes() for i in range(len(asked))}) == len(asked)
     victim = rows.ids[3]

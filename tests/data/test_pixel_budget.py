@@ -123,7 +123,7 @@ def test_a_file_is_bounded_before_it_is_read(tmp_path: Path) -> None:
 def test_a_run_reads_what_its_budget_allows() -> None:
     import datasets
 
-    pictures = {"a.png": NOISE, "b.png": NOISE.resize((6, 4))}
+    pictures = {"a.png": Image.new("RGB", NOISE.size, (9, 99, 9)), "b.png": Image.new("RGB", (6, 4))}
     cells = [{"bytes": encoded(picture, "PNG"), "path": name} for name, picture in pictures.items()]
     features = datasets.Features({"image": datasets.Image(decode=False)})
     table = undecoded(datasets.Dataset.from_dict({"image": cells}, features=features), "image", "it")
