@@ -53,7 +53,7 @@ from natix_hf.trainers.gate_config import GateConfig
 Manifests = Mapping[str, Mapping[str, Any]]
 
 # Figures that rest on random draws. Another version of these packages may draw otherwise.
-_DRAWN = ("held_out", "interval", "intervals", "low", "high")
+_DRAWN = ("held_out", "interval", "intervals", "low", "high", "exact", "no_interval")
 _DRAWING = ("numpy", "scikit-learn")
 # To redraw the intervals of the calibration errors would take longer than all else together.
 _FEW = 2
