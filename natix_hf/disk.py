@@ -83,7 +83,7 @@ def _temporary_folder() -> Path:
     try:
         return Path(tempfile.gettempdir())
     except FileNotFoundError:  # none of the usual ones can be written to
-        return Path(_set("TMPDIR") or "/tmp")
+        return Path(_set("TMPDIR") or Path.cwd())
 
 
 @contextmanager

@@ -283,7 +283,7 @@ def upstream_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Phases read what a test has put in the folders of earlier phases, which have no manifests."""
     from natix_hf.runs.inputs import Inputs
 
-    monkeypatch.setattr(Inputs, "open", lambda self, phase, *names: self.run_dir / phase.folder)
+    monkeypatch.setattr(Inputs, "take", lambda self, phase, *names: self.run_dir / phase.folder)
 
 
 @pytest.fixture

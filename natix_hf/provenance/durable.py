@@ -42,8 +42,11 @@ def settle(folder: Path) -> None:
 
 def settle_file(path: Path, mode: int) -> None:
     _set_mode(path, mode)
-    with path.open("rb+" if os.name == "nt" else "rb") as handle:  # Windows flushes only what it may write
-        os.fsync(handle.fileno())
+    opened = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes only what it may write
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _set_mode(path: Path, mode: int) -> None:

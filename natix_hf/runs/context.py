@@ -106,7 +106,7 @@ class PhaseContext:
 
     def _open(self, number: int, *names: str) -> Path:
         phase = PHASES[number]
-        return self.inputs.open(phase, *names) if self.is_main else self.run_dir / phase.folder
+        return self.inputs.take(phase, *names) if self.is_main else self.run_dir / phase.folder
 
     def candidates(self) -> list[Candidate]:
         """The candidates of this run, the control first."""

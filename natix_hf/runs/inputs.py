@@ -23,7 +23,7 @@ class Inputs:
     run_dir: Path
     read: dict[str, str] = field(default_factory=dict)
 
-    def open(self, phase: Phase, *names: str) -> Path:
+    def take(self, phase: Phase, *names: str) -> Path:
         """Check files of a finished phase, record them, and return the phase's folder.
 
         Args:

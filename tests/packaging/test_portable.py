@@ -70,7 +70,8 @@ def _objections(node: Any, source: str) -> Iterator[str]:
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         keywords = {keyword.arg: keyword.value for keyword in node.keywords}
         as_text = {"read_text", "write_text"} if isinstance(node.func, ast.Attribute) else set()
-        if name in as_text or (name == "open" and not _opens_bytes(node)):
+        by_number = isinstance(node.func, ast.Attribute) and getattr(node.func.value, "id", "") == "os"  # `os.open`
+        if name in as_text or (name == "open" and not by_number and not _opens_bytes(node)):
             if "encoding" not in keywords:
                 yield f"{name} without an encoding"
         elif {"text", "universal_newlines"} & set(keywords) and "encoding" not in keywords:
