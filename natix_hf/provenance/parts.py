@@ -31,7 +31,7 @@ def write_part(path: Path, report: dict[str, Any], names: Iterable[str]) -> None
 
 
 def read_part(path: Path, tell: Callable[[str], None] = lambda line: None) -> dict[str, Any] | None:
-    """The report of a finished part, or None if there is none or a file of the part is damaged.
+    """The report of a finished part, or None if there is none or nothing shows that its files are whole.
 
     Args:
         tell: Called with one line about the damage.
@@ -40,7 +40,12 @@ def read_part(path: Path, tell: Callable[[str], None] = lambda line: None) -> di
         return None
     try:
         report = dict(read_json(path))
-        problems = check_files(path.parent, report.pop(_FILES, {}))  # an older version wrote no checksums
+        recorded = report.pop(_FILES, None)
+        problems = (
+            [f"{path} is of an older version, which recorded no checksums"]
+            if recorded is None
+            else check_files(path.parent, recorded)
+        )
     except (VerificationError, AttributeError, KeyError, TypeError, ValueError):
         problems = [f"{path} was damaged after it was written"]
     if problems:
