@@ -117,6 +117,7 @@ def bundle_of(
         labels = names_in(config.id2label)
     except UsageError as error:
         raise UsageError(f"bundle_of: the trainer's model has names that no bundle can have: {error}") from None
+    config.label2id = labels.label2id  # whoever sets id2label may not know of the other
     with tempfile.TemporaryDirectory() as scratch:
         candidate = save_candidate(Path(scratch) / "trained", model, trainer.processing_class)
         nn.Module.to(model, device=trainer.args.device)

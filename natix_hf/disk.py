@@ -154,7 +154,7 @@ def disk_line(error: OSError, run_dir: Path | None = None) -> str:
         return f"{full}: {cause}: free some space, or {elsewhere} another disk{again}"
     if error.errno == errno.EFBIG:
         return f"{what} is larger than its disk or `ulimit -f` allows: raise the limit, or {elsewhere} another{again}"
-    if error.errno == errno.EROFS or (error.errno in _CLOSED and (variable or in_run)):
+    if error.errno == errno.EROFS or (error.errno in (*_CLOSED, errno.ENOTDIR) and (variable or in_run)):
         return f"{what} cannot be written to ({_reason(error)}): {elsewhere} a disk that you may write to{again}"
     if error.errno in _CLOSED:
         return f"{what} cannot be opened ({_reason(error)}): check who may read and write it"

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -177,6 +177,12 @@ def _choose_run(recipe: Recipe, run_dir: Path | None, new: bool) -> Path:
     return newest if newest is not None else new_run(OUTPUTS, recipe.name)
 
 
+def code_of(codes: Iterable[int]) -> int:
+    """The exit code of ranks that have failed: SIGTERM's only if no other rank has its own, because the launcher sends
+    SIGTERM to the others once one rank has ended."""
+    return max(codes, key=lambda code: (code not in (-signal.SIGTERM, 128 + signal.SIGTERM), code))
+
+
 def launch() -> None:
     """Run `accelerate launch` with the arguments of this process. The exit code is that of the ranks."""
     from subprocess import CalledProcessError
@@ -201,7 +207,7 @@ def launch() -> None:
         main()
         code = 0
     except ChildFailedError as error:
-        code = max(failure.exitcode for failure in error.failures.values())
+        code = code_of(failure.exitcode for failure in error.failures.values())
     except CalledProcessError as error:
         code = error.returncode
     except SignalException as stop:

@@ -243,9 +243,8 @@ def coerce(value: Any, hint: Any, key: str) -> Any:
         value = untyped(value)
         require_plain(value, key)
         return float(value) if hint is float else value
-    raise RecipeError(
-        f"{key} is {cut(untyped(value))} ({type(value).__name__}): expected {shortened(describe(hint), 200)}"
-    )
+    expected = shortened(describe(hint), 200)
+    raise RecipeError(f"{key} is {cut(untyped(value))} ({type(value).__name__}): expected {expected}")
 
 
 def _as_meant(typed: Typed, options: tuple[Any, ...]) -> Any:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
+from natix_hf.launch import code_of
 from natix_hf.resources import resource_folder
 
 PHASES = ("phase0_data", "phase1_baseline", "phase2_threshold", "phase3_gate", "phase4_explora", "phase6_export")
@@ -78,7 +79,8 @@ def _forked_launch(config: str, script: Path, folder: Path, *arguments: str) -> 
             rank.join(10)
             rank.kill()
             rank.join()
-    code = max((rank.exitcode for rank in ranks if rank.exitcode), default=0)  # not -SIGTERM, where one has its own
+    failed = [rank.exitcode for rank in ranks if rank.exitcode]
+    code = code_of(failed) if failed else 0
     out, err = (path.read_text(encoding="utf-8") if path.is_file() else "" for path in streams)
     return CompletedProcess(command, code, out, err)
 

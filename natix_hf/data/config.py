@@ -71,7 +71,9 @@ _A_COLUMN = "the name of a column, not a path"
 
 def _is_column(name: str) -> bool:
     """Whether a text may be the name of a column. A slash inside is one of those of TensorFlow, `image/encoded`."""
-    is_path = re.match(r"[/\\~]|\.{1,2}(?:[/\\]|$)|[A-Za-z]:[/\\]|\w+://", name) or re.search(r"\\|\.\./|/\.\.", name)
+    is_path = re.match(r"[/\\]|~[^/\\]*[/\\]|~$|\.{1,2}(?:[/\\]|$)|[A-Za-z]:[/\\]|\w+://", name) or re.search(
+        r"\\|\.\./|/\.\.", name
+    )
     return bool(name.strip()) and name.isprintable() and is_path is None
 
 
@@ -223,6 +225,10 @@ class DataConfig(Section):
     ] = field(default=None, metadata=LATER)
 
     def check(self) -> None:
+        for key in ("image_column", "label_column"):  # before the sources, which inherit them
+            self.require(_is_column(getattr(self, key)), key, _A_COLUMN)
+        self.require(all(map(_is_column, self.slices)), "slices", f"a list of columns, each {_A_COLUMN}")
+        self.require(not isinstance(self.group_by, str) or _is_column(self.group_by), "group_by", _A_COLUMN)
         prior, views = self.target_prior, self.exam_views
         several = self.source if isinstance(self.source, list) else [self.source]
         named = all(not isinstance(source, str) or source.strip() for source in several) and bool(several)
@@ -252,10 +258,6 @@ class DataConfig(Section):
         self.require_within("cache_px", 1, 10**5)
         self.require_within("seed", 0, 2**63 - 1)
         self.require(0 < views <= 4000 and views % _LEVELS == 0, "exam_views", "a multiple of 4, up to 4,000")
-        for key in ("image_column", "label_column"):
-            self.require(_is_column(getattr(self, key)), key, _A_COLUMN)
-        self.require(all(map(_is_column, self.slices)), "slices", f"a list of columns, each {_A_COLUMN}")
-        self.require(not isinstance(self.group_by, str) or _is_column(self.group_by), "group_by", _A_COLUMN)
         self.require(self.exam or views == _LEVELS, "exam_views", "left out unless data.exam is true")
         half = self.synthetic_half
         self.require(half is None or bool(half.strip()), "synthetic_half", "a folder, a Hub dataset id, or null")

@@ -15,7 +15,7 @@ from natix_hf.labels import LabelNames
 from natix_hf.models.architectures import ARCHITECTURES, VIT_MAE, has_fixed_size
 from natix_hf.models.checkpoint import SUPPORTED, refuse_folder, refuse_repo
 from natix_hf.models.config import PACKAGED_PREFIX, ModelConfig
-from natix_hf.models.schema import config_faults, config_keys, size_faults
+from natix_hf.models.schema import config_faults, config_keys, size_faults, stage_names
 from natix_hf.models.vit_mae import encoder_config
 from natix_hf.resources import resource_folder
 
@@ -74,6 +74,7 @@ def resolved_config(config: ModelConfig, labels: LabelNames) -> PreTrainedConfig
         try:
             for key, value in (config.config | fields).items():
                 setattr(architecture, key, value)
+            _name_stages(architecture, config.config)
         except (StrictDataclassError, TypeError, ValueError) as error:
             raise RecipeError(f"model.config: transformers refuses these values ({one_line(error)})") from None
     _check_sizes(architecture)
@@ -117,6 +118,13 @@ def _check_fields(architecture: PreTrainedConfig, given: dict[str, Any]) -> None
         if key not in known:
             kind = architecture.model_type
             raise RecipeError(f"unknown key model.config.{key} for a {kind}{did_you_mean(key, known)}")
+
+
+def _name_stages(architecture: PreTrainedConfig, given: dict[str, Any]) -> None:
+    """Name the stages of a config after its layers: a model that was cut down may have kept the names of all."""
+    if hasattr(architecture, "stage_names") and not {"stage_names", "out_features", "out_indices"} & set(given):
+        architecture.stage_names = stage_names(architecture.num_hidden_layers)
+        architecture.set_output_features_output_indices(out_features=None, out_indices=None)
 
 
 def _check_sizes(architecture: PreTrainedConfig) -> None:

@@ -177,7 +177,7 @@ def _config_disagreements(content: dict[str, Any]) -> Iterator[str]:
     width, heads = content["hidden_size"], content["num_attention_heads"]
     if width % heads:
         yield f"hidden_size is {width}: it must be a multiple of num_attention_heads, {heads}"
-    stages = ["stem", *(f"stage{layer}" for layer in range(1, content["num_hidden_layers"] + 1))]
+    stages = stage_names(content["num_hidden_layers"])
     if content.get("stage_names", stages) != stages:
         yield "stage_names are not those of its layers"
     features, indices = content.get("out_features", stages[-1:]), content.get("out_indices", [len(stages) - 1])
@@ -187,6 +187,11 @@ def _config_disagreements(content: dict[str, Any]) -> Iterator[str]:
         names = names_in(content["id2label"])
         if content.get("label2id", names.label2id) != names.label2id:
             yield f"label2id is {cut(content['label2id'])}, and id2label is {cut(content['id2label'])}"
+
+
+def stage_names(layers: int) -> list[str]:
+    """The names that transformers gives to the embeddings and the layers of a model, which `out_features` refer to."""
+    return ["stem", *(f"stage{layer}" for layer in range(1, layers + 1))]
 
 
 def processor_faults(content: Any, model: dict[str, Any] | None = None) -> Iterator[str]:

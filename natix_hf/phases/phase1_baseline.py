@@ -20,6 +20,7 @@ from natix_hf.results.candidate import Candidate
 from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.runs.freshness import finished_digest
 from natix_hf.runs.graph import PHASES
+from natix_hf.runs.inputs import backbone_files
 
 _REPORT, _KEY = "baseline.json", "baseline_key.json"
 _FILES = ("model", "logits", "history.json", "plots")
@@ -74,4 +75,5 @@ def _key(context: PhaseContext) -> dict[str, Any]:
     return {
         "settings": alone.section_sha256(*PHASES[1].sections),
         "rows": finished_digest(context.run_dir, PHASES[0]),
+        "backbone": backbone_files(recipe.model.backbone),
     }

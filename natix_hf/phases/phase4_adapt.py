@@ -26,6 +26,7 @@ from natix_hf.results.answers import write_history
 from natix_hf.runs.context import CHECKPOINTS, PhaseContext
 from natix_hf.runs.freshness import finished_digest
 from natix_hf.runs.graph import CHOICE, PHASES
+from natix_hf.runs.inputs import backbone_files
 from natix_hf.runs.pins import pinned_unlabelled
 from natix_hf.ssl.objectives import takes_decoder
 from natix_hf.terminal import LABEL, tell
@@ -180,4 +181,5 @@ def _key(context: PhaseContext) -> dict[str, Any]:
     return {
         "settings": alone.section_sha256("model", "phase4", *(CHOICE if recipe.phase4.probe_steps > 0 else ())),
         "rows": finished_digest(context.run_dir, PHASES[0]),
+        "backbone": backbone_files(recipe.model.backbone),
     }

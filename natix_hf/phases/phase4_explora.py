@@ -23,6 +23,7 @@ from natix_hf.results.decision import choose_champion
 from natix_hf.results.figures import Gain
 from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.runs.graph import PHASES
+from natix_hf.runs.inputs import backbone_files
 from natix_hf.terminal import LABEL, tell
 from natix_hf.trainers.config import SupervisedConfig
 
@@ -93,6 +94,7 @@ def _control_of_phase1(context: PhaseContext, stage: SupervisedConfig) -> Candid
         return None
     manifest = read_manifest(folder)
     as_now = manifest["section_sha256"] == recipe.section_sha256(*PHASES[1].sections)
+    as_now &= manifest.get("backbone", {}) == backbone_files(recipe.model.backbone)
     as_many = manifest["metrics"]["world_size"] == PartialState().num_processes  # the same global batch
     return Candidate(folder) if as_now and as_many else None
 

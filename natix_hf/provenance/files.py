@@ -219,21 +219,39 @@ def folder_fingerprint(folder: Path) -> str:
     """Compute the sha256 over the relative name, size and first 64 KiB of every file in a folder.
 
     The location of the folder does not matter. This is fast on many gigabytes, but misses an edit beyond the first
-    64 KiB that keeps the file's size. A process that asks again reads no file unless a size or time has changed.
+    64 KiB that keeps the file's size, which `listing_sha256` does not. A process that asks again reads no file unless
+    a size or time has changed.
     """
-    found = sorted((name, entry) for name, entry in walk(folder) if not _unfinished(Path(name), Path()))
-    stats = [(name, entry.stat()) for name, entry in found]
-    seen = json_sha256([[os.fsencode(name).hex(), facts.st_size, facts.st_mtime_ns] for name, facts in stats])
+    found = _sorted_files(folder)
+    seen = _listing(found)
     known = _fingerprints.get(folder.resolve())
     if known is not None and known[0] == seen:
         return known[1]
     described = []
-    for (name, entry), (_, facts) in zip(found, stats, strict=True):
+    for name, entry in found:
         with open(entry.path, "rb") as handle:
-            described.append([name, facts.st_size, hashlib.sha256(handle.read(65536)).hexdigest()])
+            described.append([name, entry.stat().st_size, hashlib.sha256(handle.read(65536)).hexdigest()])
     fingerprint = json_sha256(described)
     _fingerprints[folder.resolve()] = (seen, fingerprint)
     return fingerprint
+
+
+def listing_sha256(path: Path) -> str:
+    """Compute the sha256 over the relative name, size and time of writing of every file in a folder, or over those of
+    one file. Any write changes it, and so does a copy, which need not keep the times."""
+    if path.is_dir():
+        return _listing(_sorted_files(path))
+    facts = path.stat()
+    return json_sha256([facts.st_size, facts.st_mtime_ns])
+
+
+def _sorted_files(folder: Path) -> list[tuple[str, os.DirEntry[str]]]:
+    return sorted((name, entry) for name, entry in walk(folder) if not _unfinished(Path(name), Path()))
+
+
+def _listing(found: list[tuple[str, os.DirEntry[str]]]) -> str:
+    stats = [(os.fsencode(name).hex(), entry.stat()) for name, entry in found]  # which an entry remembers
+    return json_sha256([[name, facts.st_size, facts.st_mtime_ns] for name, facts in stats])
 
 
 def file_fingerprint(path: Path) -> str:

@@ -40,6 +40,7 @@ class Draft:
     hub: dict[str, Any] = field(default_factory=dict)  # repositories read from the Hub, with their commits
     inputs: dict[str, str] = field(default_factory=dict)  # sha256 of the files of earlier phases that were read
     backbone: dict[str, str] = field(default_factory=dict)  # sha256 of the files of a local backbone
+    source_listings: list[str] = field(default_factory=list)  # what `stat` says of the files of each local source
     started: float = field(default_factory=time.time)
 
 
@@ -78,6 +79,7 @@ def write_manifest(
         "hub": draft.hub,
         "inputs": draft.inputs,
         "backbone": draft.backbone,
+        "source_listings": draft.source_listings,
         "methods": METHODS,
         "files": files,
         "of_the_attempt": sorted(set(of_the_attempt) & set(files)),

@@ -10,7 +10,7 @@ from natix_hf.provenance.manifest import MANIFEST, manifest_problems, read_manif
 from natix_hf.recipe import Recipe
 from natix_hf.results.decision import Decision
 from natix_hf.runs.graph import PHASES, Phase, order_phases
-from natix_hf.runs.inputs import backbone_files, were_other_files
+from natix_hf.runs.inputs import backbone_files, source_listings, were_other_files
 
 NOT_FINISHED = "not finished yet"
 
@@ -98,6 +98,9 @@ def why_not_current(run_dir: Path, phase: Phase, recipe: Recipe) -> str | None:
     known = manifest.get("backbone")
     if known and (now := backbone_files(recipe.model.backbone)) and now != known:  # a moved run may lie without it
         return "its backbone changed"
+    written = manifest.get("source_listings", [])
+    if written and len(now_there := source_listings(recipe.data)) == len(written) and now_there != written:
+        return "a file of its source was written again"
     exam = recipe.data.drawn_exam
     if phase.number == 2 and exam is not None and Decision.read(folder).exam != exam:
         return "the exam is drawn in another way now"

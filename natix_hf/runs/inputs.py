@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from natix_hf.data.config import DataConfig
 from natix_hf.errors import RunError, UsageError, VerificationError
-from natix_hf.provenance.files import check_files, file_sha256, list_files
+from natix_hf.provenance.files import check_files, file_sha256, list_files, listing_sha256
 from natix_hf.provenance.manifest import read_manifest
 from natix_hf.runs.graph import PHASES, Phase, number_of
 
@@ -74,6 +75,16 @@ def backbone_files(backbone: str | None) -> dict[str, str]:
     if folder is None or not folder.is_dir():
         return {}
     return {name: file_sha256(folder / name) for name in list_files(folder)}
+
+
+def source_listings(data: DataConfig) -> list[str]:
+    """What `stat` says of the files of each local source that is there, as one sha256 a source.
+
+    The settings' hash looks at the beginning of each file only. If a file was written again, phase 0 reads the source
+    again, and its result says whether a label or a picture is another one.
+    """
+    paths = [Path(source.source).expanduser() for source in data.sources]
+    return [listing_sha256(path) for path in paths if path.exists()]
 
 
 def were_other_files(run_dir: Path, manifest: dict[str, Any]) -> bool:

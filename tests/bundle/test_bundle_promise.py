@@ -326,7 +326,8 @@ def test_a_policy_other_than_the_phases_fitted_is_found(
     for key, value in change.items():
         policy[key] = policy[key] | value if key == "risk_control" or "sha256" in value else value
     policy.pop("folded_shift")
-    edit(run / BUNDLE / "policy.json", **policy)
+    write_json(run / BUNDLE / "policy.json", policy)
+    edit(run / BUNDLE / "policy.json")
     _redescribe(run)
     problems = find_problems(str(run))
     told_by = [problem for problem in problems if all(fact in problem for fact in told or ())]

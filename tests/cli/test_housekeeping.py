@@ -12,6 +12,7 @@ import pytest
 from conftest import Command
 
 from natix_hf.provenance.files import read_json, write_json
+from natix_hf.provenance.owner import owning
 from natix_hf.runs.folders import RUN_FILE
 from natix_hf.runs.verify import run_problems
 
@@ -88,8 +89,8 @@ def test_states_of_phases(command: Command, outputs: Path) -> None:
     found = {Path(r["folder"]).name: {k: v["state"] for k, v in r["phases"].items()} for r in json.loads(out)}
     assert found["renamed"]["phase1_baseline"] == "damaged"
     assert found["redone"]["phase2_threshold"] == "stale"
-    write(outputs / "tiny" / "interrupted" / "run.log")
-    _, out, _ = command("runs", outputs / "tiny" / "interrupted", "--json")
+    with owning(outputs / "tiny" / "interrupted"):
+        _, out, _ = command("runs", outputs / "tiny" / "interrupted", "--json")
     assert json.loads(out)[0]["phases"]["phase1_baseline"]["state"] == "in progress"
 
 
@@ -129,10 +130,10 @@ def test_a_result_set_aside_stays_while_its_successor_is_not_whole(command: Comm
 
 def test_clean_leaves_a_run_at_work_alone(command: Command, outputs: Path) -> None:
     redone = outputs / "tiny" / "redone"
-    write(redone / "run.log")
-    before = contents(redone)
-    code, out, _ = command("clean", outputs)
-    assert code == 0 and str(redone) in out and contents(redone) == before
+    with owning(redone):
+        before = contents(redone)
+        code, out, _ = command("clean", outputs)
+        assert code == 0 and str(redone) in out and contents(redone) == before
 
 
 def test_clean_follows_no_link(command: Command, outputs: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,17 @@ def override(*pairs: str) -> Make:
 def training(*pairs: str) -> Make:
     """One that is only met when training has begun: in a fresh run."""
     return lambda place: place.fresh("phase1.num_train_epochs=1", *pairs)
+
+
+def diverging(make: Make) -> Make:
+    """With a learning rate so large that it diverges in a step. It is beyond the bound, so the bound is lifted."""
+
+    def made(place: Place) -> list[Any]:
+        place.patch.setattr("natix_hf.trainers.config._ABOVE_0", ())
+        place.patch.setattr("natix_hf.trainers.config._OTHERS", 1e39)
+        return make(place)
+
+    return made
 
 
 def recipe_text(text: str | bytes) -> Make:
@@ -192,14 +204,14 @@ def full_disk(name: str, *pairs: str, fresh: bool = True) -> Make:
 
 
 def full_at_fsync(place: Place) -> list[Any]:
-    """The first two files still fit: run.json and the mark of the attempt."""
-    calls = iter(range(1000))
+    """The disk is full from the first file of phase 0 on: what is smaller still fits."""
 
-    def fsync(_: int) -> None:
-        if next(calls) >= 2:
+    def fsync(file: int) -> None:
+        facts = os.fstat(file)
+        if facts.st_size > 4096 and stat.S_ISREG(facts.st_mode) and (place.folder / "fresh").is_dir():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    place.patch.setattr("natix_hf.provenance.files.os.fsync", fsync)
+    place.patch.setattr("natix_hf.provenance.durable.os.fsync", fsync)
     return place.fresh()
 
 
@@ -425,14 +437,15 @@ TABLE: dict[str, tuple[Make, int, tuple[str, ...]]] = {
     "larger than all rows": (
         training("phase1.dataloader_drop_last=true", "phase1.per_device_train_batch_size=1000"), 2,
         ("phase1.dataloader_drop_last", "per_device_train_batch_size")),
-    "NaN loss": (training(f"{CONFIG}layer_norm_eps=-1.0"), 1, ("nan", "learning_rate")),
+    "NaN loss": (
+        diverging(training("phase1.learning_rate=1e38", "phase1.warmup_steps=0")), 1, ("nan", "learning_rate")),
     "diverges in a step": (
-        training("phase1.learning_rate=1e38", "phase1.per_device_train_batch_size=1000", "phase1.warmup_steps=0"), 1,
-        ("learning_rate",)),
+        diverging(training("phase1.learning_rate=1e38", "phase1.per_device_train_batch_size=1000",
+        "phase1.warmup_steps=0")), 1, ("learning_rate",)),
     "diverges unseen": (
-        training("phase1.learning_rate=1e38", "phase1.per_device_train_batch_size=1000", "phase1.warmup_steps=0",
-        "phase1.eval_strategy=no", "phase1.save_strategy=no", "phase1.load_best_model_at_end=false"), 1, ("NaN", "row",
-        "learning_rate")),
+        diverging(training("phase1.learning_rate=1e38", "phase1.per_device_train_batch_size=1000",
+        "phase1.warmup_steps=0", "phase1.eval_strategy=no", "phase1.save_strategy=no",
+        "phase1.load_best_model_at_end=false")), 1, ("NaN", "row", "learning_rate")),
     "backbone with NaN": (backbone("model.safetensors", None), 2, ("model.backbone", "NaN")),
     "backbone cut short": (backbone("model.safetensors", b"short"), 2, ("model.backbone",)),
     "backbone's config": (backbone("config.json", b"{"), 2, ("model.backbone",)),
@@ -471,7 +484,8 @@ TABLE: dict[str, tuple[Make, int, tuple[str, ...]]] = {
         "model.image_size")),
     "explora: blocks of nothing": (
         explora("phase4.trainable=blocks", "phase4.unfreeze_blocks=[]"), 2, ("phase4.unfreeze_blocks",)),
-    "explora: diverges": (explora("phase4.learning_rate=1e38", "phase4.warmup_steps=0"), 1, ("nan", "learning_rate")),
+    "explora: diverges": (
+        diverging(explora("phase4.learning_rate=1e38", "phase4.warmup_steps=0")), 1, ("nan", "learning_rate")),
     "explora: no such folder": (explora("phase4.unlabelled=[./frames]"), 2, ("phase4.unlabelled", "./frames")),
     "explora: a folder of nothing": (
         lambda p: [(p.folder / "frames").mkdir(), *explora("phase4.unlabelled=[./frames]")(p)][1:], 2,
@@ -506,7 +520,7 @@ TABLE: dict[str, tuple[Make, int, tuple[str, ...]]] = {
     "run-dir is a file": (lambda p: p.run(on=p.recipe), 2, ("--run-dir", "tiny.yaml")),
     "run-dir below a file": (lambda p: p.run(on=below_a_file(p)), 2, ("--run-dir", "a_file/below")),
     "run-dir of other things": (lambda p: p.run(on=p.source), 2, ("--run-dir",)),
-    "feature cache below a file": (no_feature_cache, 1, ("Not a directory", "a_file")),
+    "feature cache below a file": (no_feature_cache, 2, ("Not a directory", "a_file", "NATIX_HF_CACHE")),
     "decode cache below a file": (no_decode_cache, 1, ("Not a directory", "a_file")),
     # What was written is not what it was.
     "run.json cut": (damaged("run.json", half, "run", "RECIPE", "--run-dir", "RUN"), 1, ("run.json",)),
@@ -533,7 +547,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "phase1.max_steps=0": ("-1",), "phase1.gradient_accumulation_steps=-2": ("1",),
     "phase1.gradient_accumulation_steps=0": ("1",), "phase1.warmup_steps=-1": (), "phase1.weight_decay=-1": (),
     "phase1.dataloader_num_workers=-1": (), "phase1.adam_beta1=1.5": (), "phase1.label_smoothing_factor=2": (),
-    "phase1.save_total_limit=0": (), "phase1.seed=1099511627776": ("4294967295",),
+    "phase1.save_total_limit=0": (), "phase1.seed=1099511627776": ("4,294,967,295",),
     "phase1.metric_for_best_model=accuracy": ("mcc",), "model.image_size=30": ("14", "28", "42"),
     "model.config.patch_size=0": (), "model.config.num_attention_heads=3": ("model.config.hidden_size", "32"),
     "model.config.num_hidden_layers=0": (), "model.config.num_channels=1": ("RGB",),

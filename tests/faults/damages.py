@@ -100,10 +100,11 @@ def try_damages(count: int, seed: int, folder: Path) -> Counter[str]:
     recipe, overrides = make_run(folder)
     clean: dict[int, dict[int, str | None]] = {}
     rng, counts = random.Random(seed), Counter[str]()
-    files = [name for name in list_files(folder / "run") if "/" in name and Path(name).suffix != ".jpg"]
+    phases = {phase.folder: phase for phase in PHASES.values()}
+    files = [name for name in list_files(folder / "run") if name.split("/")[0] in phases and ".jpg" not in name]
     for trial in range(count):
         name = rng.choice(files)
-        above = next(phase for phase in PHASES.values() if phase.folder == name.split("/")[0])
+        above = phases[name.split("/")[0]]
         order = [0, *ALL]
         later = [number for number in LATER if order.index(number) > order.index(above.number)]
         if not later:

@@ -174,6 +174,7 @@ def test_a_run_with_spawned_workers_gives_the_same_logits(
         for library, method in methods.items():
             library.set_start_method(method, force=True)
     decoded = [path.name for path in (tmp_path / "datasets" / "natix_hf").iterdir()]
+    decoded = [name for name in decoded if not name.endswith(".lock")]
     assert len(decoded) == 2 and all("_of_00002" in name for name in decoded), "two workers decoded"
     there, here = (
         pq.read_table(folder / "phase1_baseline" / "logits" / "val_select.parquet") for folder in (run, one_process)
@@ -298,7 +299,7 @@ def test_an_error_amid_features_is_not_hidden_by_the_cleaning_up(
     monkeypatch.setenv("NATIX_HF_CACHE", str(tmp_path))
     with pytest.raises(ConnectionError):
         features_of(Unplugged(), 4)
-    assert refused == [] and not any(path.is_file() for path in tmp_path.rglob("*"))
+    assert refused == [] and not any(path.is_file() for path in tmp_path.rglob("*") if path.suffix != ".lock")
 
 
 @pytest.mark.parametrize("other_run_finished", [True, False])

@@ -81,7 +81,8 @@ def test_damaged_answers_are_not_used(finished_run: Path, tiny_recipe_file: Path
 
 
 def test_what_a_learned_gate_reads_is_kept_too(
-    finished_run: Path, tiny_recipe_file: Path, tmp_path: Path, looks: list[int], monkeypatch: pytest.MonkeyPatch
+    finished_run: Path, tiny_recipe_file: Path, tmp_path: Path, looks: list[int], monkeypatch: pytest.MonkeyPatch,
+    upstream_by_hand: None,
 ) -> None:
     """Without it a gate would need a second look."""
     from natix_hf.models.gate import Gate, save_gate

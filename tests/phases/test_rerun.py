@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import FINISHED, explora_recipe
@@ -329,9 +331,45 @@ def test_a_local_backbone_counts_with_every_byte(
     weights = backbone / "model.safetensors"
     content = bytearray(weights.read_bytes())
     assert len(content) > 80_000
-    content[-1] ^= 0x40
+    for last_bit in range(len(content) - 4, 70_000, -4):  # of every float after the beginning
+        content[last_bit] ^= 1
     weights.write_bytes(content)
     assert run_recipe(recipe, [1], tmp_path / "run") and "backbone changed" in capsys.readouterr().out
     after = _manifest(tmp_path / "run", 1)
     assert after["section_sha256"] == before["section_sha256"]
     assert after["metrics"]["candidate_sha256"] != before["metrics"]["candidate_sha256"]
+
+
+def test_a_source_that_was_written_again_counts_by_its_rows(
+    parquet_source: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """Two labels change places in a file that keeps its size and its beginning; then the file is only touched."""
+    source = tmp_path / "source"
+    source.mkdir()
+    [file] = parquet_source.rglob("train*.parquet")
+    table = pq.read_table(file)
+    plain: dict[str, Any] = {"use_dictionary": False, "compression": "none", "write_statistics": False}
+    pq.write_table(table, source / "train.parquet", **plain)
+    recipe = explora_recipe(tmp_path, source, None)
+    run_recipe(recipe, [1], tmp_path / "run")
+    before, size = _manifest(tmp_path / "run", 0), (source / "train.parquet").stat().st_size
+    at, labels = table.schema.get_field_index("label"), table["label"].to_pylist()
+    last = next(row for row in range(len(labels) - 1, 0, -1) if labels[row] != labels[row - 1])
+    labels[last - 1 : last + 1] = [labels[last], labels[last - 1]]
+    pq.write_table(table.set_column(at, "label", pa.array(labels)), source / "train.parquet", **plain)
+    assert (source / "train.parquet").stat().st_size == size
+    capsys.readouterr()
+    run_recipe(recipe, [1], tmp_path / "run")
+    told = capsys.readouterr().out
+    assert "written again" in told and "inputs changed" in told
+    after = _manifest(tmp_path / "run", 0)
+    assert after["section_sha256"] == before["section_sha256"] and after["digest"] != before["digest"]
+    trained = _state(tmp_path / "run")
+    os.utime(source / "train.parquet", (1, 1))
+    run_recipe(recipe, [1], tmp_path / "run")
+    told = capsys.readouterr().out
+    assert "written again" in told and "phase 1  train the baseline: current" in told
+    assert _manifest(tmp_path / "run", 0)["digest"] == after["digest"]
+    assert {k: v for k, v in _state(tmp_path / "run").items() if "phase1" in k} == {
+        k: v for k, v in trained.items() if "phase1" in k
+    }

@@ -171,7 +171,9 @@ def test_equal_seeds_make_equal_gates() -> None:
 # What cannot be.
 
 
-def test_a_gate_that_diverges_is_an_error() -> None:
+def test_a_gate_that_diverges_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for bound, lifted in (("_ABOVE_0", ()), ("_OTHERS", 1e39)):  # so large a rate is refused
+        monkeypatch.setattr(f"natix_hf.trainers.config.{bound}", lifted)
     inputs = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
     with pytest.raises(RunError, match=r"lower phase3\.learning_rate \(now 1e\+38\)"):
         train_gate(inputs, np.ones(64, dtype=np.float32), _config(learning_rate=1e38, num_train_epochs=30))
