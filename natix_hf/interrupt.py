@@ -11,10 +11,11 @@ import signal
 import sys
 import threading
 import time
+from _thread import interrupt_main
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from natix_hf.terminal import note
 
@@ -23,6 +24,7 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 # A terminal sends a signal to every process of a command, and a launcher sends it to its ranks again.
 _ECHO_S = 1.0
 _ECHO_OF_LAUNCHER_S = 5.0
+_AGAIN_S = 0.05
 
 
 class _State:
@@ -52,13 +54,25 @@ def catching() -> Iterator[None]:
     known = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
     before = {signum: handler for signum in known if (handler := signal.getsignal(signum)) in defaults}
     _State.pid, _State.signum, _State.deferred, _State.raised, _State.told = os.getpid(), 0, False, False, False
+    unraisable = sys.unraisablehook
+
+    def send_again(swallowed: Any) -> None:
+        """Python drops an exception that a destructor or a callback of the garbage collection raises."""
+        if _State.raised and isinstance(swallowed.exc_value, KeyboardInterrupt | SystemExit):
+            signum, _State.signum, _State.raised = _State.signum, 0, False
+            threading.Timer(_AGAIN_S, interrupt_main, [signum]).start()
+        else:
+            unraisable(swallowed)
+
     try:
+        sys.unraisablehook = send_again
         for signum in before:
             signal.signal(signum, _handle)
         yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+        sys.unraisablehook = unraisable
         _State.pid = 0
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from natix_hf.bundle.manifest import sealed
 from natix_hf.bundle.names import BUNDLE_MANIFEST, CONFIG, POLICY, PROCESSOR
-from natix_hf.provenance.files import describe_files, file_sha256, list_files, write_json
-from natix_hf.provenance.manifest import manifest_seal
+from natix_hf.provenance.files import describe_files, file_sha256, ids_sha256, list_files, write_json
+from natix_hf.provenance.manifest import manifest_digest, manifest_seal
+from natix_hf.runs.graph import ORDER, PHASES
 
 BOUND = {"config_sha256": CONFIG, "processor_sha256": PROCESSOR}
 
@@ -50,3 +51,22 @@ def unbind(bundle: Path) -> None:
     describe(bundle)
     manifest = read(bundle / BUNDLE_MANIFEST)
     write_json(bundle / BUNDLE_MANIFEST, {"schema": 1, "files": manifest["files"], "lineage": manifest["lineage"]})
+
+
+def redescribe(run: Path, *numbers: int) -> None:
+    """Makes the manifests of phases of a run (all, in order) fit whatever lies there now."""
+    there = [n for n in ORDER if (run / PHASES[n].folder / "manifest.json").is_file()]
+    for phase in [PHASES[n] for n in numbers or there]:
+        folder = run / phase.folder
+        manifest = read(folder / "manifest.json")
+        manifest["files"] = describe_files(folder, (n for n in list_files(folder) if n != "manifest.json"))
+        if not numbers:
+            manifest["upstream"] = {
+                name: read(run / name / "manifest.json")["digest"] for name in manifest["upstream"]
+            }
+        manifest["inputs"] = {name: file_sha256(run / name) for name in manifest["inputs"]}
+        rows = read(folder / "rows_read.json")
+        manifest["rows"] = {role: {"count": len(ids), "sha256": ids_sha256(ids)} for role, ids in rows.items()}
+        manifest["digest"] = manifest_digest(manifest)
+        manifest["seal"] = manifest_seal(manifest)
+        write_json(folder / "manifest.json", manifest)

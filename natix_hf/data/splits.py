@@ -96,7 +96,10 @@ def read_splits(path: Path) -> Splits:
         or not all(isinstance(content.get(c), list) for c in columns)
     ):
         raise VerificationError(f"{path} is not a splits file of schema {SCHEMA}: it was damaged after it was written")
-    if len({len(content[c]) for c in columns}) != 1 or any(role not in ROLES for role in content["roles"]):
+    texts = all(isinstance(value, str) for name in columns if name != "labels" for value in content[name])
+    labels = all(type(label) is int for label in content["labels"])
+    fit = texts and labels and len({len(content[c]) for c in columns}) == 1
+    if not fit or any(role not in ROLES for role in content["roles"]):
         raise VerificationError(f"{path} has columns that do not fit together: it was damaged after it was written")
     left = {name: content.get(name, []) for name in ("dropped", "relabelled")}
     return Splits(**{c: content[c] for c in columns}, **left)

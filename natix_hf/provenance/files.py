@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from natix_hf.errors import VerificationError
 from natix_hf.provenance.durable import (
@@ -110,7 +110,8 @@ def read_json(path: Path) -> Any:
         VerificationError: If the file is missing, is a folder or is not JSON. The message names the file.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))  # an editor may have put its mark before the text
+        text = path.read_text(encoding="utf-8-sig")  # an editor may have put its mark before the text
+        return json.loads(text, parse_constant=_refuse_constant)
     except (FileNotFoundError, NotADirectoryError):
         raise VerificationError(f"{path} is missing") from None
     except IsADirectoryError:
@@ -119,6 +120,10 @@ def read_json(path: Path) -> Any:
         raise VerificationError(
             f"{path} is not readable JSON ({error}): it was damaged after it was written"
         ) from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"it holds {name}")
 
 
 def file_sha256(path: Path) -> str:

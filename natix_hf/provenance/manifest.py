@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,13 +122,56 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(path)
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise VerificationError(f"{path} is not a manifest of schema {SCHEMA}")
-    text = ("phase", "section_sha256")
-    absent = [key for key in _IDENTITY if not isinstance(manifest.get(key), str if key in text else dict)]
-    if absent:
-        raise VerificationError(f"{path} lacks {', '.join(absent)}: it was damaged after it was written")
-    if manifest.get("digest") != manifest_digest(manifest) or manifest.get("seal") != manifest_seal(manifest):
+    wrong = [key for key, fits in _SHAPES.items() if not fits(manifest.get(key, _LATER.get(key)))]
+    if wrong:
+        raise VerificationError(f"{path} has no right {', '.join(wrong)}: it was damaged after it was written")
+    try:
+        fits = manifest.get("digest") == manifest_digest(manifest) and manifest.get("seal") == manifest_seal(manifest)
+    except ValueError:  # a number or a text that JSON cannot hold
+        fits = False
+    if not fits:
         raise VerificationError(f"{path} was changed: its digest does not fit its content")
     return manifest
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _maps_to_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+def is_list_of_texts(value: Any) -> bool:
+    """True for a list whose items are all text."""
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _describes(key: str) -> Callable[[Any], bool]:
+    """A mapping to facts: a sha256 and a whole number."""
+    return lambda value: (
+        isinstance(value, dict)
+        and all(
+            isinstance(facts, dict) and _is_text(facts.get("sha256")) and type(facts.get(key)) is int
+            for facts in value.values()
+        )
+    )
+
+
+# What others read of a manifest, and what its values must be. Keys that came later have a default.
+_SHAPES: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("run_id", "recipe", "phase", "section_sha256"), _is_text),
+    **dict.fromkeys(("section", "hub", "metrics"), _is_mapping),
+    **dict.fromkeys(("upstream", "inputs", "backbone", "packages"), _maps_to_texts),
+    **dict.fromkeys(("source_listings", "of_the_attempt"), is_list_of_texts),
+    "rows": _describes("count"),
+    "files": _describes("size"),
+}
+_LATER: dict[str, Any] = {"hub": {}, "inputs": {}, "backbone": {}, "source_listings": [], "of_the_attempt": []}
 
 
 def manifest_problems(folder: Path) -> list[str]:

@@ -61,12 +61,17 @@ def add_look(run_dir: Path, before: Sequence[Look], look: Look) -> list[Look]:
     Raises:
         VerificationError: if the list is damaged.
     """
-    kept = list({(each.rows_sha256, each.sha256): each for each in (*_read(run_dir), *before, look)}.values())
+    kept = list({(each.rows_sha256, each.sha256): each for each in (*read_looks(run_dir), *before, look)}.values())
     Looks(kept, json_sha256(to_json(kept))).write(run_dir)
     return [each for each in kept if each.rows_sha256 == look.rows_sha256]
 
 
-def _read(run_dir: Path) -> list[Look]:
+def read_looks(run_dir: Path) -> list[Look]:
+    """Read the looks of a run; none if it has no list.
+
+    Raises:
+        VerificationError: if the list is damaged.
+    """
     path = run_dir / Looks.FILE
     if not path.is_file():
         return []

@@ -10,7 +10,7 @@ from natix_hf.data.config import DataConfig
 from natix_hf.errors import RunError, UsageError, VerificationError
 from natix_hf.provenance.files import check_files, file_sha256, list_files, listing_sha256
 from natix_hf.provenance.manifest import read_manifest
-from natix_hf.runs.graph import PHASES, Phase, number_of
+from natix_hf.runs.graph import PHASES, Phase
 
 
 @dataclass
@@ -90,11 +90,14 @@ def source_listings(data: DataConfig) -> list[str]:
 def were_other_files(run_dir: Path, manifest: dict[str, Any]) -> bool:
     """True if a phase has read a file that is not the one which the manifests of the run name now."""
     named: dict[str, dict[str, Any]] = {}
+    folders = {phase.folder for phase in PHASES.values()}
     for name, sha256 in manifest.get("inputs", {}).items():
         folder, _, file = name.partition("/")
+        if folder not in folders:
+            return True
         if folder not in named:
             try:
-                named[folder] = read_manifest(run_dir / PHASES[number_of(folder)].folder)["files"]
+                named[folder] = read_manifest(run_dir / folder)["files"]
             except VerificationError:
                 return True
         if named[folder].get(file, {}).get("sha256") != sha256:

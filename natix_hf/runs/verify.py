@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from natix_hf.bundle.names import BUNDLE_MANIFEST, EVALUATION, POLICY, bundle_of_run
 from natix_hf.data.splits import SPLITS, Splits, leaks_between_roles, read_splits
-from natix_hf.errors import UsageError, VerificationError, cut
+from natix_hf.errors import UsageError, VerificationError, cut, printable
 from natix_hf.provenance.files import ids_sha256, list_files, list_temporaries, read_json
-from natix_hf.provenance.manifest import MANIFEST, manifest_problems, read_manifest
+from natix_hf.provenance.manifest import MANIFEST, is_list_of_texts, manifest_problems, read_manifest
 from natix_hf.results.calibration import CalibrationReport
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.card_figures import card_problems
 from natix_hf.results.decision import Decision
 from natix_hf.results.gate import GateReport
+from natix_hf.results.looks import Looks, read_looks
 from natix_hf.results.out_of_fold import OUT_OF_FOLD
 from natix_hf.results.promise import PromiseReport
 from natix_hf.runs.attempt import IN_PROGRESS, ROWS_READ
@@ -82,17 +83,18 @@ def run_problems(run_dir: Path, note: Callable[[str], None] = lambda line: None)
         strangers = {*list_files(folder), *list_temporaries(folder)} - {*manifest["files"], MANIFEST}
         problems += [f"{folder / name} is not in the manifest" for name in sorted(strangers)]
     problems += _run_file_problems(run_dir, manifests)
+    problems += [problem for problem in _looks_problems(run_dir) if problem not in problems]
     problems += _lineage_problems(run_dir, manifests)
     try:
         splits = read_splits(run_dir / PHASES[0].folder / SPLITS)
     except VerificationError as error:
-        return [*problems, *([] if str(error) in problems else [str(error)])]
+        return [printable(line) for line in (*problems, *([] if str(error) in problems else [str(error)]))]
     problems += leaks_between_roles(splits)
     for phase in finished:
         problems += _row_problems(run_dir, phase, manifests.get(phase.folder, {}), splits)
     problems += _bundle_problems(run_dir)
     # What is damaged needs no recomputing, and could not be read.
-    return problems or recomputed_problems(run_dir, manifests, note)
+    return [printable(line) for line in problems or recomputed_problems(run_dir, manifests, note)]
 
 
 def _looks_finished(folder: Path) -> bool:
@@ -126,7 +128,8 @@ def _run_file_problems(run_dir: Path, manifests: dict[str, dict[str, Any]]) -> l
 
 def _as_written(path: Path, content: Any) -> bool:
     """True if a JSON file is byte for byte what `write_json` makes of its content."""
-    return path.read_bytes() == (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    written = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return path.read_bytes() == written.encode(errors="surrogatepass")
 
 
 def _bundle_lineage(run_dir: Path) -> dict[str, Any]:
@@ -161,10 +164,11 @@ def _lineage_problems(run_dir: Path, manifests: dict[str, dict[str, Any]]) -> li
 def _row_problems(run_dir: Path, phase: Phase, manifest: dict[str, Any], splits: Splits) -> list[str]:
     """The rows that a phase had no right to read, or that have another role now."""
     try:
-        read: dict[str, list[str]] = read_json(run_dir / phase.folder / ROWS_READ)
+        read = read_json(run_dir / phase.folder / ROWS_READ)
     except VerificationError as error:
         return [str(error)]
-    if not isinstance(read, dict) or set(read) != set(manifest.get("rows", read)):
+    listed = isinstance(read, dict) and all(map(is_list_of_texts, read.values()))
+    if not listed or set(read) != set(manifest.get("rows", read)):
         return [f"{run_dir / phase.folder / ROWS_READ} does not list the roles of its manifest"]
     role_of = dict(zip(splits.ids, splits.roles, strict=True))
     problems = []
@@ -180,6 +184,23 @@ def _row_problems(run_dir: Path, phase: Phase, manifest: dict[str, Any], splits:
         if not moved and ids_sha256(ids) != recorded:
             problems.append(f"{phase.folder}: {ROWS_READ} lists other rows of {role} than its manifest")
     return problems
+
+
+def _looks_problems(run_dir: Path) -> list[str]:
+    """The problems of the list of looks at val_calib. Without the file, those that phase 5 lists still count."""
+    path = run_dir / Looks.FILE
+    if not path.is_file():
+        return []
+    try:
+        looks = read_looks(run_dir)
+        if not _as_written(path, read_json(path)):
+            return [f"{path} was changed after it was written"]
+        promise = run_dir / PHASES[5].folder
+        recorded = PromiseReport.read(promise).looks if (promise / PromiseReport.FILE).is_file() else None
+    except VerificationError as error:
+        return [str(error)]
+    gone = [look for look in recorded or [] if look not in looks]
+    return [f"{path} lacks {len(gone)} of the looks at val_calib that {PHASES[5].folder} lists"] if gone else []
 
 
 def _bundle_problems(run_dir: Path) -> list[str]:

@@ -13,17 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bundles import bind, describe, edit
+from bundles import bind, describe, edit, redescribe
 from facts import tells
 from refusals import refused
 from safetensors.torch import load_file, save_file
 
 from natix_hf.errors import UsageError
-from natix_hf.provenance.files import describe_files, file_sha256, ids_sha256, list_files, write_json, write_text
+from natix_hf.provenance.files import describe_files, file_sha256, list_files, write_json, write_text
 from natix_hf.provenance.manifest import manifest_digest, manifest_seal
 from natix_hf.provenance.owner import OWNER
 from natix_hf.results.logits import read_logits, write_logits
-from natix_hf.runs.graph import ORDER, PHASES
+from natix_hf.runs.graph import PHASES
 from natix_hf.runs.verify import find_problems
 
 FILES = [
@@ -123,31 +123,12 @@ def test_a_run_may_be_moved(finished_run: Path, tmp_path: Path) -> None:
 # Planted: what a careful attacker, or a bug, would leave. Every checksum is made anew: only meaning is left to check.
 
 
-def _redescribe(run: Path, *numbers: int) -> None:
-    """Makes the manifests of phases (all, in order) fit whatever lies there now."""
-    there = [n for n in ORDER if (run / PHASES[n].folder / "manifest.json").is_file()]
-    for phase in [PHASES[n] for n in numbers or there]:
-        folder = run / phase.folder
-        manifest = _read(folder / "manifest.json")
-        manifest["files"] = describe_files(folder, (n for n in list_files(folder) if n != "manifest.json"))
-        if not numbers:
-            manifest["upstream"] = {
-                name: _read(run / name / "manifest.json")["digest"] for name in manifest["upstream"]
-            }
-        manifest["inputs"] = {name: file_sha256(run / name) for name in manifest["inputs"]}
-        rows = _read(folder / "rows_read.json")
-        manifest["rows"] = {role: {"count": len(ids), "sha256": ids_sha256(ids)} for role, ids in rows.items()}
-        manifest["digest"] = manifest_digest(manifest)
-        manifest["seal"] = manifest_seal(manifest)
-        write_json(folder / "manifest.json", manifest)
-
-
 def _redo_bundle(run: Path) -> None:
     bundle = run / "phase6_export" / "bundle"
     edit(bundle / "policy.json", model_sha256=file_sha256(bundle / "model.safetensors"))
     bind(bundle)
     describe(bundle)
-    _redescribe(run)
+    redescribe(run)
 
 
 def test_the_attackers_helper_leaves_no_trace_of_its_own(finished_run: Path) -> None:
@@ -206,7 +187,7 @@ def test_planted_leaks(plant: Callable[[dict[str, Any]], list[list[str]]], finis
     splits = _read(path)
     expected = plant(splits)
     write_json(path, splits)
-    _redescribe(finished_run)
+    redescribe(finished_run)
     problems = find_problems(str(finished_run))
     for facts in expected:
         assert any(all(fact in problem for fact in facts) for problem in problems), problems
@@ -222,7 +203,7 @@ def test_a_phase_that_read_what_it_must_not(number: int, role: str, finished_run
     rows = _read(folder / "rows_read.json")
     rows[role] = [i for i, r in zip(splits["ids"], splits["roles"], strict=True) if r == role]
     write_json(folder / "rows_read.json", rows)
-    _redescribe(finished_run)
+    redescribe(finished_run)
     (problem,) = find_problems(str(finished_run))
     assert tells(problem, PHASES[number].folder, role, "must not")
 
@@ -242,7 +223,7 @@ def test_rows_that_are_hidden(content: Any, finished_run: Path) -> None:
 def test_a_stale_upstream(finished_run: Path) -> None:
     path = finished_run / "phase2_threshold" / "threshold.json"
     write_json(path, _read(path) | {"objective": "f1"})
-    _redescribe(finished_run, 2)
+    redescribe(finished_run, 2)
     (problem,) = find_problems(str(finished_run))
     assert tells(problem, "phase6_export", "phase2_threshold", "run phase 6 again")
 
@@ -292,7 +273,7 @@ def test_another_threshold_folded_consistently(finished_run: Path) -> None:
 
 def test_a_candidate_of_other_weights(finished_run: Path) -> None:
     _flip(finished_run / "phase1_baseline" / "model" / "model.safetensors")
-    _redescribe(finished_run)
+    redescribe(finished_run)
     assert any("candidate" in problem and "weights" in problem for problem in find_problems(str(finished_run)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,21 @@ def test_a_training_without_checkpoints_ends_at_once(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         trainer(tmp_path, At(1, send(signal.SIGTERM), "on_step_begin"), watch, save_strategy="no").train()
     assert not reached and newest_complete_checkpoint(tmp_path) is None
+
+
+class Destroyed:
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_that_a_destructor_swallows_comes_again(capfd: pytest.CaptureFixture[str]) -> None:
+    """Python drops whatever a destructor raises, and says so in a traceback."""
+    with pytest.raises(SystemExit) as stop, interrupt.catching():
+        last = Destroyed()
+        del last
+        time.sleep(5)
+        pytest.fail("the signal was lost")
+    assert stop.value.code == 143 and capfd.readouterr().err == ""
 
 
 def test_a_second_signal_ends_at_once_but_an_echo_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
