@@ -181,7 +181,9 @@ def check_adapter(name: str, options: dict[str, Any], where: str) -> None:
         raise RecipeError(f"{where}.adapter is {cut(name)}, which is refused: {REFUSED[name]}")
     elif name not in ADAPTERS:
         known = ["none", "full", AUTO, *ADAPTERS]
-        raise RecipeError(f"{where}.adapter is {cut(name)}{did_you_mean(name, known)}: allowed is {' | '.join(known)}")
+        raise RecipeError(
+            f"{where}.adapter is {cut(name, 40)}{did_you_mean(name, known)}: allowed is {' | '.join(known)}"
+        )
     for option in options:
         if option in _OWN_OPTIONS:
             raise RecipeError(f"{where}.adapter_options.{option} is refused: {_OWN_OPTIONS[option]}")

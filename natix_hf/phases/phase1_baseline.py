@@ -11,9 +11,8 @@ from natix_hf.data.asked import Asked
 from natix_hf.data.rows import Rows
 from natix_hf.metrics import select_threshold
 from natix_hf.phases.phase1_folds import answer_out_of_fold, fold_of_each_row
-from natix_hf.provenance.files import read_json, write_json
-from natix_hf.provenance.manifest import MANIFEST, manifest_problems
-from natix_hf.provenance.parts import read_part, write_part
+from natix_hf.provenance.files import write_json
+from natix_hf.provenance.parts import parts_to_keep, read_part, write_part
 from natix_hf.recipe import Recipe
 from natix_hf.results.answers import leave_candidate
 from natix_hf.results.candidate import Candidate
@@ -63,10 +62,7 @@ def _train(context: PhaseContext, candidate: Candidate, train: Rows, val_select:
 
 def finished_parts(context: PhaseContext) -> list[str]:
     """The candidate and what its training left, if nothing but the folds has changed."""
-    path, finished = context.folder / _KEY, (context.folder / MANIFEST).is_file()
-    if not path.is_file() or read_json(path) != _key(context) or (finished and manifest_problems(context.folder)):
-        return []
-    return [_KEY, _REPORT, *_FILES]
+    return parts_to_keep(context.folder / _KEY, _key(context), (_REPORT, *_FILES))
 
 
 def _key(context: PhaseContext) -> dict[str, Any]:

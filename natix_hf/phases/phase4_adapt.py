@@ -17,9 +17,8 @@ from natix_hf.data.unlabelled import joined, unlabelled_rows
 from natix_hf.errors import RecipeError
 from natix_hf.models.classifier import build_backbone, build_decoder, save_model
 from natix_hf.models.preprocess import make_processor
-from natix_hf.provenance.files import atomic_folder, file_sha256, read_json, write_json
-from natix_hf.provenance.manifest import MANIFEST, manifest_problems
-from natix_hf.provenance.parts import read_part, write_part
+from natix_hf.provenance.files import atomic_folder, file_sha256, write_json
+from natix_hf.provenance.parts import parts_to_keep, read_part, write_part
 from natix_hf.recipe import Recipe
 from natix_hf.results import plots
 from natix_hf.results.answers import write_history
@@ -169,10 +168,8 @@ def finished_parts(context: PhaseContext) -> list[str]:
 
     Changes that concern stage (b) alone (phase 1 and its candidate, `supervised`) do not matter.
     """
-    path, finished = context.folder / _KEY, (context.folder / MANIFEST).is_file()
-    if not path.is_file() or read_json(path) != _key(context) or (finished and manifest_problems(context.folder)):
-        return []
-    return [_KEY, REPORT, BACKBONE, UNLABELLED, _HISTORY, _CURVE, _TRAINING]
+    names = (REPORT, BACKBONE, UNLABELLED, _HISTORY, _CURVE, _TRAINING)
+    return parts_to_keep(context.folder / _KEY, _key(context), names)
 
 
 def _key(context: PhaseContext) -> dict[str, Any]:

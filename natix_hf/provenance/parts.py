@@ -11,6 +11,7 @@ from typing import Any
 
 from natix_hf.errors import VerificationError
 from natix_hf.provenance.files import check_files, describe_files, list_files, read_json, write_json
+from natix_hf.provenance.manifest import MANIFEST, manifest_problems
 
 _FILES = "files"
 # What differs between two attempts whose results are equal.
@@ -28,6 +29,25 @@ def write_part(path: Path, report: dict[str, Any], names: Iterable[str]) -> None
     files = [name for name in list_files(path.parent) if name in whole or name.split("/")[0] in whole]
     stable = {key: value for key, value in report.items() if key not in _OF_THE_ATTEMPT}
     write_json(path, stable | {_FILES: describe_files(path.parent, files)})
+
+
+def parts_to_keep(key_file: Path, key: dict[str, Any], names: Iterable[str]) -> list[str]:
+    """What a new attempt at a phase may keep: the file of the key and the parts, or nothing if they were made with
+    another key, or if the phase has finished and is damaged.
+
+    Args:
+        key_file: In the folder of the phase.
+        key: All that the parts depend on, as JSON values.
+        names: The files and folders of the parts.
+    """
+    folder = key_file.parent
+    try:
+        same = key_file.is_file() and read_json(key_file) == key
+    except VerificationError:
+        same = False
+    if not same or ((folder / MANIFEST).is_file() and manifest_problems(folder)):
+        return []
+    return [key_file.name, *names]
 
 
 def read_part(path: Path, tell: Callable[[str], None] = lambda line: None) -> dict[str, Any] | None:

@@ -35,6 +35,7 @@ import psutil
 from conftest import explora_recipe, tiny_backbone, write_parquet_source
 from ranks import PRELOADED
 
+from natix_hf.provenance.owner import OWNER
 from natix_hf.resources import resource_folder
 from natix_hf.runs.graph import ORDER, PHASES
 
@@ -95,8 +96,9 @@ class Chains:
             time.sleep(0.002)
 
     def reached(self, run: Path, number: int, process: Any) -> float:
-        """Wait until a phase has begun, and return the time."""
+        """Wait until the process is at work and a phase has begun, and return the time."""
         folder = run / PHASES[number].folder
+        self.wait_for(lambda: at_work(run, process.pid), process)  # a phase may have finished before it began
         self.wait_for(lambda: (folder / "in_progress.json").is_file() or finished(run, number), process)
         return time.monotonic()
 
@@ -208,6 +210,14 @@ def be_a_run(arguments: list[str], output: str) -> None:
 
     plots._DPI = 40  # to draw is most of the work of the later phases
     main(arguments)
+
+
+def at_work(run: Path, pid: int) -> bool:
+    """True if the newest mark of the run's owner is that of a process."""
+    marks = sorted((run / OWNER).glob("*.json"))
+    with suppress(OSError, ValueError):  # it is being replaced
+        return bool(marks) and json.loads(marks[-1].read_text())["pid"] == pid
+    return False
 
 
 def finished(run: Path, number: int) -> bool:
