@@ -14,9 +14,8 @@ from natix_hf.labels import SUBNET, LabelNames
 from natix_hf.provenance.files import read_json
 from natix_hf.provenance.manifest import MANIFEST, read_manifest
 from natix_hf.results.candidate import Candidate
-from natix_hf.runs.attempt import IN_PROGRESS
 from natix_hf.runs.collected import RunResults, read_results
-from natix_hf.runs.folders import RUN_FILE
+from natix_hf.runs.folders import IN_PROGRESS, RUN_FILE
 from natix_hf.runs.freshness import is_stale
 from natix_hf.runs.graph import CANDIDATE_PHASES, ORDER, PHASES, Phase
 from natix_hf.runs.lineage import public_name, public_sources

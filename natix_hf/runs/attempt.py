@@ -12,14 +12,13 @@ from natix_hf.provenance.files import atomic_folder, ids_sha256, json_sha256, re
 from natix_hf.provenance.manifest import MANIFEST, Draft, manifest_problems, read_manifest, write_manifest
 from natix_hf.recipe import Recipe
 from natix_hf.runs.context import CHECKPOINTS, Outcome, PhaseContext
-from natix_hf.runs.folders import run_id_of
+from natix_hf.runs.folders import IN_PROGRESS, run_id_of
 from natix_hf.runs.freshness import upstream_digests
 from natix_hf.runs.graph import Phase
 from natix_hf.runs.inputs import backbone_files, source_listings
 from natix_hf.runs.pins import pin
 
 ROWS_READ = "rows_read.json"
-IN_PROGRESS = "in_progress.json"
 _OF_THE_ATTEMPT = (CHECKPOINTS, IN_PROGRESS)
 
 

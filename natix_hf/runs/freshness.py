@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from natix_hf.errors import UsageError, VerificationError
+from natix_hf.provenance.files import list_files
 from natix_hf.provenance.manifest import MANIFEST, manifest_problems, read_manifest
 from natix_hf.recipe import Recipe
 from natix_hf.results.decision import Decision
+from natix_hf.runs.folders import IN_PROGRESS
 from natix_hf.runs.graph import PHASES, Phase, order_phases
 from natix_hf.runs.inputs import backbone_files, source_listings, were_other_files
 
@@ -24,11 +26,22 @@ def require_upstream(run_dir: Path, wanted: Sequence[int]) -> None:
 
 
 def _unfinished(phase: Phase, above: Phase, run_dir: Path) -> UsageError:
-    state = "damaged" if (run_dir / above.folder / MANIFEST).is_file() else "not finished"
+    state = "damaged" if lost_its_manifest(run_dir / above.folder) else "not finished"
+    verb, other = "needs", ""
+    if above.number not in phase.needs:
+        verb, other = "uses", f", or remove {run_dir / above.folder} to go on without it"
     return UsageError(
-        f"phase {phase.number} needs phase {above.number}, which is {state} in {run_dir}: "
-        f"natix-hf run RECIPE --phases {above.number} --run-dir {run_dir}"
+        f"phase {phase.number} {verb} phase {above.number}, which is {state} in {run_dir}: "
+        f"natix-hf run RECIPE --phases {above.number} --run-dir {run_dir}{other}"
     )
+
+
+def lost_its_manifest(folder: Path) -> bool:
+    """True if the folder of a phase without a readable manifest holds files, but no mark of an attempt at work: then
+    it had a manifest once."""
+    if (folder / MANIFEST).exists():
+        return True
+    return folder.is_dir() and not (folder / IN_PROGRESS).is_file() and bool(list_files(folder))
 
 
 def finished_digest(run_dir: Path, phase: Phase) -> str | None:
@@ -43,7 +56,8 @@ def upstream_digests(run_dir: Path, phase: Phase) -> dict[str, str]:
     """The digests of the phases that `phase` needs, and of the finished ones among those that it uses.
 
     Raises:
-        UsageError: if a needed phase is unfinished or stale; the line gives the command that runs it.
+        UsageError: if a needed phase is unfinished, or one of all these is damaged or stale; the line gives the
+            command that runs it.
     """
     digests = {}
     for number in phase.needs + phase.uses:
@@ -57,7 +71,7 @@ def upstream_digests(run_dir: Path, phase: Phase) -> dict[str, str]:
                     f"natix-hf run RECIPE --phases {_with_all_needs(above)} --run-dir {run_dir}"
                 )
             digests[above.folder] = digest
-        elif number in phase.needs:
+        elif number in phase.needs or lost_its_manifest(run_dir / above.folder):
             raise _unfinished(phase, above, run_dir)
     return digests
 

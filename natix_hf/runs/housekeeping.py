@@ -15,9 +15,9 @@ from natix_hf.provenance.durable import remove_folder
 from natix_hf.provenance.files import list_temporaries, read_json
 from natix_hf.provenance.manifest import MANIFEST, read_manifest
 from natix_hf.provenance.owner import OWNER, at_work
-from natix_hf.runs.attempt import IN_PROGRESS, set_aside
+from natix_hf.runs.attempt import set_aside
 from natix_hf.runs.context import CHECKPOINTS
-from natix_hf.runs.folders import RUN_FILE
+from natix_hf.runs.folders import IN_PROGRESS, RUN_FILE
 from natix_hf.runs.freshness import is_stale
 from natix_hf.runs.graph import ORDER, PHASES, Phase
 

@@ -20,8 +20,9 @@ from natix_hf.results.gate import GateReport
 from natix_hf.results.looks import Looks, read_looks
 from natix_hf.results.out_of_fold import OUT_OF_FOLD
 from natix_hf.results.promise import PromiseReport
-from natix_hf.runs.attempt import IN_PROGRESS, ROWS_READ
+from natix_hf.runs.attempt import ROWS_READ
 from natix_hf.runs.folders import RUN_FILE
+from natix_hf.runs.freshness import lost_its_manifest
 from natix_hf.runs.graph import ORDER, PHASES, Phase, number_of
 from natix_hf.runs.inputs import were_other_files
 from natix_hf.runs.recomputed import recomputed_problems
@@ -66,7 +67,7 @@ def run_problems(run_dir: Path, note: Callable[[str], None] = lambda line: None)
     problems = [
         f"{run_dir / phase.folder / MANIFEST} is missing"
         for phase in PHASES.values()
-        if phase not in finished and _looks_finished(run_dir / phase.folder)
+        if phase not in finished and lost_its_manifest(run_dir / phase.folder)
     ]
     if not finished and not problems:
         raise UsageError(f"{run_dir} has no finished phase, so there is nothing to verify: run a phase first")
@@ -95,11 +96,6 @@ def run_problems(run_dir: Path, note: Callable[[str], None] = lambda line: None)
     problems += _bundle_problems(run_dir)
     # What is damaged needs no recomputing, and could not be read.
     return [printable(line) for line in problems or recomputed_problems(run_dir, manifests, note)]
-
-
-def _looks_finished(folder: Path) -> bool:
-    """True if a folder holds files but no mark of a running phase: then it once had a manifest."""
-    return folder.is_dir() and not (folder / IN_PROGRESS).is_file() and bool(list_files(folder))
 
 
 def _run_file_problems(run_dir: Path, manifests: dict[str, dict[str, Any]]) -> list[str]:

@@ -118,6 +118,20 @@ def test_a_missing_upstream_names_the_command(
     refused(UsageError, call, f"natix-hf run RECIPE --phases {missing} --run-dir {finished_run}")
 
 
+@pytest.mark.parametrize("left", ["logits.parquet", "manifest.json"])
+def test_a_damaged_result_that_a_phase_may_use_is_not_passed_over(
+    left: str, finished_run: Path, tiny_recipe_file: Path
+) -> None:
+    """Phase 2 compares the candidate of phase 4 with the baseline, if there is one."""
+    adapted = finished_run / PHASES[4].folder
+    adapted.mkdir()
+    (adapted / left).write_bytes(b"{")
+    call = lambda: run_recipe(str(tiny_recipe_file), [2], finished_run, overrides=["phase2.n_resamples=150"])  # noqa: E731
+    refused(UsageError, call, f"--phases 4 --run-dir {finished_run}", f"remove {adapted}")
+    shutil.rmtree(adapted)
+    call()
+
+
 @pytest.mark.parametrize(
     ("wanted", "command"), [([2], "--phases 1 "), ([6], "--phases 1,2 "), ([2, 6], "--phases 1 ")]
 )

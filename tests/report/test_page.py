@@ -226,7 +226,7 @@ def test_where_it_was_published(whole_run: Path) -> None:
 def test_an_undefined_figure_says_so(whole_run: Path) -> None:
     def lose(evaluation: Any) -> None:
         for column in ("as_found", "at_target_prior"):
-            evaluation[column]["metrics"] |= {"mcc": None, "precision": None, "auroc": float("nan")}
+            evaluation[column]["metrics"] |= {"mcc": None, "precision": None, "auroc": None}
             evaluation[column]["intervals"] |= {"mcc": [None, None], "precision": [0.1, None]}
             evaluation[column]["intervals"]["f1"] = [None, None]
         evaluation["selective"]["risks"]["error"] = {"value": None, "interval": [None, None]}
