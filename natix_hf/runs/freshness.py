@@ -12,7 +12,7 @@ from natix_hf.recipe import Recipe
 from natix_hf.results.decision import Decision
 from natix_hf.runs.folders import IN_PROGRESS
 from natix_hf.runs.graph import PHASES, Phase, order_phases
-from natix_hf.runs.inputs import backbone_files, source_listings, were_other_files
+from natix_hf.runs.inputs import backbone_files, changed_input, source_listings, were_other_files
 
 NOT_FINISHED = "not finished yet"
 
@@ -109,6 +109,9 @@ def why_not_current(run_dir: Path, phase: Phase, recipe: Recipe) -> str | None:
         return "its settings changed"
     if manifest["upstream"] != upstream_digests(run_dir, phase) or were_other_files(run_dir, manifest):
         return "its inputs changed"
+    changed = changed_input(run_dir, manifest)
+    if changed is not None:  # the phase then refuses it, or finds that it was made again
+        return f"{changed} is not the file that it has read"
     known = manifest.get("backbone")
     if known and (now := backbone_files(recipe.model.backbone)) and now != known:  # a moved run may lie without it
         return "its backbone changed"

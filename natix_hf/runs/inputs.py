@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,21 @@ def source_listings(data: DataConfig) -> list[str]:
     """
     paths = [Path(source.source).expanduser() for source in data.sources]
     return [listing_sha256(path) for path in paths if path.exists()]
+
+
+def changed_input(run_dir: Path, manifest: dict[str, Any]) -> Path | None:
+    """A file that a finished phase has read and that is gone or another one now, or None."""
+    for name, sha256 in manifest.get("inputs", {}).items():
+        path = run_dir / name
+        if not path.is_file() or _sha256_now(path, path.stat().st_size, path.stat().st_mtime_ns) != sha256:
+            return path
+    return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _sha256_now(path: Path, size: int, mtime_ns: int) -> str:
+    """The sha256 of a file. Several phases read the same weights, and each asks."""
+    return file_sha256(path)
 
 
 def were_other_files(run_dir: Path, manifest: dict[str, Any]) -> bool:

@@ -118,6 +118,18 @@ def test_a_missing_upstream_names_the_command(
     refused(UsageError, call, f"natix-hf run RECIPE --phases {missing} --run-dir {finished_run}")
 
 
+def test_a_current_phase_is_not_skipped_over_a_damaged_input(finished_run: Path, tiny_recipe_file: Path) -> None:
+    before = _state(finished_run / PHASES[2].folder)
+    logits = finished_run / PHASES[1].folder / "logits" / "val_select.parquet"
+    content = bytearray(logits.read_bytes())
+    content[len(content) // 2] ^= 1
+    logits.write_bytes(content)
+    refused(
+        UsageError, lambda: run_recipe(str(tiny_recipe_file), [2], finished_run), logits, "--phases 1 --run-dir"
+    )
+    assert _state(finished_run / PHASES[2].folder) == before
+
+
 @pytest.mark.parametrize("left", ["logits.parquet", "manifest.json"])
 def test_a_damaged_result_that_a_phase_may_use_is_not_passed_over(
     left: str, finished_run: Path, tiny_recipe_file: Path
