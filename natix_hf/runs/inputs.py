@@ -90,7 +90,8 @@ def source_listings(data: DataConfig) -> list[str]:
 
 def changed_input(run_dir: Path, manifest: dict[str, Any]) -> Path | None:
     """A file that a finished phase has read and that is gone or another one now, or None."""
-    for name, sha256 in manifest.get("inputs", {}).items():
+    read: dict[str, str] = manifest.get("inputs", {})
+    for name, sha256 in read.items():
         path = run_dir / name
         if not path.is_file() or _sha256_now(path, path.stat().st_size, path.stat().st_mtime_ns) != sha256:
             return path
