@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from natix_hf import interrupt
 from natix_hf.errors import UsageError
 from natix_hf.pipeline import OUTPUTS, continuable, data_loader, run_phase, why_run
-from natix_hf.preflight import check_trainings, require_caches, require_labels, require_whole_models
+from natix_hf.preflight import check_trainings, require_caches, require_gpu, require_labels, require_whole_models
 from natix_hf.provenance.durable import temporary_sibling
 from natix_hf.provenance.owner import TOKEN, owning
 from natix_hf.recipe import Recipe, load_recipe
@@ -86,6 +86,7 @@ def _run_on_every_rank(number: int, given: argparse.Namespace) -> None:
     from natix_hf.models.device import device_line, runs_on_cpu
 
     recipe, phase = load_recipe(given.recipe, given.overrides), PHASES[number]
+    require_gpu(recipe, [number])
     require_labels(recipe, [number])
     require_whole_models()
     require_caches(recipe)

@@ -239,7 +239,9 @@ def _launch_options(accelerate_config: Path | None) -> list[str] | None:
         return ["--config_file", str(accelerate_config)]
     import torch
 
-    if torch.cuda.device_count() < 2:
+    from natix_hf.models.device import cpu_was_asked_for
+
+    if torch.cuda.device_count() < 2 or cpu_was_asked_for():
         return None
     options = ["--multi_gpu", "--num_processes", str(torch.cuda.device_count()), "--num_machines", "1"]
     return [*options, "--mixed_precision", "no", "--dynamo_backend", "no"]

@@ -18,6 +18,7 @@ SPREAD = (
     "a model that is spread over devices (FSDP, DeepSpeed) is refused, because exact resume and the proof of a merge "
     "need whole weights, and a ViT fits on one device: use accelerate_configs/ddp_2gpu.yaml"
 )
+_FOR_A_GPU = ("bf16", "tf32")  # fp16 cannot run on a CPU at all
 # TrainingArguments need a folder. A check writes nothing there.
 _NOWHERE = Path("outputs")
 
@@ -32,6 +33,7 @@ def check_run(recipe: Recipe, wanted: Sequence[int], run_dir: Path | None, train
     Raises:
         UsageError: with the key or the phase, and what to do.
     """
+    require_gpu(recipe, wanted)
     require_labels(recipe, wanted)
     require_caches(recipe)
     if 4 in wanted:
@@ -46,6 +48,26 @@ def check_run(recipe: Recipe, wanted: Sequence[int], run_dir: Path | None, train
         check_push(str(recipe.phase6.repo_id), recipe.phase6.tag)
     if 6 in wanted and recipe.phase6.onnx:
         check_onnx_export(recipe)
+
+
+def require_gpu(recipe: Recipe, wanted: Sequence[int]) -> None:
+    """Raise a `UsageError` if torch cannot use a GPU of this machine, or if there is none and the recipe is for one,
+    unless the CPU was asked for. Nobody who pays for a GPU wants to train on the CPU without knowing."""
+    from natix_hf.models.device import cpu_was_asked_for, runs_on_cpu, why_no_gpu
+
+    if cpu_was_asked_for() or not runs_on_cpu():
+        return
+    reason = why_no_gpu()
+    if reason is not None:
+        raise UsageError(f"{reason}, or run on the CPU with --cpu")
+    for phase in (PHASES[number] for number in wanted if PHASES[number].trains):
+        fields = recipe.stage(phase.number).training_fields()
+        for key in _FOR_A_GPU:
+            if fields.get(key):
+                raise UsageError(
+                    f"phase{phase.number}.{key} is for a GPU, and PyTorch sees none on this machine: take one with a "
+                    f"GPU, set phase{phase.number}.{key}=false, or run on the CPU with --cpu"
+                )
 
 
 def require_caches(recipe: Recipe) -> None:

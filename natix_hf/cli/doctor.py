@@ -22,12 +22,17 @@ def check() -> tuple[list[str], list[str]]:
     """The facts and the warnings, one line each."""
     import torch
 
-    facts = [f"{name} {version}" for name, version in package_versions().items()]
+    from natix_hf.models.device import device_line, why_no_gpu
+
+    facts = [f"device: {device_line()}", *(f"{name} {version}" for name, version in package_versions().items())]
     warnings = [
         f"{name} is not installed: install natix_hf again"
         for name, v in package_versions().items()
         if v == "not installed"
     ]
+    hidden = why_no_gpu()
+    if hidden is not None:
+        warnings.append(hidden)
     facts += [
         f"optional {name}: {'installed' if importlib.util.find_spec(name) else 'not installed'} ({use})"
         for name, use in _OPTIONAL.items()

@@ -26,11 +26,16 @@ def run(
     accelerate_config: Annotated[
         Path | None, typer.Option(help="Launch training phases with this file from `accelerate config`.")
     ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Run on the CPU, whatever GPU there is or should be.")] = False,
 ) -> None:
     """Run a recipe, from images to a bundle.
 
     Phases whose result is up to date are skipped.
     """
+    if cpu:
+        from natix_hf.models.device import use_cpu
+
+        use_cpu()
     from natix_hf.pipeline import run_recipe
     from natix_hf.runs.graph import parse_phases
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
 from natix_hf.errors import UsageError, cut, first_line, shortened
 
+_ON_CPU = "ACCELERATE_USE_CPU"
+
 
 def runs_on_cpu() -> bool:
-    """Tell whether training uses the CPU: there is no accelerator, or `accelerate launch --cpu` asked for it."""
-    return not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    """Tell whether training uses the CPU: there is no accelerator, or the CPU was asked for."""
+    return cpu_was_asked_for() or not torch.accelerator.is_available()
 
 
 @contextmanager
@@ -23,19 +29,68 @@ def full_float32() -> Iterator[None]:
     On recent GPUs, TF32 would round the inputs of convolutions and matrix products to 10 bits. The logits of one model
     would then differ between machines by far more than float32 rounding.
     """
-    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
-    before = convolutions.fp32_precision, products.fp32_precision
-    convolutions.fp32_precision = products.fp32_precision = "ieee"
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    convolutions, name, exact = getattr(cudnn, "conv", None), "fp32_precision", "ieee"
+    if convolutions is None:  # PyTorch below 2.9
+        convolutions, name, exact = cudnn, "allow_tf32", False
+    before = [(switch, getattr(switch, name)) for switch in (convolutions, products)]
     try:
+        for switch, _ in before:
+            setattr(switch, name, exact)
         yield
     finally:
-        convolutions.fp32_precision, products.fp32_precision = before
+        for switch, value in before:
+            setattr(switch, name, value)
 
 
 def default_device() -> torch.device:
-    """Return the accelerator if there is one, otherwise the CPU."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    """Return the accelerator if there is one and the CPU was not asked for, otherwise the CPU."""
+    accelerator = None if runs_on_cpu() else torch.accelerator.current_accelerator()
     return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def use_cpu() -> None:
+    """Let this process and those that it launches compute on the CPU, as `accelerate launch --cpu` does."""
+    os.environ[_ON_CPU] = "true"
+
+
+def cpu_was_asked_for() -> bool:
+    """Tell whether `use_cpu` or `accelerate launch --cpu` has asked for the CPU."""
+    return os.environ.get(_ON_CPU, "").lower() in ("1", "true")
+
+
+def why_no_gpu() -> str | None:
+    """Say why torch cannot use the NVIDIA GPU of this machine. None if it can, or if there is no such GPU."""
+    if torch.accelerator.is_available():
+        return None
+    gpus = _gpus_of_the_driver()
+    if not gpus:
+        return None
+    found = f"this machine has {' and '.join(sorted(set(gpus)))}, but PyTorch {torch.__version__} cannot use it"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and hidden.strip() in ("", "-1", "NoDevFiles"):
+        return f"{found}: CUDA_VISIBLE_DEVICES is {cut(hidden)}, which hides it: unset it"
+    if torch.version.cuda is None:
+        return f"{found}: it is a build for the CPU: install a build for CUDA that your driver supports"
+    try:
+        torch.zeros(1, device="cuda")
+        reason = "it does not say why"
+    except Exception as error:  # RuntimeError, AssertionError, or the driver's own
+        reason = shortened(str(first_line(error)), 200)
+    return f"{found}: it needs a driver for CUDA {torch.version.cuda} ({reason}): install a build for your driver"
+
+
+def _gpus_of_the_driver() -> list[str]:
+    """The names of the NVIDIA GPUs that the driver shows here, whether torch can use them or not."""
+    tool = shutil.which("nvidia-smi")
+    if tool is not None:
+        with suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run([tool, "-L"], capture_output=True, text=True, errors="replace", timeout=30)
+            names = re.findall(r"^GPU \d+: (.+?) \(UUID", done.stdout, re.MULTILINE)
+            if names:
+                return [f"an {name}" if name.startswith("NVIDIA") else f"a {name}" for name in names]
+    # In a container without the tool. The nodes are the container's own, /proc would show the GPUs of its host.
+    return ["an NVIDIA GPU" for _ in Path("/dev").glob("nvidia[0-9]*")]
 
 
 def usable_device(device: object) -> torch.device:
