@@ -4,9 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 NEWEST := .venv-newest
+OLDEST := .venv-torch-oldest
+# What a change of PyTorch can break.
+CORE := tests/models tests/trainers tests/ssl tests/calibration tests/bundle tests/phases
 MINER := .venv-miner
 
-.PHONY: quickstart test test-wheel test-lowest test-newest test-miner faults check docs clean
+.PHONY: quickstart test test-wheel test-lowest test-newest test-torch-oldest test-miner faults check docs clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/natix-hf run quickstart
@@ -32,6 +35,11 @@ test-lowest: $(LOWEST)/installed-dev
 test-newest: $(NEWEST)/installed-dev
 	$(NEWEST)/bin/pip list --format freeze | grep -E "^(torch|transformers|peft|datasets|accelerate|huggingface.hub)="
 	$(NEWEST)/bin/pytest -n 2 --dist loadgroup
+
+# The core of the suite on the oldest PyTorch that pyproject.toml allows, all else as it is pinned. On Linux it comes with
+# CUDA 12: some 6 GB.
+test-torch-oldest: $(OLDEST)/installed-dev
+	$(OLDEST)/bin/pytest -n 2 --dist loadgroup $(CORE)
 
 # Bundles in the hands of the subnet's official miner: transformers 4.45.2, which needs a Python below 3.12.
 test-miner: $(VENV)/installed-dev $(MINER)/installed
@@ -77,6 +85,14 @@ $(NEWEST)/installed-dev: pyproject.toml
 	$(NEWEST)/bin/pip install --quiet --upgrade transformers peft datasets accelerate huggingface-hub
 	touch $@
 
+$(OLDEST)/installed-dev: pyproject.toml constraints.txt tests/packaging/lowest.py
+	$(PYTHON) -m venv --clear $(OLDEST)
+	grep -v "^torch==" constraints.txt > $(OLDEST)/constraints.txt
+	$(PYTHON) tests/packaging/lowest.py | grep "^torch==" >> $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt torch
+	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable ".[dev]"
+	touch $@
+
 $(MINER)/installed: tests/miner/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 12))' || \
 	{ echo "the official miner runs on Python 3.11: make test-miner PYTHON=python3.11" >&2; exit 1; }
@@ -85,4 +101,4 @@ $(MINER)/installed: tests/miner/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(NEWEST) $(MINER) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) $(OLDEST) $(MINER) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
