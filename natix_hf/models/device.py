@@ -30,10 +30,12 @@ def full_float32() -> Iterator[None]:
     would then differ between machines by far more than float32 rounding.
     """
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    convolutions, name, exact = getattr(cudnn, "conv", None), "fp32_precision", "ieee"
-    if convolutions is None:  # PyTorch below 2.9
-        convolutions, name, exact = cudnn, "allow_tf32", False
-    before = [(switch, getattr(switch, name)) for switch in (convolutions, products)]
+    exact: str | bool
+    if hasattr(cudnn, "conv"):
+        switches, name, exact = (cudnn.conv, products), "fp32_precision", "ieee"
+    else:  # PyTorch below 2.9
+        switches, name, exact = (cudnn, products), "allow_tf32", False
+    before = [(switch, getattr(switch, name)) for switch in switches]
     try:
         for switch, _ in before:
             setattr(switch, name, exact)
