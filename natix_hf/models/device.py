@@ -87,7 +87,7 @@ def _gpus_of_the_driver() -> list[str]:
     tool = shutil.which("nvidia-smi")
     if tool is not None:
         with suppress(OSError, subprocess.SubprocessError):
-            done = subprocess.run([tool, "-L"], capture_output=True, text=True, errors="replace", timeout=30)
+            done = subprocess.run([tool, "-L"], capture_output=True, encoding="utf-8", errors="replace", timeout=30)
             names = re.findall(r"^GPU \d+: (.+?) \(UUID", done.stdout, re.MULTILINE)
             if names:
                 return [f"an {name}" if name.startswith("NVIDIA") else f"a {name}" for name in names]
