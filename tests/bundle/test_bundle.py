@@ -27,6 +27,8 @@ from natix_hf.bundle.policy import Policy
 from natix_hf.calibration import Calibration
 from natix_hf.errors import DataError, HubError, RunError, UsageError, VerificationError
 from natix_hf.provenance.files import file_sha256, list_files
+from natix_hf.results.card_figures import hub_figures
+from natix_hf.results.evaluation import Evaluation
 from natix_hf.results.logits import LogitTable, read_logits
 
 HOTKEY = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"
@@ -231,10 +233,13 @@ def test_the_metadata_is_what_the_hub_reads(rich_run: Path) -> None:
     assert (data.library_name, data.pipeline_tag, data.model_name) == (
         "transformers", "image-classification", 'Rich: "one"',
     )  # fmt: skip
-    metrics = read(folder / "evaluation.json")["as_found"]["metrics"]
+    evaluation = Evaluation.read(folder)
     results = {result.metric_type: result.metric_value for result in data.eval_results}
-    assert results == {name: round(metrics[name], 4) for name in ("mcc", "balanced_accuracy", "auroc")}
-    assert len(set(results.values())) == 3  # else one could stand for another
+    wanted = ("mcc", "balanced_accuracy", "auroc")
+    assert results == {name: round(float(evaluation.as_found.metrics[name] or 0), 4) for name in wanted}
+    planted = dict(zip(wanted, (0.1, 0.2, 0.3), strict=True))  # the run's own may be equal
+    found = replace(evaluation.as_found, metrics=evaluation.as_found.metrics | planted)
+    assert hub_figures(replace(evaluation, as_found=found)) == planted
     assert {result.dataset_split for result in data.eval_results} == {"test"}
 
 
