@@ -26,7 +26,7 @@ def table_rows(evaluation: Evaluation) -> list[str]:
 
 
 def _cell(column: Column, name: str) -> str:
-    value, (low, high) = column.metrics[name], column.intervals.get(name, (None, None))
+    value, (low, high) = column.metrics.get(name), column.intervals.get(name, (None, None))
     if value is None:
         return "undefined"
     return f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else "")

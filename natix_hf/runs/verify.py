@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from natix_hf.bundle.names import BUNDLE_MANIFEST, EVALUATION, POLICY, bundle_of_run
 from natix_hf.data.splits import SPLITS, Splits, leaks_between_roles, read_splits
-from natix_hf.errors import UsageError, VerificationError, cut, printable
+from natix_hf.errors import UsageError, VerificationError, cut, printable, shortened
 from natix_hf.provenance.files import ids_sha256, list_files, list_temporaries, read_json
 from natix_hf.provenance.manifest import MANIFEST, is_list_of_texts, manifest_problems, read_manifest
 from natix_hf.results.calibration import CalibrationReport
@@ -29,6 +29,8 @@ from natix_hf.runs.recomputed import recomputed_problems
 
 if TYPE_CHECKING:
     from natix_hf.bundle.policy import Policy
+
+_LONGEST = 1000  # characters of a line: an id may be of any length
 
 
 def find_problems(reference: str, note: Callable[[str], None] = lambda line: None) -> list[str]:
@@ -89,13 +91,16 @@ def run_problems(run_dir: Path, note: Callable[[str], None] = lambda line: None)
     try:
         splits = read_splits(run_dir / PHASES[0].folder / SPLITS)
     except VerificationError as error:
-        return [printable(line) for line in (*problems, *([] if str(error) in problems else [str(error)]))]
+        return [
+            shortened(printable(line), _LONGEST)
+            for line in (*problems, *([] if str(error) in problems else [str(error)]))
+        ]
     problems += leaks_between_roles(splits)
     for phase in finished:
         problems += _row_problems(run_dir, phase, manifests.get(phase.folder, {}), splits)
     problems += _bundle_problems(run_dir)
     # What is damaged needs no recomputing, and could not be read.
-    return [printable(line) for line in problems or recomputed_problems(run_dir, manifests, note)]
+    return [shortened(printable(line), _LONGEST) for line in problems or recomputed_problems(run_dir, manifests, note)]
 
 
 def _run_file_problems(run_dir: Path, manifests: dict[str, dict[str, Any]]) -> list[str]:
