@@ -202,5 +202,12 @@ class Tally:
             for kind, found in self.counts.items()
         ]
 
+    def report(self, grown: float) -> int:
+        """Print everything, with the MB by which the memory grew. Returns the exit code."""
+        for line in (*self.lines(), *self.misses[:50]):
+            print(line)
+        print(f"slowest {self.slowest:.2f} s, memory grew by {grown:.0f} MB, {len(self.misses)} missed")
+        return 1 if self.misses else 0
+
 
 sys.addaudithook(_audit)

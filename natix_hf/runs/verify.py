@@ -91,16 +91,17 @@ def run_problems(run_dir: Path, note: Callable[[str], None] = lambda line: None)
     try:
         splits = read_splits(run_dir / PHASES[0].folder / SPLITS)
     except VerificationError as error:
-        return [
-            shortened(printable(line), _LONGEST)
-            for line in (*problems, *([] if str(error) in problems else [str(error)]))
-        ]
+        return _lines([*problems, *([] if str(error) in problems else [str(error)])])
     problems += leaks_between_roles(splits)
     for phase in finished:
         problems += _row_problems(run_dir, phase, manifests.get(phase.folder, {}), splits)
     problems += _bundle_problems(run_dir)
     # What is damaged needs no recomputing, and could not be read.
-    return [shortened(printable(line), _LONGEST) for line in problems or recomputed_problems(run_dir, manifests, note)]
+    return _lines(problems or recomputed_problems(run_dir, manifests, note))
+
+
+def _lines(problems: list[str]) -> list[str]:
+    return [shortened(printable(problem), _LONGEST) for problem in problems]
 
 
 def _run_file_problems(run_dir: Path, manifests: dict[str, dict[str, Any]]) -> list[str]:

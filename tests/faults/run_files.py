@@ -130,10 +130,7 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         tally, grown = attack(given.count, given.seed, Path(scratch).resolve())
-    for line in (*tally.lines(), *tally.misses[:50]):
-        print(line)
-    print(f"slowest {tally.slowest:.2f} s, memory grew by {grown:.0f} MB, {len(tally.misses)} missed")
-    return 1 if tally.misses else 0
+    return tally.report(grown)
 
 
 if __name__ == "__main__":

@@ -282,10 +282,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     tally, grown = run(given.count, given.seed)
-    for line in (*tally.lines(), *tally.misses[:50]):
-        print(line)
-    print(f"slowest {tally.slowest:.2f} s, memory grew by {grown:.0f} MB, {len(tally.misses)} missed")
-    return 1 if tally.misses else 0
+    return tally.report(grown)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from refusals import refused
 from safetensors.torch import load_file, save_file
 
 from natix_hf.errors import UsageError
-from natix_hf.provenance.files import describe_files, file_sha256, list_files, write_json, write_text
+from natix_hf.provenance.files import describe_files, file_sha256, json_sha256, list_files, write_json, write_text
 from natix_hf.provenance.manifest import manifest_digest, manifest_seal
 from natix_hf.provenance.owner import OWNER
 from natix_hf.results.logits import read_logits, write_logits
+from natix_hf.results.looks import Looks
 from natix_hf.runs.graph import PHASES
 from natix_hf.runs.verify import find_problems
 
@@ -100,6 +101,16 @@ def test_a_file_that_nobody_wrote(folder: str, finished_run: Path) -> None:
     stranger = finished_run / folder / "adapter_model.safetensors"
     stranger.write_bytes(b"")
     assert any(str(stranger) in problem for problem in find_problems(str(finished_run)))
+
+
+def test_a_list_of_looks_that_was_changed(finished_run: Path) -> None:
+    Looks([], json_sha256([])).write(finished_run)
+    path = finished_run / Looks.FILE
+    assert find_problems(str(finished_run)) == []
+    for changed in (path.read_text() + " ", path.read_text().replace("[]", "[1]"), "{"):
+        path.write_text(changed)
+        (problem,) = find_problems(str(finished_run))
+        assert str(path) in problem
 
 
 def test_a_run_without_a_finished_phase(tmp_path: Path) -> None:
