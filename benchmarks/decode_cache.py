@@ -95,8 +95,8 @@ def measure(frames: list[Image.Image], cache_px: int, repeats: int) -> dict[str,
     config = AugmentConfig()
 
     def view(stored: bytes, size: tuple[int, int], options: dict[str, Any] | None, number: int) -> np.ndarray:
-        image = Image.fromarray(decode(stored, size, options))
-        return augment(image, config, VIEW, np.random.default_rng([0, 0, number]))
+        picture = decode(stored, size, options)
+        return augment(picture, config, VIEW, np.random.default_rng([0, 0, number])).numpy()
 
     for repeat in range(repeats):
         for number, copy in enumerate(copies):

@@ -177,7 +177,7 @@ def fine_tune(target: Target, backbone: Path, seed: int, learning_rate: float) -
             for chosen in np.array_split(order, math.ceil(len(train) / batch)):
                 items = views.__getitems__([(epoch, int(row)) for row in chosen])
                 pixels = torch.stack([item["pixel_values"] for item in items]).to(device)
-                logits = model(pixel_values=pixels).logits
+                logits = model(**views.finish({"pixel_values": pixels})).logits
                 loss: Any = nn.functional.cross_entropy(logits, labels[torch.from_numpy(chosen)].to(device))
                 optimizer.zero_grad()
                 loss.backward()

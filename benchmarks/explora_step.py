@@ -137,8 +137,9 @@ def bare(trainer: Any, total: int) -> None:
     model, args = trainer.model, trainer.args
     size, device = args.per_device_train_batch_size, args.device
     order: Any = torch.randperm(len(trainer.train_dataset))[: READY_BATCHES * size]
+    views = trainer.train_dataset
     batches = [
-        {name: crops.to(device) for name, crops in collated(trainer.train_dataset, rows.tolist()).items()}
+        views.finish({name: crops.to(device) for name, crops in collated(views, rows.tolist()).items()})
         for rows in order.split(size)
         if len(rows) == size
     ]
@@ -204,6 +205,7 @@ class TimedViews(Dataset[Any]):
 
     def __init__(self, views: Any, workers: int) -> None:
         self.views = views
+        self.finish = views.finish
         self.spent = torch.zeros(max(1, workers), 3, dtype=torch.float64)
         self.spent.share_memory_()  # type: ignore[no-untyped-call]
 

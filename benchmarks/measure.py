@@ -28,12 +28,14 @@ def report(**figures: Any) -> None:
 
 
 class Side:
-    """One side of a comparison: this script, started again with other arguments."""
+    """One side of a comparison: this script, started again with other arguments, or another one by its own Python."""
 
-    def __init__(self, script: str, *arguments: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, script: str, *arguments: str, env: dict[str, str] | None = None, python: str = sys.executable
+    ) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # a pipe that nobody empties would stop the side when it is full
         self.process = subprocess.Popen(
-            [sys.executable, script, *arguments],
+            [python, script, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -51,12 +53,16 @@ class Side:
         self._errors.seek(0)
         raise SystemExit(f"{self.process.args!r} ended early:\n{self._errors.read()[-4000:]}")
 
-    def take_turn(self) -> float:
-        """Seconds of one of the side's `Turns`."""
+    def figures_of_turn(self) -> dict[str, Any]:
+        """Let the side take a turn. What it reports."""
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        return float(self.figures()["seconds"])
+        return self.figures()
+
+    def take_turn(self) -> float:
+        """Seconds of one of the side's `Turns`."""
+        return float(self.figures_of_turn()["seconds"])
 
     def memory(self) -> float:
         """MiB of the process and its loader workers, what they share counted once."""

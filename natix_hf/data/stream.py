@@ -28,6 +28,7 @@ from natix_hf.data.images import open_image, pixel_sha256, shrink, tame_aspect
 from natix_hf.data.rows import Rows
 from natix_hf.data.splits import Splits
 from natix_hf.data.unlabelled import ROLE, protected_rows
+from natix_hf.data.views import finished
 from natix_hf.errors import DataError
 
 if TYPE_CHECKING:
@@ -201,6 +202,10 @@ class StreamedViews(IterableDataset[tuple[Batch | None, Note]]):
     def share(self, reader: int, readers: int, start: Position) -> StreamedViews:
         """The same views of another share of the frames."""
         return StreamedViews(self.stream, self.views, self.batch_size, reader, readers, start)
+
+    def finish(self, batch: Batch) -> Batch:
+        """Turn a batch into the inputs of a model, on its device."""
+        return finished(self.views, batch)
 
     def __iter__(self) -> Iterator[tuple[Batch | None, Note]]:
         try:

@@ -15,15 +15,31 @@ from natix_hf.data.asked import Asked
 from natix_hf.data.augment import augment
 from natix_hf.data.config import Augment
 from natix_hf.data.decode import pixels_of
+from natix_hf.data.pixels import Normalise
 from natix_hf.data.rows import Rows
 
 Item = dict[str, Any]
 
 
+# How training views are made. Raise the number with every change of their pixels: features of views of two versions
+# are never mixed.
+VIEWS_VERSION = 2
+
+
+def finished(views: Any, batch: Item) -> Item:
+    """Turn a batch of a dataset's items into the inputs of a model, on the device where the batch is.
+
+    Workers hand over pictures as bytes, which are a quarter of the floats. A dataset that does so has a method
+    `finish`. Items of other datasets, such as a user's own, are inputs already.
+    """
+    finish = getattr(views, "finish", None)
+    return batch if finish is None else finish(batch)
+
+
 class TrainViews(Dataset[Item]):
     """Augmented views of the decoded copies, indexed by `(epoch, row)`.
 
-    An item holds `pixel_values` float32 [3, size, size], normalised, and `labels`.
+    An item holds `pixel_values` uint8 [3, size, size], and `labels`. `finish` normalises the pixels of a batch.
     """
 
     def __init__(self, rows: Rows, config: Augment, size: int, mean: list[float], std: list[float], seed: int) -> None:
@@ -31,8 +47,7 @@ class TrainViews(Dataset[Item]):
         self.labels = rows.labels
         self.config = config
         self.size = size
-        self.mean = np.asarray(mean, dtype=np.float32).reshape(3, 1, 1) * 255
-        self.std = np.asarray(std, dtype=np.float32).reshape(3, 1, 1) * 255
+        self.finish = Normalise(mean, std)
         self.seed = seed
 
     def __len__(self) -> int:
@@ -48,24 +63,19 @@ class TrainViews(Dataset[Item]):
 
     def draw(self, keys: Sequence[tuple[int, int]], copies: Sequence[np.ndarray]) -> list[Item]:
         """Draw a view of each copy, uint8 [H, W, 3], without a label."""
-        pixels = np.empty((len(keys), 3, self.size, self.size), dtype=np.float32)
-        for place, (epoch, row) in enumerate(keys):
-            rng = np.random.default_rng([self.seed, epoch, row])
-            view = augment(Image.fromarray(copies[place]), self.config, self.size, rng)
-            pixels[place] = view.transpose(2, 0, 1)
-        pixels -= self.mean
-        pixels /= self.std
-        return [{"pixel_values": value} for value in torch.from_numpy(pixels)]
+        drawn = zip(copies, (np.random.default_rng([self.seed, *key]) for key in keys), strict=True)
+        return [{"pixel_values": augment(copy, self.config, self.size, rng)} for copy, rng in drawn]
 
 
 class MaskedViews(Dataset[Item]):
     """`TrainViews` without labels but with noise, by which a masked autoencoder picks the patches to mask.
 
-    Indexed by `(epoch, row)`. An item holds `pixel_values` and `noise` float32 [patches].
+    Indexed by `(epoch, row)`. An item holds `pixel_values` uint8 [3, size, size] and `noise` float32 [patches].
     """
 
     def __init__(self, views: TrainViews, patches: int) -> None:
         self.views = views
+        self.finish = views.finish
         self.patches = patches
 
     def __len__(self) -> int:

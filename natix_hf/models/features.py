@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from natix_hf.data.views import finished
 from natix_hf.models.classifier import head_of
 from natix_hf.models.device import full_float32
 from natix_hf.provenance.alone import alone
@@ -65,7 +66,8 @@ def cached_features(
 
     Args:
         model (`nn.Module`): A classifier.
-        views (`list` of `(dataset, keys)`): Each with the same number n of keys; `dataset[key]` yields `pixel_values`.
+        views (`list` of `(dataset, keys)`): Each with the same number n of keys; `dataset[key]` yields `pixel_values`,
+            which `finished` completes.
         key: Everything that the features depend on beside the weights (rows, processor, augmentation), as plain JSON
             values. Equal weights and an equal key give the cached file.
         batch_size, workers (`int`): Of the loader.
@@ -108,7 +110,8 @@ def _compute(
                 loader = DataLoader(dataset, sampler=keys, batch_size=batch_size, num_workers=workers)
                 start = 0
                 for batch in tqdm(loader, desc=f"features, view {number + 1} of {len(views)}", disable=None):
-                    model(pixel_values=batch["pixel_values"].to(device))
+                    moved = {"pixel_values": batch["pixel_values"].to(device)}
+                    model(pixel_values=finished(dataset, moved)["pixel_values"])
                     values = captured.pop().float().cpu().numpy()
                     features[number, start : start + len(values)] = values
                     start += len(values)

@@ -53,6 +53,9 @@ class Objective(Protocol):
     ) -> Dataset[Any]:
         """Make the training views, indexed by `(epoch, row)`. Their draws depend only on (seed, epoch, row).
 
+        Where the views have a method `finish`, it turns a batch of their items, already on the device, into the
+        inputs of the objective: pictures may travel as bytes.
+
         With `phase4.stream`, `images` is a sample, and training calls `draw` of the views (`natix_hf.data.stream`).
         """
 

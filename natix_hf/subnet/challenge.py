@@ -32,7 +32,7 @@ DISTORTIONS = {
 _SATURATION, _CONTRAST, _RESAMPLING = (1.0, 0.4, 0.3), (1.0, 0.85, 0.725), (1, 2, 3)
 _NOISE_VARIANCE, _BLUR_KERNEL = (0.0, 0.001, 0.002), (0, 7, 9)
 _JPEG_QUALITY = 75
-_LUMA = (0.299, 0.587, 0.114)
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as in PIL's own conversion to grey
 # Change of (R, G, B) per unit of noise on (Y, Cb, Cr) in video range, with OpenCV's YCrCb conversion for 0 to 255.
 _NOISE_TO_RGB = np.array([[1.0, 0.0, 1.403], [1.0, -0.344, -0.714], [1.0, 1.773, 0.0]]) * (
     255 * 255 / np.array([235 - 16, 240 - 16, 240 - 16])
@@ -211,7 +211,7 @@ def _rotated_crop(image: Image.Image, challenge: Challenge) -> Image.Image:
 def _saturation(view: Image.Image, strength: int, _: Any) -> Image.Image:
     """Scale the chroma around grey. The validator truncates and PIL rounds, so half a grey level is subtracted."""
     share = _SATURATION[strength]
-    rows = [[(share if i == j else 0.0) + (1 - share) * _LUMA[j] for j in range(3)] + [-0.5] for i in range(3)]
+    rows = [[(share if i == j else 0.0) + (1 - share) * LUMA[j] for j in range(3)] + [-0.5] for i in range(3)]
     return view.convert("RGB", [value for row in rows for value in row])
 
 

@@ -34,6 +34,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from natix_hf import interrupt
 from natix_hf.data.sampler import EpochSampler
+from natix_hf.data.views import finished
 from natix_hf.disk import disk_error, disk_line
 from natix_hf.errors import RunError, VerificationError, first_line
 from natix_hf.models.bars import no_loading_bars
@@ -204,6 +205,11 @@ class BaseTrainer(Trainer):
                 self._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # the launcher ends the others as soon as one has ended
             interrupt.end(self._stop.signum)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)  # which moves them to the device; pictures travel as bytes
+        is_training = self.model is not None and self.model.training
+        return finished(self.train_dataset, inputs) if is_training else inputs
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         begin = time.perf_counter()

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 from transformers import PreTrainedModel, TrainingArguments
 
 from natix_hf.data.asked import Asked, ask
 from natix_hf.data.config import Augment
 from natix_hf.data.rows import Rows
 from natix_hf.data.sampler import EpochSampler, rows_of_an_epoch
-from natix_hf.data.views import AskedViews, FeatureViews, TrainViews
+from natix_hf.data.views import VIEWS_VERSION, AskedViews, FeatureViews, TrainViews, finished
 from natix_hf.errors import DataError, cut
 from natix_hf.metrics.prior import class_weights
 from natix_hf.models.adapters import add_adapter
@@ -119,7 +119,7 @@ def first_images(views: Any, most: int = 32) -> torch.Tensor:
 
 
 class FirstEpoch(Dataset[Any]):
-    """Training views of epoch 0, indexed by row. `keyed` says that the views are indexed by `(epoch, row)`."""
+    """Finished views of epoch 0, indexed by row. `keyed` says that the views are indexed by `(epoch, row)`."""
 
     def __init__(self, views: Any, keyed: bool) -> None:
         self.views, self.keyed = views, keyed
@@ -128,7 +128,9 @@ class FirstEpoch(Dataset[Any]):
         return len(self.views)
 
     def __getitem__(self, row: int) -> Any:
-        return self.views[(0, row) if self.keyed else row]
+        item = self.views[(0, row) if self.keyed else row]
+        batch = finished(self.views, default_collate([item]))
+        return {name: values[0] for name, values in batch.items()}
 
 
 class Unlabelled(Dataset[Any]):
@@ -174,7 +176,8 @@ def _features(
     augmented: list[View] = [
         (views, [(view, row) for row in range(len(train))]) for view in range(1, config.feature_views)
     ]
-    extra = [augment if augment == "challenge" else asdict(augment), arguments.seed] if augmented else None
+    settings = augment if augment == "challenge" else asdict(augment)
+    extra = [settings, arguments.seed, VIEWS_VERSION] if augmented else None
     of_train = features([plain, *augmented], whole, [config.feature_views, extra])
     found: dict[str, Any] = {"train_dataset": FeatureViews(of_train, train.labels)}
     if isinstance(evaluation, Asked):
