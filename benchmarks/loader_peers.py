@@ -14,6 +14,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
@@ -42,9 +43,7 @@ def serve(makers: Makers, copies: np.ndarray, views: int, named: str = "") -> No
 
 
 def albumentations() -> Makers:
-    import albumentations as A
-    import cv2
-
+    A, cv2 = import_module("albumentations"), import_module("cv2")
     cv2.setNumThreads(1)
 
     def maker(*steps: Any) -> Callable[[np.ndarray], Any]:
@@ -83,14 +82,12 @@ def albumentations() -> Makers:
 
 
 def torchvision() -> Makers:
-    import torch
-
+    torch = import_module("torch")
     torch.set_num_threads(1)
     operators = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    from torchvision.transforms import v2
-
+    v2 = import_module("torchvision.transforms.v2")
     bilinear, nearest = v2.InterpolationMode.BILINEAR, v2.InterpolationMode.NEAREST
 
     def maker(*steps: Any) -> Callable[[np.ndarray], Any]:

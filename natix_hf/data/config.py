@@ -14,6 +14,8 @@ from natix_hf.synthetic import SyntheticConfig
 
 # How training views are drawn. `challenge` draws them like the views of the subnet's exam.
 Augment = AugmentConfig | Literal["challenge"]
+# Where training views are made of the decoded copies.
+ViewsOn = Literal["auto", "device", "workers"]
 
 
 _LEVELS = 4  # of the exam: subnet/challenge.py has them, which imports too much for a recipe
@@ -216,6 +218,11 @@ class DataConfig(Section):
         "How training views are drawn: a section of keys, or challenge to draw them like the views of the subnet's "
         "exam; then set cache_px to 384.",
     ] = field(default_factory=AugmentConfig)
+    views_on: Annotated[
+        ViewsOn,
+        "Where training views are made: workers (the loader's processes), device (a batch at once, where the model "
+        "is), or auto, which takes the device if it is a GPU. Views of augment: challenge are always made by workers.",
+    ] = field(default="auto", metadata=LATER)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     labels: LabelNames = field(default_factory=LabelNames, metadata=LATER)
     question: Annotated[

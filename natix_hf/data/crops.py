@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 from natix_hf.data.augment import views_of
 from natix_hf.data.crops_config import CropConfig
 from natix_hf.data.decode import pixels_of
-from natix_hf.data.drawn import Drawn, draw_crop
+from natix_hf.data.drawn import Drawn, draw_crop, strongest_blur
 from natix_hf.data.masking import block_masks
+from natix_hf.data.on_device import described, device_steps, made, same_size, samples_a_px
 from natix_hf.data.pixels import Normalise
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ class MultiCropViews(Dataset[Crops]):
 
     An item holds `global_crops` uint8 [2, 3, size, size], `local_crops` uint8 [local_crops, 3, s, s], and `masks`
     bool [2, patches of a global crop]. `finish` normalises both kinds of crops.
+
+    With `on_device`, `finish` makes them too. An item then holds the copy, uint8 [H, W, 3], as `pixel_values`, and
+    what to make of it in the places of the crops.
 
     Args:
         decoded: Dataset from `decode_once` (`Rows.decoded`).
@@ -55,8 +59,13 @@ class MultiCropViews(Dataset[Crops]):
         self.size = size
         self.local_size = config.local_pixels(size, patch_size)
         self.grid = (size // patch_size, size // patch_size)
-        self.finish = Normalise(mean, std)
+        self.normalise = Normalise(mean, std)
         self.seed = seed
+        self.on_device = False
+        self.finer = {
+            "global_crops": samples_a_px(decoded, size, config.global_scale, config.ratio),
+            "local_crops": samples_a_px(decoded, self.local_size, config.local_scale, config.ratio),
+        }
         self.mask_share = mask_share
         self.mask_ratio = tuple(mask_ratio)
 
@@ -72,7 +81,22 @@ class MultiCropViews(Dataset[Crops]):
 
     def draw(self, keys: Sequence[tuple[int, int]], copies: Sequence[np.ndarray]) -> list[Crops]:
         """Draw the crops and masks of each copy, uint8 [H, W, 3]."""
-        return [self._item(key, copy) for key, copy in zip(keys, copies, strict=True)]
+        items = [self._item(key, copy) for key, copy in zip(keys, copies, strict=True)]
+        if not self.on_device:
+            return items
+        return [item | {"pixel_values": copy} for item, copy in zip(items, same_size(copies), strict=True)]
+
+    def finish(self, batch: Crops) -> Crops:
+        """Turn a batch of items into the inputs of an objective, on the device where the batch is."""
+        if "pixel_values" in batch:
+            batch, config = dict(batch), self.config
+            copies, sigma = batch.pop("pixel_values"), strongest_blur(self.size)
+            recolours = config.jitter_share > 0 or config.grey > 0
+            large = device_steps(recolours, sigma if any(config.blur[:2]) else 0.0, config.solarise > 0)
+            small = device_steps(recolours, sigma if config.blur[2] else 0.0)
+            for name, size, steps in (("global_crops", self.size, large), ("local_crops", self.local_size, small)):
+                batch[name] = made(copies, batch[name], size, steps, self.finer[name])
+        return self.normalise(batch)
 
     def _item(self, key: tuple[int, int], copy: np.ndarray) -> Crops:
         rng = np.random.default_rng([self.seed, *key])
@@ -80,10 +104,10 @@ class MultiCropViews(Dataset[Crops]):
         height, width, _ = copy.shape
         large = [global_crop(width, height, which, self.config, self.size, rng) for which in range(2)]
         small = [local_crop(width, height, self.config, self.size, rng) for _ in range(self.config.local_crops)]
-        local_crops = torch.empty(0, 3, self.local_size, self.local_size, dtype=torch.uint8)
+        make = described if self.on_device else views_of
         return {
-            "global_crops": views_of(copy, large, self.size),
-            "local_crops": views_of(copy, small, self.local_size) if small else local_crops,
+            "global_crops": make(copy, large, self.size),
+            "local_crops": make(copy, small, self.local_size),
             "masks": torch.from_numpy(masks),
         }
 

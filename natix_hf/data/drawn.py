@@ -17,6 +17,7 @@ from natix_hf.subnet.challenge import LUMA
 _TO_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
 _AS_IT_IS = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+_SIGMAS = (0.1, 2.0)  # of a blur, in px of a picture of 224 px
 
 Row = tuple[float, float, float]
 Box = tuple[float, float, float, float]
@@ -97,6 +98,11 @@ def _whole(low: float, high: float, size: int) -> tuple[float, float]:
     return (math.floor(low + 0.5), math.floor(high + 0.5)) if shrinks else (low, high)
 
 
+def strongest_blur(size: int) -> float:
+    """The largest standard deviation that is drawn for a view of `size` px, in px."""
+    return _SIGMAS[1] * size / 224
+
+
 def draw_view(width: int, height: int, config: AugmentConfig, size: int, rng: np.random.Generator) -> Drawn:
     """Draw a view for supervised training.
 
@@ -122,7 +128,7 @@ def draw_view(width: int, height: int, config: AugmentConfig, size: int, rng: np
     flip = bool(config.flip and rng.random() < 0.5)
     blur = 0.0
     if config.blur and rng.random() < config.blur:
-        blur = float(rng.uniform(0.1, 2.0)) * size / 224
+        blur = float(rng.uniform(*_SIGMAS)) * size / 224
     brightness, contrast, saturation = 1.0, 1.0, 1.0
     if config.jitter:
         brightness, contrast, saturation = (1 + rng.uniform(-config.jitter, config.jitter, 3)).tolist()
@@ -161,7 +167,7 @@ def draw_crop(
         brightness, contrast, saturation, hue = (np.array([1, 1, 1, 0]) + rng.uniform(-strengths, strengths)).tolist()
     if rng.random() < config.grey:
         saturation = 0.0
-    sigma = float(rng.uniform(0.1, 2.0)) * blur_unit if rng.random() < blur else 0.0
+    sigma = float(rng.uniform(*_SIGMAS)) * blur_unit if rng.random() < blur else 0.0
     inverts = bool(rng.random() < solarise)
     return Drawn(
         (width / 2, height / 2), 0.0, box, flip, brightness, contrast, saturation, hue, blur=sigma, solarise=inverts

@@ -102,10 +102,13 @@ class Steps:
         )
 
 
+STEPS = 18  # numbers in what is packed
+
+
 def packed(drawn: Sequence[Drawn]) -> torch.Tensor:
-    """What `change` does with each view, float32 [n, 18]: change of colour (12), blur, solarise, box to erase (4)."""
+    """What `change` does with each view, float32 [n, STEPS]: colour (12), blur, solarise, box to erase (4)."""
     rows = [[*one.colour(), one.blur, one.solarise, *(one.erase or (0, 0, 0, 0))] for one in drawn]
-    return torch.tensor(rows, dtype=torch.float32)
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, STEPS)
 
 
 def change(views: torch.Tensor, of_each: torch.Tensor, steps: Steps) -> torch.Tensor:
@@ -148,15 +151,23 @@ def _blur(views: torch.Tensor, sigmas: torch.Tensor, radius: int) -> torch.Tenso
     spectrum, cosines = _cosines(radius, views.device)
     weights = torch.exp(sigmas[:, None].square() * spectrum) @ cosines
     weights = weights / (2 * weights.sum(dim=1, keepdim=True) - weights[:, :1])
-    weights = weights[:, :, None, None, None]
+    kernel = torch.cat([weights[:, 1:].flip(1), weights], dim=1)
     for axis, sides in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
-        length = views.shape[axis]
-        wide = pad(views, sides, mode="replicate")
-        views = wide.narrow(axis, radius, length) * weights[:, 0]
-        for r in range(1, radius + 1):
-            for start in (radius - r, radius + r):
-                views.addcmul_(wide.narrow(axis, start, length), weights[:, r])
+        views = weighted(pad(views, sides, mode="replicate"), kernel, axis)
     return views
+
+
+def weighted(views: torch.Tensor, kernels: torch.Tensor, axis: int, stride: int = 1) -> torch.Tensor:
+    """Weighted sums of neighbours along an axis of views [n, 3, H, W], with a kernel for each view [n, taps]."""
+    taps = kernels.shape[1]
+    last = views.shape[axis] - taps + 1
+    kernels = kernels[:, :, None, None, None]
+    ends = slice(None), slice(None)
+    parts = [views[(*ends, *(slice(None),) * (axis - 2), slice(tap, tap + last, stride))] for tap in range(taps)]
+    total = parts[0] * kernels[:, 0]
+    for tap in range(1, taps):
+        total.addcmul_(parts[tap], kernels[:, tap])
+    return total
 
 
 @functools.lru_cache

@@ -13,8 +13,10 @@ from torch.utils.data import Dataset
 
 from natix_hf.data.asked import Asked
 from natix_hf.data.augment import augment
-from natix_hf.data.config import Augment
+from natix_hf.data.config import Augment, ViewsOn
 from natix_hf.data.decode import pixels_of
+from natix_hf.data.drawn import draw_view, strongest_blur
+from natix_hf.data.on_device import described, device_steps, made, same_size, samples_a_px
 from natix_hf.data.pixels import Normalise
 from natix_hf.data.rows import Rows
 
@@ -36,10 +38,24 @@ def finished(views: Any, batch: Item) -> Item:
     return batch if finish is None else finish(batch)
 
 
+def choose_place(views: Any, views_on: ViewsOn, device: torch.device) -> None:
+    """Decide where views are made, before they are read: by `data.views_on`, for training on `device`.
+
+    Views of another class are left alone.
+    """
+    inner = getattr(views, "views", views)  # what MaskedViews and StreamedViews hold
+    if hasattr(inner, "on_device"):
+        inner.on_device = views_on == "device" or (views_on == "auto" and device.type == "cuda")
+
+
 class TrainViews(Dataset[Item]):
     """Augmented views of the decoded copies, indexed by `(epoch, row)`.
 
     An item holds `pixel_values` uint8 [3, size, size], and `labels`. `finish` normalises the pixels of a batch.
+
+    Attributes:
+        on_device: `finish` makes the views too. An item then holds in `pixel_values` the copy, uint8 [H, W, 3], and in
+            `drawn` what to make of it. Views of `challenge` are made before.
     """
 
     def __init__(self, rows: Rows, config: Augment, size: int, mean: list[float], std: list[float], seed: int) -> None:
@@ -47,8 +63,11 @@ class TrainViews(Dataset[Item]):
         self.labels = rows.labels
         self.config = config
         self.size = size
-        self.finish = Normalise(mean, std)
+        self.normalise = Normalise(mean, std)
         self.seed = seed
+        self.on_device = False
+        bounds = ([1.0, 1.0], [1.0, 1.0]) if config == "challenge" else (config.crop_scale, config.crop_ratio)
+        self.finer = samples_a_px(rows.decoded, size, *bounds)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,8 +82,26 @@ class TrainViews(Dataset[Item]):
 
     def draw(self, keys: Sequence[tuple[int, int]], copies: Sequence[np.ndarray]) -> list[Item]:
         """Draw a view of each copy, uint8 [H, W, 3], without a label."""
-        drawn = zip(copies, (np.random.default_rng([self.seed, *key]) for key in keys), strict=True)
-        return [{"pixel_values": augment(copy, self.config, self.size, rng)} for copy, rng in drawn]
+        config, size = self.config, self.size
+        pairs = list(zip(copies, (np.random.default_rng([self.seed, *key]) for key in keys), strict=True))
+        if not self.on_device or config == "challenge":
+            return [{"pixel_values": augment(copy, config, size, rng)} for copy, rng in pairs]
+        drawn = [described(c, [draw_view(c.shape[1], c.shape[0], config, size, rng)], size) for c, rng in pairs]
+        return [{"pixel_values": c, "drawn": one} for c, one in zip(same_size(copies), drawn, strict=True)]
+
+    def finish(self, batch: Item) -> Item:
+        """Turn a batch of items into the inputs of a model, on the device where the batch is."""
+        if "drawn" in batch:
+            batch = dict(batch)
+            config, size, drawn = self.config, self.size, batch.pop("drawn")
+            assert config != "challenge"
+            steps = device_steps(
+                config.jitter > 0 or config.grey > 0,
+                strongest_blur(size) if config.blur else 0.0,
+                erases=config.erase > 0,
+            )
+            batch["pixel_values"] = made(batch["pixel_values"], drawn, size, steps, self.finer)[:, 0]
+        return self.normalise(batch)
 
 
 class MaskedViews(Dataset[Item]):

@@ -110,7 +110,7 @@ def _compute(
                 loader = DataLoader(dataset, sampler=keys, batch_size=batch_size, num_workers=workers)
                 start = 0
                 for batch in tqdm(loader, desc=f"features, view {number + 1} of {len(views)}", disable=None):
-                    moved = {"pixel_values": batch["pixel_values"].to(device)}
+                    moved = {name: values.to(device) for name, values in batch.items()}
                     model(pixel_values=finished(dataset, moved)["pixel_values"])
                     values = captured.pop().float().cpu().numpy()
                     features[number, start : start + len(values)] = values

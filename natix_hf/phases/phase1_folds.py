@@ -106,6 +106,7 @@ def _train_fold(context: PhaseContext, train: Rows, val_select: Asked, held: lis
         folder,
         save=lambda merged: save_candidate(folder, merged, processor).model,
         quiet=True,
+        views_on=recipe.data.views_on,
     )
     if not context.is_main:
         return

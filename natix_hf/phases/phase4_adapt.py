@@ -96,6 +96,7 @@ def adapt_backbone(context: PhaseContext) -> dict[str, Any]:
         context.folder / _TRAINING,
         build_decoder(context.model) if takes_decoder(config.objective) else None,
         stream,
+        recipe.data.views_on,
     )
     if stream is not None:
         unlabelled |= _told_stream(report.pop("streamed"), config.per_device_train_batch_size, context.is_main)

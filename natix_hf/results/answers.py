@@ -64,6 +64,7 @@ def leave_candidate(
         data.target_prior,
         checkpoints,
         save=lambda merged: save_candidate(candidate.folder, merged, processor).model,
+        views_on=data.views_on,
     )
     history = report.pop("history")
     if is_main:

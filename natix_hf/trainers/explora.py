@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from natix_hf.data.asked import Asked, ask
-from natix_hf.data.config import Augment, AugmentConfig
+from natix_hf.data.config import Augment, AugmentConfig, ViewsOn
 from natix_hf.data.plain import is_plain, rows_of
 from natix_hf.data.rows import Rows
 from natix_hf.errors import DataError, RunError, UsageError, VerificationError, cut
@@ -68,6 +68,8 @@ class ExploraTrainer(StreamTrainer):
         probe_steps (`int`, defaults to 250): Steps between two probes. 0 makes no probes and keeps the last backbone.
         probe_rows (`int`, defaults to 4000): Largest number of rows of each dataset that a probe reads.
         augment (`AugmentConfig`, *optional*): Crop shape and flips for `"mae"`.
+        views_on (`str`, defaults to `"auto"`): Where training views are made: by `"workers"`, a batch at once on the
+            `"device"`, or there if it is a GPU.
         processing_class (*optional*): Image processor with a square size. `None` makes one for the model.
         image_size (`int`, *optional*): Side of the square pictures in px. `None` takes the model's own, at most 224.
         image_column (`str`, defaults to `"image"`): Name of the image column.
@@ -115,6 +117,7 @@ class ExploraTrainer(StreamTrainer):
         probe_steps: int = 250,
         probe_rows: int = 4000,
         augment: Augment | None = None,
+        views_on: ViewsOn = "auto",
         processing_class: Any = None,
         image_size: int | None = None,
         image_column: str = "image",
@@ -149,6 +152,7 @@ class ExploraTrainer(StreamTrainer):
                 arguments,
                 decoder,
                 settings,
+                views_on=views_on,
             )
             given = dict(self._parts.given)
             probe = given.pop("probe")

@@ -13,11 +13,11 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 from transformers.trainer_utils import IntervalStrategy
 
 from natix_hf.data.asked import Asked, ask
-from natix_hf.data.config import Augment
+from natix_hf.data.config import Augment, ViewsOn
 from natix_hf.data.rows import Rows
 from natix_hf.data.sampler import EpochSampler
 from natix_hf.data.stream import Draws, Stream, StreamedViews
-from natix_hf.data.views import AskedViews
+from natix_hf.data.views import AskedViews, choose_place
 from natix_hf.errors import RecipeError
 from natix_hf.models.architectures import ARCHITECTURES, architecture_of
 from natix_hf.models.preprocess import Preprocess
@@ -72,6 +72,7 @@ def make_pretraining(
     settings: dict[str, Any] | None = None,
     resuming: bool = False,
     stream: Stream | None = None,
+    views_on: ViewsOn = "auto",
 ) -> Pretraining:
     """Choose the trainable weights of the backbone, and build objective, views and probe.
 
@@ -88,6 +89,7 @@ def make_pretraining(
         settings: Sections of the objective by name. They replace those of `config`.
         resuming: True if training resumes. The backbone is then not probed before the first step.
         stream: Frames to train on in place of `images`.
+        views_on: Where training views are made (`choose_place`).
 
     Raises:
         RecipeError: As `check_pretraining` does.
@@ -108,6 +110,7 @@ def make_pretraining(
     arguments.eval_on_start = config.probe_steps > 0 and not resuming  # score the backbone before training
     preprocess = Preprocess(processor)
     views: Any = cls.views(images, processor, patch, augment, seed, **sections)
+    choose_place(views, views_on, arguments.device)
     if stream is not None:
         if not isinstance(views, Draws):
             raise RecipeError(

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainingArguments
 
 from natix_hf.data.asked import ask
-from natix_hf.data.config import Augment, AugmentConfig
+from natix_hf.data.config import Augment, AugmentConfig, ViewsOn
 from natix_hf.data.plain import class_names, is_plain, rows_of
 from natix_hf.data.rows import Rows
 from natix_hf.data.views import AskedViews
@@ -68,6 +68,8 @@ class RoadworkTrainer(BaseTrainer):
             label more often; `"loss"` gives it more weight.
         augment (`AugmentConfig` or `"challenge"`, *optional*): Augmentation of the training views. `None`: the default
             of the recipes.
+        views_on (`str`, defaults to `"auto"`): Where training views are made: by `"workers"`, a batch at once on the
+            `"device"`, or there if it is a GPU.
         processing_class (*optional*): Image processor with a square size. `None` makes one for the model.
         image_size (`int`, *optional*): Side of the square pictures in px. `None` takes the model's own, at most 224.
         feature_views (`int`, defaults to 1): Number of views per row for `adapter="none"`.
@@ -112,6 +114,7 @@ class RoadworkTrainer(BaseTrainer):
         target_prior: float | None = None,
         prior_by: Literal["sampler", "loss"] = "sampler",
         augment: Augment | None = None,
+        views_on: ViewsOn = "auto",
         processing_class: Any = None,
         image_size: int | None = None,
         feature_views: int = 1,
@@ -151,7 +154,8 @@ class RoadworkTrainer(BaseTrainer):
                 evaluation = None if isinstance(eval_dataset, dict) else self._prepared(eval_dataset, "eval")
             scored = ask(evaluation) if isinstance(evaluation, Rows) else evaluation
             views = AugmentConfig() if augment is None else augment
-            self._stage = make_stage(model, processing_class, train, scored, config, views, target_prior, arguments)
+            rest = (views, target_prior, arguments, views_on)
+            self._stage = make_stage(model, processing_class, train, scored, config, *rest)
             given |= {name: value for name, value in self._stage.given.items() if value is not None}
             if isinstance(eval_dataset, dict):
                 given["eval_dataset"] = {name: self._asked(rows, name) for name, rows in eval_dataset.items()}

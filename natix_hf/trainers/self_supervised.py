@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 
 from natix_hf.data.asked import Asked
-from natix_hf.data.config import Augment
+from natix_hf.data.config import Augment, ViewsOn
 from natix_hf.data.rows import Rows
 from natix_hf.data.stream import Stream
 from natix_hf.errors import DataError, RunError
@@ -37,6 +37,7 @@ def pretrain_backbone(
     checkpoints: Path,
     decoder: ViTMAEDecoder | None = None,
     stream: Stream | None = None,
+    views_on: ViewsOn = "auto",
 ) -> dict[str, Any]:
     """Train a backbone on `images` without labels, save the merged backbone, and compare it with the trained one.
 
@@ -54,6 +55,7 @@ def pretrain_backbone(
         decoder: A masked autoencoder's decoder that was pretrained with the backbone. It is changed in place. None: a
             new decoder.
         stream: Frames to train on in place of `images`.
+        views_on: Where training views are made (`choose_place`).
 
     Returns:
         `history` (the Trainer's log with the probes); the objective, and its decoder ("pretrained" or "fresh"); the
@@ -78,6 +80,7 @@ def pretrain_backbone(
         decoder,
         resuming=resume is not None,
         stream=stream,
+        views_on=views_on,
     )
     if stream is None:
         require_a_batch(arguments, len(images), "phase4")

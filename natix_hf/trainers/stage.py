@@ -13,10 +13,10 @@ from torch.utils.data import Dataset, default_collate
 from transformers import PreTrainedModel, TrainingArguments
 
 from natix_hf.data.asked import Asked, ask
-from natix_hf.data.config import Augment
+from natix_hf.data.config import Augment, ViewsOn
 from natix_hf.data.rows import Rows
 from natix_hf.data.sampler import EpochSampler, rows_of_an_epoch
-from natix_hf.data.views import VIEWS_VERSION, AskedViews, FeatureViews, TrainViews, finished
+from natix_hf.data.views import VIEWS_VERSION, AskedViews, FeatureViews, TrainViews, choose_place, finished
 from natix_hf.errors import DataError, cut
 from natix_hf.metrics.prior import class_weights
 from natix_hf.models.adapters import add_adapter
@@ -60,6 +60,7 @@ def make_stage(
     augment: Augment,
     target_prior: float | None,
     arguments: TrainingArguments,
+    views_on: ViewsOn = "auto",
 ) -> Stage:
     """Add the adapter to the model and make the views of the rows.
 
@@ -72,6 +73,7 @@ def make_stage(
         augment: Augmentation of the training views.
         target_prior: Share of label 1 to train for. None: the share in the rows.
         arguments: Settings of the training. With `adapter: none` the number of workers is set to 0.
+        views_on: Where training views are made (`choose_place`).
 
     Raises:
         RecipeError: If the adapter does not fit the model.
@@ -91,6 +93,7 @@ def make_stage(
         sampler = EpochSampler(train.labels, seed, by_sampler, train.origins, train.shares)
         mean, std = processor.image_mean, processor.image_std
         views = TrainViews(train, augment, preprocess.image_size, mean, std, seed)
+        choose_place(views, views_on, arguments.device)
     pictures: Any = AskedViews(evaluation, preprocess) if isinstance(evaluation, Asked) else evaluation
     given: dict[str, Any] = {"model": model, "train_dataset": views, "eval_dataset": pictures}
     adapted = None
@@ -177,7 +180,7 @@ def _features(
         (views, [(view, row) for row in range(len(train))]) for view in range(1, config.feature_views)
     ]
     settings = augment if augment == "challenge" else asdict(augment)
-    extra = [settings, arguments.seed, VIEWS_VERSION] if augmented else None
+    extra = [settings, arguments.seed, VIEWS_VERSION, views.on_device] if augmented else None
     of_train = features([plain, *augmented], whole, [config.feature_views, extra])
     found: dict[str, Any] = {"train_dataset": FeatureViews(of_train, train.labels)}
     if isinstance(evaluation, Asked):

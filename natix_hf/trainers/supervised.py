@@ -13,7 +13,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments
 
 from natix_hf.data.asked import Asked
-from natix_hf.data.config import Augment
+from natix_hf.data.config import Augment, ViewsOn
 from natix_hf.data.rows import Rows
 from natix_hf.models.adapters import AUTO, adapted_modules
 from natix_hf.models.classifier import load_classifier
@@ -41,6 +41,7 @@ def train_classifier(
     checkpoints: Path,
     save: Callable[[PreTrainedModel], Path],
     quiet: bool = False,
+    views_on: ViewsOn = "auto",
 ) -> dict[str, Any]:
     """Train `model` in place and save it as a plain model with its best weights.
 
@@ -59,6 +60,7 @@ def train_classifier(
         checkpoints: Folder of the checkpoints.
         save: Writes the plain model and returns its folder. It is called only on the rank that writes.
         quiet: Print nothing while training.
+        views_on: Where training views are made (`choose_place`).
 
     Returns:
         The facts of the training: `history` (the Trainer's log), `card` (`TrainingFacts`), best score and step, and
@@ -80,13 +82,13 @@ def train_classifier(
         def trial(name: str, options: dict[str, Any], training: dict[str, Any]) -> float:
             tried = replace(config, adapter=name, adapter_options=options, early_stopping_patience=None)
             settings = training_arguments(training, folder, config.where)
-            stage = make_stage(copy.deepcopy(model), *rows, tried, *rest, settings)
+            stage = make_stage(copy.deepcopy(model), *rows, tried, *rest, settings, views_on)
             trainer = _trainer(stage, tried, target_prior, settings, quiet=True)
             trainer.train()
             return float(next(row["eval_mcc"] for row in trainer.state.log_history if "eval_mcc" in row))
 
         config, facts = bake_off(model, config, steps, trial, folder)
-    stage = make_stage(model, *rows, config, *rest, arguments)
+    stage = make_stage(model, *rows, config, *rest, arguments, views_on)
     trainer = _trainer(stage, config, target_prior, arguments, quiet)
     facts["trainable_parameters"] = count_trainable(stage.given["model"])
     proof = None

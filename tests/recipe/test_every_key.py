@@ -98,6 +98,7 @@ def look(tmp_path_factory: pytest.TempPathFactory) -> Look:
             supervised.train_classifier(
                 model, make_processor(recipe.model), data.role("train"), ask(data.role("val_select")), recipe.phase1,
                 recipe.data.augment, recipe.data.target_prior, folder / "checkpoints", save=lambda merged: folder,
+                views_on=recipe.data.views_on,
             )  # fmt: skip
         seen = {"class_weights": None, **_StubTrainer.seen}
         items = [seen["train_dataset"][epoch, row] for epoch in (0, 1) for row in (0, 1, 2)]
@@ -145,6 +146,7 @@ EFFECTS: list[tuple[str, str, Any, Any]] = [
     ("data", "target_prior", 0.8, lambda s: round(_positives(s), 1)),
     ("data", "target_prior", 0.8, lambda s: s.compute_metrics.target_prior),
     ("data", "augment", "challenge", lambda s: s.views),
+    ("data", "views_on", "device", lambda s: s.train_dataset.on_device),
     ("data.augment", "crop_scale", [0.1, 0.2], lambda s: s.views),
     ("data.augment", "crop_ratio", [2.0, 3.0], lambda s: s.views),
     ("data.augment", "flip", False, lambda s: s.views),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import TINY, striped_image, tiny_backbone, write_parquet_source
 from effects import Look, changed, remembered, require_effect
+from torch.utils.data import default_collate
 from transformers import TrainerCallback
 
 from natix_hf.data.asked import ask
@@ -82,7 +83,7 @@ def look(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Look:
             backbone, _ = _pretrain(data, content, tmp_path_factory.mktemp("look"))
         seen = SimpleNamespace(**Stub.seen)
         items = [seen.train_dataset[key] for key in [(0, 0), (1, 3), (2, 5), (3, 7)]]
-        batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+        batch = seen.train_dataset.finish(default_collate(items))
         seen.model.train()
         seen.model.on_step_begin(TOTAL // 2, TOTAL)
         seen.loss = seen.model(**batch)["loss"]

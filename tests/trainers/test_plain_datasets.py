@@ -98,7 +98,8 @@ def test_without_augmentation_it_is_a_loop_by_hand(pretrained: Path, tmp_path: P
     assert sorted(rows) == list(range(48)), "every row once"
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=QUICK["learning_rate"])
     for batch in (rows[:16], rows[16:32], rows[32:]):
-        pixels = torch.stack([views[0, row]["pixel_values"] for row in batch])
+        shown = torch.stack([views[0, row]["pixel_values"] for row in batch])
+        pixels = views.finish({"pixel_values": shown})["pixel_values"]
         loss = torch.nn.functional.cross_entropy(model(pixels).logits, torch.tensor([row % 2 for row in batch]))
         optimizer.zero_grad()
         loss.backward()
@@ -108,13 +109,16 @@ def test_without_augmentation_it_is_a_loop_by_hand(pretrained: Path, tmp_path: P
         torch.testing.assert_close(value.cpu(), model.state_dict()[name], rtol=1e-5, atol=1e-6)
 
 
-def test_resumed_equals_uninterrupted(pretrained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("views_on", ["workers", "device"])
+def test_resumed_equals_uninterrupted(views_on: Any, pretrained: Path, tmp_path: Path) -> None:
     args = {"save_strategy": "steps", "save_steps": 2, "load_best_model_at_end": False}
-    whole = _trainer(pretrained, tmp_path / "whole", adapter="lora", args=args)
+    whole = _trainer(pretrained, tmp_path / "whole", adapter="lora", args=args, views_on=views_on)
     whole.train()
     with pytest.raises(Killed):
-        _trainer(pretrained, tmp_path / "cut", adapter="lora", args=args, callbacks=[kill_at(5)]).train()
-    resumed = _trainer(pretrained, tmp_path / "cut", adapter="lora", args=args)
+        _trainer(
+            pretrained, tmp_path / "cut", adapter="lora", args=args, views_on=views_on, callbacks=[kill_at(5)]
+        ).train()
+    resumed = _trainer(pretrained, tmp_path / "cut", adapter="lora", args=args, views_on=views_on)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 6 and _equal(whole.model.state_dict(), resumed.model.state_dict())
     with pytest.raises(RunError) as caught:
@@ -195,18 +199,21 @@ def _explora(folder: Path, objective: str, **given: Any) -> ExploraTrainer:
     return ExploraTrainer(tiny_backbone("dinov2"), objective, TRAIN, args, rank=4, probe_steps=2, **given)
 
 
-@pytest.mark.parametrize("objective", ["mae", "dinov2"])
-def test_it_is_the_pretraining_of_phase_4(objective: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("objective", "views_on"), [("mae", "auto"), ("mae", "device"), ("dinov2", "auto"), ("dinov2", "device")]
+)
+def test_it_is_the_pretraining_of_phase_4(objective: str, views_on: Any, tmp_path: Path) -> None:
     config = parse_recipe({"phase4": SSL | {"objective": objective, "rank": 4, "probe_steps": 2}}).phase4
     rows = rows_of(TRAIN, "train")
     report = pretrain_backbone(
         tiny_backbone("dinov2"), make_processor(ModelConfig(config={"model_type": "dinov2"}, image_size=28)), rows,
         (ask(rows), ask(rows_of(TEST, "eval"))), config, AugmentConfig(), save_in(tmp_path / "saved"),
-        tmp_path / "phase",
+        tmp_path / "phase", views_on=views_on,
     )  # fmt: skip
+    given = {"views_on": views_on}
     with pytest.raises(Killed):
-        _explora(tmp_path / "api", objective, eval_dataset=TEST, callbacks=[kill_at(3)]).train()
-    trainer = _explora(tmp_path / "api", objective, eval_dataset={"train": TRAIN, "test": TEST})
+        _explora(tmp_path / "api", objective, eval_dataset=TEST, callbacks=[kill_at(3)], **given).train()
+    trainer = _explora(tmp_path / "api", objective, eval_dataset={"train": TRAIN, "test": TEST}, **given)
     with pytest.raises(UsageError):
         trainer.merged()
     trainer.train(resume_from_checkpoint=True)

@@ -1,0 +1,112 @@
+"""Views that are made on the device, beside those of the workers: the same draws, nearly the same pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from test_drawn import EVERYTHING, photograph
+from torch.utils.data import default_collate
+
+from natix_hf.data.config import AugmentConfig
+from natix_hf.data.crops import MultiCropViews
+from natix_hf.data.crops_config import CropConfig
+from natix_hf.data.plain import rows_of
+from natix_hf.data.rows import Rows
+from natix_hf.data.views import MaskedViews, TrainViews, choose_place, finished
+
+SIZES = [(150, 96), (96, 140), (60, 50), (120, 120), (33, 100), (7, 9), (1, 3)]
+MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
+        table = datasets.Dataset.from_dict({"image": [photograph(*size) for size in SIZES]})
+        return rows_of(table, "train", "image", None)
+
+
+def views_of_kind(kind: str, rows: Rows) -> Any:
+    if kind == "crops":
+        return MultiCropViews(rows.decoded, CropConfig(local_crops=3), 56, 7, MEAN, STD, 0)
+    config: Any = {"default": AugmentConfig(), "challenge": "challenge"}.get(kind, EVERYTHING)
+    views = TrainViews(rows, config, 48, MEAN, STD, 0)
+    return MaskedViews(views, 16) if kind == "masked" else views
+
+
+def batches(views: Any, keys: list[tuple[int, int]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A batch as workers make it, and as the device does."""
+    found = []
+    for where in ("workers", "device"):
+        choose_place(views, where, torch.device("cpu"))
+        found.append(finished(views, default_collate(views.__getitems__(keys))))
+    return found[0], found[1]
+
+
+def levels(batch: torch.Tensor) -> torch.Tensor:
+    """Pixels from 0 to 255 of normalised ones."""
+    return (batch * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
+
+
+@pytest.mark.parametrize("kind", ["default", "everything", "masked", "crops"])
+def test_the_device_makes_what_the_workers_make(kind: str, rows: Rows) -> None:
+    """Pictures of all sizes in one batch: those of a few px are enlarged, and padded by far."""
+    keys = [(epoch, row) for epoch in range(4) for row in range(len(rows))]
+    workers, device = batches(views_of_kind(kind, rows), keys)
+    assert workers.keys() == device.keys()
+    for name, expected in workers.items():
+        assert device[name].shape == expected.shape and device[name].dtype == expected.dtype, name
+        if expected.dtype == torch.float32 and expected.ndim > 2:
+            apart = (levels(device[name]) - levels(expected)).abs()
+            assert apart.mean() < 2 and apart.flatten(1).mean(dim=1).max() < 6, name
+        else:
+            assert torch.equal(device[name], expected), name
+
+
+def test_views_of_the_exam_are_made_by_workers(rows: Rows) -> None:
+    workers, device = batches(views_of_kind("challenge", rows), [(0, 0), (1, 3)])
+    assert torch.equal(workers["pixel_values"], device["pixel_values"])
+
+
+@pytest.mark.parametrize("kind", ["everything", "crops"])
+def test_a_view_does_not_depend_on_its_batch(kind: str, rows: Rows) -> None:
+    """Another batch pads the pictures to another size. Only the last bit of a float may differ, then rounded."""
+    views, keys = views_of_kind(kind, rows), [(2, row) for row in range(len(rows))]
+    _, together = batches(views, keys)
+    for place, key in enumerate(keys):
+        _, alone = batches(views, [key])
+        for name in set(together) & {"pixel_values", "global_crops", "local_crops"}:
+            apart = (levels(together[name][place]) - levels(alone[name][0])).abs()
+            assert apart.max() < 1.01 and (apart > 0.5).float().mean() < 0.01
+
+
+def test_neither_padding_nor_a_black_corner_is_seen(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
+        white: Any = [np.full((height, width, 3), 255, dtype=np.uint8) for width, height in SIZES]
+        table = datasets.Dataset.from_dict(
+            {"image": white}, features=datasets.Features({"image": datasets.Image()})
+        )
+        rows = rows_of(table, "train", "image", None)
+        plain = AugmentConfig(crop_scale=[0.05, 1], crop_ratio=[0.5, 2], rotate=180, jitter=0)
+        views = TrainViews(rows, plain, 24, MEAN, STD, 0)
+        _, device = batches(views, [(epoch, row) for epoch in range(20) for row in range(len(rows))])
+        assert (levels(device["pixel_values"]) - 255).abs().max() < 0.01
+
+
+def test_the_device_is_taken_where_it_is_a_gpu(rows: Rows) -> None:
+    for kind in ("default", "crops"):
+        views = views_of_kind(kind, rows)
+        assert not views.on_device
+        for views_on, cpu, gpu in (("auto", False, True), ("device", True, True), ("workers", False, False)):
+            for device, expected in (("cpu", cpu), ("cuda", gpu)):
+                choose_place(views, views_on, torch.device(device))
+                assert views.on_device == expected
+    masked: Any = views_of_kind("masked", rows)
+    choose_place(masked, "device", torch.device("cpu"))
+    assert masked.views.on_device
+    choose_place([1, 2], "device", torch.device("cpu"))  # a user's own dataset
