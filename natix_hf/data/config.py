@@ -221,7 +221,7 @@ class DataConfig(Section):
     views_on: Annotated[
         ViewsOn,
         "Where training views are made: workers (the loader's processes), device (a batch at once, where the model "
-        "is), or auto, which takes the device if it is a GPU. Views of augment: challenge are always made by workers.",
+        "is), or auto, which takes the device if it is a GPU.",
     ] = field(default="auto", metadata=LATER)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     labels: LabelNames = field(default_factory=LabelNames, metadata=LATER)

@@ -37,9 +37,14 @@ def same_size(copies: Sequence[np.ndarray]) -> torch.Tensor:
 
 def described(copy: np.ndarray, drawn: Sequence[Drawn], size: int) -> torch.Tensor:
     """What `made` needs to know of the views of a picture, float32 [views, 26]."""
-    height, width, _ = copy.shape
-    places = [[*across, *down, width, height] for across, down in (one.to_picture(size) for one in drawn)]
-    return torch.cat([torch.tensor(places, dtype=torch.float32).reshape(-1, 8), packed(drawn)], dim=1)
+    places = torch.tensor([place(copy, one, size) for one in drawn], dtype=torch.float32)
+    return torch.cat([places.reshape(-1, 8), packed(drawn)], dim=1)
+
+
+def place(copy: np.ndarray, drawn: Drawn, size: int) -> list[float]:
+    """Where a view lies in a picture: the map to the picture (6), and its width and height."""
+    across, down = drawn.to_picture(size)
+    return [*across, *down, copy.shape[1], copy.shape[0]]
 
 
 def device_steps(recolours: bool, sigma: float, solarises: bool = False, erases: bool = False) -> Steps:
@@ -78,18 +83,25 @@ def made(copies: torch.Tensor, drawn: torch.Tensor, size: int, steps: Steps, fin
     n, views, _ = drawn.shape
     if not views:
         return torch.empty(n, 0, 3, size, size, dtype=torch.uint8, device=copies.device)
-    side = (finer + 2 * (finer // 2)) * size
-    together = max(1, _AT_ONCE // max(1, views * side * side))
+    together = at_once(views, size, finer)
     parts = []
     for at in range(0, n, together):
         part = drawn[at : at + together]
-        cut = _cut(copies[at : at + together], part[:, :, :8], size, finer)
+        cut = cut_all(copies[at : at + together], part[:, :, :8], size, finer)
         parts.append(change(cut, part[:, :, 8:].reshape(-1, STEPS), steps))
     return torch.cat(parts).view(n, views, 3, size, size)
 
 
-def _cut(copies: torch.Tensor, places: torch.Tensor, size: int, finer: int) -> torch.Tensor:
-    """Rotate, crop, mirror and resize: float32 [n * views, 3, size, size]. `finer` samples a px, in each direction."""
+def at_once(views: int, size: int, finer: int) -> int:
+    """Pictures whose views fit into memory together."""
+    return max(1, _AT_ONCE // (views * (finer * size) ** 2))
+
+
+def cut_all(copies: torch.Tensor, places: torch.Tensor, size: int, finer: int, black: bool = False) -> torch.Tensor:
+    """Rotate, crop, mirror and resize: float32 [n * views, 3, size, size]. `finer` samples a px, in each direction.
+
+    With `black` all is black beyond a picture's edge, otherwise its edge goes on.
+    """
     n, views, _ = places.shape
     height, width = copies.shape[1:3]
     margin = finer // 2  # a px of the view also sees half of its neighbours
@@ -97,12 +109,15 @@ def _cut(copies: torch.Tensor, places: torch.Tensor, size: int, finer: int) -> t
     at = (torch.arange(count, device=copies.device, dtype=torch.float32) - margin + 0.5) / finer
     a, b, x, c, d, y, own_width, own_height = places[..., None, None].unbind(dim=2)
     # Clamped to the centres of a picture's own px: beyond them lies the padding.
-    across = (a * at + b * at[:, None] + x).clamp(min=0.5).minimum(own_width - 0.5)
-    down = (c * at + d * at[:, None] + y).clamp(min=0.5).minimum(own_height - 0.5)
-    grid = torch.stack([across * (2 / width) - 1, down * (2 / height) - 1], dim=-1).view(n, views * count, count, 2)
+    across, down = a * at + b * at[:, None] + x, c * at + d * at[:, None] + y
+    inside = (across >= 0) & (across < own_width) & (down >= 0) & (down < own_height) if black else None
+    across = across.clamp(min=0.5).minimum(own_width - 0.5) * (2 / width) - 1
+    down = down.clamp(min=0.5).minimum(own_height - 0.5) * (2 / height) - 1
+    grid = torch.stack([across, down], dim=-1).view(n, views * count, count, 2)
     pixels = copies.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     sampled = grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    sampled = sampled.view(n, 3, views, count, count).transpose(1, 2).reshape(n * views, 3, count, count)
+    sampled = sampled.view(n, 3, views, count, count).transpose(1, 2)
+    sampled = (sampled if inside is None else sampled * inside[:, :, None]).reshape(n * views, 3, count, count)
     flat = places.reshape(n * views, 8)
     for axis, (one, other) in ((3, (0, 3)), (2, (1, 4))):
         sampled = weighted(sampled, _antialias(torch.hypot(flat[:, one], flat[:, other]), finer), axis, finer)

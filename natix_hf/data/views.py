@@ -16,9 +16,11 @@ from natix_hf.data.augment import augment
 from natix_hf.data.config import Augment, ViewsOn
 from natix_hf.data.decode import pixels_of
 from natix_hf.data.drawn import draw_view, strongest_blur
+from natix_hf.data.exam_on_device import described_challenge, made_challenges
 from natix_hf.data.on_device import described, device_steps, made, same_size, samples_a_px
 from natix_hf.data.pixels import Normalise
 from natix_hf.data.rows import Rows
+from natix_hf.subnet.challenge import SIZE
 
 Item = dict[str, Any]
 
@@ -55,7 +57,7 @@ class TrainViews(Dataset[Item]):
 
     Attributes:
         on_device: `finish` makes the views too. An item then holds in `pixel_values` the copy, uint8 [H, W, 3], and in
-            `drawn` what to make of it. Views of `challenge` are made before.
+            `drawn` what to make of it.
     """
 
     def __init__(self, rows: Rows, config: Augment, size: int, mean: list[float], std: list[float], seed: int) -> None:
@@ -66,8 +68,10 @@ class TrainViews(Dataset[Item]):
         self.normalise = Normalise(mean, std)
         self.seed = seed
         self.on_device = False
-        bounds = ([1.0, 1.0], [1.0, 1.0]) if config == "challenge" else (config.crop_scale, config.crop_ratio)
-        self.finer = samples_a_px(rows.decoded, size, *bounds)
+        if config == "challenge":
+            self.finer = samples_a_px(rows.decoded, SIZE, [1, 1], [1, 1])
+        else:
+            self.finer = samples_a_px(rows.decoded, size, config.crop_scale, config.crop_ratio)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -84,24 +88,28 @@ class TrainViews(Dataset[Item]):
         """Draw a view of each copy, uint8 [H, W, 3], without a label."""
         config, size = self.config, self.size
         pairs = list(zip(copies, (np.random.default_rng([self.seed, *key]) for key in keys), strict=True))
-        if not self.on_device or config == "challenge":
+        if not self.on_device:
             return [{"pixel_values": augment(copy, config, size, rng)} for copy, rng in pairs]
-        drawn = [described(c, [draw_view(c.shape[1], c.shape[0], config, size, rng)], size) for c, rng in pairs]
+        if config == "challenge":
+            drawn = [described_challenge(copy, rng) for copy, rng in pairs]
+        else:
+            drawn = [described(c, [draw_view(c.shape[1], c.shape[0], config, size, rng)], size) for c, rng in pairs]
         return [{"pixel_values": c, "drawn": one} for c, one in zip(same_size(copies), drawn, strict=True)]
 
     def finish(self, batch: Item) -> Item:
         """Turn a batch of items into the inputs of a model, on the device where the batch is."""
         if "drawn" in batch:
             batch = dict(batch)
-            config, size, drawn = self.config, self.size, batch.pop("drawn")
-            assert config != "challenge"
-            steps = device_steps(
-                config.jitter > 0 or config.grey > 0,
-                strongest_blur(size) if config.blur else 0.0,
-                erases=config.erase > 0,
-            )
-            batch["pixel_values"] = made(batch["pixel_values"], drawn, size, steps, self.finer)[:, 0]
+            batch["pixel_values"] = self._made(batch["pixel_values"], batch.pop("drawn"))
         return self.normalise(batch)
+
+    def _made(self, copies: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+        config, size = self.config, self.size
+        if config == "challenge":
+            return made_challenges(copies, drawn, size, self.finer)
+        recolours, sigma = config.jitter > 0 or config.grey > 0, strongest_blur(size) if config.blur else 0.0
+        steps = device_steps(recolours, sigma, erases=config.erase > 0)
+        return made(copies, drawn, size, steps, self.finer)[:, 0]
 
 
 class MaskedViews(Dataset[Item]):

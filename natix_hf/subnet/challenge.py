@@ -29,12 +29,12 @@ DISTORTIONS = {
     2: {"saturation": 1, "contrast": 1, "resampling": 1},
     3: {"saturation": 2, "contrast": 2, "resampling": 2, "noise": 2, "blur": 2},
 }
-_SATURATION, _CONTRAST, _RESAMPLING = (1.0, 0.4, 0.3), (1.0, 0.85, 0.725), (1, 2, 3)
-_NOISE_VARIANCE, _BLUR_KERNEL = (0.0, 0.001, 0.002), (0, 7, 9)
+SATURATION, CONTRAST, RESAMPLING = (1.0, 0.4, 0.3), (1.0, 0.85, 0.725), (1, 2, 3)
+NOISE_VARIANCE, BLUR_KERNEL = (0.0, 0.001, 0.002), (0, 7, 9)
 _JPEG_QUALITY = 75
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as in PIL's own conversion to grey
 # Change of (R, G, B) per unit of noise on (Y, Cb, Cr) in video range, with OpenCV's YCrCb conversion for 0 to 255.
-_NOISE_TO_RGB = np.array([[1.0, 0.0, 1.403], [1.0, -0.344, -0.714], [1.0, 1.773, 0.0]]) * (
+NOISE_TO_RGB = np.array([[1.0, 0.0, 1.403], [1.0, -0.344, -0.714], [1.0, 1.773, 0.0]]) * (
     255 * 255 / np.array([235 - 16, 240 - 16, 240 - 16])
 )
 
@@ -210,43 +210,54 @@ def _rotated_crop(image: Image.Image, challenge: Challenge) -> Image.Image:
 
 def _saturation(view: Image.Image, strength: int, _: Any) -> Image.Image:
     """Scale the chroma around grey. The validator truncates and PIL rounds, so half a grey level is subtracted."""
-    share = _SATURATION[strength]
+    share = SATURATION[strength]
     rows = [[(share if i == j else 0.0) + (1 - share) * LUMA[j] for j in range(3)] + [-0.5] for i in range(3)]
     return view.convert("RGB", [value for row in rows for value in row])
 
 
 def _contrast(view: Image.Image, strength: int, _: Any) -> Image.Image:
-    factor = np.float32(_CONTRAST[strength])
+    factor = np.float32(CONTRAST[strength])
     return view.point([int(np.float32(value) * factor) for value in range(256)] * 3)
 
 
 def _resampling(view: Image.Image, strength: int, _: Any) -> Image.Image:
     """Downsample by 2 or 3 and upsample again, both bilinear. The validator calls this distortion JPEG."""
-    small = SIZE // _RESAMPLING[strength]
-    centres = (np.arange(small) + 0.5) * SIZE / small - 0.5
-    low = centres.astype(np.int64)
-    share = (centres - low).astype(np.float32)
+    low, share = resampling_places(strength)
     pixels = np.asarray(view, dtype=np.float32)
     rows = pixels[low] + (pixels[low + 1] - pixels[low]) * share[:, None, None]
     reduced = rows[:, low] + (rows[:, low + 1] - rows[:, low]) * share[:, None]
     return Image.fromarray(np.rint(reduced).astype(np.uint8)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
 
 
+def resampling_places(strength: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first of the two px that each px of the smaller picture lies between, and the share of the second."""
+    small = SIZE // RESAMPLING[strength]
+    centres = (np.arange(small) + 0.5) * SIZE / small - 0.5
+    low = centres.astype(np.int64)
+    return low, (centres - low).astype(np.float32)
+
+
 def _noise(view: Image.Image, strength: int, generator: np.random.Generator) -> Image.Image:
     """Add Gaussian noise to Y, Cb and Cr. They are linear in R, G and B, so the noise is added to these directly."""
     pixels = np.asarray(view, dtype=np.float32)
     noise = generator.standard_normal(pixels.shape, dtype=np.float32)
-    noise *= math.sqrt(_NOISE_VARIANCE[strength])
-    return Image.fromarray(np.clip(pixels + noise @ _NOISE_TO_RGB.T.astype(np.float32), 0, 255).astype(np.uint8))
+    noise *= math.sqrt(NOISE_VARIANCE[strength])
+    return Image.fromarray(np.clip(pixels + noise @ NOISE_TO_RGB.T.astype(np.float32), 0, 255).astype(np.uint8))
+
+
+def blur_kernel(strength: int) -> np.ndarray:
+    """The weights of the blur along an axis."""
+    size = BLUR_KERNEL[strength]
+    offsets = np.arange(size) - size // 2
+    kernel: np.ndarray = np.exp(-(offsets**2) / (2 * (size / 6) ** 2))
+    kernel /= kernel.sum()
+    return kernel
 
 
 def _blur(view: Image.Image, strength: int, _: Any) -> Image.Image:
     from scipy.ndimage import correlate1d
 
-    size = _BLUR_KERNEL[strength]
-    offsets = np.arange(size) - size // 2
-    kernel = np.exp(-(offsets**2) / (2 * (size / 6) ** 2))
-    kernel /= kernel.sum()
+    kernel = blur_kernel(strength)
     pixels = np.asarray(view, dtype=np.float32)
     for axis in (0, 1):
         pixels = correlate1d(pixels, kernel, axis=axis, mode="mirror")
