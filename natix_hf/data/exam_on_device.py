@@ -42,7 +42,8 @@ _LUMINANCE = [
     72, 92, 95, 98, 112, 100, 103, 99,
 ]  # fmt: skip
 _CHROMINANCE = [17, 18, 24, 47, 18, 21, 26, 66, 24, 26, 56, 99, 47, 66, 99, 99]  # the corner of 4 x 4; 99 beyond
-_TO_YCC = [[*LUMA], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
+_TO_YCC = np.array([LUMA, (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312)])
+_FROM_YCC = np.linalg.inv(_TO_YCC)
 
 
 def described_challenge(copy: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
@@ -91,9 +92,14 @@ def _distorted(views: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     views = torch.baddbmm(-lost, colour, views.flatten(2)).clamp_(0, 255).view(views.shape)
     views = _along_both(views, _resampling_matrices(views.device)[resampling])
     amplitude = table(NOISE_VARIANCE).sqrt()[noise, None, None]
-    grain = torch.einsum("cd,ndhw->nchw", torch.as_tensor(NOISE_TO_RGB).to(views), _normal(drawn[:, 5], views.shape))
+    grain = _mixed(NOISE_TO_RGB, _normal(drawn[:, 5], views.shape))
     views = (views + amplitude[..., None] * grain - 0.5 * (noise > 0)[:, None, None, None]).clamp_(0, 255)
     return _along_both(views, _blur_matrices(views.device)[blur])
+
+
+def _mixed(matrix: np.ndarray, views: torch.Tensor) -> torch.Tensor:
+    """Apply a matrix [3, 3] to the channels of every px."""
+    return torch.einsum("cd,ndhw->nchw", torch.from_numpy(matrix).to(views), views)
 
 
 def _along_both(views: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
@@ -146,8 +152,7 @@ def _normal(seeds: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
 def _jpeg(views: torch.Tensor) -> torch.Tensor:
     """What a JPEG of quality 75 leaves of views [n, 3, SIZE, SIZE], with the chroma at half size."""
-    to_ycc = views.new_tensor(_TO_YCC)
-    ycc = torch.einsum("cd,ndhw->nchw", to_ycc, views)
+    ycc = _mixed(_TO_YCC, views)
     luminance = (views.new_tensor(_LUMINANCE).view(8, 8) + 1).div(2).floor()
     chrominance = views.new_full((8, 8), 99.0)
     chrominance[:4, :4] = views.new_tensor(_CHROMINANCE).view(4, 4)
@@ -155,7 +160,7 @@ def _jpeg(views: torch.Tensor) -> torch.Tensor:
     colour = _quantised(avg_pool2d(ycc[:, 1:], 2), (chrominance + 1).div(2).floor())
     colour = interpolate(colour, scale_factor=2, mode="bilinear", align_corners=False)
     ycc = torch.cat([light, colour], dim=1)
-    return torch.einsum("cd,ndhw->nchw", to_ycc.inverse(), ycc).clamp_(0, 255)
+    return _mixed(_FROM_YCC, ycc).clamp_(0, 255)
 
 
 def _quantised(planes: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

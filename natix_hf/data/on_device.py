@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Px of a picture between two samples: bilinear interpolation sees all of them.
 _STRIDE = 1.6
 # Samples that are held at once.
-_AT_ONCE = 2**24
+_AT_ONCE = 2**23
 
 
 def same_size(copies: Sequence[np.ndarray]) -> torch.Tensor:

@@ -120,7 +120,6 @@ class MaskedViews(Dataset[Item]):
 
     def __init__(self, views: TrainViews, patches: int) -> None:
         self.views = views
-        self.finish = views.finish
         self.patches = patches
 
     def __len__(self) -> int:
@@ -141,6 +140,10 @@ class MaskedViews(Dataset[Item]):
             noise = np.random.default_rng([self.views.seed, epoch, row, 1]).random(self.patches, dtype=np.float32)
             item["noise"] = torch.from_numpy(noise)
         return items
+
+    def finish(self, batch: Item) -> Item:
+        """Turn a batch of items into the inputs of an objective, on the device where the batch is."""
+        return self.views.finish(batch)
 
 
 class AskedViews(Dataset[Item]):
