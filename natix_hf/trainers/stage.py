@@ -132,6 +132,8 @@ class FirstEpoch(Dataset[Any]):
 
     def __getitem__(self, row: int) -> Any:
         item = self.views[(0, row) if self.keyed else row]
+        if not hasattr(self.views, "finish"):
+            return item
         batch = finished(self.views, default_collate([item]))
         return {name: values[0] for name, values in batch.items()}
 

@@ -198,3 +198,17 @@ def test_the_edge_of_a_crop_is_where_it_was_drawn(sides: tuple[float, float]) ->
             expected = (start + (np.arange(224) + 0.5) * side / 224 - 0.5) / 2 - 0.25
             assert np.abs(values - expected).max() < 1.1
             assert np.abs((values - expected).mean()) < (0.35 if side >= 224 else 0.15)
+
+
+def test_a_view_is_the_same_with_any_number_of_threads() -> None:
+    """A loader's worker has one; without workers the process has them all. A resumed training may differ in that."""
+    image, rng = np.asarray(photograph(500, 380)), np.random.default_rng(4)
+    drawn = [draw_view(500, 380, EVERYTHING, 224, rng) for _ in range(8)]
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(torch.cat([views_of(image, [one], 224) for one in drawn]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
