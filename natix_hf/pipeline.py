@@ -171,8 +171,7 @@ def run_phase(
         tell(f"phase {phase.number}  {phase.title}: current, skipped")
         tidy(run_dir, phase)
         return
-    if not sys.stderr.isatty():
-        _hide_progress_bars()
+    hide_progress_bars()
     begin = time.monotonic()
     context = PhaseContext(phase, recipe, run_dir, load_data, is_main)
     module = importlib.import_module(phase.module)
@@ -202,8 +201,10 @@ def run_phase(
         say(f"phase {phase.number}  done in {minutes(time.monotonic() - begin)}: {outcome.told}", hang=LABEL)
 
 
-def _hide_progress_bars() -> None:
-    """Turn progress bars off: in a file or a pipe every update would be a line of its own."""
+def hide_progress_bars() -> None:
+    """Turn progress bars off unless a person watches: in a file or a pipe every update would be a line of its own."""
+    if sys.stderr.isatty():
+        return
     import datasets
     from transformers.utils import logging
 

@@ -5,7 +5,19 @@ Heavy imports are inside the commands that need them, so that --help answers at 
 
 from __future__ import annotations
 
-from natix_hf.cli import audit, bundles, certify, data, housekeeping, planning, running, subnet
+from natix_hf.cli import audit, bundles, certify, data, forecast, housekeeping, planning, running, subnet
 from natix_hf.cli.app import app, main
 
-__all__ = ["app", "audit", "bundles", "certify", "data", "housekeeping", "main", "planning", "running", "subnet"]
+__all__ = [
+    "app",
+    "audit",
+    "bundles",
+    "certify",
+    "data",
+    "forecast",
+    "housekeeping",
+    "main",
+    "planning",
+    "running",
+    "subnet",
+]

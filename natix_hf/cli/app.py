@@ -26,6 +26,8 @@ _ORDER = (
     "recipes",
     "keys",
     "inspect",
+    "smoke",
+    "estimate",
     "predict",
     "verify",
     "push",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # Part of the cache key. Raise the number when the result of decoding changes, here or in images.py.
 _DECODER = f"5, pillow {PIL.__version__}"
-_ROWS_A_WORKER = 1000  # with fewer rows a second process costs more time than it saves
+ROWS_A_WORKER = 1000  # with fewer rows a second process costs more time than it saves
 # benchmarks/decode_cache.py compares it with other formats. Colour at half size would blur an orange cone.
 _JPEG: dict[str, Any] = {"quality": 95, "subsampling": "4:4:4"}
 # The column of a cache that holds the copies, by `data.cache`.
@@ -76,14 +76,14 @@ def decode_once(
     features = Features({name: Value(kind) for name, kind in decoded_columns(cache).items()})
     # `on_bad_image` is not part of the key, because a successful pass leaves the same file under both settings.
     key = json_sha256([dataset._fingerprint, ids, image_column, cache_px, cache, max_megapixels, _DECODER])[:32]
-    workers = min(os.cpu_count() or 1, len(dataset) // _ROWS_A_WORKER)
+    workers = min(os.cpu_count() or 1, len(dataset) // ROWS_A_WORKER)
     settings = {"image_column": image_column, "cache_px": cache_px, "cache": cache, "strict": on_bad_image == "error"}
     settings |= {"max_megapixels": max_megapixels}
     path = Path(config.HF_DATASETS_CACHE) / "natix_hf" / f"decoded-{key}.arrow"
     with alone(path, "decoding the same images"):
         require_space(dataset, image_column, cache_px, cache, path)
         decoded = dataset.select_columns([image_column]).map(
-            _decode_row,
+            decode_row,
             with_indices=True,
             fn_kwargs={"ids": ids, **settings},
             features=features,
@@ -101,7 +101,7 @@ def decode_once(
     return decoded
 
 
-def _decode_row(
+def decode_row(
     row: dict[str, Any],
     index: int,
     ids: list[str],

@@ -12,7 +12,7 @@ import numpy as np
 from natix_hf.data.splits import CONTRADICTION, ROLES, Splits, say_dropped
 from natix_hf.errors import DataError
 
-_SHARES = {"train": 0.60, "val_select": 0.15, "val_calib": 0.15, "test": 0.10}
+SHARES = {"train": 0.60, "val_select": 0.15, "val_calib": 0.15, "test": 0.10}
 _SHARES_WITH_OFFICIAL_TEST = {"train": 0.65, "val_select": 0.175, "val_calib": 0.175}
 
 
@@ -103,7 +103,7 @@ def make_splits(
 
 def _shares(given: Collection[str]) -> dict[str, float]:
     """The shares of the roles that the source's own splits do not give."""
-    shares = _SHARES_WITH_OFFICIAL_TEST if "test" in given else _SHARES
+    shares = _SHARES_WITH_OFFICIAL_TEST if "test" in given else SHARES
     if "val_select" not in given:
         return shares
     left = {role: share for role, share in shares.items() if role not in given}

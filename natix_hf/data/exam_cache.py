@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _DRAWER = f"1, pillow {PIL.__version__}"  # part of the cache key, beside the version of the exam
-_ROWS_A_WORKER = 100  # with fewer rows a second process costs more time than it saves
+ROWS_A_WORKER = 100  # with fewer rows a second process costs more time than it saves
 
 
 class DrawnOnce(Asked):
@@ -78,7 +78,7 @@ def _draw(rows: Rows, exam: Exam) -> Dataset:
     images = rows.source.select_columns([rows.image_column])
     digests = rows.decoded["sha256"][:]  # the content of the pictures, whatever file they come from
     key = json_sha256([digests, rows.ids, rows.image_column, asdict(exam), rows.max_megapixels, _DRAWER])[:32]
-    workers = min(os.cpu_count() or 1, len(rows) // _ROWS_A_WORKER)
+    workers = min(os.cpu_count() or 1, len(rows) // ROWS_A_WORKER)
     settings = {"image_column": rows.image_column, "digests": digests, "max_megapixels": rows.max_megapixels}
     path = Path(config.HF_DATASETS_CACHE) / "natix_hf" / f"exam-{key}.arrow"
     with alone(path, "drawing the same exam views"):

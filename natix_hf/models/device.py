@@ -51,6 +51,12 @@ def default_device() -> torch.device:
     return accelerator if accelerator is not None else torch.device("cpu")
 
 
+def loader_workers(on_cpu: int) -> int:
+    """Return the number of processes that make the pictures of a pass without training: `on_cpu` where the CPU also
+    runs the model, else half of the cores, but at most 8. A GPU would wait for a single process."""
+    return on_cpu if runs_on_cpu() else max(1, min(8, (os.cpu_count() or 1) // 2))
+
+
 def use_cpu() -> None:
     """Let this process and those that it launches compute on the CPU, as `accelerate launch --cpu` does."""
     os.environ[_ON_CPU] = "true"

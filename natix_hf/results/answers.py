@@ -19,6 +19,7 @@ from natix_hf.data.views import AskedViews
 from natix_hf.errors import RunError
 from natix_hf.models.classifier import build_classifier, save_model
 from natix_hf.models.config import ModelConfig
+from natix_hf.models.device import loader_workers
 from natix_hf.models.preprocess import make_processor
 from natix_hf.provenance.files import atomic_folder, write_json
 from natix_hf.results import plots
@@ -82,8 +83,11 @@ def save_candidate(folder: Path, model: PreTrainedModel, processor: Any) -> Cand
     return candidate
 
 
-def compute_answers(candidate: Candidate, asked: Asked, workers: int = 1) -> tuple[LogitTable, np.ndarray]:
+def compute_answers(candidate: Candidate, asked: Asked, workers: int | None = None) -> tuple[LogitTable, np.ndarray]:
     """Compute a candidate's answers from its saved folder, with the same preprocessing as `predict`.
+
+    Args:
+        workers: Processes that prepare the pictures. None: as many as this machine has to spare.
 
     Returns:
         The logits, and the inputs of the classifier layer, float32 [n, d], which a learned gate reads.
@@ -93,6 +97,7 @@ def compute_answers(candidate: Candidate, asked: Asked, workers: int = 1) -> tup
     """
     inference = Inference(candidate.model)
     views = AskedViews(asked, inference.preprocess)
+    workers = loader_workers(on_cpu=1) if workers is None else workers
     logits, features = inference.logits_and_features(views, workers=workers, label=f"{candidate.name} logits")
     if not np.isfinite(logits).all():
         first = asked.ids[int(np.flatnonzero(~np.isfinite(logits))[0])]

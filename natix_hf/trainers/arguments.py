@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers.training_args import OptimizerNames
 
 from natix_hf.errors import RecipeError, UsageError, first_line
 from natix_hf.models.device import runs_on_cpu
+from natix_hf.trainers.config import count_steps
 
 # Optimizers that need the model itself, so they cannot be checked in advance.
 _NEED_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
@@ -137,9 +137,4 @@ def require_a_batch(arguments: TrainingArguments, rows: int, where: str) -> None
 
 def optimizer_steps(arguments: TrainingArguments, rows: int) -> int:
     """Compute the number of optimizer steps of a whole training on this many rows."""
-    if arguments.max_steps > 0:
-        return int(arguments.max_steps)
-    batch = arguments.per_device_train_batch_size * arguments.world_size
-    batches = rows // batch if arguments.dataloader_drop_last else math.ceil(rows / batch)
-    an_epoch: int = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
-    return math.ceil(float(arguments.num_train_epochs) * an_epoch)
+    return count_steps(vars(arguments), rows, arguments.world_size)

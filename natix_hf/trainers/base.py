@@ -23,10 +23,6 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
@@ -50,7 +46,9 @@ from natix_hf.trainers.checkpoints import (
     remove_old_checkpoints,
     trained_tensors,
 )
+from natix_hf.trainers.epoch import SetEpoch
 from natix_hf.trainers.interruption import StopAtStep, survive_with_parent
+from natix_hf.trainers.pace import Pace
 from natix_hf.trainers.progress import SUPERVISED, Column, ProgressTable
 from natix_hf.trainers.totals import Totals, had_stopped_early
 
@@ -83,11 +81,12 @@ class BaseTrainer(Trainer):
         self._data_wait = 0.0
         self._waiting_since = time.perf_counter()
         self._totals = Totals(self)
-        self._saved_step = 0
+        self.pace = Pace(self)
+        self.saved_step = 0
         self._stop = StopAtStep()
         self.add_callback(self._stop)
         if train_sampler is not None:
-            self.add_callback(_SetEpoch(train_sampler))
+            self.add_callback(SetEpoch(train_sampler))
         self.remove_callback(PrinterCallback)
         self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
         if not quiet:
@@ -118,6 +117,7 @@ class BaseTrainer(Trainer):
                 )
             resume_from_checkpoint = str(newest)
         self._totals.begin()
+        self.pace.begin()
         with interrupt.catching(), no_loading_bars():  # writing and reading checkpoints would draw them
             try:
                 return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -199,9 +199,10 @@ class BaseTrainer(Trainer):
     def _maybe_log_save_evaluate(
         self, tr_loss: Any, grad_norm: Any, model: nn.Module, trial: Any, *args: Any, **kwargs: Any
     ) -> None:
-        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        with self.pace.between_steps():
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         if self._stop.is_due(self.state, self.control):
-            if self._saved_step != self.state.global_step:
+            if self.saved_step != self.state.global_step:
                 self._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # the launcher ends the others as soon as one has ended
             interrupt.end(self._stop.signum)
@@ -230,6 +231,10 @@ class BaseTrainer(Trainer):
         if self.is_in_train:
             self._require_finite_loss()
         return super().evaluate(*args, **kwargs)
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        with self.pace.scoring():
+            return super()._evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # Trainer writes checkpoints in place and later trusts the folder's name (transformers#35782). We write a
@@ -263,7 +268,7 @@ class BaseTrainer(Trainer):
             self.save_extra(checkpoint)
             mark_complete(checkpoint)
             remove_old_checkpoints(folder, limit, self.state.best_model_checkpoint)
-        self._saved_step = self.state.global_step
+        self.saved_step = self.state.global_step
 
     def save_extra(self, checkpoint: Path) -> None:
         """Write the further state of a subclass into a checkpoint. Called before the marker is written."""
@@ -319,18 +324,6 @@ class BaseTrainer(Trainer):
             folder.mkdir(parents=True, exist_ok=True)
             tensors = {name: tensor.detach().contiguous() for name, tensor in trained_tensors(target).items()}
             save_file(tensors, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
-
-
-class _SetEpoch(TrainerCallback):
-    """Tell the sampler the epoch. accelerate cannot reach it behind its own batch samplers."""
-
-    def __init__(self, sampler: EpochSampler) -> None:
-        self.sampler = sampler
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.sampler.set_epoch(int(state.epoch or 0))
 
 
 def _require_finite(loss: float, step: int, learning_rate: float) -> None:

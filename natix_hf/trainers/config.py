@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Self, get_type_hints
@@ -134,6 +135,21 @@ class TrainingSection(Section):
     @classmethod
     def _take_unknown(cls, given: dict[Any, Any], where: str) -> dict[str, Any]:
         return {"extra": given}
+
+
+def count_steps(training: Mapping[str, Any], rows: int, devices: int) -> int:
+    """Count the optimizer steps of a whole training on so many rows.
+
+    Args:
+        training: Fields of `transformers.TrainingArguments`; those that are missing have the defaults of transformers.
+        devices: Number of processes.
+    """
+    if training.get("max_steps", -1) > 0:
+        return int(training["max_steps"])
+    batch = training.get("per_device_train_batch_size", 8) * devices
+    batches = rows // batch if training.get("dataloader_drop_last") else math.ceil(rows / batch)
+    an_epoch: int = max(1, math.ceil(batches / training.get("gradient_accumulation_steps", 1)))
+    return math.ceil(float(training.get("num_train_epochs", 3)) * an_epoch)
 
 
 def _argument_names(cls: type[TrainingSection]) -> list[str]:

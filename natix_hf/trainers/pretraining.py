@@ -20,6 +20,7 @@ from natix_hf.data.stream import Draws, Stream, StreamedViews
 from natix_hf.data.views import AskedViews, choose_place
 from natix_hf.errors import RecipeError
 from natix_hf.models.architectures import ARCHITECTURES, architecture_of
+from natix_hf.models.device import loader_workers
 from natix_hf.models.preprocess import Preprocess
 from natix_hf.models.tuner import count_trainable
 from natix_hf.ssl.collapse import feature_figures
@@ -99,7 +100,7 @@ def make_pretraining(
     check_pretraining(backbone, config, size, settings)
     cls = objective_class(name)
     sections = settings_of(cls, config) | (settings or {})
-    model: Any = cls.build(_student(backbone, config, seed), size, seed, decoder, **sections)
+    model = make_objective(backbone, config, size, seed, decoder, sections)
     labelled = probe_rows is not None and config.probe_steps > 0
     if config.probe_steps > 0:
         arguments.eval_strategy = arguments.save_strategy = IntervalStrategy.STEPS
@@ -146,6 +147,23 @@ def check_pretraining(
     cls.check(backbone, image_size, **(settings_of(cls, config) | (settings or {})))
 
 
+def make_objective(
+    backbone: PreTrainedModel,
+    config: ExploraConfig,
+    image_size: int,
+    seed: int,
+    decoder: ViTMAEDecoder | None,
+    sections: dict[str, Any],
+) -> Any:
+    """Choose the trainable weights of the backbone, which is changed in place, and build the objective around it.
+
+    Args:
+        sections: Sections of the objective by name, as `settings_of` gives them.
+    """
+    cls = objective_class(config.objective or default_objective(backbone.config.model_type))
+    return cls.build(_student(backbone, config, seed), image_size, seed, decoder, **sections)
+
+
 def _student(backbone: PreTrainedModel, config: ExploraConfig, seed: int) -> nn.Module:
     if config.trainable == "explora":
         torch.manual_seed(seed)  # LoRA's initial weights
@@ -182,7 +200,7 @@ class Probes:
 
     def __call__(self, backbone: nn.Module) -> dict[str, float]:
         features = [
-            backbone_features(backbone, views, chosen, self.batch_size)
+            backbone_features(backbone, views, chosen, self.batch_size, loader_workers(on_cpu=0))
             for views, chosen in zip(self.views, self.chosen, strict=True)
         ]
         figures = feature_figures(features[0])

@@ -115,4 +115,5 @@ def pretrain_backbone(
         "world_size": arguments.world_size,
         "resumed_from": resume.name if resume else None,
         "train_s": round(time.perf_counter() - begin, 1),
+        "pace": trainer.pace.facts(),
     } | streamed

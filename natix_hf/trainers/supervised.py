@@ -121,6 +121,7 @@ def train_classifier(
         "world_size": arguments.world_size,
         "resumed_from": resume.name if resume else None,
         "train_s": round(time.perf_counter() - begin, 1),
+        "pace": trainer.pace.facts(),
     }
 
 

@@ -31,13 +31,13 @@ def hf_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def decoded_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Which rows were decoded in this test, in order."""
     seen: list[int] = []
-    original = decode._decode_row
+    original = decode.decode_row
 
     def counting(row: dict[str, Any], index: int, **settings: Any) -> dict[str, Any]:
         seen.append(index)
         return original(row, index, **settings)
 
-    monkeypatch.setattr(decode, "_decode_row", counting)
+    monkeypatch.setattr(decode, "decode_row", counting)
     return seen
 
 
@@ -133,6 +133,6 @@ def test_several_processes_decode_the_same(tmp_path: Path, monkeypatch: pytest.M
     dataset = saved(tmp_path / "source")
     one = decode_once(dataset, row_ids(5), "image", 16)[:]
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "other")
-    monkeypatch.setattr(decode, "_ROWS_A_WORKER", 2)
+    monkeypatch.setattr(decode, "ROWS_A_WORKER", 2)
     monkeypatch.setattr(decode.os, "cpu_count", lambda: 2)
     assert decode_once(dataset, row_ids(5), "image", 16)[:] == one

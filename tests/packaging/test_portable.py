@@ -160,7 +160,7 @@ def test_a_run_with_spawned_workers_gives_the_same_logits(
     short = ["phase1.num_train_epochs=1", "phase1.load_best_model_at_end=false"]
     short += ["phase1.eval_strategy=no", "phase1.save_strategy=no"]
     one_process = run_recipe(str(tiny_recipe_file), [1], tmp_path / "one process", overrides=short)
-    monkeypatch.setattr(decode, "_ROWS_A_WORKER", 50)  # so that these few rows are decoded by two workers
+    monkeypatch.setattr(decode, "ROWS_A_WORKER", 50)  # so that these few rows are decoded by two workers
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     methods = {library: library.get_start_method() for library in (multiprocessing, multiprocess)}

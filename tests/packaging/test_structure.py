@@ -13,6 +13,7 @@ FLOORS = (
     "__main__",
     "cli",
     "apidoc",
+    "estimate",
     "api deploy launch selective",
     "pipeline",
     "preflight",

@@ -33,7 +33,7 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_frames_alone(tmp_path: Path, frames: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "_decode_row", None)  # nothing is decoded into a cache
+    monkeypatch.setattr(decode, "decode_row", None)  # nothing is decoded into a cache
     recipe = explora_recipe(tmp_path, None, pretrained, **STREAM)
     given = [f"phase4.unlabelled=[{frames}]", "data.on_bad_image=skip", "phase4.dataloader_num_workers=2"]
     run = run_recipe(recipe, [4], tmp_path / "run", overrides=given)

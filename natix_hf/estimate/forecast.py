@@ -1,0 +1,349 @@
+"""`natix-hf estimate`: what a recipe needs on a GPU that is not here, from shapes, a data sheet and a core of this
+machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForImageClassification, TrainingArguments
+
+from natix_hf.disk import as_size
+from natix_hf.errors import UsageError
+from natix_hf.estimate.gpus import CONTEXT_BYTES, UTILISATION, Gpu
+from natix_hf.estimate.loader import ROWS_A_DECODER, ROWS_A_DRAWER, loader_s, stage_of, workers_of
+from natix_hf.estimate.pictures import CoreRates, Few, core_rates, few_pictures, objective_views
+from natix_hf.estimate.shapes import Footprint, answer_footprint, step_footprint
+from natix_hf.estimate.source import Source, count_unlabelled, counts_by_shares, is_here, list_source
+from natix_hf.estimate.table import TITLES, Forecast, Row
+from natix_hf.estimate.work import Work, work_of
+from natix_hf.models.adapters import AUTO, add_adapter
+from natix_hf.models.classifier import check_model
+from natix_hf.models.preprocess import make_processor
+from natix_hf.models.resolved import resolved_config
+from natix_hf.models.tuner import Adapted
+from natix_hf.recipe import Recipe
+from natix_hf.runs.graph import order_phases
+from natix_hf.ssl.objectives import default_objective, objective_class, settings_of
+from natix_hf.trainers.arguments import training_arguments
+from natix_hf.trainers.config import TrainingSection
+from natix_hf.trainers.pretraining import make_objective
+
+_FIXED_S = (3.0, 20.0)  # of a phase, to load models, write files and draw plots
+_DISK_BYTES_A_S = (2e9, 2e8)
+_GATE_STEP_S = (0.001, 0.005)
+_ROW_BYTES = 1000  # of splits, logits and answers together
+_VIEW_BYTES = 10_000  # an exam view as JPEG (data/exam_cache.py)
+_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_NOWHERE = Path("outputs")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine that is asked about."""
+
+    gpu: Gpu
+    gpus: int
+    cores: int
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """What the shapes and the measurements beside them found."""
+
+    steps: Mapping[str, Footprint]  # by stage
+    answer: Footprint  # of one picture
+    parameters: int
+    few: Few
+    rates: CoreRates
+
+
+def estimate(
+    recipe: Recipe,
+    phases: Sequence[int] | None,
+    machine: Machine,
+    rows: int | None = None,
+    unlabelled: int | None = None,
+    price_per_hour: float | None = None,
+) -> Forecast:
+    """Estimate every phase of a recipe.
+
+    Args:
+        recipe: The recipe.
+        phases: The phases; None takes those of the recipe.
+        machine: What it would run on.
+        rows: Number of labelled pictures; None counts those of a source that is on this disk.
+        unlabelled: Number of further pictures; None counts them.
+        price_per_hour: Price of the machine.
+
+    Raises:
+        UsageError: If the source is not here and `rows` is None, or the model's shape is not known here.
+    """
+    wanted = order_phases(phases if phases is not None else recipe.phases)
+    recipe = replace(recipe, phases=wanted)
+    source = _source(recipe, rows)
+    further = _further(recipe, unlabelled) if 4 in wanted else 0
+    counts = source.counts(further) if source is not None and rows is None else counts_by_shares(rows or 0, further)
+    model, processor, few = check_model(recipe.model), make_processor(recipe.model), few_pictures(recipe.data, source)
+    rates = core_rates(recipe, processor, model, few)
+    work = work_of(recipe, wanted, counts, machine.gpus)
+    stages = {part.stage for part in work if part.kind == "train" and part.model != "head"}
+    pixels = {"pixel_values": torch.zeros(3, recipe.model.image_size, recipe.model.image_size)}
+    costs = _Costs(
+        {stage: _step(recipe, stage, machine, processor, few) for stage in sorted(stages)},
+        answer_footprint(lambda: _classifier(recipe), pixels, 1),
+        sum(parameter.numel() for parameter in model.parameters()),
+        few,
+        rates,
+    )
+    rows_of_table = [_row(number, work, recipe, machine, costs) for number in (0, *wanted)]
+    advice = [line for stage in sorted(stages) for line in _advice(stage, work, recipe, machine, costs, processor)]
+    lines = [*_assumed(machine, rates, source is None), *advice]
+    return Forecast(
+        rows_of_table, _checkpoints(work, recipe, costs), lines, _faults(recipe, machine, costs), price_per_hour
+    )
+
+
+def _source(recipe: Recipe, rows: int | None) -> Source | None:
+    if recipe.data.source is None:
+        return None
+    if is_here(recipe.data):
+        return list_source(recipe.data)
+    if rows is None:
+        raise UsageError("data.source is not on this disk: say with --rows how many labelled pictures it has")
+    return None
+
+
+def _further(recipe: Recipe, unlabelled: int | None) -> int:
+    if unlabelled is not None or recipe.phase4.stream:
+        return unlabelled or 0
+    here = all(Path(source).expanduser().exists() for source in recipe.phase4.unlabelled)
+    if not here:
+        raise UsageError(
+            "phase4.unlabelled is not on this disk: say with --unlabelled how many further pictures there are"
+        )
+    return count_unlabelled(recipe)
+
+
+def _classifier(recipe: Recipe) -> Any:
+    architecture = resolved_config(recipe.model, recipe.data.labels)
+    return AutoModelForImageClassification.from_config(architecture, dtype=torch.float32)
+
+
+def _step(
+    recipe: Recipe, stage: str, machine: Machine, processor: Any, few: Few, batch_size: int | None = None
+) -> Footprint:
+    """An optimizer step of a stage on one GPU."""
+    section = stage_of(recipe, stage)
+    fields = section.training_fields()
+    precision = next((name for name in _PRECISIONS if fields.get(name)), None)
+    plain = {key: value for key, value in fields.items() if key not in (*_PRECISIONS, "tf32", "report_to")}
+    if batch_size is not None:
+        plain["per_device_train_batch_size"] = batch_size
+    arguments: TrainingArguments = training_arguments(plain, _NOWHERE, stage)
+    copies = int(getattr(section, "ema_decay", None) is not None) + int(machine.gpus > 1)  # DDP's buckets are one more
+    make, item, loss = _objective(recipe, processor, few) if stage == "phase4" else _supervised(recipe, section)
+    return step_footprint(make, item, loss, arguments, _PRECISIONS[precision] if precision else None, copies)
+
+
+_Parts = tuple[
+    Callable[[], nn.Module],
+    Mapping[str, torch.Tensor],
+    Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor],
+]
+
+
+def _supervised(recipe: Recipe, section: Any) -> _Parts:
+    size = recipe.model.image_size
+    item = {"pixel_values": torch.zeros(3, size, size), "labels": torch.zeros((), dtype=torch.int64)}
+
+    def make() -> nn.Module:
+        model: nn.Module = _classifier(recipe)
+        if section.adapter == "full":
+            return model
+        name = "lora" if section.adapter == AUTO else section.adapter  # the others of a bake-off are as large
+        options = {} if section.adapter == AUTO else section.adapter_options
+        return Adapted(add_adapter(model, name, options, 10**6, 0, section.where))  # type: ignore[arg-type]
+
+    def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return cross_entropy(model(pixel_values=batch["pixel_values"])["logits"].float(), batch["labels"])
+
+    return make, item, loss
+
+
+def _objective(recipe: Recipe, processor: Any, few: Few) -> _Parts:
+    config = recipe.phase4
+    views = objective_views(recipe, processor, check_model(recipe.model), few.rows)
+    item = {name: value.float() if value.dtype == torch.uint8 else value for name, value in views[0, 0].items()}
+
+    def make() -> nn.Module:
+        backbone = _classifier(recipe).base_model
+        cls = objective_class(config.objective or default_objective(backbone.config.model_type))
+        made: nn.Module = make_objective(
+            backbone, config, recipe.model.image_size, config.seed, None, settings_of(cls, config)
+        )
+        return made
+
+    return make, item, lambda model, batch: model(**batch)["loss"]
+
+
+def _row(number: int, work: Sequence[Work], recipe: Recipe, machine: Machine, costs: _Costs) -> Row:
+    of_phase = [part for part in work if part.phase == number]
+    seconds = [_unit_s(part, recipe, machine, costs) for part in of_phase]
+    low = sum(part.amount * unit[0] for part, unit in zip(of_phase, seconds, strict=True)) + _FIXED_S[0]
+    high = sum(part.amount * unit[1] for part, unit in zip(of_phase, seconds, strict=True)) + _FIXED_S[1]
+    trained = [
+        (part, unit) for part, unit in zip(of_phase, seconds, strict=True)
+        if part.kind == "train" and part.model != "head"
+    ]  # fmt: skip
+    speeds = [speed for part, unit in trained for speed in (part.pictures / unit[1], part.pictures / unit[0])]
+    memory = max((costs.steps[part.stage].peak + CONTEXT_BYTES for part, _ in trained), default=None)
+    return Row(
+        f"{number}  {TITLES[number]}",
+        (min(speeds), max(speeds)) if speeds else None,
+        memory,
+        (low, high),
+        _disk(number, of_phase, recipe, costs),
+    )
+
+
+def _unit_s(part: Work, recipe: Recipe, machine: Machine, costs: _Costs) -> tuple[float, float]:
+    """Seconds of one unit, at the higher and at the lower utilisation of the card."""
+    rates, cores = costs.rates, machine.cores
+    if part.kind == "decode":
+        return _both(costs.few.decode_s / max(1, min(cores, part.amount // ROWS_A_DECODER)))
+    if part.kind == "draw":
+        return _both(1 / rates.drawn / max(1, min(cores, part.amount // 4 // ROWS_A_DRAWER)))
+    if part.kind == "gate":
+        return _GATE_STEP_S
+    if part.kind == "save":
+        size = _checkpoint_bytes(part.stage, costs)
+        return size / _DISK_BYTES_A_S[0], size / _DISK_BYTES_A_S[1]
+    if part.kind == "train":
+        if part.model == "head":
+            return _GATE_STEP_S
+        flops, dtype = costs.steps[part.stage].flops, _dtype(stage_of(recipe, part.stage))
+        return _slower(flops, machine.gpu.peak_flops(dtype), loader_s(part, recipe, rates, machine.gpus, cores))
+    pictures, peak = part.pictures / machine.gpus, machine.gpu.peak_flops("fp32")
+    if part.kind == "score" and part.model != "objective":
+        workers = workers_of(recipe, part.stage, machine.gpus, cores)
+        peak = machine.gpu.peak_flops(_dtype(stage_of(recipe, part.stage)))
+        return _slower(pictures * costs.answer.flops, peak, pictures / rates.scored / workers)
+    # One process computes these, in true float32.
+    rate, workers = rates.asked, float(max(1, min(8, cores // 2)))  # as models/device.py: loader_workers
+    if part.kind == "features":
+        rate, workers = rates.train, workers_of(recipe, part.stage, 1, cores)
+    return _slower(part.pictures * costs.answer.flops, peak, part.pictures / rate / workers)
+
+
+def _both(seconds: float) -> tuple[float, float]:
+    return seconds, seconds
+
+
+def _slower(flops: float, peak: float, loader: float) -> tuple[float, float]:
+    """The time of the slower of the two: the model, or the processes that make its pictures."""
+    low, high = UTILISATION
+    return max(flops / (peak * high), loader), max(flops / (peak * low), loader)
+
+
+def _dtype(section: TrainingSection) -> str:
+    fields = section.training_fields()
+    return next((name for name in ("bf16", "fp16", "tf32") if fields.get(name)), "fp32")
+
+
+def _checkpoint_bytes(stage: str, costs: _Costs) -> int:
+    footprint = costs.steps.get(stage)
+    return footprint.checkpoint if footprint is not None else 0
+
+
+def _checkpoints(work: Sequence[Work], recipe: Recipe, costs: _Costs) -> int:
+    """Bytes of the checkpoints of the largest stage, with the one that is being written."""
+    sizes = [0]
+    for part in work:
+        if part.kind == "save":
+            limit = stage_of(recipe, part.stage).training_fields().get("save_total_limit") or part.amount
+            sizes.append(min(part.amount, limit + 1) * _checkpoint_bytes(part.stage, costs))
+    return max(sizes)
+
+
+def _disk(number: int, of_phase: Sequence[Work], recipe: Recipe, costs: _Costs) -> int:
+    """Bytes that a phase leaves, in its folder or in a cache."""
+    model = 4 * costs.parameters
+    found = 0.0
+    for part in of_phase:
+        if part.kind == "decode":
+            found += part.amount * (costs.few.copy_bytes + _ROW_BYTES)
+        elif part.kind == "draw":
+            found += part.amount * _VIEW_BYTES
+        elif part.kind == "features":
+            width = resolved_config(recipe.model, recipe.data.labels).hidden_size
+            found += 4 * width * part.amount
+        elif part.kind == "answer":
+            found += part.amount * _ROW_BYTES / 10
+    classifiers = [part for part in of_phase if part.kind == "answer" and part.stage == "phase4.supervised"]
+    models = {1: 1, 4: 1 + len(classifiers), 6: 1 + recipe.phase6.onnx}  # phase 4 leaves the backbone too
+    found += model * models.get(number, 0)
+    return round(found)
+
+
+def _assumed(machine: Machine, rates: CoreRates, made_up: bool) -> Iterator[str]:
+    low, high = UTILISATION
+    yield (
+        f"assumed  {machine.gpus} x {machine.gpu.title} at {low:.0%} to {high:.0%} of its peak, and {machine.cores} "
+        f"cores as fast as one here, which makes {rates.train:,.0f} training views a second"
+    )
+    if made_up:
+        yield "assumed  pictures of 1920 x 1080 px, as JPEG"
+
+
+def _advice(
+    stage: str, work: Sequence[Work], recipe: Recipe, machine: Machine, costs: _Costs, processor: Any
+) -> Iterator[str]:
+    """Where the memory goes, what the stage waits for, and the largest batch that fits."""
+    footprint, section = costs.steps[stage], stage_of(recipe, stage)
+    size = section.per_device_train_batch_size
+    kinds = ", ".join(f"{kind} {as_size(count)}" for kind, count in footprint.memory.items() if count >= 5e5)
+    yield (
+        f"{stage}  a batch of {size} a GPU: {kinds}, CUDA itself about {as_size(CONTEXT_BYTES)}; "
+        f"{footprint.flops / 1e12:.3g} TFLOP a step"
+    )
+    part = next(part for part in work if part.kind == "train" and part.stage == stage)
+    loader = loader_s(part, recipe, costs.rates, machine.gpus, machine.cores)
+    steps = [footprint.flops / (machine.gpu.peak_flops(_dtype(section)) * share) for share in UTILISATION]
+    waits = [loader > step for step in steps]
+    bound = "the loader" if all(waits) else "the loader or the model" if any(waits) else "the model"
+    slow, fast = (f"{part.pictures / step:,.0f}" for step in steps)
+    yield (
+        f"{stage}  bound by {bound}: {workers_of(recipe, stage, machine.gpus, machine.cores):g} cores a GPU make "
+        f"{part.pictures / loader:,.0f} pictures a second in all, the model takes {slow} to {fast}"
+    )
+    most_workers = machine.cores // machine.gpus
+    if waits[1] and workers_of(recipe, stage, machine.gpus, machine.cores) < most_workers:
+        yield f"{stage}  {stage}.dataloader_num_workers={most_workers} uses every core"
+    smaller = max(1, size // 2)
+    if smaller < size:
+        half = _step(recipe, stage, machine, processor, costs.few, smaller)
+        most = size + int(
+            (machine.gpu.usable_bytes - footprint.peak) / (footprint.peak - half.peak) * (size - smaller)
+        )
+        yield f"{stage}  largest batch that fits: about {max(0, most // 8 * 8 if most >= 8 else most):,} a GPU"
+
+
+def _faults(recipe: Recipe, machine: Machine, costs: _Costs) -> list[str]:
+    faults = []
+    for stage, footprint in costs.steps.items():
+        section, gpu = stage_of(recipe, stage), machine.gpu
+        if footprint.peak > gpu.usable_bytes:
+            faults.append(
+                f"{stage} needs {as_size(footprint.peak + CONTEXT_BYTES)} and a {gpu.title} has {gpu.memory_gb:g} GB: "
+                f"lower {stage}.per_device_train_batch_size (now {section.per_device_train_batch_size}) and raise "
+                f"{stage}.gradient_accumulation_steps"
+            )
+        if _dtype(section) == "bf16" and not gpu.bf16:
+            faults.append(f"{stage}.bf16 is set, and a {gpu.title} has no bfloat16: set {stage}.fp16 instead")
+    return faults

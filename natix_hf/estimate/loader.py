@@ -1,0 +1,31 @@
+"""How many pictures the processes of a loader make, by the speed of a core."""
+
+from __future__ import annotations
+
+from natix_hf.data.decode import ROWS_A_WORKER as ROWS_A_DECODER
+from natix_hf.data.exam_cache import ROWS_A_WORKER as ROWS_A_DRAWER
+from natix_hf.estimate.pictures import CoreRates
+from natix_hf.estimate.work import Work
+from natix_hf.recipe import Recipe
+from natix_hf.trainers.config import TrainingSection
+
+__all__ = ["ROWS_A_DECODER", "ROWS_A_DRAWER", "loader_s", "stage_of", "workers_of"]
+
+
+def stage_of(recipe: Recipe, name: str) -> TrainingSection:
+    """The section of a stage: `phase1`, `phase4` or `phase4.supervised`."""
+    if name == "phase4":
+        return recipe.phase4
+    return recipe.phase1 if name == "phase1" else recipe.phase4.supervised or recipe.phase1
+
+
+def workers_of(recipe: Recipe, stage: str, devices: int, cores: int) -> float:
+    """Cores that make pictures for one device: its workers, as far as there are cores for them."""
+    workers: int = stage_of(recipe, stage).training_fields().get("dataloader_num_workers", 0)
+    return min(max(1, workers), cores / devices)
+
+
+def loader_s(part: Work, recipe: Recipe, rates: CoreRates, devices: int, cores: int) -> float:
+    """Seconds in which the loaders make the pictures of one optimizer step."""
+    rate = rates.objective if part.model == "objective" else rates.train
+    return part.pictures / devices / (rate * workers_of(recipe, part.stage, devices, cores))

@@ -1,0 +1,177 @@
+"""What the phases of a recipe compute: pictures to decode, optimizer steps, pictures to score and to answer.
+
+`smoke` multiplies these amounts with what this machine needs for each, `estimate` with what a GPU would need.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from natix_hf.data.config import DataConfig
+from natix_hf.recipe import Recipe
+from natix_hf.runs.graph import CANDIDATE_PHASES
+from natix_hf.trainers.config import SupervisedConfig, TrainingSection, count_steps
+
+# decode: a picture for the first time; draw: an exam view that is kept; train: an optimizer step; score: one score of
+# a model in training; save: a checkpoint; features, answer: a picture or view in full float32; gate: a step of a gate.
+Kind = Literal["decode", "draw", "train", "score", "save", "features", "answer", "gate"]
+# The model that computes: a classifier, the self-supervised objective, or a classifier layer on features.
+Model = Literal["classifier", "objective", "head", ""]
+_MOST_EVALS = 10**6
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The pictures of each role that a recipe reads, and further ones without labels."""
+
+    train: int
+    val_select: int
+    val_calib: int
+    test: int
+    unlabelled: int = 0
+
+    @property
+    def labelled(self) -> int:
+        """Pictures of `data.source`."""
+        return self.train + self.val_select + self.val_calib + self.test
+
+
+@dataclass(frozen=True)
+class Work:
+    """So many units of one kind in one phase.
+
+    Args:
+        model: The model that computes.
+        stage: The section whose settings hold: `phase1`, `phase4` or `phase4.supervised`; "" where none does.
+        pictures: Pictures or views of one unit: of an optimizer step on all devices together, or of a score.
+    """
+
+    phase: int
+    kind: Kind
+    amount: int
+    model: Model = ""
+    stage: str = ""
+    pictures: int = 1
+
+
+def work_of(recipe: Recipe, phases: Sequence[int], counts: Counts, devices: int = 1) -> list[Work]:
+    """List all that `natix-hf run` would compute. Early stopping may end a training before.
+
+    Args:
+        phases: The phases, in the order in which they run.
+        counts: How many pictures there are.
+        devices: Number of GPUs, or 1.
+    """
+    data, drawn = recipe.data, recipe.data.exam_views if recipe.data.exam else 1
+    found = [Work(0, "decode", counts.labelled)]
+    if 1 in phases or 4 in phases:
+        found.append(Work(1 if 1 in phases else 4, "draw", counts.val_select * _chosen_views(data) * data.exam))
+    if 1 in phases:
+        found += _supervised(recipe.phase1, data, counts, 1, devices)
+    if 4 in phases:
+        found += _self_supervised(recipe, counts, devices)
+        if recipe.phase4.use_labeled_data:
+            stage = replace(recipe.phase4.supervised or recipe.phase1, folds=None)
+            control = not (1 in phases and _control_is_phase1(recipe))
+            found += _supervised(stage, data, counts, 4, devices, times=1 + control)
+    candidates = sum(number in phases for number in CANDIDATE_PHASES)
+    if 2 in phases and drawn > _chosen_views(data):
+        found.append(Work(2, "answer", candidates * counts.val_select * drawn, "classifier"))
+    if 3 in phases:
+        found.append(Work(3, "answer", counts.val_select * drawn, "classifier"))
+        found.append(Work(3, "gate", _gate_steps(recipe, counts.val_select * drawn, devices)))
+    if 5 in phases:
+        found.append(Work(5, "answer", counts.val_calib * drawn, "classifier"))
+    if 6 in phases:
+        found.append(Work(6, "answer", counts.test * drawn, "classifier"))
+    return [work for work in found if work.amount > 0]
+
+
+def _chosen_views(data: DataConfig) -> int:
+    return data.choice_exam.views if data.choice_exam is not None else 1
+
+
+def _control_is_phase1(recipe: Recipe) -> bool:
+    stage = recipe.phase4.supervised or recipe.phase1
+    return replace(stage, where="phase1", folds=None) == replace(recipe.phase1, folds=None)
+
+
+def _supervised(
+    stage: SupervisedConfig, data: DataConfig, counts: Counts, phase: int, devices: int, times: int = 1
+) -> list[Work]:
+    """A classifier, and those of its folds: the training, its scores and checkpoints, and answers on val_select."""
+    where = "phase1" if phase == 1 else "phase4.supervised"
+    views = _chosen_views(data)
+    asked, rows = counts.val_select * views, counts.train
+    trainings = times * (stage.folds or 1)  # the trainings of k folds together read the rows k - 1 times
+    bake_off = 2 if stage.adapter == "auto" else 1  # its trials take as many steps as the stage itself
+    steps = steps_of(stage, rows, devices)
+    head = stage.adapter == "none"
+    model: Model = "head" if head else "classifier"
+    return [
+        Work(phase, "features", trainings * (rows * stage.feature_views + asked) * head, "classifier", where),
+        Work(phase, "train", trainings * bake_off * steps, model, where, rows_a_step(stage, devices)),
+        Work(phase, "score", trainings * _times(stage, "eval", steps, rows, devices), model, where, asked),
+        Work(phase, "save", trainings * _times(stage, "save", steps, rows, devices), model, where),
+        Work(phase, "answer", trainings * asked + rows * views * bool(stage.folds), "classifier", where),
+    ]
+
+
+def _self_supervised(recipe: Recipe, counts: Counts, devices: int) -> list[Work]:
+    config = recipe.phase4
+    rows = counts.train + counts.unlabelled
+    steps = steps_of(config, rows, devices)
+    found = [Work(4, "decode", counts.unlabelled * (not config.stream))]
+    found.append(Work(4, "train", steps, "objective", "phase4", rows_a_step(config, devices)))
+    if config.probe_steps > 0:
+        # Only the main process probes.
+        probes = 1 + math.ceil(steps / config.probe_steps)  # one before training, and one after the last step
+        val = min(counts.val_select, config.probe_rows) if counts.train else 0
+        read = min(counts.train or rows, config.probe_rows) + val
+        found.append(Work(4, "score", probes, "objective", "phase4", read))
+    found.append(Work(4, "save", _saves_of_objective(recipe, steps), "objective", "phase4"))
+    return found
+
+
+def _saves_of_objective(recipe: Recipe, steps: int) -> int:
+    config = recipe.phase4
+    every = config.probe_steps or config.extra.get("save_steps", 500)
+    return int(steps // every) if every >= 1 else math.ceil(1 / every)
+
+
+def rows_a_step(stage: TrainingSection, devices: int) -> int:
+    """Pictures of one optimizer step on all devices together."""
+    accumulated = stage.extra.get("gradient_accumulation_steps", 1)
+    return int(stage.per_device_train_batch_size * accumulated * devices)
+
+
+def steps_of(stage: TrainingSection, rows: int, devices: int) -> int:
+    """Optimizer steps of a whole training on so many rows."""
+    return count_steps(stage.training_fields(), rows, devices)
+
+
+def _times(stage: SupervisedConfig, what: str, steps: int, rows: int, devices: int) -> int:
+    """How often a training scores (`eval`) or saves (`save`)."""
+    fields = stage.training_fields()
+    strategy = fields[f"{what}_strategy"]
+    if strategy in ("no", "best"):
+        return 0 if strategy == "no" else _times(stage, "eval", steps, rows, devices)
+    if strategy == "epoch":
+        an_epoch = steps_of(replace(stage, num_train_epochs=1, extra=_without_max(stage)), rows, devices)
+        return math.ceil(steps / an_epoch)
+    every = fields.get(f"{what}_steps") or fields.get("logging_steps", 500)
+    return min(_MOST_EVALS, math.ceil(1 / every) if every < 1 else int(steps // every))
+
+
+def _without_max(stage: TrainingSection) -> dict[str, object]:
+    return {key: value for key, value in stage.extra.items() if key != "max_steps"}
+
+
+def _gate_steps(recipe: Recipe, answers: int, devices: int) -> int:
+    """Optimizer steps of the gates of all folds, and of the one on all answers."""
+    config = recipe.phase3
+    seen = answers * (config.folds - 1) // config.folds
+    return config.folds * steps_of(config, seen, devices) + steps_of(config, answers, devices)

@@ -1,0 +1,21 @@
+"""The epoch of a training, told to its sampler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from natix_hf.data.sampler import EpochSampler
+
+
+class SetEpoch(TrainerCallback):
+    """Tell the sampler the epoch. accelerate cannot reach it behind its own batch samplers."""
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.sampler.set_epoch(int(state.epoch or 0))
