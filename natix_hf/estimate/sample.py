@@ -64,7 +64,7 @@ def small_recipe(recipe: Recipe, source: Source, folder: Path) -> Recipe:
         phase2=replace(recipe.phase2, from_="val_select"),
         phase3=replace(recipe.phase3, from_="val_select"),
         phase4=phase4,
-        phase6=replace(recipe.phase6, push=False),
+        phase6=replace(recipe.phase6, push=False, repo_id=None, private=False, tag=None),
     )
     (folder / RECIPE).write_text(yaml.safe_dump(made.mapping(), allow_unicode=True), encoding="utf-8")
     return made

@@ -73,19 +73,25 @@ def step_footprint(
     selected = _selected(item) * arguments.per_device_train_batch_size
     with _without_values(make) as model, _KnownMasks(selected):
         model.train()
-        if arguments.gradient_checkpointing:
+        if arguments.activation_checkpointing:
             enable: Any = model.activation_checkpointing_enable
             enable()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = _optimizer(trained, arguments)
-        tracker, flops = _tracker(model, optimizer), FlopCounterMode(display=False)
-        with tracker, flops:
-            for _ in range(min(2, arguments.gradient_accumulation_steps)):  # gradients stay from the first to the last
-                batch = _batch(item, arguments.per_device_train_batch_size)
-                with torch.autocast("cpu", dtype, enabled=dtype is not None):
-                    value = loss(model, batch)
-                torch.autograd.backward(value)
-                del batch, value
+
+        def forward_and_backward() -> None:
+            batch = _batch(item, arguments.per_device_train_batch_size)
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                value = loss(model, batch)
+            torch.autograd.backward(value)
+
+        # One after the other: under activation checkpointing the counter would keep alive what the tracker tracks.
+        with FlopCounterMode(display=False) as flops:
+            forward_and_backward()
+        optimizer.zero_grad()
+        with _tracker(model, optimizer) as tracker:
+            for _ in range(min(2, arguments.gradient_accumulation_steps)):  # the gradients of the first stay
+                forward_and_backward()
                 tracker.reset_mod_stats()
             if arguments.max_grad_norm:
                 nn.utils.clip_grad_norm_(trained, arguments.max_grad_norm)
@@ -93,8 +99,7 @@ def step_footprint(
             optimizer.zero_grad()
         memory = _by_kind(tracker)
         memory["weights"] += copies_of_trained * sum(parameter.nbytes for parameter in trained)
-        rounds = min(2, arguments.gradient_accumulation_steps)
-        total = flops.get_total_flops() * arguments.gradient_accumulation_steps // rounds
+        total = flops.get_total_flops() * arguments.gradient_accumulation_steps
         return Footprint(memory, total, _checkpoint(model, trained, optimizer))
 
 
@@ -110,8 +115,7 @@ def answer_footprint(make: Callable[[], nn.Module], item: Mapping[str, torch.Ten
     """Measure one forward pass without gradients, in float32."""
     with _without_values(make) as model:
         model.eval()
-        tracker, flops = _tracker(model), FlopCounterMode(display=False)
-        with torch.no_grad(), tracker, flops:
+        with torch.no_grad(), _tracker(model) as tracker, FlopCounterMode(display=False) as flops:
             model(**_batch(item, batch_size))
         return Footprint(_by_kind(tracker), flops.get_total_flops())
 

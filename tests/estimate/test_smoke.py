@@ -1,0 +1,82 @@
+"""`natix-hf smoke`: every phase works for a few steps, or one line says which does not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import STAGE_A, TINY_RECIPE, explora_recipe, refused, write_parquet_source
+
+from natix_hf import cli
+from natix_hf.data.config import DataConfig
+from natix_hf.errors import RunError
+from natix_hf.estimate import smoke as module
+from natix_hf.estimate.sample import small_recipe
+from natix_hf.estimate.smoke import smoke
+from natix_hf.estimate.source import list_source
+from natix_hf.recipe import Recipe, load_recipe
+
+
+def exit_code(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(arguments))
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_every_phase_of_a_recipe(
+    tmp_path: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_parquet_source(tmp_path / "source", groups=60, official_test=30, unclear=3)
+    frames = write_parquet_source(tmp_path / "frames", groups=30, seed=1)
+    recipe = explora_recipe(tmp_path, source, pretrained, objective="mae", unlabelled=[str(frames)])
+    before = sorted(path for path in tmp_path.rglob("*"))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr(module.tempfile, "tempdir", None)  # read TMPDIR again
+    monkeypatch.chdir(scratch)
+    given = ["phase6.push=true", "phase6.repo_id=lab/x"]  # it uploads nothing, so it must not
+    monkeypatch.setattr("natix_hf.preflight.check_run", lambda *args, **kwargs: None)
+    assert exit_code("smoke", recipe, *given, "--phases", "all", "--price-per-hour", "2") == 0
+    told = capsys.readouterr().out
+    assert told.startswith("device")
+    assert "270 pictures, 90 more" in told
+    for number in (0, 1, 4, 2, 3, 5, 6):
+        assert re.search(rf"^phase {number}  .*: works", told, re.MULTILINE), told
+        assert re.search(rf"^{number}  .* s ", told, re.MULTILINE), told
+    assert re.search(r"^cost +0\.\d\d at 2 an hour$", told, re.MULTILINE), told
+    assert "push" in told  # what could not be checked is said
+    assert not list(scratch.iterdir()) and sorted(tmp_path.rglob("*")) == sorted([*before, scratch])
+
+
+def test_a_phase_that_fails_is_named(tmp_path: Path, parquet_source: Path) -> None:
+    content = TINY_RECIPE | {"data": {**TINY_RECIPE["data"], "source": str(parquet_source)}}
+    bad = Recipe.build(content | {"phase1": {**TINY_RECIPE["phase1"], "learning_rate": 900, "max_grad_norm": 0}})
+    with refused(RunError, "phase 1", "learning_rate"):
+        smoke(bad, [1, 2, 6], None, cpu=True)
+
+
+def test_the_small_recipe_keeps_what_is_tried(tmp_path: Path, parquet_source: Path) -> None:
+    content: dict[str, Any] = TINY_RECIPE | {
+        "data": TINY_RECIPE["data"]
+        | {"source": str(parquet_source), "exam": True, "label_rule": "scene_description"},
+        "phase1": {**TINY_RECIPE["phase1"], "adapter": "dora", "ema_decay": 0.9, "early_stopping_patience": 1},
+        "phase4": STAGE_A | {"supervised": {"adapter": "lora", "num_train_epochs": 50}},
+    }
+    recipe = Recipe.build(content)
+    source = list_source(recipe.data)
+    assert source is not None
+    small = small_recipe(recipe, source, tmp_path)
+    assert load_recipe(str(tmp_path / "smoke.yaml")).mapping() == small.mapping()
+    for kept in ("adapter", "ema_decay", "per_device_train_batch_size", "learning_rate", "dataloader_num_workers"):
+        assert getattr(small.phase1, kept) == getattr(recipe.phase1, kept)
+    assert (small.model, small.phase5, small.data.exam) == (recipe.model, recipe.phase5, True)
+    assert small.phase4.supervised is not None and small.phase4.supervised.adapter == "lora"
+    for stage in (small.phase1, small.phase4, small.phase4.supervised):
+        assert 4 <= stage.training_fields()["max_steps"] <= 24
+    read = list_source(DataConfig(source=small.data.source, group_by="group", slices=small.data.slices))
+    assert read is not None and set(read.rows.columns) == {"scene_level_tags.weather"}
+    assert sorted(read.splits.labels) == sorted(source.splits.labels)  # a source smaller than a sample is whole
