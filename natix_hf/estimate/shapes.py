@@ -8,7 +8,7 @@ of any size takes as long as its number of operations.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,7 @@ def step_footprint(
     arguments: TrainingArguments,
     dtype: torch.dtype | None,
     copies_of_trained: int = 0,
+    with_values: bool = False,
 ) -> Footprint:
     """Measure one optimizer step, with the gradients' clipping and accumulation and the optimizer's state.
 
@@ -69,9 +70,10 @@ def step_footprint(
         arguments: Batch size, accumulation, optimizer, clipping and activation checkpointing.
         dtype: The type of autocast; None trains in float32.
         copies_of_trained: Further copies of the trained weights, such as a moving average or the buckets of DDP.
+        with_values: Take the step with real numbers on the CPU, to compare. It needs the memory that it measures.
     """
     selected = _selected(item) * arguments.per_device_train_batch_size
-    with _without_values(make) as model, _KnownMasks(selected):
+    with nullcontext(make()) if with_values else _without_values(make, selected) as model:
         model.train()
         if arguments.activation_checkpointing:
             enable: Any = model.activation_checkpointing_enable
@@ -80,7 +82,7 @@ def step_footprint(
         optimizer = _optimizer(trained, arguments)
 
         def forward_and_backward() -> None:
-            batch = _batch(item, arguments.per_device_train_batch_size)
+            batch = _batch(item, arguments.per_device_train_batch_size, with_values)
             with torch.autocast("cpu", dtype, enabled=dtype is not None):
                 value = loss(model, batch)
             torch.autograd.backward(value)
@@ -121,11 +123,14 @@ def answer_footprint(make: Callable[[], nn.Module], item: Mapping[str, torch.Ten
 
 
 @contextmanager
-def _without_values(make: Callable[[], nn.Module]) -> Iterator[nn.Module]:
-    """Build a model on the meta device, and give it tensors without values on a CPU that is not there."""
+def _without_values(make: Callable[[], nn.Module], selected: int = 0) -> Iterator[nn.Module]:
+    """Build a model on the meta device, and give it tensors without values on a CPU that is not there.
+
+    Inside the block a boolean mask selects `selected` elements.
+    """
     with torch.device("meta"):
         model = make()
-    with FakeTensorMode():
+    with FakeTensorMode(), _KnownMasks(selected):
         made: dict[int, torch.Tensor] = {}  # tied weights stay tied
         for module in model.modules():
             for table in (module._parameters, module._buffers):
@@ -142,7 +147,9 @@ def _like(old: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
-def _batch(item: Mapping[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
+def _batch(item: Mapping[str, torch.Tensor], size: int, with_values: bool = False) -> dict[str, torch.Tensor]:
+    if with_values:
+        return {name: torch.stack([value] * size) for name, value in item.items()}
     return {name: torch.empty((size, *value.shape), dtype=value.dtype, device="cpu") for name, value in item.items()}
 
 
