@@ -3,44 +3,35 @@ machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.functional import cross_entropy
-from transformers import AutoModelForImageClassification, TrainingArguments
 
 from natix_hf.disk import as_size
 from natix_hf.errors import UsageError
 from natix_hf.estimate.gpus import CONTEXT_BYTES, UTILISATION, Gpu
-from natix_hf.estimate.loader import ROWS_A_DECODER, ROWS_A_DRAWER, loader_s, stage_of, workers_of
-from natix_hf.estimate.pictures import CoreRates, Few, core_rates, few_pictures, objective_views
-from natix_hf.estimate.shapes import Footprint, answer_footprint, step_footprint
+from natix_hf.estimate.loader import loader_s, processes, stage_of, workers_of
+from natix_hf.estimate.pictures import CoreRates, Few, core_rates, few_pictures
+from natix_hf.estimate.shapes import Footprint, answer_footprint
 from natix_hf.estimate.source import Source, count_unlabelled, counts_by_shares, is_here, list_source
+from natix_hf.estimate.stages import stage_footprint, stock_classifier
 from natix_hf.estimate.table import TITLES, Forecast, Row
 from natix_hf.estimate.work import Work, work_of
-from natix_hf.models.adapters import AUTO, add_adapter
 from natix_hf.models.classifier import check_model
 from natix_hf.models.preprocess import make_processor
 from natix_hf.models.resolved import resolved_config
-from natix_hf.models.tuner import Adapted
 from natix_hf.recipe import Recipe
 from natix_hf.runs.graph import order_phases
-from natix_hf.ssl.objectives import default_objective, objective_class, settings_of
-from natix_hf.trainers.arguments import training_arguments
 from natix_hf.trainers.config import TrainingSection
-from natix_hf.trainers.pretraining import make_objective
 
 _FIXED_S = (3.0, 20.0)  # of a phase, to load models, write files and draw plots
 _DISK_BYTES_A_S = (2e9, 2e8)
 _GATE_STEP_S = (0.001, 0.005)
 _ROW_BYTES = 1000  # of splits, logits and answers together
 _VIEW_BYTES = 10_000  # an exam view as JPEG (data/exam_cache.py)
-_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_NOWHERE = Path("outputs")
 
 
 @dataclass(frozen=True)
@@ -90,13 +81,13 @@ def estimate(
     further = _further(recipe, unlabelled) if 4 in wanted else 0
     counts = source.counts(further) if source is not None and rows is None else counts_by_shares(rows or 0, further)
     model, processor, few = check_model(recipe.model), make_processor(recipe.model), few_pictures(recipe.data, source)
-    rates = core_rates(recipe, processor, model, few)
+    rates = core_rates(recipe, processor, model, few, torch.device("cuda"))
     work = work_of(recipe, wanted, counts, machine.gpus)
     stages = {part.stage for part in work if part.kind == "train" and part.model != "head"}
     pixels = {"pixel_values": torch.zeros(3, recipe.model.image_size, recipe.model.image_size)}
     costs = _Costs(
-        {stage: _step(recipe, stage, machine, processor, few) for stage in sorted(stages)},
-        answer_footprint(lambda: _classifier(recipe), pixels, 1),
+        {stage: stage_footprint(recipe, stage, machine.gpus, processor, few) for stage in sorted(stages)},
+        answer_footprint(lambda: stock_classifier(recipe), pixels, 1),
         sum(parameter.numel() for parameter in model.parameters()),
         few,
         rates,
@@ -130,68 +121,6 @@ def _further(recipe: Recipe, unlabelled: int | None) -> int:
     return count_unlabelled(recipe)
 
 
-def _classifier(recipe: Recipe) -> Any:
-    architecture = resolved_config(recipe.model, recipe.data.labels)
-    return AutoModelForImageClassification.from_config(architecture, dtype=torch.float32)
-
-
-def _step(
-    recipe: Recipe, stage: str, machine: Machine, processor: Any, few: Few, batch_size: int | None = None
-) -> Footprint:
-    """An optimizer step of a stage on one GPU."""
-    section = stage_of(recipe, stage)
-    fields = section.training_fields()
-    precision = next((name for name in _PRECISIONS if fields.get(name)), None)
-    plain = {key: value for key, value in fields.items() if key not in (*_PRECISIONS, "tf32", "report_to")}
-    if batch_size is not None:
-        plain["per_device_train_batch_size"] = batch_size
-    arguments: TrainingArguments = training_arguments(plain, _NOWHERE, stage)
-    copies = int(getattr(section, "ema_decay", None) is not None) + int(machine.gpus > 1)  # DDP's buckets are one more
-    make, item, loss = _objective(recipe, processor, few) if stage == "phase4" else _supervised(recipe, section)
-    return step_footprint(make, item, loss, arguments, _PRECISIONS[precision] if precision else None, copies)
-
-
-_Parts = tuple[
-    Callable[[], nn.Module],
-    Mapping[str, torch.Tensor],
-    Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor],
-]
-
-
-def _supervised(recipe: Recipe, section: Any) -> _Parts:
-    size = recipe.model.image_size
-    item = {"pixel_values": torch.zeros(3, size, size), "labels": torch.zeros((), dtype=torch.int64)}
-
-    def make() -> nn.Module:
-        model: nn.Module = _classifier(recipe)
-        if section.adapter == "full":
-            return model
-        name = "lora" if section.adapter == AUTO else section.adapter  # the others of a bake-off are as large
-        options = {} if section.adapter == AUTO else section.adapter_options
-        return Adapted(add_adapter(model, name, options, 10**6, 0, section.where))  # type: ignore[arg-type]
-
-    def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return cross_entropy(model(pixel_values=batch["pixel_values"])["logits"].float(), batch["labels"])
-
-    return make, item, loss
-
-
-def _objective(recipe: Recipe, processor: Any, few: Few) -> _Parts:
-    config = recipe.phase4
-    views = objective_views(recipe, processor, check_model(recipe.model), few.rows)
-    item = {name: value.float() if value.dtype == torch.uint8 else value for name, value in views[0, 0].items()}
-
-    def make() -> nn.Module:
-        backbone = _classifier(recipe).base_model
-        cls = objective_class(config.objective or default_objective(backbone.config.model_type))
-        made: nn.Module = make_objective(
-            backbone, config, recipe.model.image_size, config.seed, None, settings_of(cls, config)
-        )
-        return made
-
-    return make, item, lambda model, batch: model(**batch)["loss"]
-
-
 def _row(number: int, work: Sequence[Work], recipe: Recipe, machine: Machine, costs: _Costs) -> Row:
     of_phase = [part for part in work if part.phase == number]
     seconds = [_unit_s(part, recipe, machine, costs) for part in of_phase]
@@ -216,9 +145,9 @@ def _unit_s(part: Work, recipe: Recipe, machine: Machine, costs: _Costs) -> tupl
     """Seconds of one unit, at the higher and at the lower utilisation of the card."""
     rates, cores = costs.rates, machine.cores
     if part.kind == "decode":
-        return _both(costs.few.decode_s / max(1, min(cores, part.amount // ROWS_A_DECODER)))
+        return _both(costs.few.decode_s / processes(part, cores))
     if part.kind == "draw":
-        return _both(1 / rates.drawn / max(1, min(cores, part.amount // 4 // ROWS_A_DRAWER)))
+        return _both(1 / rates.drawn / processes(part, cores))
     if part.kind == "gate":
         return _GATE_STEP_S
     if part.kind == "save":
@@ -295,7 +224,7 @@ def _assumed(machine: Machine, rates: CoreRates, made_up: bool) -> Iterator[str]
     low, high = UTILISATION
     yield (
         f"assumed  {machine.gpus} x {machine.gpu.title} at {low:.0%} to {high:.0%} of its peak, and {machine.cores} "
-        f"cores as fast as one here, which makes {rates.train:,.0f} training views a second"
+        f"cores as fast as one here, which prepares {rates.train:,.0f} training views a second"
     )
     if made_up:
         yield "assumed  pictures of 1920 x 1080 px, as JPEG"
@@ -327,7 +256,7 @@ def _advice(
         yield f"{stage}  {stage}.dataloader_num_workers={most_workers} uses every core"
     smaller = max(1, size // 2)
     if smaller < size:
-        half = _step(recipe, stage, machine, processor, costs.few, smaller)
+        half = stage_footprint(recipe, stage, machine.gpus, processor, costs.few, smaller)
         most = size + int(
             (machine.gpu.usable_bytes - footprint.peak) / (footprint.peak - half.peak) * (size - smaller)
         )

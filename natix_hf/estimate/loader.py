@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from natix_hf.data.decode import ROWS_A_WORKER as ROWS_A_DECODER
-from natix_hf.data.exam_cache import ROWS_A_WORKER as ROWS_A_DRAWER
+from natix_hf.data import decode, exam_cache
 from natix_hf.estimate.pictures import CoreRates
-from natix_hf.estimate.work import Work
+from natix_hf.estimate.work import VIEWS_TO_CHOOSE, Work
 from natix_hf.recipe import Recipe
 from natix_hf.trainers.config import TrainingSection
-
-__all__ = ["ROWS_A_DECODER", "ROWS_A_DRAWER", "loader_s", "stage_of", "workers_of"]
 
 
 def stage_of(recipe: Recipe, name: str) -> TrainingSection:
@@ -29,3 +26,10 @@ def loader_s(part: Work, recipe: Recipe, rates: CoreRates, devices: int, cores: 
     """Seconds in which the loaders make the pictures of one optimizer step."""
     rate = rates.objective if part.model == "objective" else rates.train
     return part.pictures / devices / (rate * workers_of(recipe, part.stage, devices, cores))
+
+
+def processes(part: Work, cores: int) -> int:
+    """Processes that decode pictures or draw exam views for the first time: only many rows are divided."""
+    rows = part.amount // (VIEWS_TO_CHOOSE if part.kind == "draw" else 1)
+    least = exam_cache.ROWS_A_WORKER if part.kind == "draw" else decode.ROWS_A_WORKER
+    return max(1, min(cores, rows // least))

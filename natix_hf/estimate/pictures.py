@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from natix_hf.data.asked import ask
 from natix_hf.data.config import DataConfig
 from natix_hf.data.decode import decode_row, decoded_columns
 from natix_hf.data.rows import Rows
-from natix_hf.data.views import AskedViews, TrainViews
+from natix_hf.data.views import AskedViews, TrainViews, choose_place
 from natix_hf.errors import DataError
 from natix_hf.estimate.source import Source
 from natix_hf.models.preprocess import Preprocess
@@ -101,25 +102,27 @@ class CoreRates:
     drawn: float
 
 
-def core_rates(recipe: Recipe, processor: Any, model: Any, few: Few) -> CoreRates:
+def core_rates(recipe: Recipe, processor: Any, model: Any, few: Few, device: torch.device) -> CoreRates:
     """Measure a core for about half a second each.
 
     Args:
         model: The classifier, which may be on the meta device.
+        device: Where the training would run. Where views are made on it, a core only hands over the copies.
     """
     data, preprocess, rows = recipe.data, Preprocess(processor), few.rows
     keys = [(1, i) for i in range(len(rows))]
     mean, std = processor.image_mean, processor.image_std
     train = TrainViews(rows, data.augment, preprocess.image_size, mean, std, seed=0)
     objective = objective_views(recipe, processor, model, rows)
+    for views in (train, objective):
+        choose_place(views, data.views_on, device)
     whole = AskedViews(ask(rows, data.drawn_exam), preprocess)
     asked = scored = _rate(whole.__getitems__, list(range(min(len(whole), 64))))
     drawn = 0.0
     if data.choice_exam is not None:
-        views = ask(rows, data.choice_exam)
-        some = list(range(min(4, len(rows))))
-        drawn = _rate(lambda at: [views.jpegs_of(i) for i in at], some) * views.views
-        jpegs = [jpeg for row in some for jpeg in views.jpegs_of(row)]
+        exam, some = ask(rows, data.choice_exam), list(range(min(4, len(rows))))
+        drawn = _rate(lambda at: [exam.jpegs_of(i) for i in at], some) * exam.views
+        jpegs = [jpeg for row in some for jpeg in exam.jpegs_of(row)]
         scored = _rate(lambda at: [preprocess(decode_jpeg(jpegs[i])) for i in at], list(range(len(jpegs))))
     return CoreRates(
         train=_rate(train.__getitems__, keys),

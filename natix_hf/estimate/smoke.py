@@ -21,13 +21,13 @@ from natix_hf import interrupt
 from natix_hf.data.views import AskedViews
 from natix_hf.disk import as_size, cache_folders, free_bytes
 from natix_hf.errors import RunError, UsageError, VerificationError
-from natix_hf.estimate.loader import ROWS_A_DECODER, ROWS_A_DRAWER, loader_s, stage_of, workers_of
+from natix_hf.estimate.loader import loader_s, processes, stage_of, workers_of
 from natix_hf.estimate.pictures import CoreRates, Few, core_rates, few_pictures
 from natix_hf.estimate.sample import RECIPE, SAMPLE_OF_SOURCE, small_recipe
 from natix_hf.estimate.source import count_unlabelled, list_source
 from natix_hf.estimate.table import TITLES, Forecast, Row
 from natix_hf.estimate.work import Counts, Work, work_of
-from natix_hf.provenance.manifest import read_manifest
+from natix_hf.provenance.manifest import MANIFEST, read_manifest
 from natix_hf.recipe import Recipe
 from natix_hf.runs.graph import PHASES, order_phases
 from natix_hf.terminal import minutes, tell
@@ -65,16 +65,17 @@ def smoke(recipe: Recipe, phases: Sequence[int] | None, price_per_hour: float | 
     import torch
 
     from natix_hf.models.classifier import check_model
+    from natix_hf.models.device import default_device
     from natix_hf.models.preprocess import make_processor
     from natix_hf.preflight import check_run
 
     wanted = order_phases(phases if phases is not None else recipe.phases)
-    check_run(recipe, wanted, None, trains_here=True)
+    devices = 1 if cpu else max(1, torch.cuda.device_count())
+    check_run(recipe, wanted, None, trains_here=devices == 1)
     source = list_source(recipe.data)
     if source is None:
         raise UsageError("natix-hf smoke needs labelled pictures, and data.source is null: use natix-hf estimate")
     recipe = replace(recipe, phases=wanted)
-    devices = 1 if cpu else max(1, torch.cuda.device_count())
     counts = source.counts(count_unlabelled(recipe) if 4 in wanted else 0)
     tell(f"source   {counts.labelled:,} pictures" + (f", {counts.unlabelled:,} more" if counts.unlabelled else ""))
     with tempfile.TemporaryDirectory(prefix="natix-hf-smoke-", ignore_cleanup_errors=True) as scratch:
@@ -83,7 +84,7 @@ def smoke(recipe: Recipe, phases: Sequence[int] | None, price_per_hour: float | 
         took = _run(small, folder, cpu)
         of_sample = _counts_of(folder)
         few = few_pictures(recipe.data, source)
-        rates = core_rates(recipe, make_processor(recipe.model), check_model(recipe.model), few)
+        rates = core_rates(recipe, make_processor(recipe.model), check_model(recipe.model), few, default_device())
         found = _Measured(
             took, _paces(folder), _left(folder), _bytes(folder / "caches"), _answer_s(recipe, folder, few), few, rates
         )
@@ -106,7 +107,7 @@ def _run(recipe: Recipe, folder: Path, cpu: bool) -> dict[int, float]:
                 with suppress(subprocess.TimeoutExpired):
                     code = process.wait(0.3)
                 for number in ordered:
-                    if number not in took and (folder / "run" / PHASES[number].folder / "manifest.json").is_file():
+                    if number not in took and (folder / "run" / PHASES[number].folder / MANIFEST).is_file():
                         manifest = read_manifest(folder / "run" / PHASES[number].folder)
                         took[number] = float(manifest["duration_s"])
                         tell(f"phase {number}  {PHASES[number].title}: works ({minutes(took[number])})")
@@ -227,9 +228,9 @@ def _unit_s(
     """Seconds of one unit of a kind of work."""
     cores, pace = os.cpu_count() or 1, found.paces.get(part.stage, {})
     if part.kind == "decode":
-        return found.few.decode_s / max(1, min(cores, part.amount // ROWS_A_DECODER))
+        return found.few.decode_s / processes(part, cores)
     if part.kind == "draw":
-        return 1 / found.rates.drawn / max(1, min(cores, part.amount // 4 // ROWS_A_DRAWER))
+        return 1 / found.rates.drawn / processes(part, cores)
     if part.kind == "train":
         return max(float(pace.get("step_s", 0.0)), loader_s(part, recipe, found.rates, devices, cores))
     if part.kind == "score":

@@ -20,6 +20,7 @@ from natix_hf.trainers.config import SupervisedConfig, TrainingSection, count_st
 Kind = Literal["decode", "draw", "train", "score", "save", "features", "answer", "gate"]
 # The model that computes: a classifier, the self-supervised objective, or a classifier layer on features.
 Model = Literal["classifier", "objective", "head", ""]
+VIEWS_TO_CHOOSE = 4  # of each picture, where candidates are chosen by the exam: one at each level
 _MOST_EVALS = 10**6
 
 
@@ -91,7 +92,7 @@ def work_of(recipe: Recipe, phases: Sequence[int], counts: Counts, devices: int 
 
 
 def _chosen_views(data: DataConfig) -> int:
-    return data.choice_exam.views if data.choice_exam is not None else 1
+    return VIEWS_TO_CHOOSE if data.choice_exam is not None else 1
 
 
 def _control_is_phase1(recipe: Recipe) -> bool:
