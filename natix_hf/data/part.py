@@ -30,7 +30,7 @@ from natix_hf.intake.files import File, find_files, why_no_row
 from natix_hf.intake.folder import Listing, read_listing, read_marked, read_pictures, say_no_picture
 from natix_hf.provenance.alone import alone
 from natix_hf.provenance.files import json_sha256
-from natix_hf.synthetic import SyntheticConfig, build_synthetic
+from natix_hf.synthetic import SyntheticConfig, build_synthetic, drawn_otherwise
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -92,7 +92,9 @@ def read_part(source: SourceConfig, config: DataConfig, key: str = "data.source"
     """
     path = Path(os.path.expanduser(source.source))  # Path("./~") would be the home folder
     if source.source == SYNTHETIC:
-        return _from_splits(source, config, {"train": _scenes(config.synthetic)}, labelled)
+        part = _from_splits(source, config, {"train": _scenes(config.synthetic)}, labelled)
+        part.notes += filter(None, [drawn_otherwise()])
+        return part
     if path.exists():
         if source.revision is not None:
             raise DataError(f"data.revision is for a dataset on the Hub, but {path} is on disk: remove the key")

@@ -25,6 +25,7 @@ _NOT_READ = {
     (b"<svg", b"<?xml"): "SVG, a drawing",
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",): "FPX, MIC or an Office document",
 }
+_AVIF = (b"avif", b"avis")
 _JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 
 
@@ -39,7 +40,8 @@ def readable_formats() -> tuple[str, ...]:
     if _importable("pillow_heif"):
         importlib.import_module("pillow_heif").register_heif_opener()
     _importable("pillow_jxl")  # it registers itself
-    missing = {name for name, feature in _BUILT_IN.items() if not features.check(feature)}
+    supported = features.get_supported()  # features.check warns of AVIF in a Pillow that is older than it
+    missing = {name for name, feature in _BUILT_IN.items() if feature not in supported}
     return tuple(name for name in Image.ID if name in _FORMATS - missing)
 
 
@@ -67,6 +69,8 @@ def why_unknown(content: bytes) -> str:
         return elsewhere
     if content[4:8] == b"ftyp" and content[8:12] in _HEIC and "HEIF" not in readable_formats():
         return "it is HEIC: pip install 'natix_hf[heic]'"
+    if content[4:8] == b"ftyp" and content[8:12] in _AVIF and "AVIF" not in readable_formats():
+        return "it is AVIF: pip install 'pillow>=11.3'"
     if content.startswith(_JXL) and "JXL" not in readable_formats():
         return "it is JPEG XL: pip install pillow-jxl-plugin"
     for starts, name in _NOT_READ.items():

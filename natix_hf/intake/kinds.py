@@ -13,8 +13,9 @@ from natix_hf.intake.tables import is_table
 Kind = Literal["picture", "table", "archive", "columns", "other"]
 
 COLUMN_ENDINGS = frozenset({".parquet", ".arrow"})
-# Picture formats that Pillow reads only with a plug-in: ending -> what to install.
-_PLUGINS = dict.fromkeys((".heic", ".heif", ".hif"), "'natix_hf[heic]'") | {".jxl": "pillow-jxl-plugin"}
+# Picture formats that Pillow reads only with a plug-in, or only when it is new: ending -> what to install.
+_PLUGINS = dict.fromkeys((".heic", ".heif", ".hif"), "'natix_hf[heic]'")
+_PLUGINS |= {".jxl": "pillow-jxl-plugin", ".avif": "'pillow>=11.3'"}
 _RAW = frozenset(".3fr .arw .cr2 .cr3 .dng .nef .nrw .orf .pef .raf .raw .rw2 .srw".split())
 _VIDEO = frozenset(".avi .m4v .mkv .mov .mp4 .mts .ts .webm .wmv .mpeg .mpg .3gp".split())
 _SYSTEM = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "picasa.ini", "zbthumbnail.info"})

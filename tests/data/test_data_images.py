@@ -24,7 +24,8 @@ from natix_hf.data.images import (
     tame_aspect,
 )
 from natix_hf.errors import DataError
-from natix_hf.intake.formats import readable_endings
+from natix_hf.intake.formats import readable_endings, why_unknown
+from natix_hf.intake.kinds import other_reason
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
@@ -195,7 +196,13 @@ def test_the_endings_are_those_of_pictures_that_can_be_read() -> None:
     assert not endings & {".eps", ".ps", ".pdf", ".wmf", ".emf", ".iim", ".mpg", ".h5", ".fits", ".txt", ".json"}
     assert all(ending.startswith(".") and ending == ending.lower() for ending in endings)
     assert (".heic" in endings) == (importlib.util.find_spec("pillow_heif") is not None)
-    assert (".avif" in endings) == features.check("avif")
+    assert (".avif" in endings) == ("avif" in features.get_supported())
+
+
+def test_what_to_install_for_avif(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("natix_hf.intake.formats.readable_formats", lambda: ("JPEG",))
+    tells(why_unknown(b"\0\0\0\x1cftypavif"), "AVIF", "pillow>=11.3")
+    tells(other_reason("a.avif"), ".avif", "pillow>=11.3")
 
 
 @pytest.mark.parametrize(

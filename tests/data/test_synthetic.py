@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from facts import tells
+from packaging.version import Version
 from PIL import Image
 
 from natix_hf import synthetic
+from natix_hf.data.config import DataConfig
+from natix_hf.data.sources import load_source
 from natix_hf.errors import RecipeError
 from natix_hf.synthetic import SyntheticConfig, build_synthetic, label_of, render
 
@@ -34,6 +38,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
 
 
+OLD_PILLOW = Version(PIL.__version__) < Version("11.2.1")
 # sha256 of the decoded pixels. They change only with a deliberate change of the drawing code or of a pinned library.
 CONSTANTS = [
     ("a", 0, 64, 0, 0, "629734b96b43f0e7326b8fd005382d81c5cc298e56839ba1fc5bad77cbc98791"),
@@ -44,12 +49,20 @@ CONSTANTS = [
 ]
 
 
+@pytest.mark.skipif(OLD_PILLOW, reason="Pillow before 11.2.1 draws some lines otherwise")
 @pytest.mark.parametrize(("camera", "seed", "size", "video", "frame", "expected"), CONSTANTS)
 def test_pixels_are_the_same_on_every_machine(
     camera: Any, seed: int, size: int, video: int, frame: int, expected: str
 ) -> None:
     config = SyntheticConfig(camera=camera, seed=seed, image_size=size)
     assert _digest(_pixels(config, video, frame)) == expected
+
+
+def test_other_pixels_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (synthetic.drawn_otherwise() is None) == (not OLD_PILLOW)
+    monkeypatch.setattr(synthetic, "_WITNESS", "of another Pillow")
+    (note,) = load_source(DataConfig(source="synthetic", synthetic=SMALL)).notes
+    tells(note, f"Pillow {PIL.__version__}", "constraints.txt")
 
 
 def test_counts_do_not_change_a_frame() -> None:

@@ -18,6 +18,7 @@ from natix_hf.data.config import DataConfig, GroupPattern
 from natix_hf.data.reading import Reading, reading_of
 from natix_hf.data.rows import load_image_data
 from natix_hf.errors import DataError
+from natix_hf.intake.formats import readable_endings
 
 pytestmark = pytest.mark.shared
 
@@ -142,6 +143,8 @@ def _check(reading: Reading, right: Right) -> None:
 @pytest.mark.parametrize("case", READ)
 def test_an_input_is_read_with_the_right_value(case: str, unpacked: Callable[[str], Path]) -> None:
     settings, right = READ[case]
+    if case.startswith("avif") and ".avif" not in readable_endings():
+        pytest.skip("Pillow before 11.3 reads no AVIF")
     _check(reading_of(load_image_data(DataConfig(source=str(unpacked(case.split()[0])), **settings))), right)
 
 
