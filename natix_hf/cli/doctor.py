@@ -12,6 +12,7 @@ from natix_hf.provenance.manifest import package_versions
 
 _OPTIONAL = {
     "tensorboard": "shows training curves; set phase1.report_to=tensorboard",
+    "trackio": "the same; set phase1.report_to=trackio",
     "onnxruntime": "runs a bundle's model.onnx; pip install 'natix_hf[onnx]'",
     "torchvision": "not needed",
 }

@@ -91,8 +91,12 @@ class Attempt:
 def tidy(run_dir: Path, phase: Phase) -> None:
     """Remove an attempt's temporary files from a finished phase, and copy TensorBoard's curves to the run folder."""
     folder = run_dir / phase.folder
-    for curves in (folder / CHECKPOINTS).rglob("runs"):
-        shutil.copytree(curves, run_dir / "tensorboard" / phase.folder, dirs_exist_ok=True)
+    for events in (folder / CHECKPOINTS).rglob("runs/*/events.out.*"):
+        # Each attempt has a folder of its own there. In one folder TensorBoard draws one curve of them.
+        training = events.parents[2].relative_to(folder / CHECKPOINTS)
+        curves = run_dir / "tensorboard" / phase.folder / training
+        curves.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(events, curves)
     for leftover in (folder / CHECKPOINTS, set_aside(folder)):
         remove_folder(leftover)
     if (folder / IN_PROGRESS).exists():  # a run that is only looked at may lie on a read-only disk

@@ -29,11 +29,11 @@ from natix_hf.runs.graph import CANDIDATE_PHASES, PHASES, Phase, number_of
 from natix_hf.runs.inputs import Inputs
 from natix_hf.runs.pins import pinned_model
 from natix_hf.terminal import LABEL, tell
+from natix_hf.trainers.config import CHECKPOINTS as CHECKPOINTS
 
 if TYPE_CHECKING:
     from natix_hf.data.rows import ImageData, Rows
 
-CHECKPOINTS = "checkpoints"
 _OF_A_CANDIDATE = ("model", "logits")
 
 

@@ -14,12 +14,15 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.training_args import OptimizerNames
 
-from natix_hf.errors import RecipeError, UsageError, first_line
+from natix_hf.errors import RecipeError, UsageError, cut, first_line
 from natix_hf.models.device import runs_on_cpu
-from natix_hf.trainers.config import count_steps
+from natix_hf.trainers.config import CHECKPOINTS, count_steps
 
 # Optimizers that need the model itself, so they cannot be checked in advance.
 _NEED_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
+# Trackers that an extra of this package installs.
+_EXTRAS = ("tensorboard", "trackio")
+_PROJECT = "natix_hf"
 _OUTPUT = "trainer_output"  # the default of transformers
 
 
@@ -47,15 +50,27 @@ def training_arguments(training: dict[str, Any], output_dir: Path, where: str = 
         "disable_tqdm": not sys.stderr.isatty(),
         "greater_is_better": not str(training.get("metric_for_best_model", "")).endswith(("loss", "nll")),
         "restore_callback_states_from_checkpoint": True,  # early stopping keeps its count after a resume
+        **_tracked_as(output_dir),
     }
     try:
         arguments = TrainingArguments(output_dir=str(output_dir), **(settings | training))
     except (TypeError, ValueError, ImportError, RuntimeError) as error:
         raise training_refused(error, where) from None
-    if "tensorboard" in (arguments.report_to or []) and importlib.util.find_spec("tensorboard") is None:
-        raise RecipeError(f"{where}.report_to: tensorboard is not installed: pip install 'natix_hf[tensorboard]'")
+    for tracker in _EXTRAS:
+        if tracker in (arguments.report_to or []) and importlib.util.find_spec(tracker) is None:
+            raise RecipeError(f"{where}.report_to: {tracker} is not installed: pip install 'natix_hf[{tracker}]'")
     require_one_device(arguments)
     return arguments
+
+
+def _tracked_as(output_dir: Path) -> dict[str, str]:
+    """The names of a training in a tracker. In a run folder its name is that of run and phase, so that a resumed run
+    continues its curve."""
+    parts = output_dir.absolute().parts
+    if CHECKPOINTS not in parts[2:]:
+        return {"project": _PROJECT}
+    at = len(parts) - 1 - parts[::-1].index(CHECKPOINTS)
+    return {"project": _PROJECT, "run_name": " ".join((*parts[at - 2 : at], *parts[at + 1 :]))}
 
 
 def given_or_default(
@@ -105,8 +120,8 @@ def check_training(training: dict[str, Any], output_dir: Path, where: str = "pha
     """
     arguments = training_arguments(training, output_dir, where)
     try:
-        for report in get_reporting_integration_callbacks(arguments.report_to):
-            report()
+        for tracker in arguments.report_to or []:
+            _require_tracker(tracker, where)
         if not OptimizerNames(arguments.optim).value.startswith(_NEED_A_MODEL):
             make, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
             optimizer, schedule = make([nn.Parameter(torch.zeros(1))], **settings), arguments.lr_scheduler_type
@@ -114,6 +129,14 @@ def check_training(training: dict[str, Any], output_dir: Path, where: str = "pha
             get_scheduler(schedule, optimizer, arguments.get_warmup_steps(100), 100, extra)
     except (TypeError, ValueError, ImportError, RuntimeError) as error:
         raise training_refused(error, where) from None
+
+
+def _require_tracker(tracker: str, where: str) -> None:
+    try:
+        for report in get_reporting_integration_callbacks([tracker]):
+            report()
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise RecipeError(f"{where}.report_to: {cut(tracker)} cannot be used: {first_line(error)}") from None
 
 
 def training_refused(error: Exception, where: str) -> RecipeError:

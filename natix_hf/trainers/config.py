@@ -17,6 +17,8 @@ class Argument(str):
     """The meaning of a key that is a field of `transformers.TrainingArguments`."""
 
 
+# The folder of a training in the folder of its phase.
+CHECKPOINTS = "checkpoints"
 # The names in transformers. A test compares them.
 Schedule = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",

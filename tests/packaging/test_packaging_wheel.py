@@ -162,6 +162,9 @@ def test_every_dependency_has_a_lower_bound_that_the_pins_satisfy() -> None:
     assert len(requirements()) > 20
     for requirement in requirements():
         name, least = lowest(requirement)
+        if name == "trackio":  # it needs Pillow below 13: without constraints.txt pip finds one
+            assert "trackio" not in pinned
+            continue
         version = Version(pinned[canonicalize_name(name)])
         assert version in Requirement(requirement).specifier, requirement
         assert Version(least) <= version

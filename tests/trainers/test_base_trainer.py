@@ -22,7 +22,7 @@ from natix_hf.data.config import AugmentConfig, DataConfig
 from natix_hf.data.rows import ImageData, load_image_data
 from natix_hf.data.sampler import EpochSampler
 from natix_hf.data.views import AskedViews, TrainViews
-from natix_hf.errors import RecipeError, RunError, VerificationError
+from natix_hf.errors import RunError, VerificationError
 from natix_hf.models.classifier import build_classifier, load_classifier
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import Preprocess, make_processor
@@ -262,12 +262,6 @@ def test_the_best_checkpoint_is_the_best_by_its_metric(metric: str, greater: boo
     training = SupervisedConfig(metric_for_best_model=metric).training_fields()
     assert training_arguments(training, tmp_path).greater_is_better == greater
     assert training_arguments(training | {"greater_is_better": not greater}, tmp_path).greater_is_better != greater
-
-
-def test_tensorboard_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match="tensorboard is not installed: pip install"):
-        training_arguments(SupervisedConfig(report_to="tensorboard").training_fields(), tmp_path)
 
 
 def test_early_stopping_goes_on_counting_after_a_resume(image_data: ImageData, tmp_path: Path) -> None:
