@@ -52,6 +52,9 @@ def training_arguments(training: dict[str, Any], output_dir: Path, where: str = 
         "restore_callback_states_from_checkpoint": True,  # early stopping keeps its count after a resume
         **_tracked_as(output_dir),
     }
+    if not on_cpu:  # with pinned memory the copy of the next batch does not wait for the device
+        copying = {"non_blocking": True} | dict(training.get("accelerator_config") or {})
+        training = training | {"accelerator_config": copying}
     try:
         arguments = TrainingArguments(output_dir=str(output_dir), **(settings | training))
     except (TypeError, ValueError, ImportError, RuntimeError) as error:

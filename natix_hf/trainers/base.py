@@ -46,7 +46,8 @@ from natix_hf.trainers.checkpoints import (
     remove_old_checkpoints,
     trained_tensors,
 )
-from natix_hf.trainers.epoch import SetEpoch
+from natix_hf.trainers.compiled import compile_blocks
+from natix_hf.trainers.epochs import SetEpoch
 from natix_hf.trainers.interruption import StopAtStep, survive_with_parent
 from natix_hf.trainers.pace import Pace
 from natix_hf.trainers.progress import SUPERVISED, Column, ProgressTable
@@ -77,6 +78,9 @@ class BaseTrainer(Trainer):
         self.args.logging_nan_inf_filter = False  # the filter would hide a NaN loss and keep training
         if self.args.label_names is None:
             self.label_names = ["labels"]  # transformers looks in forward(), but a head on features has none there
+        if self.args.torch_compile:
+            trained: Any = self.model
+            compile_blocks(trained, self.args)
         self._sampler = train_sampler
         self._data_wait = 0.0
         self._waiting_since = time.perf_counter()
@@ -123,6 +127,13 @@ class BaseTrainer(Trainer):
                 return super().train(resume_from_checkpoint, *args, **kwargs)
             finally:
                 interrupt.stop_deferring()
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        # accelerate would compile the whole model in a wrapper, which renames every tensor and hides the methods that
+        # Trainer's callbacks call. compile_blocks does it in place.
+        found: dict[str, Any] = super()._build_accelerator_args(**kwargs)
+        found.pop("dynamo_plugin", None)
+        return found
 
     def _init_training_state(
         self,

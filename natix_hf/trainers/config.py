@@ -62,6 +62,7 @@ _ABOVE_0: tuple[tuple[tuple[str, ...], float], ...] = (
     (("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"), 10**6),
     (("logging_steps", "eval_steps", "save_steps"), _STEPS),
 )
+COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
 _OTHERS = 10**12  # the size of any other number
 _BELOW_1 = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 
@@ -265,6 +266,10 @@ class SupervisedConfig(TrainingSection):
         self.require(decay is None or 0 < decay < 1, "ema_decay", "a share between 0 and 1, or null")
         self.require_within("early_stopping_patience", 1, 10**6)
         self.require_within("folds", 2, 1000)
+        frozen = self.adapter == "none"
+        for key in COMPILING:
+            given = self.extra.get(key)
+            require(not (frozen and given), self.key(key), given, "left out: adapter none trains no backbone")
         self.require(self.folds is None or self.where == "phase1", "folds", "left out: phase 1 alone has folds")
         known = score is None or score.removeprefix("eval_") in SCORES
         self.require(known, "metric_for_best_model", " | ".join(SCORES))

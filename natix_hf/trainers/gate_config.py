@@ -8,11 +8,12 @@ from typing import Annotated, ClassVar, Literal
 
 from natix_hf.errors import require
 from natix_hf.section import LATER
-from natix_hf.trainers.config import Epochs, TrainingSection
+from natix_hf.trainers.config import COMPILING, Epochs, TrainingSection
 
 _ONE_PASS = (
     *("eval_strategy", "save_strategy", "load_best_model_at_end", "metric_for_best_model", "eval_on_start"),
     *("eval_steps", "save_steps", "logging_strategy", "logging_steps"),
+    *COMPILING,
 )
 _CONFORMAL = ("alpha", "abstention_cost", "softness")
 

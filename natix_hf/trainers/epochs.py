@@ -1,4 +1,4 @@
-"""The epoch of a training, told to its sampler."""
+"""The callback that tells a sampler the epoch."""
 
 from __future__ import annotations
 
