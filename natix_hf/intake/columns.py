@@ -221,6 +221,7 @@ def load_splits(load: Callable[[], Any], key: str, source: str) -> dict[str, Any
     Raises:
         DataError: If it fails.
     """
+    import pyarrow
     from datasets import Dataset
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
@@ -247,6 +248,7 @@ def load_splits(load: Callable[[], Any], key: str, source: str) -> dict[str, Any
                 f"{key}: {source} has several configurations ({_one_line(error)}): set data.config"
             ) from None
         raise DataError(f"{key}: {source} cannot be loaded by `datasets` ({first_line(cause)})") from None
+    pyarrow.default_memory_pool().release_unused()  # it keeps what the last row group of a parquet file took
     return {"train": loaded} if isinstance(loaded, Dataset) else dict(loaded)
 
 
