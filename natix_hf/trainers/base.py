@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
@@ -82,8 +81,6 @@ class BaseTrainer(Trainer):
             trained: Any = self.model
             compile_blocks(trained, self.args)
         self._sampler = train_sampler
-        self._data_wait = 0.0
-        self._waiting_since = time.perf_counter()
         self._totals = Totals(self)
         self.pace = Pace(self)
         self.saved_step = 0
@@ -224,18 +221,14 @@ class BaseTrainer(Trainer):
         return finished(self.train_dataset, inputs) if is_training else inputs
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        begin = time.perf_counter()
-        batches = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._data_wait += time.perf_counter() - begin
-        return batches
+        with self.pace.loading():
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log figures and add `data_wait`, the share of the time since the last log spent waiting for the loader."""
         if "loss" in logs:
             _require_finite(logs["loss"], self.state.global_step, self.args.learning_rate)
-            now = time.perf_counter()
-            logs["data_wait"] = round(self._data_wait / max(now - self._waiting_since, 1e-9), 4)
-            self._data_wait, self._waiting_since = 0.0, now
+            logs["data_wait"] = self.pace.take_data_wait()
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -38,9 +38,24 @@ class Pace:
         self._scores: list[float] = []
         self._saves: list[float] = []
         self._checkpoint = self._step = 0
-        self._since = time.perf_counter()
+        self._waited = 0.0
+        self._since = self._waiting_since = time.perf_counter()
         if self._trainer.args.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._trainer.args.device)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """The block waits for the loader."""
+        begin = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begin
+
+    def take_data_wait(self) -> float:
+        """The share of the time since the last call that was spent waiting for the loader."""
+        now = time.perf_counter()
+        share = self._waited / max(now - self._waiting_since, 1e-9)
+        self._waited, self._waiting_since = 0.0, now
+        return round(share, 4)
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:
