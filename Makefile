@@ -6,7 +6,7 @@ LOWEST := .venv-lowest
 NEWEST := .venv-newest
 OLDEST := .venv-torch-oldest
 # What a change of PyTorch can break.
-CORE := tests/models tests/trainers tests/ssl tests/calibration tests/bundle tests/phases
+CORE := tests/models tests/data tests/trainers tests/ssl tests/calibration tests/bundle tests/phases tests/estimate
 MINER := .venv-miner
 
 .PHONY: quickstart test test-wheel test-lowest test-newest test-torch-oldest test-miner faults check docs clean

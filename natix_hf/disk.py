@@ -190,6 +190,13 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
 
+def on_one_disk(one: Path, other: Path) -> bool:
+    """Whether two folders, which need not exist yet, lie on the same disk."""
+    places = [next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+              for folder in (one, other)]  # fmt: skip
+    return places[0].stat().st_dev == places[1].stat().st_dev
+
+
 def as_size(count: float) -> str:
     """A number of bytes for people: `512 B`, `3.2 MB`, `1.4 GB`."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -19,7 +19,7 @@ from typing import Any
 
 from natix_hf import interrupt
 from natix_hf.data.views import AskedViews
-from natix_hf.disk import as_size, cache_folders, free_bytes
+from natix_hf.disk import as_size, cache_folders, free_bytes, on_one_disk
 from natix_hf.errors import RunError, UsageError, VerificationError
 from natix_hf.estimate.loader import loader_s, processes, stage_of, workers_of
 from natix_hf.estimate.pictures import CoreRates, Few, core_rates, few_pictures
@@ -202,8 +202,10 @@ def _project(
     for number in (0, *recipe.phases):
         of_phase = [part for part in whole if part.phase == number]
         known = {_key(part): _unit_s(part, sample, recipe, found, devices) for part in of_phase}
-        rest = found.durations[number] - sum(sample[key].amount * unit for key, unit in known.items() if key in sample)
-        seconds = sum(part.amount * known[_key(part)] for part in of_phase) + max(0.0, rest)
+        tried = [part for part in sample.values() if part.phase == number]
+        spent = sum(part.amount * _unit_s(part, sample, recipe, found, devices) for part in tried)
+        rest = max(0.0, found.durations[number] - spent)  # what begins and ends a phase
+        seconds = sum(part.amount * known[_key(part)] for part in of_phase) + rest
         trained = [part for part in of_phase if part.kind == "train" and part.model != "head"]
         speeds = [part.pictures / known[_key(part)] for part in trained]
         peaks = [max(found.paces[part.stage]["memory"].values()) for part in trained if part.stage in found.paces]
@@ -286,13 +288,13 @@ def _not_checked(recipe: Recipe) -> Iterator[str]:
 def _disk_faults(forecast: Forecast) -> list[str]:
     """What would not fit on the disks of the caches and of the runs."""
     cache = forecast.rows[0].disk or 0
-    faults, runs = [], Path.cwd()
     name, folder = cache_folders()["datasets"]
     needs = {folder: (cache, f"set {name} to a folder on a larger disk"),
-             runs: (forecast.disk - cache, "set --run-dir to a folder on a larger disk")}  # fmt: skip
-    for place, (size, advice) in needs.items():
-        if size > free_bytes(place):
-            faults.append(
-                f"{as_size(size)} will be needed at {place}, which has {as_size(free_bytes(place))}: {advice}"
-            )
-    return faults
+             Path.cwd(): (forecast.disk - cache, "set --run-dir to a folder on a larger disk")}  # fmt: skip
+    if on_one_disk(folder, Path.cwd()):
+        needs = {folder: (forecast.disk, f"set {name} or --run-dir to a folder on a larger disk")}
+    return [
+        f"{as_size(size)} will be needed at {place}, which has {as_size(free_bytes(place))} free: {advice}"
+        for place, (size, advice) in needs.items()
+        if size > free_bytes(place)
+    ]

@@ -16,6 +16,7 @@ from natix_hf.estimate import smoke as module
 from natix_hf.estimate.sample import small_recipe
 from natix_hf.estimate.smoke import smoke
 from natix_hf.estimate.source import list_source
+from natix_hf.estimate.table import Forecast, Row
 from natix_hf.recipe import Recipe, load_recipe
 
 
@@ -80,3 +81,16 @@ def test_the_small_recipe_keeps_what_is_tried(tmp_path: Path, parquet_source: Pa
     read = list_source(DataConfig(source=small.data.source, group_by="group", slices=small.data.slices))
     assert read is not None and set(read.rows.columns) == {"scene_level_tags.weather"}
     assert sorted(read.splits.labels) == sorted(source.splits.labels)  # a source smaller than a sample is whole
+
+
+def test_a_disk_that_is_too_small_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    forecast = Forecast([Row("0", disk=4 * 10**9), Row("1", disk=2 * 10**9)], checkpoints=10**9)
+    free = {"same": 6 * 10**9}
+    monkeypatch.setattr(module, "free_bytes", lambda place: free["same"])
+    [fault] = module._disk_faults(forecast)  # caches and runs share a disk here
+    assert "7.0 GB" in fault and "6.0 GB free" in fault and "--run-dir" in fault
+    monkeypatch.setattr(module, "on_one_disk", lambda one, other: False)
+    assert module._disk_faults(forecast) == []
+    free["same"] = 3 * 10**9
+    [fault] = module._disk_faults(forecast)
+    assert "4.0 GB" in fault and ("HF_HOME" in fault or "HF_DATASETS_CACHE" in fault)
