@@ -162,3 +162,19 @@ def test_the_device_is_taken_where_it_is_a_gpu(rows: Rows) -> None:
     choose_place(masked, "device", torch.device("cpu"))
     assert masked.views.on_device
     choose_place([1, 2], "device", torch.device("cpu"))  # a user's own dataset
+
+
+@pytest.mark.parametrize("kind", ["default", "everything", "challenge", "masked", "crops"])
+def test_nothing_is_left_on_the_cpu(kind: str, rows: Rows) -> None:
+    """Another device than the CPU, on a machine without one: torch refuses to mix it with tensors that were made
+    elsewhere, and to read a value of it, for which a GPU would have to be waited for."""
+    views = views_of_kind(kind, rows)
+    choose_place(views, "device", torch.device("cpu"))
+    batch = default_collate(views.__getitems__([(1, row) for row in range(4)]))
+    done = finished(views, {name: value.to("meta") for name, value in batch.items()})
+    assert {value.device.type for value in done.values()} == {"meta"}
+    choose_place(views, "workers", torch.device("cpu"))
+    expected = finished(views, default_collate(views.__getitems__([(1, row) for row in range(4)])))
+    assert {name: (value.shape, value.dtype) for name, value in done.items()} == {
+        name: (value.shape, value.dtype) for name, value in expected.items()
+    }
