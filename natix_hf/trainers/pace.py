@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -110,7 +111,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     if device.type == "cuda":
         allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
         return {"allocated": allocated, "reserved": reserved}
-    if sys.platform == "win32":
+    if find_spec("resource") is None:  # Windows
         return {"process": psutil.Process().memory_info().peak_wset}
     import resource
 
