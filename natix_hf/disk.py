@@ -86,6 +86,12 @@ def _temporary_folder() -> Path:
         return Path(_set("TMPDIR") or Path.cwd())
 
 
+def sockets_fit() -> bool:
+    """Whether the processes of a loader can make their sockets in the folder of temporary files. multiprocessing gives
+    these names of 32 bytes, and a socket's path ends at 104 bytes on macOS, and a little later on Linux."""
+    return os.name != "posix" or len(os.fsencode(_temporary_folder())) + 32 < 104
+
+
 @contextmanager
 def naming_cache(use: str) -> Iterator[None]:
     """Name the cache of this use in an error of the disk that names no file, because nothing else is written inside.

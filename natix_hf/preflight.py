@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from natix_hf.disk import cache_folders, require_writable
+from natix_hf.disk import cache_folders, require_writable, sockets_fit
 from natix_hf.errors import UsageError
 from natix_hf.provenance.hub import is_repo_id
 from natix_hf.recipe import Recipe
@@ -75,6 +75,12 @@ def require_caches(recipe: Recipe) -> None:
 
     A Hub cache that already holds the backbone may be read-only.
     """
+    if not sockets_fit():
+        variable, folder = cache_folders()["temporary"]
+        raise UsageError(
+            f"{folder} is too long a path for the sockets of the loader's processes, which would wait for ever: set "
+            f"{variable} to a folder with a short path, such as one in your home folder"
+        )
     uses = ["temporary", "features"]
     if recipe.data.source is not None or recipe.phase4.unlabelled:
         uses.append("datasets")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,15 @@ def test_every_phase_of_a_recipe(
     frames = write_parquet_source(tmp_path / "frames", groups=30, seed=1)
     recipe = explora_recipe(tmp_path, source, pretrained, objective="mae", unlabelled=[str(frames)])
     before = sorted(path for path in tmp_path.rglob("*"))
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setenv("TMPDIR", str(scratch))
-    monkeypatch.setattr(module.tempfile, "tempdir", None)  # read TMPDIR again
-    monkeypatch.chdir(scratch)
+    monkeypatch.chdir(tmp_path)
+    made: list[str] = []
+
+    class Scratch(tempfile.TemporaryDirectory[str]):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            made.append(self.name)
+
+    monkeypatch.setattr(module.tempfile, "TemporaryDirectory", Scratch)
     given = ["phase6.push=true", "phase6.repo_id=lab/x"]  # it uploads nothing, so it must not
     monkeypatch.setattr("natix_hf.preflight.check_run", lambda *args, **kwargs: None)
     assert exit_code("smoke", recipe, *given, "--phases", "all", "--price-per-hour", "2") == 0
@@ -50,7 +55,7 @@ def test_every_phase_of_a_recipe(
         assert re.search(rf"^{number}  .* s ", told, re.MULTILINE), told
     assert re.search(r"^cost +0\.\d\d at 2 an hour$", told, re.MULTILINE), told
     assert "push" in told  # what could not be checked is said
-    assert not list(scratch.iterdir()) and sorted(tmp_path.rglob("*")) == sorted([*before, scratch])
+    assert len(made) == 1 and not Path(made[0]).exists() and sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_phase_that_fails_is_named(tmp_path: Path, parquet_source: Path) -> None:

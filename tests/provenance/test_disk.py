@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,34 @@ def test_a_cache_that_cannot_be_written_is_named_before_any_work(
     monkeypatch.setattr(disk, "refused_write", lambda folder: closed if tmp_path in folder.parents else None)
     run = lambda: run_recipe(str(tiny_recipe_file), run_dir=tmp_path / "run")  # noqa: E731
     refused(UsageError, run, "HF_DATASETS_CACHE", "Read-only")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes have no paths there")
+def test_a_folder_whose_path_no_socket_can_have_is_named_before_any_work(
+    tiny_recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loader's process would wait for ever for the picture that another could not send."""
+    from multiprocessing.connection import Listener
+
+    from natix_hf.pipeline import run_recipe
+
+    for length, fits in ((71, True), (80, False)):  # macOS ends between the two
+        folder = Path(tempfile.mkdtemp(prefix="x", dir="/".join(["", "tmp"])))
+        long = folder / ("y" * (length - len(str(folder)) - 1))
+        long.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(long))
+        assert disk.sockets_fit() is fits
+        path = long / "pymp-12345678" / "listener-12345678"
+        path.parent.mkdir()
+        if fits:
+            Listener(str(path)).close()
+        else:
+            with pytest.raises(OSError, match="too long"):
+                Listener(str(path))
+            run = lambda: run_recipe(str(tiny_recipe_file), run_dir=tmp_path / "run")  # noqa: E731
+            refused(UsageError, run, "TMPDIR", long)
+        shutil.rmtree(folder)
     assert not (tmp_path / "run").exists()
 
 
