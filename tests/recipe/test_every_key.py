@@ -71,6 +71,7 @@ class _StubTrainer:
     def __init__(self, **given: Any) -> None:
         _StubTrainer.seen = given
         self.state = SimpleNamespace(log_history=[], best_metric=0.0, best_global_step=0, global_step=0)
+        self.pace = SimpleNamespace(facts=dict)
 
     def add_callback(self, callback: Any) -> None:
         _StubTrainer.seen["proof"] = callback

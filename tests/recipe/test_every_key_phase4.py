@@ -70,6 +70,7 @@ def look(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Look:
         def __init__(self, **given: Any) -> None:
             Stub.seen = given
             self.state = SimpleNamespace(log_history=[], best_metric=0.0, best_global_step=0, global_step=0)
+            self.pace = SimpleNamespace(facts=dict)
 
         def add_callback(self, callback: Any) -> None:
             callback.proof = None
