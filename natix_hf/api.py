@@ -95,7 +95,7 @@ def run(
         >>> import natix_hf
         >>> run = natix_hf.run("quickstart", phases=[1, 2, 6])  # doctest: +SKIP
         >>> run.results.evaluation.as_found.metrics["mcc"]  # doctest: +SKIP
-        0.706
+        0.717
         >>> run.bundle().predict("street.jpg")  # doctest: +SKIP
     """
     pairs = [f"{key}={_yaml(value)}" for key, value in overrides.items()] if isinstance(overrides, Mapping) else []

@@ -46,7 +46,7 @@ def smoke(
     wanted = parse_phases(phases) if phases is not None else None
     forecast = measure(load_recipe(recipe, overrides or []), wanted, price_per_hour, cpu)
     for line in forecast.told():
-        say(line)
+        say(line, hang=9)
     if forecast.faults:
         raise typer.Exit(1)
 
@@ -88,6 +88,6 @@ def estimate(
     machine = Machine(card, gpus, cores or 8 * gpus)
     forecast = forecast_of(load_recipe(recipe, overrides or []), wanted, machine, rows, unlabelled, price_per_hour)
     for line in forecast.told():
-        say(line)
+        say(line, hang=9)
     if forecast.faults:
         raise typer.Exit(1)

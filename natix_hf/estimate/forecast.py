@@ -13,7 +13,7 @@ import torch
 from natix_hf.disk import as_size
 from natix_hf.errors import UsageError
 from natix_hf.estimate.gpus import CONTEXT_BYTES, UTILISATION, Gpu
-from natix_hf.estimate.loader import loader_s, processes, stage_of, workers_of
+from natix_hf.estimate.loader import loader_s, processes, section_named, stage_of, workers_of
 from natix_hf.estimate.pictures import CoreRates, Few, core_rates, few_pictures
 from natix_hf.estimate.shapes import Footprint, answer_footprint
 from natix_hf.estimate.source import Source, count_unlabelled, counts_by_shares, is_here, list_source
@@ -93,7 +93,15 @@ def estimate(
         rates,
     )
     rows_of_table = [_row(number, work, recipe, machine, costs) for number in (0, *wanted)]
-    advice = [line for stage in sorted(stages) for line in _advice(stage, work, recipe, machine, costs, processor)]
+    if source is not None:
+        first = rows_of_table[0]
+        rows_of_table[0] = replace(first, disk=(first.disk or 0) + source.cached_bytes())
+    own = sorted(
+        stage
+        for stage in stages
+        if section_named(recipe, stage) == stage or section_named(recipe, stage) not in stages
+    )
+    advice = [line for stage in own for line in _advice(stage, work, recipe, machine, costs, processor)]
     lines = [*_assumed(machine, rates, source is None), *advice]
     return Forecast(
         rows_of_table, _checkpoints(work, recipe, costs), lines, _faults(recipe, machine, costs), price_per_hour
@@ -247,13 +255,14 @@ def _advice(
     waits = [loader > step for step in steps]
     bound = "the loader" if all(waits) else "the loader or the model" if any(waits) else "the model"
     slow, fast = (f"{part.pictures / step:,.0f}" for step in steps)
+    workers = workers_of(recipe, stage, machine.gpus, machine.cores)
     yield (
-        f"{stage}  bound by {bound}: {workers_of(recipe, stage, machine.gpus, machine.cores):g} cores a GPU make "
+        f"{stage}  bound by {bound}: with {workers:g} workers a GPU the cores hand over "
         f"{part.pictures / loader:,.0f} pictures a second in all, the model takes {slow} to {fast}"
     )
     most_workers = machine.cores // machine.gpus
-    if waits[1] and workers_of(recipe, stage, machine.gpus, machine.cores) < most_workers:
-        yield f"{stage}  {stage}.dataloader_num_workers={most_workers} uses every core"
+    if waits[1] and workers < most_workers:
+        yield f"{stage}  {section_named(recipe, stage)}.dataloader_num_workers={most_workers} uses every core"
     smaller = max(1, size // 2)
     if smaller < size:
         half = stage_footprint(recipe, stage, machine.gpus, processor, costs.few, smaller)
@@ -266,13 +275,13 @@ def _advice(
 def _faults(recipe: Recipe, machine: Machine, costs: _Costs) -> list[str]:
     faults = []
     for stage, footprint in costs.steps.items():
-        section, gpu = stage_of(recipe, stage), machine.gpu
+        section, gpu, named = stage_of(recipe, stage), machine.gpu, section_named(recipe, stage)
         if footprint.peak > gpu.usable_bytes:
             faults.append(
                 f"{stage} needs {as_size(footprint.peak + CONTEXT_BYTES)} and a {gpu.title} has {gpu.memory_gb:g} GB: "
-                f"lower {stage}.per_device_train_batch_size (now {section.per_device_train_batch_size}) and raise "
-                f"{stage}.gradient_accumulation_steps"
+                f"lower {named}.per_device_train_batch_size (now {section.per_device_train_batch_size}) and raise "
+                f"{named}.gradient_accumulation_steps"
             )
         if _dtype(section) == "bf16" and not gpu.bf16:
-            faults.append(f"{stage}.bf16 is set, and a {gpu.title} has no bfloat16: set {stage}.fp16 instead")
+            faults.append(f"{named}.bf16 is set, and a {gpu.title} has no bfloat16: set {named}.fp16 instead")
     return faults

@@ -16,6 +16,11 @@ def stage_of(recipe: Recipe, name: str) -> TrainingSection:
     return recipe.phase1 if name == "phase1" else recipe.phase4.supervised or recipe.phase1
 
 
+def section_named(recipe: Recipe, stage: str) -> str:
+    """The section in which a stage's keys are set: phase 4's classifier is trained as phase 1 where it has none."""
+    return "phase1" if stage == "phase4.supervised" and recipe.phase4.supervised is None else stage
+
+
 def workers_of(recipe: Recipe, stage: str, devices: int, cores: int) -> float:
     """Cores that make pictures for one device: its workers, as far as there are cores for them."""
     workers: int = stage_of(recipe, stage).training_fields().get("dataloader_num_workers", 0)

@@ -18,10 +18,17 @@ RECIPE = "smoke.yaml"
 SAMPLE_OF_SOURCE = 64  # pictures of each further source
 _TRAIN_ROWS = 384  # of the sample; the other roles get their usual shares beside them
 _STEPS = (4, 24)
+_LIGHT = 10**7  # weights of a model whose steps are so quick that more of them can be tried, over the sample again
+_STEPS_OF_A_LIGHT_MODEL = 20
 
 
-def small_recipe(recipe: Recipe, source: Source, folder: Path) -> Recipe:
-    """The recipe on a sample of its pictures, with a few steps a training. Its file lies in `folder`."""
+def small_recipe(recipe: Recipe, source: Source, parameters: int, folder: Path) -> Recipe:
+    """The recipe on a sample of its pictures, with a few steps a training. Its file lies in `folder`.
+
+    Args:
+        parameters: Number of weights of the model.
+    """
+    least = _STEPS_OF_A_LIGHT_MODEL if parameters < _LIGHT else _STEPS[0]
     rows, data = source.rows, recipe.data
     at = source.spread(round(_TRAIN_ROWS / 0.6), data.seed)
     labels = dict(zip(source.splits.ids, source.splits.labels, strict=True))
@@ -45,11 +52,10 @@ def small_recipe(recipe: Recipe, source: Source, folder: Path) -> Recipe:
         relabel=None,
         synthetic_half=None,
     )
-    phase4 = _few_steps(
-        recipe.phase4, probe_steps=max(1, _steps(recipe.phase4) // 2) * (recipe.phase4.probe_steps > 0)
-    )
+    probes = max(1, _steps(recipe.phase4, least) // 2) if recipe.phase4.probe_steps > 0 else 0
+    phase4 = _few_steps(recipe.phase4, least, probe_steps=probes)
     if recipe.phase4.supervised is not None:
-        phase4 = replace(phase4, supervised=_few_scored_steps(recipe.phase4.supervised))
+        phase4 = replace(phase4, supervised=_few_scored_steps(recipe.phase4.supervised, least))
     if not recipe.phase4.stream:
         samples = []
         for number, name in enumerate(recipe.phase4.unlabelled):
@@ -60,7 +66,7 @@ def small_recipe(recipe: Recipe, source: Source, folder: Path) -> Recipe:
     made = replace(
         recipe,
         data=small,
-        phase1=replace(_few_scored_steps(recipe.phase1), folds=None),
+        phase1=replace(_few_scored_steps(recipe.phase1, least), folds=None),
         phase2=replace(recipe.phase2, from_="val_select"),
         phase3=replace(recipe.phase3, from_="val_select"),
         phase4=phase4,
@@ -80,26 +86,25 @@ def _save(images: Any, columns: Mapping[str, list[Any]], folder: Path) -> None:
     enable_progress_bars()
 
 
-def _steps(stage: TrainingSection) -> int:
-    low, high = _STEPS
+def _steps(stage: TrainingSection, least: int) -> int:
     accumulated = stage.extra.get("gradient_accumulation_steps", 1)
-    return int(min(high, max(low, _TRAIN_ROWS // (stage.per_device_train_batch_size * accumulated))))
+    return int(min(_STEPS[1], max(least, _TRAIN_ROWS // (stage.per_device_train_batch_size * accumulated))))
 
 
-def _few_steps(stage: Any, **changes: Any) -> Any:
+def _few_steps(stage: Any, least: int, **changes: Any) -> Any:
     """A stage of a few steps, with the batches, types and workers of the recipe."""
-    fields: dict[str, Any] = {"max_steps": _steps(stage), "report_to": "none"}
+    fields: dict[str, Any] = {"max_steps": _steps(stage, least), "report_to": "none"}
     if stage.per_device_train_batch_size <= _TRAIN_ROWS:
         fields["dataloader_drop_last"] = True  # a last batch of few rows would say nothing about the others
     stage = replace(stage, extra={key: value for key, value in stage.extra.items() if key != "num_train_epochs"})
     return replace(stage.with_training(fields), **changes)
 
 
-def _few_scored_steps(stage: SupervisedConfig) -> Any:
-    half = max(1, _steps(stage) // 2)
+def _few_scored_steps(stage: SupervisedConfig, least: int) -> Any:
+    half = max(1, _steps(stage, least) // 2)
     times: dict[str, Any] = {}
     for what in ("eval", "save"):
         if getattr(stage, f"{what}_strategy") not in ("no", "best"):
             times |= {f"{what}_strategy": "steps", f"{what}_steps": half}
     stage = replace(stage, early_stopping_patience=None)
-    return _few_steps(stage.with_training(times))
+    return _few_steps(stage.with_training(times), least)

@@ -33,6 +33,7 @@ from natix_hf.runs.graph import PHASES, order_phases
 from natix_hf.terminal import minutes, tell
 
 _ANSWERS = (32, 160)
+_GATE_STEP_S = 0.002  # a gate has a few thousand weights
 _WORDS_OF_ERROR = 300
 
 
@@ -43,7 +44,8 @@ class _Measured:
     durations: dict[int, float]
     paces: dict[str, Mapping[str, Any]]
     left: dict[int, tuple[int, int]]  # bytes of a phase: those that grow with the rows, and the others
-    caches: int
+    caches: int  # bytes of what was decoded, drawn and computed once
+    source: int  # bytes of the whole source in the cache of `datasets`
     answer_s: float
     few: Few
     rates: CoreRates
@@ -80,13 +82,21 @@ def smoke(recipe: Recipe, phases: Sequence[int] | None, price_per_hour: float | 
     tell(f"source   {counts.labelled:,} pictures" + (f", {counts.unlabelled:,} more" if counts.unlabelled else ""))
     with tempfile.TemporaryDirectory(prefix="natix-hf-smoke-", ignore_cleanup_errors=True) as scratch:
         folder = Path(scratch)
-        small = small_recipe(recipe, source, folder)
+        model = check_model(recipe.model)
+        small = small_recipe(recipe, source, sum(weights.numel() for weights in model.parameters()), folder)
         took = _run(small, folder, cpu)
         of_sample = _counts_of(folder)
         few = few_pictures(recipe.data, source)
-        rates = core_rates(recipe, make_processor(recipe.model), check_model(recipe.model), few, default_device())
+        rates = core_rates(recipe, make_processor(recipe.model), model, few, default_device())
         found = _Measured(
-            took, _paces(folder), _left(folder), _bytes(folder / "caches"), _answer_s(recipe, folder, few), few, rates
+            durations=took,
+            paces=_paces(folder),
+            left=_left(folder),
+            caches=_bytes(folder / "caches" / "datasets" / "natix_hf") + _bytes(folder / "caches" / "natix_hf"),
+            source=source.cached_bytes(),
+            answer_s=_answer_s(recipe, folder, few),
+            few=few,
+            rates=rates,
         )
     return _project(recipe, counts, of_sample, found, devices, price_per_hour, small)
 
@@ -210,7 +220,7 @@ def _project(
         speeds = [part.pictures / known[_key(part)] for part in trained]
         peaks = [max(found.paces[part.stage]["memory"].values()) for part in trained if part.stage in found.paces]
         of_rows, others = found.left[number]
-        left = round(of_rows * grows + others) + (round(found.caches * grows) if number == 0 else 0)
+        left = round(of_rows * grows + others) + (found.source + round(found.caches * grows) if number == 0 else 0)
         title = f"{number}  {TITLES[number]}"
         speed = (min(speeds), max(speeds)) if speeds else None
         rows.append(Row(title, speed, max(peaks, default=None), (seconds, seconds), left))
@@ -239,11 +249,8 @@ def _unit_s(
         return float(pace.get("score_s", 0.0)) * part.pictures / sample[_key(part)].pictures
     if part.kind == "features":
         return max(found.answer_s, 1 / found.rates.train / workers_of(recipe, part.stage, devices, cores))
-    if part.kind == "gate":
-        return (
-            max(0.0, found.durations[3] - found.answer_s * sample[3, "answer", ""].amount) / sample[_key(part)].amount
-        )
-    return {"save": float(pace.get("save_s", 0.0)), "answer": found.answer_s}[part.kind]
+    others = {"save": float(pace.get("save_s", 0.0)), "answer": found.answer_s, "gate": _GATE_STEP_S}
+    return others[part.kind]
 
 
 def _checkpoints(part: Work, whole: Sequence[Work], recipe: Recipe, found: _Measured) -> int:

@@ -13,6 +13,7 @@ from natix_hf.data.division import SHARES, make_splits
 from natix_hf.data.part import SYNTHETIC
 from natix_hf.data.sources import SourceRows, load_source, load_unlabelled
 from natix_hf.data.splits import Splits
+from natix_hf.disk import cache_folders
 from natix_hf.estimate.work import Counts
 from natix_hf.recipe import Recipe
 
@@ -29,20 +30,28 @@ class Source:
         return Counts(unlabelled=unlabelled, **of_role)
 
     def spread(self, count: int, seed: int) -> list[int]:
-        """Positions of so many kept rows, of both labels and as many groups as possible."""
+        """Positions of so many kept rows, of as many groups as possible. Both labels have their share of all rows, but
+        at least a tenth."""
         index = {row_id: i for i, row_id in enumerate(self.rows.ids)}
         rng = np.random.default_rng(seed)
-        chosen: list[int] = []
         seen: dict[str, int] = {}
-        ranked: list[tuple[int, float, int]] = []
+        ranked: dict[int, list[tuple[int, int]]] = {0: [], 1: []}
         for at in rng.permutation(len(self.splits.ids)).tolist():
-            rank = seen[self.splits.groups[at]] = seen.get(self.splits.groups[at], -1) + 1
-            ranked.append((rank, self.splits.labels[at], at))
-        for label in (0, 1):
-            of_label = [at for rank, own, at in sorted(ranked, key=lambda entry: entry[0]) if own == label]
-            share = max(count // 2, count - (len(ranked) - len(of_label)))  # more of one where the other has too few
-            chosen += of_label[:share]
-        return sorted(index[self.splits.ids[at]] for at in chosen[:count])
+            group = self.splits.groups[at]
+            rank = seen[group] = seen.get(group, -1) + 1
+            ranked[self.splits.labels[at]].append((rank, at))
+        rare, other = sorted(ranked.values(), key=len)
+        share = max(0.1, len(rare) / len(index))
+        of_rare = min(len(rare), max(round(share * count), count - len(other)))
+        chosen = [at for of_label, size in ((rare, of_rare), (other, count - of_rare))
+                  for _, at in sorted(of_label)[:size]]  # fmt: skip
+        return sorted(index[self.splits.ids[at]] for at in chosen)
+
+    def cached_bytes(self) -> int:
+        """Bytes of the copy of the source that `datasets` keeps in its cache."""
+        cache = cache_folders()["datasets"][1].resolve()
+        files = {Path(entry["filename"]).resolve() for entry in self.rows.images.cache_files}
+        return sum(file.stat().st_size for file in files if cache in file.parents and file.is_file())
 
 
 def list_source(config: DataConfig) -> Source | None:

@@ -75,7 +75,7 @@ def test_the_small_recipe_keeps_what_is_tried(tmp_path: Path, parquet_source: Pa
     recipe = Recipe.build(content)
     source = list_source(recipe.data)
     assert source is not None
-    small = small_recipe(recipe, source, tmp_path)
+    small = small_recipe(recipe, source, 10**8, tmp_path)
     assert load_recipe(str(tmp_path / "smoke.yaml")).mapping() == small.mapping()
     for kept in ("adapter", "ema_decay", "per_device_train_batch_size", "learning_rate", "dataloader_num_workers"):
         assert getattr(small.phase1, kept) == getattr(recipe.phase1, kept)
