@@ -72,6 +72,10 @@ def smoke(recipe: Recipe, phases: Sequence[int] | None, price_per_hour: float | 
     from natix_hf.preflight import check_run
 
     wanted = order_phases(phases if phases is not None else recipe.phases)
+    for number in wanted:
+        lacking = [needed for needed in PHASES[number].needs if needed not in (0, *wanted)]
+        if lacking:
+            raise UsageError(f"phase {number} cannot be tried without phase {lacking[0]}, which it needs: name both")
     devices = 1 if cpu else max(1, torch.cuda.device_count())
     check_run(recipe, wanted, None, trains_here=devices == 1)
     source = list_source(recipe.data)

@@ -12,7 +12,7 @@ from conftest import STAGE_A, TINY_RECIPE, explora_recipe, refused, write_parque
 
 from natix_hf import cli
 from natix_hf.data.config import DataConfig
-from natix_hf.errors import RunError
+from natix_hf.errors import RunError, UsageError
 from natix_hf.estimate import smoke as module
 from natix_hf.estimate.sample import small_recipe
 from natix_hf.estimate.smoke import smoke
@@ -63,6 +63,15 @@ def test_a_phase_that_fails_is_named(tmp_path: Path, parquet_source: Path) -> No
     bad = Recipe.build(content | {"phase1": {**TINY_RECIPE["phase1"], "learning_rate": 900, "max_grad_norm": 0}})
     with refused(RunError, "phase 1", "learning_rate"):
         smoke(bad, [1, 2, 6], None, cpu=True)
+
+
+def test_a_phase_is_not_tried_without_what_it_needs(parquet_source: Path) -> None:
+    recipe = Recipe.build(TINY_RECIPE | {"data": {**TINY_RECIPE["data"], "source": str(parquet_source)}})
+    with refused(UsageError, "phase 6", "phase 2"):
+        smoke(recipe, [6], None, cpu=True)
+    with refused(UsageError, "data.source", "estimate"):
+        stage = STAGE_A | {"trainable": "all", "use_labeled_data": False, "unlabelled": [str(parquet_source)]}
+        smoke(Recipe.build(TINY_RECIPE | {"data": {"source": None}, "phase4": stage}), [4], None, cpu=True)
 
 
 def test_the_small_recipe_keeps_what_is_tried(tmp_path: Path, parquet_source: Path) -> None:
