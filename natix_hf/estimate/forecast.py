@@ -83,10 +83,10 @@ def estimate(
     model, processor, few = check_model(recipe.model), make_processor(recipe.model), few_pictures(recipe.data, source)
     rates = core_rates(recipe, processor, model, few, torch.device("cuda"))
     work = work_of(recipe, wanted, counts, machine.gpus)
-    stages = {part.stage for part in work if part.kind == "train" and part.model != "head"}
+    stages = sorted({part.stage for part in work if part.kind == "train" and part.model != "head"})
     pixels = {"pixel_values": torch.zeros(3, recipe.model.image_size, recipe.model.image_size)}
     costs = _Costs(
-        {stage: stage_footprint(recipe, stage, machine.gpus, processor, few) for stage in sorted(stages)},
+        _steps(recipe, stages, machine, processor, few),
         answer_footprint(lambda: stock_classifier(recipe), pixels, 1),
         sum(parameter.numel() for parameter in model.parameters()),
         few,
@@ -96,16 +96,22 @@ def estimate(
     if source is not None:
         first = rows_of_table[0]
         rows_of_table[0] = replace(first, disk=(first.disk or 0) + source.cached_bytes())
-    own = sorted(
-        stage
-        for stage in stages
-        if section_named(recipe, stage) == stage or section_named(recipe, stage) not in stages
-    )
-    advice = [line for stage in own for line in _advice(stage, work, recipe, machine, costs, processor)]
+    # Phase 4's classifier is mostly trained as phase 1 is: once is enough.
+    told = [stage for stage in stages if section_named(recipe, stage) == stage or "phase1" not in stages]
+    advice = [line for stage in told for line in _advice(stage, work, recipe, machine, costs, processor)]
+    faults = [line for stage in told for line in _faults(stage, recipe, machine, costs.steps[stage])]
     lines = [*_assumed(machine, rates, source is None), *advice]
-    return Forecast(
-        rows_of_table, _checkpoints(work, recipe, costs), lines, _faults(recipe, machine, costs), price_per_hour
-    )
+    return Forecast(rows_of_table, _checkpoints(work, recipe, costs), lines, faults, price_per_hour)
+
+
+def _steps(recipe: Recipe, stages: Sequence[str], machine: Machine, processor: Any, few: Few) -> dict[str, Footprint]:
+    """An optimizer step of each stage. Two stages of one section share theirs."""
+    of_section: dict[str, Footprint] = {}
+    for stage in stages:
+        name = section_named(recipe, stage)
+        if name not in of_section:
+            of_section[name] = stage_footprint(recipe, stage, machine.gpus, processor, few)
+    return {stage: of_section[section_named(recipe, stage)] for stage in stages}
 
 
 def _source(recipe: Recipe, rows: int | None) -> Source | None:
@@ -272,16 +278,14 @@ def _advice(
         yield f"{stage}  largest batch that fits: about {max(0, most // 8 * 8 if most >= 8 else most):,} a GPU"
 
 
-def _faults(recipe: Recipe, machine: Machine, costs: _Costs) -> list[str]:
-    faults = []
-    for stage, footprint in costs.steps.items():
-        section, gpu, named = stage_of(recipe, stage), machine.gpu, section_named(recipe, stage)
-        if footprint.peak > gpu.usable_bytes:
-            faults.append(
-                f"{stage} needs {as_size(footprint.peak + CONTEXT_BYTES)} and a {gpu.title} has {gpu.memory_gb:g} GB: "
-                f"lower {named}.per_device_train_batch_size (now {section.per_device_train_batch_size}) and raise "
-                f"{named}.gradient_accumulation_steps"
-            )
-        if _dtype(section) == "bf16" and not gpu.bf16:
-            faults.append(f"{named}.bf16 is set, and a {gpu.title} has no bfloat16: set {named}.fp16 instead")
-    return faults
+def _faults(stage: str, recipe: Recipe, machine: Machine, footprint: Footprint) -> Iterator[str]:
+    """What of a stage would not work on the card."""
+    section, gpu, named = stage_of(recipe, stage), machine.gpu, section_named(recipe, stage)
+    if footprint.peak > gpu.usable_bytes:
+        yield (
+            f"{stage} needs {as_size(footprint.peak + CONTEXT_BYTES)} and a {gpu.title} has {gpu.memory_gb:g} GB: "
+            f"lower {named}.per_device_train_batch_size (now {section.per_device_train_batch_size}) and raise "
+            f"{named}.gradient_accumulation_steps"
+        )
+    if _dtype(section) == "bf16" and not gpu.bf16:
+        yield f"{named}.bf16 is set, and a {gpu.title} has no bfloat16: set {named}.fp16 instead"

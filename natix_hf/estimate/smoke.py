@@ -248,7 +248,10 @@ def _unit_s(
     if part.kind == "draw":
         return 1 / found.rates.drawn / processes(part, cores)
     if part.kind == "train":
-        return max(float(pace.get("step_s", 0.0)), loader_s(part, recipe, found.rates, devices, cores))
+        step = float(pace.get("step_s", 0.0))
+        if part.model == "head":  # on features, for which no picture is made again
+            return step
+        return max(step, loader_s(part, recipe, found.rates, devices, cores))
     if part.kind == "score":
         return float(pace.get("score_s", 0.0)) * part.pictures / sample[_key(part)].pictures
     if part.kind == "features":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ from natix_hf import cli
 from natix_hf.data.config import DataConfig
 from natix_hf.errors import RunError, UsageError
 from natix_hf.estimate import smoke as module
+from natix_hf.estimate.pictures import CoreRates
 from natix_hf.estimate.sample import small_recipe
 from natix_hf.estimate.smoke import smoke
 from natix_hf.estimate.source import list_source
 from natix_hf.estimate.table import Forecast, Row
+from natix_hf.estimate.work import Work
 from natix_hf.recipe import Recipe, load_recipe
 
 
@@ -108,3 +111,14 @@ def test_a_disk_that_is_too_small_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     free["same"] = 3 * 10**9
     [fault] = module._disk_faults(forecast)
     assert "4.0 GB" in fault and ("HF_HOME" in fault or "HF_DATASETS_CACHE" in fault)
+
+
+def test_pictures_are_waited_for_only_where_they_are_made() -> None:
+    """One core makes ten views a second, so a step of 40 takes four seconds; a step on features does not."""
+    found: Any = SimpleNamespace(
+        paces={"phase1": {"step_s": 0.5}}, rates=CoreRates(train=10, objective=10, asked=10, scored=10, drawn=10)
+    )
+    recipe = Recipe.build({"phase1": {"dataloader_num_workers": 1}})
+    for model, seconds in (("classifier", 4.0), ("head", 0.5)):
+        step = Work(1, "train", 7, model, "phase1", pictures=40)  # type: ignore[arg-type]
+        assert module._unit_s(step, {}, recipe, found, devices=1) == seconds
