@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 Makers = dict[str, Callable[[np.ndarray, int], Any]]
+_Make = Callable[[np.ndarray], Any]
+_MakeCrop = Callable[[int, tuple[float, float], float, float], _Make]  # side, share of the area, blur, solarisation
 MEASURED = "measured: "
 
 
@@ -71,6 +73,11 @@ def albumentations() -> Makers:
         A.Downscale(scale_range=(0.33, 0.5), p=0.3), A.GaussNoise(std_range=(0.03, 0.045), p=0.17),
         A.GaussianBlur(blur_limit=(7, 9), p=0.17), A.ImageCompression(quality_range=(75, 75), p=1.0),
     )  # fmt: skip
+    return _kinds(view, mae, dino, exam)
+
+
+def _kinds(view: _Make, mae: _Make, dino: _MakeCrop, exam: _Make) -> Makers:
+    """Views by kind; `dino` makes one of DINOv2's crops."""
     large = [dino(224, (0.32, 1.0), 1.0, 0.0), dino(224, (0.32, 1.0), 0.1, 0.2)]
     small = dino(98, (0.05, 0.32), 0.5, 0.0)
     return {
@@ -117,14 +124,7 @@ def torchvision() -> Makers:
                         v2.ToDtype(torch.uint8, scale=True)], p=0.17),
         v2.RandomApply([v2.GaussianBlur(9, 1.3)], p=0.17),
     )  # fmt: skip
-    large = [dino(224, (0.32, 1.0), 1.0, 0.0), dino(224, (0.32, 1.0), 0.1, 0.2)]
-    small = dino(98, (0.05, 0.32), 0.5, 0.0)
-    return {
-        "view": lambda copy, _: view(copy),
-        "MAE view": lambda copy, _: mae(copy),
-        "multi-crop": lambda copy, _: ([make(copy) for make in large], [small(copy) for _ in range(8)]),
-        "exam view": lambda copy, _: exam(copy),
-    }
+    return _kinds(view, mae, dino, exam)
 
 
 def main() -> None:
