@@ -16,10 +16,8 @@ from transformers.training_args import OptimizerNames
 
 from natix_hf.errors import RecipeError, UsageError, cut, first_line
 from natix_hf.models.device import runs_on_cpu
-from natix_hf.trainers.config import CHECKPOINTS, count_steps
+from natix_hf.trainers.config import CHECKPOINTS, NEED_A_MODEL, count_steps
 
-# Optimizers that need the model itself, so they cannot be checked in advance.
-_NEED_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
 # Trackers that an extra of this package installs.
 _EXTRAS = ("tensorboard", "trackio")
 _PROJECT = "natix_hf"
@@ -125,7 +123,7 @@ def check_training(training: dict[str, Any], output_dir: Path, where: str = "pha
     try:
         for tracker in arguments.report_to or []:
             _require_tracker(tracker, where)
-        if not OptimizerNames(arguments.optim).value.startswith(_NEED_A_MODEL):
+        if not OptimizerNames(arguments.optim).value.startswith(NEED_A_MODEL):
             make, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
             optimizer, schedule = make([nn.Parameter(torch.zeros(1))], **settings), arguments.lr_scheduler_type
             extra: Any = arguments.lr_scheduler_kwargs

@@ -63,6 +63,8 @@ _ABOVE_0: tuple[tuple[tuple[str, ...], float], ...] = (
     (("logging_steps", "eval_steps", "save_steps"), _STEPS),
 )
 COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+# Optimizers that need the model itself: they cannot be checked in advance, and they make their own groups.
+NEED_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
 _OTHERS = 10**12  # the size of any other number
 _BELOW_1 = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 
@@ -226,6 +228,14 @@ class SupervisedConfig(TrainingSection):
         "Also train a model without each of so many folds of groups, for out-of-fold answers to train and val_select "
         "(docs/phase1.md); null trains none.",
     ] = field(default=None, metadata=LATER)
+    layer_decay: Annotated[
+        float | None,
+        "Factor of the learning rate from each block to the one before it, from the classifier layer down to the "
+        "patches; null trains all layers at one rate.",
+    ] = field(default=None, metadata=LATER)
+    head_learning_rate: Annotated[
+        float | None, "Peak learning rate of the classifier layer; null is that of the other layers."
+    ] = field(default=None, metadata=LATER)
     num_train_epochs: Epochs = 10
     per_device_eval_batch_size: Annotated[int, Argument("Evaluation rows per batch and device.")] = 128
     eval_strategy: Annotated[
@@ -270,6 +280,7 @@ class SupervisedConfig(TrainingSection):
         for key in COMPILING:
             given = self.extra.get(key)
             require(not (frozen and given), self.key(key), given, "left out: adapter none trains no backbone")
+        self._check_rates()
         self.require(self.folds is None or self.where == "phase1", "folds", "left out: phase 1 alone has folds")
         known = score is None or score.removeprefix("eval_") in SCORES
         self.require(known, "metric_for_best_model", " | ".join(SCORES))
@@ -277,6 +288,19 @@ class SupervisedConfig(TrainingSection):
         needed = "where early_stopping_patience is set"
         self.require(not stops or score is not None, "metric_for_best_model", f"a score {needed}")
         self.require(not stops or self.eval_strategy != "no", "eval_strategy", f"epoch or steps {needed}")
+
+    def _check_rates(self) -> None:
+        decay, head = self.layer_decay, self.head_learning_rate
+        self.require(decay is None or 0 < decay <= 1, "layer_decay", "above 0 and at most 1, or null")
+        self.require(head is None or 0 < head <= 1000, "head_learning_rate", "above 0 and at most 1000, or null")
+        if self.adapter == "none":
+            self.require(decay is None, "layer_decay", "left out: adapter none trains no layer but the classifier's")
+            only = "left out: learning_rate is that of the classifier layer, and adapter none trains no other"
+            self.require(head is None, "head_learning_rate", only)
+        name = str(getattr(self.extra.get("optim"), "value", self.extra.get("optim")))
+        by_layer = not (decay is None and head is None)
+        allowed = "an optimizer with groups of parameters, such as adamw_torch, for layer_decay and head_learning_rate"
+        require(not (by_layer and name.startswith(NEED_A_MODEL)), self.key("optim"), name, allowed)
 
     def plain(self) -> dict[str, Any]:
         values = super().plain()

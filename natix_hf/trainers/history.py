@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -12,14 +13,18 @@ _CURVE_ROWS = 10
 class TrainingFacts(TrainerCallback):
     """Record the settings and the learning curve of a training.
 
+    Args:
+        further: Settings that `TrainingArguments` do not hold, as text by name.
+
     Attributes:
         facts: `settings`, as text by name, is set when training begins. `curve` is set when it ends: at most ten
             evenly spaced rows of epoch, step, train loss and scores on val_select, including the last one. The curve
             comes from the state of the Trainer, so it also covers the steps before a resume.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, further: Mapping[str, str]) -> None:
         self.facts: dict[str, Any] = {}
+        self._further = further
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -35,6 +40,7 @@ class TrainingFacts(TrainerCallback):
             "batch": f"{batch} images on {args.world_size} x {args.device.type}",
             "precision": f"{precision}, stored as float32",
             "seed": str(args.seed),
+            **self._further,
         }
 
     def on_train_end(

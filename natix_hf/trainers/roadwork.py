@@ -24,9 +24,9 @@ from natix_hf.models.preprocess import Preprocess
 from natix_hf.trainers.adalora import AdaLoraCallback
 from natix_hf.trainers.arguments import given_or_default, require_a_batch
 from natix_hf.trainers.average import WeightAverage
-from natix_hf.trainers.base import BaseTrainer
 from natix_hf.trainers.config import SupervisedConfig
 from natix_hf.trainers.merge_validation import MergeValidationCallback
+from natix_hf.trainers.rates import RatedTrainer
 from natix_hf.trainers.scores import EvaluationMetrics
 from natix_hf.trainers.stage import FirstEpoch, Stage, Unlabelled, first_images, make_stage
 from natix_hf.trainers.start import start_classifier
@@ -37,7 +37,7 @@ _TENSORS = ("pixel_values", "labels", "label")
 MERGED = "merged"
 
 
-class RoadworkTrainer(BaseTrainer):
+class RoadworkTrainer(RatedTrainer):
     """Train a vision transformer to answer one yes/no question about images.
 
     It is a [`~transformers.Trainer`], with the usual `train`, `evaluate`, `predict` and `save_model`. Training views
@@ -75,6 +75,10 @@ class RoadworkTrainer(BaseTrainer):
         feature_views (`int`, defaults to 1): Number of views per row for `adapter="none"`.
         ema_decay (`float`, *optional*): Decay of a moving average of the weights, which is scored and kept instead of
             the last weights.
+        layer_decay (`float`, *optional*): Factor in (0, 1] of the learning rate from each block to the one before it
+            (`natix_hf.trainers.rates`). `None` trains all layers at one rate.
+        head_learning_rate (`float`, *optional*): Peak learning rate of the classifier layer. `None`: that of the
+            other layers.
         class_weights (`list[float]`, *optional*): Weights of label 0 and label 1 in the loss.
         adalora (`AdaLoraCallback`, *optional*): Callback for an AdaLoRA adapter that the model already has.
         kwargs: Further arguments of [`~transformers.Trainer`], and `train_sampler` and `quiet` of `BaseTrainer`.
@@ -119,6 +123,8 @@ class RoadworkTrainer(BaseTrainer):
         image_size: int | None = None,
         feature_views: int = 1,
         ema_decay: float | None = None,
+        layer_decay: float | None = None,
+        head_learning_rate: float | None = None,
         class_weights: list[float] | None = None,
         adalora: AdaLoraCallback | None = None,
         **kwargs: Any,
@@ -137,13 +143,14 @@ class RoadworkTrainer(BaseTrainer):
         eval_dataset = self._tensors_only(eval_dataset, "eval")
         given = {"model": model, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
         given |= {"class_weights": class_weights, "adalora": adalora}
+        config = SupervisedConfig(
+            adapter=adapter, adapter_options=adapter_options or {}, feature_views=feature_views, prior_by=prior_by,
+            ema_decay=ema_decay, layer_decay=layer_decay, head_learning_rate=head_learning_rate,
+            extra={"optim": arguments.optim}, where=_WHERE,
+        )  # fmt: skip
         if pictures or adapter != "full" or not isinstance(model, nn.Module):
             if adapter == AUTO:
                 raise UsageError(f"{_WHERE}: adapter='auto' works only in a recipe: name an adapter, or run a recipe")
-            config = SupervisedConfig(
-                adapter=adapter, adapter_options=adapter_options or {}, feature_views=feature_views, prior_by=prior_by,
-                ema_decay=ema_decay, where=_WHERE,
-            )  # fmt: skip
             names = class_names(train_dataset, label_column)
             model, processing_class = start_classifier(
                 model, processing_class, image_size, arguments.seed, names, _WHERE
@@ -164,6 +171,7 @@ class RoadworkTrainer(BaseTrainer):
         self._class_weights, self._adalora = given.pop("class_weights"), given.pop("adalora")
         if kwargs.get("compute_metrics") is None:
             kwargs["compute_metrics"] = EvaluationMetrics(target_prior)
+        given |= {"layer_decay": layer_decay, "head_learning_rate": head_learning_rate}
         super().__init__(args=arguments, processing_class=processing_class, **given, **kwargs)
         trained: Any = self.model
         self._average = WeightAverage(trained, ema_decay) if ema_decay is not None else None

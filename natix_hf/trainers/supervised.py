@@ -98,7 +98,7 @@ def train_classifier(
             model=stage.adapted, images=lambda: first_images(stage.pictures), save=save, load=load_classifier
         )
         trainer.add_callback(proof)  # after the callbacks that change weights, so that it sees the kept weights
-    card = TrainingFacts()
+    card = TrainingFacts(_further_settings(config))
     trainer.add_callback(card)
     resume = newest_complete_checkpoint(checkpoints)
     begin = time.perf_counter()
@@ -123,6 +123,12 @@ def train_classifier(
         "train_s": round(time.perf_counter() - begin, 1),
         "pace": trainer.pace.facts(),
     }
+
+
+def _further_settings(config: SupervisedConfig) -> dict[str, str]:
+    """What the card says of a training beside the settings of transformers, where it is not the default."""
+    figures = {"layer decay": config.layer_decay, "learning rate of the classifier layer": config.head_learning_rate}
+    return {name: f"{figure:g}" for name, figure in figures.items() if figure is not None}
 
 
 def _say_cost_of_scoring(trainer: RoadworkTrainer, asked: Asked, first_step: int, took: float) -> None:
@@ -151,6 +157,8 @@ def _trainer(
         return RoadworkTrainer(
             args=arguments,
             ema_decay=config.ema_decay,
+            layer_decay=config.layer_decay,
+            head_learning_rate=config.head_learning_rate,
             compute_metrics=EvaluationMetrics(target_prior),
             callbacks=[EarlyStoppingCallback(patience)] if patience is not None else [],
             quiet=quiet,

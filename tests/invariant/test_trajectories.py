@@ -31,11 +31,14 @@ MAXIMUM, MEAN = 1e-5, 1e-6
 
 @pytest.fixture(scope="module")
 def recipes(tmp_path_factory: pytest.TempPathFactory, parquet_source: Path) -> dict[tuple[str, str], Path]:
-    """A recipe file for every case. DINOv3 draws `pos_embed_rescale` from the global generator: off here."""
+    """A recipe file for every case. DINOv3 draws `pos_embed_rescale` from the global generator: off here. One
+    architecture trains at rates by depth."""
     folder, files = tmp_path_factory.mktemp("cases"), {}
     for architecture, adapter in {*CASES, *CUT}:
         config = TINY[architecture] | ({"pos_embed_rescale": None} if architecture == "dinov3_vit" else {})
         training = {"learning_rate": 1e-4, "max_steps": STEPS, "logging_steps": 1, "dataloader_drop_last": True}
+        if (architecture, adapter) == ("dinov2_with_registers", "full"):
+            training |= {"layer_decay": 0.7, "head_learning_rate": 2e-4}
         content = TINY_RECIPE | {
             "data": TINY_RECIPE["data"] | {"source": str(parquet_source)},
             "model": {"config": config, "image_size": 28},
