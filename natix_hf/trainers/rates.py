@@ -59,12 +59,13 @@ class RatedTrainer(BaseTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         is_new, schedule = self.lr_scheduler is None, super().create_scheduler(num_training_steps, optimizer)
         if is_new and self._rates is not None:
-            scale_bounds(schedule, self.optimizer.param_groups)
+            scale_bounds(schedule, schedule.optimizer.param_groups)
         return schedule
 
     def _get_learning_rate(self) -> float:
         # Trainer logs the rate of the first group. With an adapter and a head rate no group may have the base rate.
-        scale: float = self.optimizer.param_groups[0].get(SCALE, 1.0)
+        optimizer: Any = self.optimizer
+        scale: float = optimizer.param_groups[0].get(SCALE, 1.0)
         return super()._get_learning_rate() / scale
 
 
