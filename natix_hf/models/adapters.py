@@ -1,4 +1,4 @@
-"""The adapters by name: every tuner of PEFT that merges into a plain vision transformer.
+"""The adapters by name: every tuner of PEFT that merges into a plain vision transformer, and DoRAN.
 
 Light: checking a recipe against the names imports neither torch nor PEFT.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from natix_hf.errors import RecipeError, cut, did_you_mean, first_line, require
@@ -22,12 +23,13 @@ class AdapterKind:
     """One row of the table.
 
     Attributes:
-        config (`str`): Name of the config class in PEFT.
+        config (`str`): Name of the config class in PEFT, or `module:name` of one that is not PEFT's.
         defaults (`dict`): Options whose default here differs from PEFT's.
         divisors (`dict`):
             Options that must divide the width of the model, with their upper bounds: the largest divisor within the
             bound is the default.
         targets (`tuple` of `str`): Last parts of the names of the adapted modules.
+        options (`tuple` of `str`): The fields of the config class that may be set. Empty: all.
         note (`str`): What the method does, and its source.
         in_bake_off (`bool`): `adapter: auto` compares it with the others.
     """
@@ -36,6 +38,7 @@ class AdapterKind:
     defaults: dict[str, Any] = field(default_factory=dict)
     divisors: dict[str, int] = field(default_factory=dict)
     targets: tuple[str, ...] = ("q_proj", "v_proj")
+    options: tuple[str, ...] = ()
     note: str = ""
     in_bake_off: bool = False
 
@@ -43,6 +46,7 @@ class AdapterKind:
 AUTO = "auto"  # the winner of a bake-off, see trainers/bakeoff.py
 _AUTO_OPTIONS = ("r", "target_modules")
 _LORA = {"r": 8, "lora_alpha": 8}
+_TAU = (1e-6, 1e3)  # DoRAN's, beside norms of rows that are about 1
 ADAPTERS: dict[str, AdapterKind] = {
     "lora": AdapterKind("LoraConfig", _LORA, note="low-rank update, arXiv 2106.09685", in_bake_off=True),
     "dora": AdapterKind(
@@ -74,6 +78,12 @@ ADAPTERS: dict[str, AdapterKind] = {
     "deft": AdapterKind("DeftConfig"),
     "delora": AdapterKind(
         "DeloraConfig", {"r": 8, "delora_lambda": 8}, note="trains angle and strength apart, 2503.18225"
+    ),
+    "doran": AdapterKind(
+        "natix_hf.models.doran:DoranConfig",
+        {**_LORA, "tau": 0.1},
+        options=("r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "tau"),
+        note="DoRA with a learnable term in the denominator, 2510.04331; without the paper's shared networks",
     ),
     "fourierft": AdapterKind("FourierFTConfig", {"n_frequency": 500}, note="a sparse Fourier spectrum, 2405.03003"),
     "frod": AdapterKind("FrodConfig"),
@@ -244,15 +254,13 @@ def adapter_config(
     Raises:
         [`RecipeError`]: an option is unknown, PEFT refuses a value, or there is no such module.
     """
-    import peft
-
     kind = ADAPTERS[name]
-    config_class = getattr(peft, kind.config)
-    known = sorted(f.name for f in dataclasses.fields(config_class))
+    config_class: Any = resolve_name(kind.config if ":" in kind.config else f"peft:{kind.config}")
+    known = sorted(kind.options or (f.name for f in dataclasses.fields(config_class)))
     for option in options:
         if option not in known:
             hint = did_you_mean(option, known, otherwise=f": allowed is {', '.join(known)}")
-            raise RecipeError(f"unknown key {where}.adapter_options.{option} of {kind.config}{hint}")
+            raise RecipeError(f"unknown key {where}.adapter_options.{option} of {config_class.__name__}{hint}")
     settings = kind.defaults | {key: _divisor(model.config.hidden_size, most) for key, most in kind.divisors.items()}
     settings["target_modules"] = _target_modules(model, options.get("target_modules", kind.targets), where)
     if name == "adalora":
@@ -264,6 +272,10 @@ def adapter_config(
             f"{where}.adapter is 'adalora', which needs 2 steps before tfinal: training has {total_steps} steps and "
             f"{where}.adapter_options.tfinal is {final}"
         )
+    if name == "doran":
+        tau, (least, most) = settings["tau"], _TAU
+        fits = type(tau) in (int, float) and least <= tau <= most
+        require(fits, f"{where}.adapter_options.tau", tau, f"a number from {least} to {most}")
     if settings.get("init_lora_weights") in _FROM_DATA:
         key, value = f"{where}.adapter_options.init_lora_weights", settings["init_lora_weights"]
         raise RecipeError(

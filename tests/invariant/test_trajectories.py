@@ -24,7 +24,7 @@ from natix_hf.trainers import base
 
 STEPS = 10
 # Every architecture and both ways of training in either test; what one of them leaves out the other has.
-CASES = [(name, "none" if number == 0 else "full") for number, name in enumerate(TINY)]
+CASES = [(name, "none" if number == 0 else "full") for number, name in enumerate(TINY)] + [("dinov2", "doran")]
 CUT = [(name, "none" if number % 2 else "full") for number, name in enumerate(TINY)]
 MAXIMUM, MEAN = 1e-5, 1e-6
 

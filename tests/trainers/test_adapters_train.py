@@ -51,7 +51,7 @@ def _with(monkeypatch: pytest.MonkeyPatch, callback: TrainerCallback) -> None:
 @pytest.mark.parametrize(
     ("adapter", "section"),
     [("lora", {}), ("dora", {}), ("adalora", {}), ("vera", {}), ("adalora", {"ema_decay": 0.9}),
-     ("adalora", {"adapter_options": {"tfinal": 5}})],
+     ("adalora", {"adapter_options": {"tfinal": 5}}), ("doran", {"ema_decay": 0.9})],
 )  # fmt: skip
 def test_resumed_equals_uninterrupted_bit_by_bit(
     adapter: str, section: dict[str, Any], data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -96,7 +96,7 @@ def test_a_checkpoint_holds_what_is_trained_and_no_more(data: ImageData, tmp_pat
     assert not list(checkpoint.glob("adapter_*"))
 
 
-@pytest.mark.parametrize("adapter", ["lora", "dora", "adalora"])
+@pytest.mark.parametrize("adapter", ["lora", "dora", "adalora", "doran"])
 def test_what_it_leaves_is_a_plain_model(adapter: str, data: ImageData, tmp_path: Path) -> None:
     report = _train(data, tmp_path, adapter)
     assert report["merge"]["max_difference"] <= 1e-4 and report["merge"]["adapter_effect"] > 1e-4

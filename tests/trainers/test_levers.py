@@ -76,7 +76,7 @@ def moved(weights: dict[str, torch.Tensor], folder: Path) -> bool:
     return any(float((weights[name] - fresh[name]).abs().max()) > 1e-4 for name in weights if "layer.1" in name)
 
 
-@pytest.mark.parametrize("adapter", ["full", "lora"])
+@pytest.mark.parametrize("adapter", ["full", "lora", "doran"])
 def test_activation_checkpointing_in_phase_1(adapter: str, data: ImageData, tmp_path: Path) -> None:
     """To the last bit: a CPU computes the same again."""
     plain = supervised(data, tmp_path / "plain", adapter)
@@ -121,7 +121,7 @@ def test_how_batches_travel_changes_nothing(
     assert blocking.accelerator_config.non_blocking is False
 
 
-@pytest.mark.parametrize("adapter", ["full", "lora"])
+@pytest.mark.parametrize("adapter", ["full", "lora", "doran"])
 def test_a_compiled_training_is_the_same_and_keeps_its_names(adapter: str, data: ImageData, tmp_path: Path) -> None:
     """Keys and values, of the merged model too. What is compiled rounds otherwise: 5 steps of at most 1e-4."""
     eager = supervised(data, tmp_path / "eager", adapter, **LAST)
