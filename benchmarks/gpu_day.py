@@ -119,7 +119,9 @@ def pixels(size: int) -> dict[str, torch.Tensor]:
 def objective(day: Day, name: str, method: str) -> Any:
     config = ExploraConfig(objective=method)
     backbone = AutoModel.from_config(day.config(name), dtype=torch.float32)
-    return make_objective(backbone, config, day.size(name), 0, None, settings_of(objective_class(method), config))
+    return make_objective(
+        backbone, config, day.size(name), 0, None, 1000, settings_of(objective_class(method), config)
+    )
 
 
 def crops(size: int, method: str) -> dict[str, torch.Tensor]:

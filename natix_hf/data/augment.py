@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from natix_hf.data.bicubic import cut_cubic_one
 from natix_hf.data.config import Augment
 from natix_hf.data.drawn import Drawn, draw_view
 from natix_hf.data.pixels import Steps, change, cut, packed
@@ -35,11 +36,11 @@ def augment(picture: np.ndarray, config: Augment, size: int, rng: np.random.Gene
     return views_of(picture, [draw_view(width, height, config, size, rng)], size)[0]
 
 
-def views_of(picture: np.ndarray, drawn: Sequence[Drawn], size: int) -> torch.Tensor:
-    """Make several views of a picture, uint8 [n, 3, size, size]."""
+def views_of(picture: np.ndarray, drawn: Sequence[Drawn], size: int, cubic: bool = False) -> torch.Tensor:
+    """Make several views of a picture, uint8 [n, 3, size, size]. With `cubic` no view may be rotated."""
     views = torch.empty(len(drawn), 3, size, size)
     for one, view in zip(drawn, views, strict=True):
-        cut(picture, one, view)
+        (cut_cubic_one if cubic else cut)(picture, one, view)
     return change(views, packed(drawn), Steps.of(drawn))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,6 +57,7 @@ class MultiCropViews(Dataset[Crops]):
     ) -> None:
         self.decoded = decoded.with_format("arrow")
         self.config = config
+        self.cubic = config.interpolation == "bicubic"
         self.size = size
         self.local_size = config.local_pixels(size, patch_size)
         self.grid = (size // patch_size, size // patch_size)
@@ -95,7 +97,7 @@ class MultiCropViews(Dataset[Crops]):
             large = device_steps(recolours, sigma if any(config.blur[:2]) else 0.0, config.solarise > 0)
             small = device_steps(recolours, sigma if config.blur[2] else 0.0)
             for name, size, steps in (("global_crops", self.size, large), ("local_crops", self.local_size, small)):
-                batch[name] = made(copies, batch[name], size, steps, self.finer[name])
+                batch[name] = made(copies, batch[name], size, steps, self.finer[name], self.cubic)
         return self.normalise(batch)
 
     def _item(self, key: tuple[int, int], copy: np.ndarray) -> Crops:
@@ -104,7 +106,7 @@ class MultiCropViews(Dataset[Crops]):
         height, width, _ = copy.shape
         large = [global_crop(width, height, which, self.config, self.size, rng) for which in range(2)]
         small = [local_crop(width, height, self.config, self.size, rng) for _ in range(self.config.local_crops)]
-        make = described if self.on_device else views_of
+        make = described if self.on_device else partial(views_of, cubic=self.cubic)
         return {
             "global_crops": make(copy, large, self.size),
             "local_crops": make(copy, small, self.local_size),

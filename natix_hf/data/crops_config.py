@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from natix_hf.errors import require
-from natix_hf.section import Section
+from natix_hf.section import LATER, Section
 
 # Side of a local crop as a share of a global one: 98 of 224 px with 14 px patches, 96 px with 16 px patches.
 _LOCAL_SHARE = 0.43
@@ -43,6 +43,10 @@ class CropConfig(Section):
         list[float], "Share of crops with blur: of the first global crop, the second global crop, the local crops."
     ] = field(default_factory=lambda: [1.0, 0.1, 0.5])
     solarise: Annotated[float, "Share of second global crops whose bright pixels are inverted."] = 0.2
+    interpolation: Annotated[
+        Literal["bilinear", "bicubic"],
+        "How a crop is resized; bicubic, as DINOv2 does, keeps finer detail and is slower.",
+    ] = field(default="bilinear", metadata=LATER)
 
     def check(self) -> None:
         self.require_within("local_crops", 0, 1000)

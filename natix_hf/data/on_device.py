@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.nn.functional import grid_sample
 
+from natix_hf.data.bicubic import cut_cubic
 from natix_hf.data.drawn import Drawn
 from natix_hf.data.pixels import STEPS, Steps, blur_radius, change, packed, weighted
 
@@ -67,7 +68,9 @@ def samples_a_px(decoded: Dataset, size: int, scale: Sequence[float], ratio: Seq
     return max(1, math.ceil(min(longest, max(height, width)) / size / _STRIDE))
 
 
-def made(copies: torch.Tensor, drawn: torch.Tensor, size: int, steps: Steps, finer: int) -> torch.Tensor:
+def made(
+    copies: torch.Tensor, drawn: torch.Tensor, size: int, steps: Steps, finer: int, cubic: bool = False
+) -> torch.Tensor:
     """Make the views of a batch of pictures.
 
     Args:
@@ -76,6 +79,7 @@ def made(copies: torch.Tensor, drawn: torch.Tensor, size: int, steps: Steps, fin
         size: Side of a view in px.
         steps: The steps that any view may need.
         finer: Samples for each px of a view (`samples_a_px`).
+        cubic: Resize with cubic interpolation. No view may be rotated then.
 
     Returns:
         uint8 [n, views, 3, size, size].
@@ -87,7 +91,8 @@ def made(copies: torch.Tensor, drawn: torch.Tensor, size: int, steps: Steps, fin
     parts = []
     for at in range(0, n, together):
         part = drawn[at : at + together]
-        cut = cut_all(copies[at : at + together], part[:, :, :8], size, finer)
+        pictures, places = copies[at : at + together], part[:, :, :8]
+        cut = cut_cubic(pictures, places, size) if cubic else cut_all(pictures, places, size, finer)
         parts.append(change(cut, part[:, :, 8:].reshape(-1, STEPS), steps))
     return torch.cat(parts).view(n, views, 3, size, size)
 

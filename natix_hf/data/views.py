@@ -146,6 +146,32 @@ class MaskedViews(Dataset[Item]):
         return self.views.finish(batch)
 
 
+class NumberedViews(Dataset[Item]):
+    """`TrainViews` with the number of their row in place of a label. They cannot be drawn for a stream, whose rows
+    have no numbers.
+
+    Indexed by `(epoch, row)`. An item holds what those of `TrainViews` hold of pictures, and `row`, int64.
+    """
+
+    def __init__(self, views: TrainViews) -> None:
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Item]:
+        """Make a whole batch. The DataLoader calls this."""
+        items = self.views.draw(keys, pixels_of(self.views.decoded, [row for _, row in keys]))
+        return [item | {"row": torch.tensor(row)} for item, (_, row) in zip(items, keys, strict=True)]
+
+    def finish(self, batch: Item) -> Item:
+        """Turn a batch of items into the inputs of an objective, on the device where the batch is."""
+        return self.views.finish(batch)
+
+
 class AskedViews(Dataset[Item]):
     """Preprocessed pictures of `Asked`, one per answer.
 

@@ -52,6 +52,7 @@ class _Costs:
     parameters: int
     few: Few
     rates: CoreRates
+    images: int  # that phase 4 trains on
 
 
 def estimate(
@@ -85,12 +86,14 @@ def estimate(
     work = work_of(recipe, wanted, counts, machine.gpus)
     stages = sorted({part.stage for part in work if part.kind == "train" and part.model != "head"})
     pixels = {"pixel_values": torch.zeros(3, recipe.model.image_size, recipe.model.image_size)}
+    images = counts.train + counts.unlabelled
     costs = _Costs(
-        _steps(recipe, stages, machine, processor, few),
+        _steps(recipe, stages, machine, processor, few, images),
         answer_footprint(lambda: stock_classifier(recipe), pixels, 1),
         sum(parameter.numel() for parameter in model.parameters()),
         few,
         rates,
+        images,
     )
     rows_of_table = [_row(number, work, recipe, machine, costs) for number in (0, *wanted)]
     if source is not None:
@@ -104,13 +107,15 @@ def estimate(
     return Forecast(rows_of_table, _checkpoints(work, recipe, costs), lines, faults, price_per_hour)
 
 
-def _steps(recipe: Recipe, stages: Sequence[str], machine: Machine, processor: Any, few: Few) -> dict[str, Footprint]:
+def _steps(
+    recipe: Recipe, stages: Sequence[str], machine: Machine, processor: Any, few: Few, images: int
+) -> dict[str, Footprint]:
     """An optimizer step of each stage. Two stages of one section share theirs."""
     of_section: dict[str, Footprint] = {}
     for stage in stages:
         name = section_named(recipe, stage)
         if name not in of_section:
-            of_section[name] = stage_footprint(recipe, stage, machine.gpus, processor, few)
+            of_section[name] = stage_footprint(recipe, stage, machine.gpus, processor, few, images)
     return {stage: of_section[section_named(recipe, stage)] for stage in stages}
 
 
@@ -271,7 +276,7 @@ def _advice(
         yield f"{stage}  {section_named(recipe, stage)}.dataloader_num_workers={most_workers} uses every core"
     smaller = max(1, size // 2)
     if smaller < size:
-        half = stage_footprint(recipe, stage, machine.gpus, processor, costs.few, smaller)
+        half = stage_footprint(recipe, stage, machine.gpus, processor, costs.few, costs.images, smaller)
         most = size + int(
             (machine.gpu.usable_bytes - footprint.peak) / (footprint.peak - half.peak) * (size - smaller)
         )

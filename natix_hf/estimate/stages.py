@@ -35,12 +35,13 @@ def stock_classifier(recipe: Recipe) -> Any:
 
 
 def stage_footprint(
-    recipe: Recipe, stage: str, gpus: int, processor: Any, few: Few, batch_size: int | None = None
+    recipe: Recipe, stage: str, gpus: int, processor: Any, few: Few, images: int, batch_size: int | None = None
 ) -> Footprint:
     """What an optimizer step of a stage needs on one of so many GPUs.
 
     Args:
         few: Pictures, from which the objective's views are made.
+        images: Number of different images that phase 4 trains on.
         batch_size: Another batch size than the recipe's.
     """
     section = stage_of(recipe, stage)
@@ -51,7 +52,9 @@ def stage_footprint(
         plain["per_device_train_batch_size"] = batch_size
     arguments: TrainingArguments = training_arguments(plain, _NOWHERE, stage)
     copies = int(getattr(section, "ema_decay", None) is not None) + int(gpus > 1)  # DDP's buckets are one more
-    make, item, loss = _objective(recipe, processor, few) if stage == "phase4" else _supervised(recipe, section)
+    make, item, loss = (
+        _objective(recipe, processor, few, images) if stage == "phase4" else _supervised(recipe, section)
+    )
     return step_footprint(make, item, loss, arguments, PRECISIONS[precision] if precision else None, copies)
 
 
@@ -80,7 +83,7 @@ def _supervised(recipe: Recipe, section: Any) -> _Parts:
     return make, item, loss
 
 
-def _objective(recipe: Recipe, processor: Any, few: Few) -> _Parts:
+def _objective(recipe: Recipe, processor: Any, few: Few, images: int) -> _Parts:
     config = recipe.phase4
     views = objective_views(recipe, processor, check_model(recipe.model), few.rows)
     item = FirstEpoch(views, keyed=True)[0]
@@ -89,7 +92,7 @@ def _objective(recipe: Recipe, processor: Any, few: Few) -> _Parts:
         backbone = stock_classifier(recipe).base_model
         cls = objective_class(config.objective or default_objective(backbone.config.model_type))
         made: nn.Module = make_objective(
-            backbone, config, recipe.model.image_size, config.seed, None, settings_of(cls, config)
+            backbone, config, recipe.model.image_size, config.seed, None, images, settings_of(cls, config)
         )
         return made
 

@@ -44,7 +44,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "dinov2": Architecture(positions="interpolated", objective="dinov2", known_to_the_miner=True),
     "dinov2_with_registers": Architecture(positions="interpolated", objective="dinov2", known_to_the_miner=False),
     "dinov3_vit": Architecture(
-        positions="computed", objective=None, known_to_the_miner=False, head="natix_hf.models.dinov3"
+        positions="computed", objective="dinov2", known_to_the_miner=False, head="natix_hf.models.dinov3"
     ),
 }
 VIT_MAE = "vit_mae"

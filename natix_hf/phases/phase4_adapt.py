@@ -17,6 +17,7 @@ from natix_hf.data.unlabelled import joined, unlabelled_rows
 from natix_hf.errors import RecipeError
 from natix_hf.models.classifier import build_backbone, build_decoder, save_model
 from natix_hf.models.preprocess import make_processor
+from natix_hf.models.resolved import resolved_config
 from natix_hf.provenance.files import atomic_folder, file_sha256, write_json
 from natix_hf.provenance.parts import parts_to_keep, read_part, write_part
 from natix_hf.recipe import Recipe
@@ -27,7 +28,7 @@ from natix_hf.runs.freshness import finished_digest
 from natix_hf.runs.graph import CHOICE, PHASES
 from natix_hf.runs.inputs import backbone_files
 from natix_hf.runs.pins import pinned_unlabelled
-from natix_hf.ssl.objectives import takes_decoder
+from natix_hf.ssl.objectives import default_objective, takes_decoder, version_of
 from natix_hf.terminal import LABEL, tell
 from natix_hf.trainers.self_supervised import check_pretraining, pretrain_backbone
 
@@ -176,8 +177,10 @@ def finished_parts(context: PhaseContext) -> list[str]:
 def _key(context: PhaseContext) -> dict[str, Any]:
     recipe = context.recipe
     alone = replace(recipe, phase4=replace(recipe.phase4, supervised=None, use_labeled_data=False))
+    name = recipe.phase4.objective or default_objective(resolved_config(context.model, recipe.data.labels).model_type)
+    version = version_of(name)
     return {
         "settings": alone.section_sha256("model", "phase4", *(CHOICE if recipe.phase4.probe_steps > 0 else ())),
         "rows": finished_digest(context.run_dir, PHASES[0]),
         "backbone": backbone_files(recipe.model.backbone),
-    }
+    } | ({"objective_version": version} if version > 1 else {})

@@ -13,6 +13,7 @@ from natix_hf.results.decision import Decision
 from natix_hf.runs.folders import IN_PROGRESS
 from natix_hf.runs.graph import PHASES, Phase, order_phases
 from natix_hf.runs.inputs import backbone_files, changed_input, source_listings, were_other_files
+from natix_hf.ssl.objectives import version_of
 
 NOT_FINISHED = "not finished yet"
 
@@ -121,4 +122,7 @@ def why_not_current(run_dir: Path, phase: Phase, recipe: Recipe) -> str | None:
     exam = recipe.data.drawn_exam
     if phase.number == 2 and exam is not None and Decision.read(folder).exam != exam:
         return "the exam is drawn in another way now"
+    trained = manifest["metrics"].get("objective")
+    if phase.number == 4 and trained and manifest["metrics"].get("objective_version", 1) != version_of(trained):
+        return f"the objective {trained} trains in another way now"
     return None

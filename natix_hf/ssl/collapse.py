@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+import torch
+from torch.nn.functional import normalize
 
 from natix_hf.errors import RunError
 
@@ -45,6 +47,19 @@ def feature_figures(features: np.ndarray) -> dict[str, float]:
         return {"spread": spread, "rank": 0.0}
     share = singular[singular > 0] / total
     return {"spread": spread, "rank": float(np.exp(-(share * np.log(share)).sum()))}
+
+
+def feature_std(features: torch.Tensor) -> torch.Tensor:
+    """Compute the spread of a batch of features: the `spread` of `feature_figures`, on any device.
+
+    Args:
+        features: float [n, d], without gradient.
+
+    Returns:
+        Scalar float32. It is about 1 for uniform directions and 0 if all features are the same.
+    """
+    directions = normalize(features.float(), dim=-1)
+    return directions.std(dim=0, correction=0).mean() * math.sqrt(features.shape[-1])
 
 
 def collapse_reason(figures: Mapping[str, float]) -> str | None:

@@ -7,9 +7,11 @@ some patches masked, and additional small local crops.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
@@ -21,8 +23,9 @@ from natix_hf.data.crops_config import CropConfig
 from natix_hf.data.rows import Rows
 from natix_hf.errors import VerificationError
 from natix_hf.models.architectures import has_fixed_size, prefix_tokens
+from natix_hf.ssl.collapse import feature_std
 from natix_hf.ssl.dinov2_config import DinoV2Config
-from natix_hf.ssl.explora import plain_backbone
+from natix_hf.ssl.explora import freeze_parts, plain_backbone
 from natix_hf.ssl.heads import ProjectionHead
 from natix_hf.ssl.losses import Centre, centred_targets, dino_loss, ibot_loss, koleo_loss, sinkhorn_targets
 from natix_hf.ssl.objective import PlainObjective
@@ -39,7 +42,7 @@ class DinoV2Objective(PlainObjective):
     own.
 
     Args:
-        student: ViT, DINOv2 or DINOv2 with registers, or a PeftModel around one. The caller chooses its trainable
+        student: ViT, DINOv2 or DINOv3, or a PeftModel around one. The caller chooses its trainable
             weights, with two exceptions. A pooler is frozen. A ViT without a mask token gets one in the student only,
             so that the teacher keeps the structure that its class can load.
         teacher: A model of the same structure. Its weights are set to those of the student and frozen.
@@ -48,6 +51,7 @@ class DinoV2Objective(PlainObjective):
     """
 
     sections: ClassVar[dict[str, type]] = {"dinov2": DinoV2Config, "crops": CropConfig}
+    without_decay: ClassVar[tuple[str, ...]] = ("lambda1",)
 
     @classmethod
     def check(cls, backbone: PreTrainedModel, image_size: int, **sections: Any) -> None:
@@ -56,9 +60,10 @@ class DinoV2Objective(PlainObjective):
 
     @classmethod
     def build(
-        cls, student: nn.Module, image_size: int, seed: int, decoder: Any, *, dinov2: DinoV2Config, crops: CropConfig
-    ) -> Self:
-        """Make the objective with a copy of the student as teacher. `decoder` is not used."""
+        cls, student: nn.Module, image_size: int, seed: int, decoder: Any, images: int, *, dinov2: DinoV2Config,
+        crops: CropConfig,
+    ) -> Self:  # fmt: skip
+        """Make the objective with a copy of the student as teacher. `decoder` and `images` are not used."""
         return cls(student, copy.deepcopy(student), dinov2, seed)
 
     @classmethod
@@ -77,7 +82,7 @@ class DinoV2Objective(PlainObjective):
         self.student = student
         self.teacher = teacher
         inner = plain_backbone(student)
-        _freeze_pooler(inner)
+        freeze_parts(inner, "pooler")
         _add_mask_token(inner)
         width = inner.config.hidden_size
         with torch.random.fork_rng(devices=[]):
@@ -114,9 +119,8 @@ class DinoV2Objective(PlainObjective):
         Returns:
             `loss`, and without gradient: the unweighted parts `dino`, `ibot` and `koleo`; `target_entropy`, the mean
             entropy of the targets of the cls tokens; `usage_entropy`, the entropy of the mean target; and
-            `feature_std`. Entropies are shares of log K. `feature_std` is the standard deviation of the teacher's
-            L2-normalised cls features over the crops of this rank, averaged over the d dimensions and multiplied by
-            sqrt(d). It is about 1 for uniform directions and 0 if all features are the same.
+            `feature_std`, the spread of the teacher's cls features over the crops of this rank
+            (`natix_hf.ssl.collapse.feature_std`). Entropies are shares of log K.
         """
         config = self.settings
         batch = len(global_crops)
@@ -156,17 +160,22 @@ class DinoV2Objective(PlainObjective):
         low, high = self.settings.teacher_temperature
         warmup = self.settings.temperature_warmup * total_steps
         self.teacher_temperature = high if step >= warmup else low + (high - low) * step / warmup
-        self.momentum = _cosine(self.settings.ema[0], self.settings.ema[1], step, total_steps)
+        first, last = self.settings.ema
+        if self.settings.ema_keeps is not None:
+            first = first_momentum(first, last, total_steps, self.settings.ema_keeps)
+        self.momentum = _cosine(first, last, step, total_steps)
 
     def on_gradients(self, step: int, total_steps: int) -> None:
-        """Zero the gradients of the prototypes in the first steps, while the targets of the new heads mean nothing."""
+        """Freeze the prototypes in the first steps, while the targets of the new heads mean nothing.
+
+        An optimizer skips a parameter without a gradient. Gradients of zero would enter AdamW's second moment, and the
+        prototypes would then move at several times the learning rate.
+        """
         if step >= round(self.settings.freeze_last_layer * total_steps):
             return
         for head in self.student_heads.values():
             assert isinstance(head, ProjectionHead)
-            gradient = head.prototypes.grad
-            if gradient is not None:
-                gradient.zero_()
+            head.prototypes.grad = None
 
     def on_step_end(self, step: int, total_steps: int) -> None:
         """Update the teacher, its heads and the centres. Every rank must call this."""
@@ -247,12 +256,6 @@ def _ibot_head(heads: nn.ModuleDict) -> nn.Module:
     return heads["ibot"] if "ibot" in heads else heads["dino"]
 
 
-def _freeze_pooler(backbone: PreTrainedModel) -> None:
-    pooler = getattr(backbone, "pooler", None)
-    if isinstance(pooler, nn.Module):
-        pooler.requires_grad_(False)
-
-
 def _add_mask_token(backbone: PreTrainedModel) -> None:
     embeddings: Any = backbone.embeddings
     if embeddings.mask_token is None:
@@ -261,14 +264,44 @@ def _add_mask_token(backbone: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def _figures(targets: torch.Tensor, features: torch.Tensor) -> dict[str, torch.Tensor]:
-    directions = nn.functional.normalize(features.float(), dim=-1)
-    spread = directions.std(dim=0, correction=0).mean() * math.sqrt(features.shape[-1])
     most = math.log(targets.shape[-1])
     return {
         "target_entropy": torch.special.entr(targets).sum(dim=-1).mean() / most,
         "usage_entropy": torch.special.entr(targets.mean(dim=0)).sum() / most,
-        "feature_std": spread,
+        "feature_std": feature_std(features),
     }
+
+
+@functools.lru_cache
+def first_momentum(most: float, last: float, total_steps: int, keeps: float) -> float:
+    """Find the largest first momentum with which a teacher loses enough of its initial weights.
+
+    The share of them that is left in the end is the product of the momenta of all steps, along a cosine.
+
+    Args:
+        most: Largest first momentum.
+        last: Momentum that the cosine approaches, at least `most`.
+        total_steps: Length of the run.
+        keeps: Largest share that may be left.
+
+    Returns:
+        `most` where the run is long enough for it, otherwise less.
+    """
+    # The momenta rise, so the last one of a block of steps bounds the others. Up to 100,000 steps are exact.
+    blocks = min(total_steps, 100_000)
+    ends = (np.arange(blocks) + 1) * total_steps // blocks
+    counts, turned = np.diff(ends, prepend=0), (1 + np.cos(np.pi * (ends - 1) / total_steps)) / 2
+
+    def left(first: float) -> float:
+        with np.errstate(divide="ignore"):
+            return float(np.exp(counts @ np.log(last + (first - last) * turned)))
+
+    if left(most) <= keeps:
+        return most
+    low, high = 0.0, most
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (middle, high) if left(middle) <= keeps else (low, middle)
+    return low
 
 
 def _cosine(start: float, end: float, step: int, total_steps: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from natix_hf.section import Section
+from natix_hf.section import LATER, Section
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class DinoV2Config(Section):
     ema: Annotated[list[float], "Momentum of the teacher at the start and the end, along a cosine."] = field(
         default_factory=lambda: [0.992, 1.0]
     )
+    ema_keeps: Annotated[
+        float | None,
+        "Largest share of the initial weights that the teacher still holds after the last step; in a run that is too "
+        "short for it, the first value of ema is lowered. null: ema as it is given.",
+    ] = field(default=0.05, metadata=LATER)
     weight_decay_end: Annotated[
         float | None, "Weight decay at the end, reached from phase4.weight_decay along a cosine; null: constant."
     ] = 0.4
@@ -51,6 +56,8 @@ class DinoV2Config(Section):
         warm = len(heat) == 2 and 0 < min(heat) <= max(heat) <= 1000
         self.require(warm, "teacher_temperature", "[from, to], both above 0, up to 1,000")
         self.require(len(ema) == 2 and 0 <= ema[0] <= ema[1] <= 1, "ema", "[from, to] in 0 to 1, not falling")
+        keeps = self.ema_keeps is None or 0 < self.ema_keeps < 1
+        self.require(keeps, "ema_keeps", "a share between 0 and 1, or null")
         for name in ("temperature_warmup", "freeze_last_layer", "mask_share"):
             self.require(0 <= getattr(self, name) <= 1, name, "a share from 0 to 1")
         for name in ("ibot_weight", "koleo_weight"):

@@ -105,6 +105,13 @@ def block_list(backbone: nn.Module) -> tuple[str, nn.ModuleList]:
     return next((name, module) for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList))
 
 
+def freeze_parts(backbone: PreTrainedModel, *names: str) -> None:
+    """Freeze what an objective does not use, by the names of parts: DDP would wait for its gradients."""
+    for name, parameter in backbone.named_parameters():
+        if not set(names).isdisjoint(name.split(".")):
+            parameter.requires_grad_(False)
+
+
 def plain_backbone(model: nn.Module) -> PreTrainedModel:
     """Unwrap the backbone from a PeftModel. A plain backbone is returned as it is."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model

@@ -14,14 +14,15 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import ViTMAEConfig
+from transformers import PreTrainedModel, ViTMAEConfig
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 
 from natix_hf.data.config import Augment, AugmentConfig
 from natix_hf.data.rows import Rows
 from natix_hf.data.views import MaskedViews, TrainViews
-from natix_hf.models.architectures import prefix_tokens
-from natix_hf.ssl.explora import LORA_TARGETS, block_list, plain_backbone
+from natix_hf.errors import RecipeError
+from natix_hf.models.architectures import architecture_of, prefix_tokens
+from natix_hf.ssl.explora import LORA_TARGETS, block_list, freeze_parts, plain_backbone
 from natix_hf.ssl.mae_config import MaeConfig
 from natix_hf.ssl.objective import PlainObjective
 
@@ -43,10 +44,21 @@ class MaskedAutoencoder(PlainObjective):
     takes_decoder: ClassVar[bool] = True
 
     @classmethod
+    def check(cls, backbone: PreTrainedModel, image_size: int, **sections: Any) -> None:
+        """Refuse a backbone whose positions are computed. Raises RecipeError."""
+        found = architecture_of(backbone.config.model_type)
+        if found is not None and found.positions == "computed":
+            raise RecipeError(
+                f"phase4.objective is mae: a {backbone.config.model_type} computes rotary positions for the whole "
+                "grid of patches, and the encoder would see a part of it; leave the objective out, or take another"
+            )
+
+    @classmethod
     def build(
-        cls, student: nn.Module, image_size: int, seed: int, decoder: ViTMAEDecoder | None, *, mae: MaeConfig
-    ) -> Self:
-        """Make the objective around an encoder."""
+        cls, student: nn.Module, image_size: int, seed: int, decoder: ViTMAEDecoder | None, images: int, *,
+        mae: MaeConfig,
+    ) -> Self:  # fmt: skip
+        """Make the objective around an encoder. `images` is not used."""
         return cls(student, mae, image_size, seed, decoder)
 
     @classmethod
@@ -74,9 +86,7 @@ class MaskedAutoencoder(PlainObjective):
             self.decoder = _fresh_decoder(inner.config, config, (image_size // self.patch_size) ** 2)
         else:
             self.decoder = _adapted_decoder(decoder)
-        for name, parameter in inner.named_parameters():  # the encoder's mask token is unused; DDP would wait for it
-            if name.endswith("mask_token"):
-                parameter.requires_grad_(False)
+        freeze_parts(inner, "pooler", "mask_token")
 
     def forward(self, pixel_values: torch.Tensor, noise: torch.Tensor) -> dict[str, Any]:
         """Compute the loss of a batch.

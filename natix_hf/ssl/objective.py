@@ -24,12 +24,16 @@ class Objective(Protocol):
         sections: Settings of the objective: the name of each section under `phase4:`, and its frozen dataclass. The
             defaults are those of the method. `check`, `build` and `views` get one instance of each by keyword.
         takes_decoder: Whether `build` can use a decoder that was pretrained with the backbone.
+        without_decay: Last parts of the names of parameters that get no weight decay, beside biases and norms.
+        no_stream: Why it cannot train on a stream. None if it can.
         decoder_from: "pretrained" or "fresh" if the objective has a decoder, which is discarded after training. None
             if it has no decoder.
     """
 
     sections: ClassVar[dict[str, type]]
     takes_decoder: ClassVar[bool]
+    without_decay: ClassVar[tuple[str, ...]]
+    no_stream: ClassVar[str | None]
     decoder_from: str | None
 
     @classmethod
@@ -37,7 +41,7 @@ class Objective(Protocol):
         """Check that the settings fit the backbone, which may be on the meta device. Raises RecipeError if not."""
 
     @classmethod
-    def build(cls, student: nn.Module, image_size: int, seed: int, decoder: Any, **sections: Any) -> Self:
+    def build(cls, student: nn.Module, image_size: int, seed: int, decoder: Any, images: int, **sections: Any) -> Self:
         """Make the objective around a student whose trainable weights are already chosen.
 
         Args:
@@ -45,6 +49,7 @@ class Objective(Protocol):
             image_size: Side of the square views in px.
             seed: Seed of new weights.
             decoder: A decoder that was pretrained with the backbone, or None.
+            images: Number of different images to train on. It means nothing with a stream.
         """
 
     @classmethod
@@ -88,6 +93,8 @@ class PlainObjective(nn.Module):
 
     sections: ClassVar[dict[str, type]] = {}
     takes_decoder: ClassVar[bool] = False
+    without_decay: ClassVar[tuple[str, ...]] = ()
+    no_stream: ClassVar[str | None] = None
     decoder_from: str | None = None
 
     @classmethod

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from natix_hf.data.crops_config import CropConfig
 from natix_hf.errors import RecipeError, cut
 from natix_hf.models.architectures import architecture_of
-from natix_hf.section import Section
+from natix_hf.section import LATER, Section
+from natix_hf.ssl.diet_config import DietConfig
 from natix_hf.ssl.dinov2_config import DinoV2Config
 from natix_hf.ssl.mae_config import MaeConfig
 
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 OBJECTIVES: dict[str, str | type[Any]] = {
     "dinov2": "natix_hf.ssl.dinov2:DinoV2Objective",
     "mae": "natix_hf.ssl.mae:MaskedAutoencoder",
+    "diet": "natix_hf.ssl.diet:Diet",
 }
+# How an objective trains. Where the same settings train otherwise than before, raise its number (it begins at 1): what
+# an older version trained is then not taken for current.
+VERSIONS: dict[str, int] = {"dinov2": 2}  # 2: ema_keeps, frozen prototypes, layer scale without decay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,7 @@ class ObjectiveSections(Section):
     mae: MaeConfig = field(default_factory=MaeConfig)
     dinov2: DinoV2Config = field(default_factory=DinoV2Config)
     crops: CropConfig = field(default_factory=CropConfig)
+    diet: DietConfig = field(default_factory=DietConfig, metadata=LATER)
 
 
 def objective_class(name: str) -> type[Objective]:
@@ -53,6 +59,11 @@ def objective_class(name: str) -> type[Objective]:
         found = getattr(importlib.import_module(module), cls)
     assert isinstance(found, type)
     return found
+
+
+def version_of(name: str) -> int:
+    """The version of an objective, from `VERSIONS`."""
+    return VERSIONS.get(name, 1)
 
 
 def default_objective(model_type: str) -> str:

@@ -39,16 +39,20 @@ def backbone_features(
     """
     inner = plain_backbone(backbone)
     training, device = inner.training, next(inner.parameters()).device
-    prefix = prefix_tokens(inner.config)
     found = []
     backbone.eval()
     try:
         for batch in DataLoader(views, sampler=list(rows), batch_size=batch_size, num_workers=workers):
             tokens = inner(pixel_values=batch["pixel_values"].to(device)).last_hidden_state.float()
-            found.append(torch.cat([tokens[:, 0], tokens[:, prefix:].mean(dim=1)], dim=1).cpu().numpy())
+            found.append(cls_and_mean_patch(tokens, inner.config).cpu().numpy())
     finally:
         backbone.train(training)
     return np.concatenate(found)
+
+
+def cls_and_mean_patch(tokens: torch.Tensor, config: Any) -> torch.Tensor:
+    """The features of pictures, [n, 2 d], from the tokens [n, tokens, d] of a backbone with this config."""
+    return torch.cat([tokens[:, 0], tokens[:, prefix_tokens(config) :].mean(dim=1)], dim=1)
 
 
 def probe_scores(

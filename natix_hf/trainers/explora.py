@@ -47,11 +47,12 @@ class ExploraTrainer(StreamTrainer):
     linear probe is kept, otherwise the last one.
 
     Args:
-        model (`str`, `Path` or [`~transformers.PreTrainedModel`]): Hub id or folder of a pretrained ViT or DINOv2. Or
-            a model, whose backbone is trained in place. Or an `Objective` that already holds a backbone; then `probe`
-            is needed too.
-        objective (`str`, *optional*): `"dinov2"`, `"mae"`, or another name in `natix_hf.ssl.objectives.OBJECTIVES`.
-            `None` takes `"dinov2"` for the DINOv2 family and `"mae"` for a plain ViT.
+        model (`str`, `Path` or [`~transformers.PreTrainedModel`]): Hub id or folder of a pretrained ViT, DINOv2 or
+            DINOv3. Or a model, whose backbone is trained in place. Or an `Objective` that already holds a backbone;
+            then `probe` is needed too.
+        objective (`str`, *optional*): `"dinov2"`, `"mae"`, `"diet"`, or another name in
+            `natix_hf.ssl.objectives.OBJECTIVES`. `None` takes `"dinov2"` for DINOv2 and DINOv3, and `"mae"` for a
+            plain ViT.
         train_dataset (`datasets.Dataset`): Rows with an image column, or a list of such rows. Training uses no labels.
         args ([`~transformers.TrainingArguments`] or `dict`, *optional*): A dict overrides the project's defaults:
             2000 steps at learning rate 3e-4 (cosine, 10% warm-up), weight decay 0.04, batches of 64. `None` uses them.
@@ -67,7 +68,8 @@ class ExploraTrainer(StreamTrainer):
         settings (`dict`, *optional*): Settings of the objective, such as `{"mae": MaeConfig(mask_ratio=0.6)}`.
         probe_steps (`int`, defaults to 250): Steps between two probes. 0 makes no probes and keeps the last backbone.
         probe_rows (`int`, defaults to 4000): Largest number of rows of each dataset that a probe reads.
-        augment (`AugmentConfig`, *optional*): Crop shape and flips for `"mae"`.
+        augment (`AugmentConfig`, *optional*): Crop shape and flips for `"mae"` and `"diet"`, and rotation and erasing
+            for `"diet"`.
         views_on (`str`, defaults to `"auto"`): Where training views are made: by `"workers"`, a batch at once on the
             `"device"`, or there if it is a GPU.
         processing_class (*optional*): Image processor with a square size. `None` makes one for the model.
@@ -248,6 +250,11 @@ class ExploraTrainer(StreamTrainer):
         self._figures = {name: value for name, value in outputs.items() if name != "loss"}
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Name the parameters with weight decay. The objective may spare some beside biases and norms."""
+        spared = self.objective.without_decay
+        return [name for name in super().get_decay_parameter_names(model) if name.split(".")[-1] not in spared]
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log figures, add those of the objective for the last batch, and stop training if they show a collapse."""
         if "loss" in logs:
@@ -275,7 +282,7 @@ class ExploraTrainer(StreamTrainer):
         if reason is not None:
             raise RunError(
                 f"self-supervised training has collapsed at step {self.state.global_step}: {reason}; "
-                "lower phase4.learning_rate, or use the other phase4.objective"
+                "lower phase4.learning_rate, or use another phase4.objective"
             )
 
     def save_extra(self, checkpoint: Path) -> None:

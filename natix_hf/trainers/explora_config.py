@@ -24,7 +24,7 @@ class ExploraConfig(ObjectiveSections, TrainingSection):
 
     objective: Annotated[
         str | None,
-        f"The self-supervised objective: {' | '.join(OBJECTIVES)}; null: dinov2 for backbones of the DINOv2 family, "
+        f"The self-supervised objective: {' | '.join(OBJECTIVES)}; null: dinov2 for DINOv2 and DINOv3 backbones, "
         "mae for a plain ViT.",
     ] = None
     trainable: Annotated[

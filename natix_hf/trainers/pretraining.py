@@ -100,7 +100,7 @@ def make_pretraining(
     check_pretraining(backbone, config, size, settings)
     cls = objective_class(name)
     sections = settings_of(cls, config) | (settings or {})
-    model = make_objective(backbone, config, size, seed, decoder, sections)
+    model = make_objective(backbone, config, size, seed, decoder, len(images), sections)
     labelled = probe_rows is not None and config.probe_steps > 0
     if config.probe_steps > 0:
         arguments.eval_strategy = arguments.save_strategy = IntervalStrategy.STEPS
@@ -144,6 +144,8 @@ def check_pretraining(
     if config.trainable != "all":
         divide_blocks(backbone, config.unfreeze_blocks, adapt_others=config.trainable == "explora")
     cls = objective_class(config.objective or default_objective(model_type))
+    if config.stream and cls.no_stream is not None:
+        raise RecipeError(f"phase4.stream is true: {cls.no_stream}; set it to false, or take another phase4.objective")
     cls.check(backbone, image_size, **(settings_of(cls, config) | (settings or {})))
 
 
@@ -153,15 +155,17 @@ def make_objective(
     image_size: int,
     seed: int,
     decoder: ViTMAEDecoder | None,
+    images: int,
     sections: dict[str, Any],
 ) -> Any:
     """Choose the trainable weights of the backbone, which is changed in place, and build the objective around it.
 
     Args:
+        images: Number of different images to train on. It means nothing with a stream.
         sections: Sections of the objective by name, as `settings_of` gives them.
     """
     cls = objective_class(config.objective or default_objective(backbone.config.model_type))
-    return cls.build(_student(backbone, config, seed), image_size, seed, decoder, **sections)
+    return cls.build(_student(backbone, config, seed), image_size, seed, decoder, images, **sections)
 
 
 def _student(backbone: PreTrainedModel, config: ExploraConfig, seed: int) -> nn.Module:

@@ -16,6 +16,7 @@ from natix_hf.data.rows import Rows
 from natix_hf.data.stream import Stream
 from natix_hf.errors import DataError, RunError
 from natix_hf.models.classifier import load_backbone
+from natix_hf.ssl.objectives import version_of
 from natix_hf.trainers.arguments import require_a_batch, training_arguments, training_refused
 from natix_hf.trainers.checkpoints import newest_complete_checkpoint
 from natix_hf.trainers.explora import ExploraTrainer
@@ -58,10 +59,10 @@ def pretrain_backbone(
         views_on: Where training views are made (`choose_place`).
 
     Returns:
-        `history` (the Trainer's log with the probes); the objective, and its decoder ("pretrained" or "fresh"); the
-        best score by probe, its step, and the score before training; trainable parameters of the backbone; `merge`
-        (figures of the comparison); steps and seconds; `images`, the number of different images trained on; with a
-        stream also `streamed` (`StreamTrainer.streamed`).
+        `history` (the Trainer's log with the probes); the objective, its version, and its decoder ("pretrained" or
+        "fresh"); the best score by probe, its step, and the score before training; trainable parameters of the
+        backbone; `merge` (figures of the comparison); steps and seconds; `images`, the number of
+        different images trained on; with a stream also `streamed` (`StreamTrainer.streamed`).
 
     Raises:
         MergeMismatchError: If the saved backbone differs from the trained one.
@@ -104,6 +105,7 @@ def pretrain_backbone(
     return {
         "history": history,
         "objective": parts.objective,
+        "objective_version": version_of(parts.objective),
         "decoder": parts.model.decoder_from,
         "best_score": trainer.state.best_metric,
         "best_step": trainer.state.best_global_step if parts.labelled else trainer.state.global_step,

@@ -38,6 +38,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
 def views_of_kind(kind: str, rows: Rows) -> Any:
     if kind == "crops":
         return MultiCropViews(rows.decoded, CropConfig(local_crops=3), 56, 7, MEAN, STD, 0)
+    if kind == "bicubic crops":
+        cubic = CropConfig(local_crops=3, interpolation="bicubic")
+        return MultiCropViews(rows.decoded, cubic, 56, 7, MEAN, STD, 0)
     config: Any = {"default": AugmentConfig(), "challenge": "challenge"}.get(kind, EVERYTHING)
     views = TrainViews(rows, config, 48, MEAN, STD, 0)
     return MaskedViews(views, 16) if kind == "masked" else views
@@ -57,7 +60,7 @@ def levels(batch: torch.Tensor) -> torch.Tensor:
     return (batch * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
 
 
-@pytest.mark.parametrize("kind", ["default", "everything", "masked", "crops"])
+@pytest.mark.parametrize("kind", ["default", "everything", "masked", "crops", "bicubic crops"])
 def test_the_device_makes_what_the_workers_make(kind: str, rows: Rows) -> None:
     """Pictures of all sizes in one batch: those of a few px are enlarged, and padded by far."""
     keys = [(epoch, row) for epoch in range(4) for row in range(len(rows))]
@@ -122,7 +125,7 @@ def test_noise_is_normal_and_depends_on_the_seed_alone() -> None:
     assert abs(float((noise[0] * noise[2]).mean())) < 0.04, "and so are seeds"
 
 
-@pytest.mark.parametrize("kind", ["everything", "challenge", "crops"])
+@pytest.mark.parametrize("kind", ["everything", "challenge", "crops", "bicubic crops"])
 def test_a_view_does_not_depend_on_its_batch(kind: str, rows: Rows) -> None:
     """Another batch pads the pictures to another size. Only the last bit of a float may differ, then rounded; a JPEG
     spreads that over its block."""

@@ -77,7 +77,7 @@ def objective(name: str) -> Any:
         "mae": {"mae": MaeConfig(decoder_width=32, decoder_heads=2, decoder_layers=1)},
         "dinov2": {"dinov2": DinoV2Config(n_prototypes=64, head_hidden=64, bottleneck=16), "crops": CropConfig()},
     }
-    return make_objective(backbone, ExploraConfig(objective=name, rank=4), SIZE, 0, None, sections[name])
+    return make_objective(backbone, ExploraConfig(objective=name, rank=4), SIZE, 0, None, 1000, sections[name])
 
 
 def views(name: str) -> dict[str, torch.Tensor]:

@@ -23,7 +23,7 @@ from natix_hf.ssl.dinov2_config import DinoV2Config
 from natix_hf.ssl.losses import dino_loss, ibot_loss, koleo_loss, sinkhorn_targets
 
 SMALL = DinoV2Config(n_prototypes=24, head_hidden=16, bottleneck=8, ema=[0.5, 1.0])
-ARCHITECTURES = ["vit", "dinov2", "dinov2_with_registers"]
+ARCHITECTURES = ["vit", "dinov2", "dinov2_with_registers", "dinov3_vit"]
 
 
 def tiny_backbone(name: str, **fields: Any) -> Any:
@@ -95,7 +95,11 @@ def test_every_trainable_parameter_gets_a_gradient(name: str, explora: bool) -> 
 def test_the_loss_is_the_sum_of_its_parts_on_tokens_taken_by_hand(name: str) -> None:
     objective, inputs = make(name, koleo_weight=0.3, ibot_weight=0.7), batch()
     student, teacher = tiny_backbone(name), tiny_backbone(name)
-    registers = 2 if name == "dinov2_with_registers" else 0
+    if name == "dinov3_vit":  # in training it stretches positions by a global draw
+        assert objective.student.config.pos_embed_rescale and not objective.teacher.training
+        for model in (objective.student, student):
+            model.config.pos_embed_rescale = None
+    registers = getattr(student.config, "num_register_tokens", 0)
     options: dict[str, Any] = {"interpolate_pos_encoding": True} if name == "vit" else {}
     if name == "vit":
         student.embeddings.mask_token = nn.Parameter(torch.zeros(1, 1, 32))
@@ -161,7 +165,7 @@ def test_the_teacher_drops_nothing() -> None:
 
 
 def test_schedules_fit_the_run() -> None:
-    objective = make(ema=[0.9, 1.0], temperature_warmup=0.5)
+    objective = make(ema=[0.9, 1.0], ema_keeps=None, temperature_warmup=0.5)
     for total in (10, 1000):
         found = []
         for share in (0, 0.25, 0.5, 1):
@@ -178,6 +182,64 @@ def test_schedules_fit_the_run() -> None:
     targets = objective(**batch())["target_entropy"]
     objective.on_step_begin(0, 10)
     assert objective(**batch())["target_entropy"] < targets, "a colder teacher is surer"
+
+
+@pytest.mark.parametrize("ema", [[0.992, 1.0], [0.5, 0.9], [1.0, 1.0]])
+def test_little_of_the_initial_weights_is_left_in_the_teacher(ema: list[float]) -> None:
+    """Whatever the run's length: all momenta multiplied, as the objective has them. A long run keeps its first one."""
+    kept, given = make(ema=ema), make(ema=ema, ema_keeps=None)
+    for total in (1, 2, 3, 4, 5, 7, 9, 10, 11, 50, 100, 333, 800, 2000):
+        left = {"kept": 1.0, "given": 1.0}
+        for number in range(total):
+            for name, objective in (("kept", kept), ("given", given)):
+                objective.on_step_begin(number, total)
+                left[name] *= objective.momentum
+                if number == 0:
+                    assert objective.momentum <= ema[0] and (name == "kept" or objective.momentum == ema[0])
+        assert left["kept"] <= 0.05 + 1e-9
+        changed_it = left["given"] > 0.05
+        assert left["kept"] == pytest.approx(0.05 if changed_it else left["given"], rel=1e-6), total
+    assert changed_it == (ema == [1.0, 1.0])
+    third = make(ema=ema, ema_keeps=0.3)
+    third.on_step_begin(0, 1)
+    assert third.momentum == pytest.approx(0.3)
+
+
+def test_the_share_that_is_left_is_that_of_the_weights() -> None:
+    """Ones in the teacher, zeros in the student: what the teacher holds after the run is the share itself."""
+    objective = make()
+    with torch.no_grad():
+        for parameter in objective.teacher.parameters():
+            parameter.fill_(1.0)
+        for parameter in objective.student.parameters():
+            parameter.zero_()
+    for number in range(6):
+        objective.on_step_begin(number, 6)
+        objective.on_step_end(number + 1, 6)
+    assert float(objective.teacher.embeddings.cls_token.mean()) <= 0.0500001
+
+
+def test_frozen_prototypes_leave_no_trace_in_the_optimizer() -> None:
+    """The first step after the freeze is that of a fresh AdamW, and its second moment is the gradient's own square."""
+    objective = make(freeze_last_layer=0.5)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-2, weight_decay=0.1)
+    prototypes = objective.student_heads["dino"].prototypes
+    start = prototypes.detach().clone()
+    for number in range(6):
+        objective.on_step_begin(number, 10)
+        objective(**batch(seed=number))["loss"].backward()
+        objective.on_gradients(number, 10)
+        if number == 5:
+            gradient = prototypes.grad.clone()
+            fresh = start.clone().requires_grad_()
+            fresh.grad = gradient.clone()
+            torch.optim.AdamW([fresh], lr=1e-2, weight_decay=0.1).step()
+        optimizer.step()
+        optimizer.zero_grad()
+        if number < 5:
+            assert torch.equal(prototypes, start) and prototypes not in optimizer.state
+    assert torch.equal(prototypes, fresh) and not torch.equal(prototypes, start)
+    torch.testing.assert_close(optimizer.state[prototypes]["exp_avg_sq"], 0.001 * gradient.square())
 
 
 def test_prototypes_stay_as_they_are_in_the_first_steps() -> None:
@@ -270,7 +332,7 @@ def test_equal_pictures_show_as_a_collapse() -> None:
         ("n_prototypes", 1), ("head_hidden", 0), ("bottleneck", 1), ("student_temperature", 0),
         ("teacher_temperature", [0.04]), ("teacher_temperature", [0.0, 0.07]), ("temperature_warmup", 1.5),
         ("ema", [0.9, 1.1]), ("ema", [0.9, 0.8]), ("ibot_weight", -1), ("koleo_weight", -1),
-        ("freeze_last_layer", -0.1), ("mask_share", 2), ("mask_ratio", [0.5, 0.1]), ("mask_ratio", [0.0, 0.5]),
+        ("ema_keeps", 0), ("ema_keeps", 1.0), ("freeze_last_layer", -0.1), ("mask_share", 2), ("mask_ratio", [0.5, 0.1]), ("mask_ratio", [0.0, 0.5]),
     ],
 )  # fmt: skip
 def test_impossible_settings_are_refused_by_name(key: str, value: Any) -> None:

@@ -44,7 +44,9 @@ class Brightness(PlainObjective):
         self.head = nn.Linear(32, 1)
 
     @classmethod
-    def build(cls, student: nn.Module, image_size: int, seed: int, decoder: Any, *, brightness: Any) -> Self:
+    def build(
+        cls, student: nn.Module, image_size: int, seed: int, decoder: Any, images: int, *, brightness: Any
+    ) -> Self:
         return cls(student, brightness, seed)
 
     @classmethod
@@ -85,7 +87,7 @@ class PlainBrightness(Brightness):
     sections: ClassVar[dict[str, type]] = {}
 
     @classmethod
-    def build(cls, student: nn.Module, image_size: int, seed: int, decoder: Any) -> Self:
+    def build(cls, student: nn.Module, image_size: int, seed: int, decoder: Any, images: int) -> Self:
         assert decoder is None  # it does not take one
         return cls(student, BrightnessConfig(), seed)
 
