@@ -219,6 +219,11 @@ class SupervisedConfig(TrainingSection):
     ema_decay: Annotated[
         float | None, "Keep a moving average of the weights over about 1 / (1 - ema_decay) steps; null turns it off."
     ] = None
+    mixup: Annotated[
+        float | None,
+        "Mix the rows of each training batch, and their labels, with shares from Beta(mixup, mixup), such as 0.2 "
+        "(arXiv 1710.09412); with adapter: none the features; null mixes nothing.",
+    ] = field(default=None, metadata=LATER)
     prior_by: Annotated[
         Literal["sampler", "loss"],
         "How training reaches data.target_prior: sampler draws the rarer class more often; loss gives it more weight.",
@@ -275,6 +280,7 @@ class SupervisedConfig(TrainingSection):
         self.require(views == 1 or self.adapter == "none", "feature_views", "1 unless adapter is none")
         self.require(decay is None or 0 < decay < 1, "ema_decay", "a share between 0 and 1, or null")
         self.require_within("early_stopping_patience", 1, 10**6)
+        self.require_within("mixup", 0.001, 1000)  # numpy draws no Beta from much smaller numbers
         self.require_within("folds", 2, 1000)
         frozen = self.adapter == "none"
         for key in COMPILING:

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import datasets
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainingArguments
 
@@ -25,6 +24,7 @@ from natix_hf.trainers.adalora import AdaLoraCallback
 from natix_hf.trainers.arguments import given_or_default, require_a_batch
 from natix_hf.trainers.average import WeightAverage
 from natix_hf.trainers.config import SupervisedConfig
+from natix_hf.trainers.loss import draw_mixture, hard_losses
 from natix_hf.trainers.merge_validation import MergeValidationCallback
 from natix_hf.trainers.rates import RatedTrainer
 from natix_hf.trainers.scores import EvaluationMetrics
@@ -79,6 +79,8 @@ class RoadworkTrainer(RatedTrainer):
             (`natix_hf.trainers.rates`). `None` trains all layers at one rate.
         head_learning_rate (`float`, *optional*): Peak learning rate of the classifier layer. `None`: that of the
             other layers.
+        mixup (`float`, *optional*): Mix the rows of each training batch with the alpha of Beta(alpha, alpha), such as
+            0.2 (arXiv 1710.09412). With `adapter="none"` features are mixed. `None` mixes nothing.
         class_weights (`list[float]`, *optional*): Weights of label 0 and label 1 in the loss.
         adalora (`AdaLoraCallback`, *optional*): Callback for an AdaLoRA adapter that the model already has.
         kwargs: Further arguments of [`~transformers.Trainer`], and `train_sampler` and `quiet` of `BaseTrainer`.
@@ -125,6 +127,7 @@ class RoadworkTrainer(RatedTrainer):
         ema_decay: float | None = None,
         layer_decay: float | None = None,
         head_learning_rate: float | None = None,
+        mixup: float | None = None,
         class_weights: list[float] | None = None,
         adalora: AdaLoraCallback | None = None,
         **kwargs: Any,
@@ -145,9 +148,10 @@ class RoadworkTrainer(RatedTrainer):
         given |= {"class_weights": class_weights, "adalora": adalora}
         config = SupervisedConfig(
             adapter=adapter, adapter_options=adapter_options or {}, feature_views=feature_views, prior_by=prior_by,
-            ema_decay=ema_decay, layer_decay=layer_decay, head_learning_rate=head_learning_rate,
+            ema_decay=ema_decay, layer_decay=layer_decay, head_learning_rate=head_learning_rate, mixup=mixup,
             extra={"optim": arguments.optim}, where=_WHERE,
         )  # fmt: skip
+        self._mixup, self._batch_of_step = mixup, 0
         if pictures or adapter != "full" or not isinstance(model, nn.Module):
             if adapter == AUTO:
                 raise UsageError(f"{_WHERE}: adapter='auto' works only in a recipe: name an adapter, or run a recipe")
@@ -172,7 +176,12 @@ class RoadworkTrainer(RatedTrainer):
         if kwargs.get("compute_metrics") is None:
             kwargs["compute_metrics"] = EvaluationMetrics(target_prior)
         given |= {"layer_decay": layer_decay, "head_learning_rate": head_learning_rate}
-        super().__init__(args=arguments, processing_class=processing_class, **given, **kwargs)
+        # The loss here smooths labels itself. Trainer's smoother would look for a config that not every module has.
+        smoothing, arguments.label_smoothing_factor = arguments.label_smoothing_factor, 0.0
+        try:
+            super().__init__(args=arguments, processing_class=processing_class, **given, **kwargs)
+        finally:
+            arguments.label_smoothing_factor = smoothing
         trained: Any = self.model
         self._average = WeightAverage(trained, ema_decay) if ema_decay is not None else None
         if self._average is not None:
@@ -295,6 +304,10 @@ class RoadworkTrainer(RatedTrainer):
         if self._adalora is not None and not best:
             self._adalora.load(checkpoint)
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        self._batch_of_step = 0  # called once for each optimizer step
+        return super().get_batch_samples(*args, **kwargs)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -303,14 +316,22 @@ class RoadworkTrainer(RatedTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         labels = inputs["labels"]
-        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        given = {name: value for name, value in inputs.items() if name != "labels"}
+        mixture = None
+        if self._mixup is not None and model.training:
+            place = self._batch_of_step * self.args.world_size + self.args.process_index
+            key = (self.args.seed, self.state.global_step, place)
+            mixture = draw_mixture(self._mixup, len(labels), key, labels.device)
+            given = {name: mixture.of(value) for name, value in given.items()}
+            self._batch_of_step += 1
+        outputs = model(**given)
         logits = outputs["logits"].float()
-        losses = cross_entropy(logits, labels, reduction="none", label_smoothing=self.args.label_smoothing_factor)
-        if self._class_weights is not None:
-            # Use a plain mean. torch's weighted mean divides by the weights of the micro-batch. Accumulation and
-            # several ranks would then give a different gradient than one large batch.
-            losses = losses * logits.new_tensor(self._class_weights)[labels]
-        loss = losses.mean()
+        smoothing = self.args.label_smoothing_factor
+
+        def of_labels(labels: torch.Tensor) -> torch.Tensor:
+            return hard_losses(logits, labels, smoothing, self._class_weights)
+
+        loss = (of_labels(labels) if mixture is None else mixture.loss(of_labels, labels)).mean()
         if "penalty" in outputs:  # from an adapter with its own regularisation
             loss = loss + outputs["penalty"]
         return (loss, {"logits": outputs["logits"]}) if return_outputs else loss

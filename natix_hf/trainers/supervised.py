@@ -127,7 +127,11 @@ def train_classifier(
 
 def _further_settings(config: SupervisedConfig) -> dict[str, str]:
     """What the card says of a training beside the settings of transformers, where it is not the default."""
-    figures = {"layer decay": config.layer_decay, "learning rate of the classifier layer": config.head_learning_rate}
+    figures = {
+        "layer decay": config.layer_decay,
+        "learning rate of the classifier layer": config.head_learning_rate,
+        "mixup": config.mixup,
+    }
     return {name: f"{figure:g}" for name, figure in figures.items() if figure is not None}
 
 
@@ -159,6 +163,7 @@ def _trainer(
             ema_decay=config.ema_decay,
             layer_decay=config.layer_decay,
             head_learning_rate=config.head_learning_rate,
+            mixup=config.mixup,
             compute_metrics=EvaluationMetrics(target_prior),
             callbacks=[EarlyStoppingCallback(patience)] if patience is not None else [],
             quiet=quiet,

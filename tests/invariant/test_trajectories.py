@@ -97,6 +97,25 @@ def test_a_batch_of_8_is_four_batches_of_2_and_two_ranks_with_4(
         assert_one_training(trajectory(whole), trajectory(other))
 
 
+@pytest.mark.xdist_group("ranks")
+@pytest.mark.parametrize("case", CASES[:2], ids="-".join)
+def test_mixup_of_two_batches_of_4_is_that_of_two_ranks_with_4(
+    case: tuple[str, str], recipes: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    """Each batch draws by its number in the step, on whatever rank it is."""
+    accumulated, plain = (
+        run_recipe(str(recipes[case]), [1], tmp_path / str(mixup), overrides=[*batches(4, 2), f"phase1.mixup={mixup}"])
+        for mixup in (0.4, "null")
+    )
+    script, two = resource_folder("recipes") / "phase1.py", tmp_path / "two"
+    settings = ["--recipe", str(recipes[case]), "--run-dir", str(two), *batches(4, 1), "phase1.mixup=0.4"]
+    done = launch("cpu_2proc.yaml", script, tmp_path, *settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert trajectory(two).world_size == 2
+    assert_one_training(trajectory(accumulated), trajectory(two))
+    assert np.abs(trajectory(plain).losses - trajectory(two).losses).max() > 1e-3
+
+
 @pytest.mark.parametrize("case", CUT, ids="-".join)
 def test_a_run_cut_off_within_an_epoch_continues_to_the_same_bits(
     case: tuple[str, str], recipes: dict[tuple[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -172,6 +172,7 @@ EFFECTS: list[tuple[str, str, Any, Any]] = [
     ("phase1", "ema_decay", 0.9, lambda s: s.ema_decay),
     ("phase1", "layer_decay", 0.7, lambda s: s.layer_decay),
     ("phase1", "head_learning_rate", 0.01, lambda s: s.head_learning_rate),
+    ("phase1", "mixup", 0.2, lambda s: s.mixup),
     ("phase1", "prior_by", "loss", (("data.target_prior", 0.8), lambda s: (s.class_weights, round(_positives(s), 1)))),
 ]  # fmt: skip
 # These are seen elsewhere: in this file by the test named, or in another. Fields of TrainingArguments are seen in
