@@ -70,6 +70,9 @@ LEVERS: dict[str, list[str]] = {
     "erase": ["data.augment.erase=0.25"],
     "balanced": ["data.target_prior=0.5"],
     "low_rate": ["phase1.learning_rate=5e-4"],
+    "layer_decay": ["phase1.layer_decay=0.75"],
+    "head_rate": ["phase1.head_learning_rate=1e-2"],
+    "mixup": ["phase1.mixup=0.2"],
 }
 PLAIN = "plain"
 SOUPS = {f"soup of {lever}": lever for lever in ("base", "ema")}
