@@ -204,11 +204,11 @@ class SupervisedConfig(TrainingSection):
     adapter: Annotated[
         str,
         "The weights to train. none: only the classifier layer, on features computed once; full: all weights; the "
-        "name of a PEFT adapter, such as lora or dora: the adapter and the classifier layer; auto: the best of lora, "
-        "dora, adalora and lokr in a bake-off, which doubles the number of steps.",
+        "name of an adapter, such as lora or dora (docs/adapters.md): it and the classifier layer; auto: the best of "
+        "lora, dora, adalora and lokr in a bake-off, which doubles the number of steps.",
     ] = "full"
     adapter_options: Annotated[
-        dict[str, Any], "Options of the adapter's PEFT config class; for auto, r and target_modules."
+        dict[str, Any], "Options of the adapter, fields of its PEFT config class; for auto, r and target_modules."
     ] = field(default_factory=dict)
     feature_views: Annotated[
         int, "Views per row with adapter: none. The first is the picture as predict sees it; the others are augmented."

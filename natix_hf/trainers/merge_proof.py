@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from natix_hf.errors import MergeMismatchError, UsageError, VerificationError, first_line
 
 TOLERANCE = 1e-4
-# Relative to the largest entry of a layer if that is above 1. All 35 tuners of the adapter table that merge into
+# Relative to the largest entry of a layer if that is above 1. All 36 tuners of the adapter table that merge into
 # linear layers stay below 2e-7.
 WEIGHT_TOLERANCE = 1e-5
 
