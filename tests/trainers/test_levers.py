@@ -19,6 +19,7 @@ from natix_hf.errors import RecipeError, UsageError
 from natix_hf.models.classifier import build_classifier
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import make_processor
+from natix_hf.pipeline import run_recipe
 from natix_hf.recipe import parse_recipe
 from natix_hf.ssl.dinov2 import DinoV2Objective
 from natix_hf.ssl.explora import block_list
@@ -130,6 +131,16 @@ def test_a_compiled_training_is_the_same_and_keeps_its_names(adapter: str, data:
     for weights in (tmp_path / "compiled").rglob("*.safetensors"):
         assert not any("_orig_mod" in name for name in load_file(weights)), weights
     assert len(list((tmp_path / "compiled").rglob("*.safetensors"))) >= 2
+
+
+def test_a_compiled_run_leaves_a_bundle_with_plain_names(tiny_recipe_file: Path, tmp_path: Path) -> None:
+    overrides = ["phase1.num_train_epochs=1", *(f"phase1.{key}={value}" for key, value in COMPILED.items())]
+    run = run_recipe(str(tiny_recipe_file), [1, 2, 6], tmp_path / "run", overrides=overrides)
+    bundle = run / "phase6_export" / "bundle"
+    plain = load_file(run / "phase1_baseline" / "model" / "model.safetensors").keys()
+    assert load_file(bundle / "model.safetensors").keys() == plain
+    found = [path for path in run.rglob("*") if path.is_file()]
+    assert len(found) > 10 and not [path for path in found if b"_orig_mod" in path.read_bytes()]
 
 
 def test_a_compiled_student_and_teacher(data: ImageData, tmp_path: Path) -> None:
