@@ -17,7 +17,12 @@ from natix_hf.errors import RecipeError, RunError, UsageError
 from natix_hf.models.classifier import load_classifier
 from natix_hf.phases import phase4_adapt
 from natix_hf.pipeline import run_recipe
+from natix_hf.provenance.files import read_json, write_json
+from natix_hf.provenance.manifest import manifest_digest, manifest_seal, read_manifest
+from natix_hf.recipe import load_recipe
 from natix_hf.results import answers
+from natix_hf.runs.freshness import why_not_current
+from natix_hf.runs.graph import PHASES
 from natix_hf.runs.verify import run_problems
 
 
@@ -122,11 +127,61 @@ def test_a_vit_mae_is_refused_at_another_size_or_without_its_decoder(tmp_path: P
     assert (metrics["objective"], metrics["decoder"]) == ("dinov2", None)
 
 
-def test_dinov3_cannot(tmp_path: Path, parquet_source: Path) -> None:
+@pytest.mark.parametrize("objective", ["dinov2", "diet"])
+def test_a_dinov3_is_adapted_and_exported(objective: str, tmp_path: Path, parquet_source: Path) -> None:
     folder = tmp_path / "dinov3"
     tiny_backbone("dinov3_vit").save_pretrained(folder)
-    recipe = explora_recipe(tmp_path, parquet_source, folder)
-    refused(RecipeError, lambda: run_recipe(recipe, [4], tmp_path / "run"), "dinov3_vit")
+    given = {} if objective == "dinov2" else {"objective": objective}  # which is its default
+    recipe = explora_recipe(tmp_path, parquet_source, folder, **given)
+    run = run_recipe(recipe, [1, 4, 2, 6], tmp_path / "run")
+    metrics = read_manifest(run / "phase4_explora")["metrics"]
+    assert metrics["objective"] == objective and metrics["merge"]["max_difference"] <= 1e-4
+    assert metrics["merge"]["merged_layers"] == 4  # q and v of two of the three blocks
+    folders = (folder, run / "phase4_explora" / "backbone")
+    before, after = (AutoModel.from_pretrained(path).state_dict() for path in folders)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    lora = {f"model.layer.{i}.attention.{name}.weight" for i in (0, 1) for name in ("q_proj", "v_proj")}
+    norms = {name for name in before if "norm" in name}
+    assert moved >= lora | norms | {"embeddings.cls_token", "model.layer.2.layer_scale1.lambda1"}
+    assert {name for name in moved - lora - norms if ".2." not in name} == {"embeddings.cls_token"}
+    assert load_classifier(run / "phase4_explora" / "model") and (run / "phase6_export" / "bundle").is_dir()
+    assert run_problems(run) == []
+
+
+def test_masked_autoencoding_of_a_dinov3_is_refused(tmp_path: Path, parquet_source: Path) -> None:
+    tiny_backbone("dinov3_vit").save_pretrained(tmp_path / "dinov3")
+    recipe = explora_recipe(tmp_path, parquet_source, tmp_path / "dinov3", objective="mae")
+    told = ("phase4.objective", "mae", "dinov3_vit", "rotary")
+    refused(RecipeError, lambda: run_recipe(recipe, [4], tmp_path / "run"), *told)
+
+
+def test_diet_of_a_stream_is_refused(tmp_path: Path, parquet_source: Path, pretrained: Path) -> None:
+    stream = {"stream": True, "unlabelled": [str(parquet_source)], "max_steps": 4}
+    recipe = explora_recipe(tmp_path, parquet_source, pretrained, objective="diet", **stream)
+    refused(RecipeError, lambda: run_recipe(recipe, [4], tmp_path / "run"), "phase4.stream", "true", "false", "diet")
+
+
+def test_what_an_older_version_trained_by_dinov2_is_trained_again(
+    tmp_path: Path, parquet_source: Path, pretrained: Path
+) -> None:
+    """It held most of the initial weights. A masked autoencoding of an older version stays."""
+    for objective, again in (("mae", False), ("dinov2", True)):
+        (tmp_path / objective).mkdir()
+        path = explora_recipe(
+            tmp_path / objective, parquet_source, pretrained, objective=objective, use_labeled_data=False
+        )
+        run, recipe = run_recipe(path, [4], tmp_path / objective / "run"), load_recipe(path)
+        folder = run / "phase4_explora"
+        assert why_not_current(run, PHASES[4], recipe) is None
+        manifest = read_json(folder / "manifest.json")
+        del manifest["metrics"]["objective_version"]
+        manifest["digest"] = manifest_digest(manifest)
+        manifest["seal"] = manifest_seal(manifest)
+        write_json(folder / "manifest.json", manifest)
+        reason = why_not_current(run, PHASES[4], recipe)
+        assert (reason is not None and "dinov2" in reason) if again else reason is None
+        key = read_json(folder / "self_supervised_key.json")
+        assert ("objective_version" in key) == again, "an unfinished one begins again, too"
 
 
 def test_cut_off_in_the_control_it_repeats_nothing_and_is_no_candidate(

@@ -256,8 +256,11 @@ def test_schedules_change_a_training(
 
 @pytest.mark.parametrize(
     ("objective", "key", "value"),
-    [("mae", "dinov2.head_hidden", 8), ("diet", "dinov2.ema_keeps", None), ("mae", "diet.jitter", 0.1), ("mae", "crops.local_crops", 2), ("dinov2", "mae.crop_scale", [0.1, 0.2])],
-)
+    [
+        ("mae", "dinov2.head_hidden", 8), ("mae", "crops.local_crops", 2), ("mae", "diet.jitter", 0.1),
+        ("dinov2", "mae.crop_scale", [0.1, 0.2]), ("diet", "dinov2.ema_keeps", None),
+    ],
+)  # fmt: skip
 def test_the_section_of_the_other_objective_changes_nothing(
     objective: str, key: str, value: Any, trained: Look
 ) -> None:

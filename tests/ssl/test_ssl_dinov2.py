@@ -332,7 +332,8 @@ def test_equal_pictures_show_as_a_collapse() -> None:
         ("n_prototypes", 1), ("head_hidden", 0), ("bottleneck", 1), ("student_temperature", 0),
         ("teacher_temperature", [0.04]), ("teacher_temperature", [0.0, 0.07]), ("temperature_warmup", 1.5),
         ("ema", [0.9, 1.1]), ("ema", [0.9, 0.8]), ("ibot_weight", -1), ("koleo_weight", -1),
-        ("ema_keeps", 0), ("ema_keeps", 1.0), ("freeze_last_layer", -0.1), ("mask_share", 2), ("mask_ratio", [0.5, 0.1]), ("mask_ratio", [0.0, 0.5]),
+        ("ema_keeps", 0), ("ema_keeps", 1.0),
+        ("freeze_last_layer", -0.1), ("mask_share", 2), ("mask_ratio", [0.5, 0.1]), ("mask_ratio", [0.0, 0.5]),
     ],
 )  # fmt: skip
 def test_impossible_settings_are_refused_by_name(key: str, value: Any) -> None:
