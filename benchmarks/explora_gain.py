@@ -1,6 +1,7 @@
 """What ExPLoRA gains on real photographs, against what else one could do with the same steps: arms, seeds, intervals.
 
-    python benchmarks/explora_gain.py FOLDER [--seeds 0 1 2] [--steps 1000] [--arms control ...] [--probes-only]
+    python benchmarks/explora_gain.py FOLDER [--seeds 0 1 2] [--steps 1000 | --seconds 120] [--arms control ...]
+        [--rates 1e-3 ...] [--probes-only]
 
 One source backbone that has never seen the target (the recipe's), trained further on the unlabelled train images of
 `gtsrb_roadwork`, with each of these:
@@ -12,12 +13,17 @@ One source backbone that has never seen the target (the recipe's), trained furth
     all          plain self-supervised training of every weight, from the source
     scratch      the same from random weights
     dinov2_r64   ExPLoRA, rank 64, with the DINOv2 objective
+    diet_r64     ExPLoRA, rank 64, with the DIET objective
 
 Two questions: which of the 43 signs is it (the first two digits of `id`; 168 test tracks), and is it road work (8
 positive test tracks). Each is answered by a linear probe on frozen features and by a rank-8 LoRA fine-tune. The
-learning rate of an arm is the one of a common grid with the best sign probe on val_select, first seed; the other seeds
-use it. Test rows decide nothing. FOLDER keeps each finished training, so a run that was cut off goes on where it was;
-several processes with different `--arms` may share it before one prints the table of them all.
+learning rate of an arm is the one of its objective's grid with the best sign probe on val_select, first seed; the other
+seeds use it. Test rows decide nothing. With `--seconds` each arm takes as many steps as fit into that time, by a short
+training that is timed beforehand, so that objectives are compared at equal wall time; the probes do not count.
+
+FOLDER keeps each finished training, so a run that was cut off goes on where it was, and each timing, so that it goes on
+with the same number of steps; several processes with different `--arms` may share it before one prints the table of
+them all. Time all arms under the same load.
 """
 
 from __future__ import annotations
@@ -66,12 +72,15 @@ ARMS: dict[str, dict[str, Any]] = {
     "all": {"trainable": "all"},
     "scratch": {"trainable": "all"},
     "dinov2_r64": {"rank": 64, "objective": "dinov2"},
+    "diet_r64": {"rank": 64, "objective": "diet"},
 }
-LEARNING_RATES = (1e-3, 2e-3, 4e-3)
+LEARNING_RATES = (1e-3, 2e-3, 4e-3)  # of masked autoencoding
+RATES = {"dinov2_r64": (5e-4, 1e-3, 2e-3), "diet_r64": (3e-4, 1e-3, 3e-3)}
+TIMED_STEPS = 40
 PENALTIES = (0.01, 0.1, 1.0)  # C of the linear probe, chosen on val_select
 SIGNS = 43
 FINE_TUNE = {"epochs": 8, "batch_size": 64, "learning_rate": 4e-3}  # rank-8 LoRA: the control's best on val_select
-FIGURES, ANSWERS, BACKBONE = "figures.json", "answers.npz", "backbone"
+FIGURES, ANSWERS, BACKBONE, TIMED = "figures.json", "answers.npz", "backbone", "timed.json"
 QUESTIONS = {"signs": "which of 43 signs, accuracy", "roadwork": "road work, MCC"}
 
 
@@ -92,8 +101,8 @@ def load_target() -> Target:
     return Target(recipe, rows, {"signs": signs, "roadwork": {role: found.labels for role, found in rows.items()}})
 
 
-def adapt(target: Target, arm: str, learning_rate: float, seed: int, steps: int, folder: Path) -> Path:
-    """The arm's backbone, trained on the train images without their labels; the folder that it lies in."""
+def adapt(target: Target, arm: str, learning_rate: float, seed: int, steps: int, folder: Path) -> dict[str, Any]:
+    """Leave the arm's backbone in FOLDER, trained on the train images without their labels; what the training says."""
     model = target.recipe.model
     if arm == "scratch":
         architecture = build_backbone(model, seed).config
@@ -107,15 +116,33 @@ def adapt(target: Target, arm: str, learning_rate: float, seed: int, steps: int,
         return folder / BACKBONE
 
     if arm == "control":
-        return save(backbone)
+        save(backbone)
+        return {}
     config = target.recipe.phase4
     training = {"learning_rate": learning_rate, "seed": seed, "max_steps": steps, "logging_steps": 200}
     config = replace(config, **ARMS[arm], probe_steps=0)  # no probe: the last step is kept
     config = config.with_training(training | {"save_steps": steps})
     images, checkpoints = target.rows["train"], folder / "checkpoints"
-    pretrain_backbone(backbone, processor, images, None, config, target.recipe.data.augment, save, checkpoints)
+    report = pretrain_backbone(
+        backbone, processor, images, None, config, target.recipe.data.augment, save, checkpoints
+    )
     shutil.rmtree(checkpoints, ignore_errors=True)
-    return folder / BACKBONE
+    return report
+
+
+def steps_within(target: Target, arm: str, seconds: float, work: Path) -> int:
+    """How many steps of an arm fit into so many seconds, by a short training whose time FOLDER keeps."""
+    timed = work / f"{arm}-{TIMED}"
+    if not timed.is_file():
+        scratch = work / f"{arm}-timing"
+        report = adapt(target, arm, rates_of(arm)[0], 0, TIMED_STEPS, scratch)
+        shutil.rmtree(scratch)
+        write_json(timed, {"step_s": report["pace"]["step_s"]})
+    return max(1, int(seconds / float(read_json(timed)["step_s"])))
+
+
+def rates_of(arm: str) -> tuple[float, ...]:
+    return RATES.get(arm, LEARNING_RATES)
 
 
 def probe(target: Target, backbone: Path) -> dict[str, np.ndarray]:
@@ -215,9 +242,10 @@ def run(target: Target, arm: str, learning_rate: float, seed: int, steps: int, w
     return folder
 
 
-def study(target: Target, arm: str, seeds: list[int], steps: int, work: Path, whole: bool) -> tuple[float, list[Path]]:
+def study(
+    target: Target, arm: str, rates: tuple[float, ...], seeds: list[int], steps: int, work: Path, whole: bool
+) -> tuple[float, list[Path]]:
     """The learning rate of an arm, chosen with the first seed, and the folders of all seeds with it."""
-    rates = (0.0,) if arm == "control" else LEARNING_RATES
     tried = {rate: run(target, arm, rate, seeds[0], steps, work, whole=False) for rate in rates}
     best = max(rates, key=lambda rate: read_json(tried[rate] / FIGURES)["probe/signs/val_select"])
     return best, [run(target, arm, best, seed, steps, work, whole) for seed in seeds]
@@ -291,7 +319,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1000)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, default=1000)
+    length.add_argument("--seconds", type=float, help="train each arm for so long in place of --steps")
+    parser.add_argument("--rates", type=float, nargs="+", help="learning rates to choose from, in place of the grids")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--probes-only", action="store_true", help="no fine-tunes")
     parser.add_argument("--threads", type=int)
@@ -301,10 +332,17 @@ def main() -> None:
         torch.set_num_threads(given.threads)
     given.folder.mkdir(parents=True, exist_ok=True)
     target = load_target()
+    lengths = dict.fromkeys(given.arms, given.steps)
+    if given.seconds:
+        trained = [arm for arm in given.arms if arm != "control"]
+        lengths |= {arm: steps_within(target, arm, given.seconds, given.folder) for arm in trained}
     for whole in (
         (False,) if given.probes_only else (False, True)
     ):  # every arm's probes first: they answer the main question
-        results = {arm: study(target, arm, given.seeds, given.steps, given.folder, whole) for arm in given.arms}
+        results = {}
+        for arm, steps in lengths.items():
+            rates = (0.0,) if arm == "control" else tuple(given.rates or rates_of(arm))
+            results[arm] = study(target, arm, rates, given.seeds, steps, given.folder, whole)
     if "control" not in results:
         return
     hows = ("probe",) if given.probes_only else ("probe", "fine_tune")
@@ -316,7 +354,8 @@ def main() -> None:
     for arm in compared:
         own, gain, low, high = points[f"{arm}/probe/signs"]
         outcome = f"43-way probe accuracy {own:.3f}, gain over the control {gain:+.3f} [{low:+.3f}, {high:+.3f}]"
-        record(f"explora_gain {arm}", f"{outcome}, {given.steps} steps, {len(given.seeds)} seeds")
+        length = f"{lengths[arm]} steps" + (f" in {given.seconds:g} s" if given.seconds else "")
+        record(f"explora_gain {arm}", f"{outcome}, {length} at {results[arm][0]:g}, {len(given.seeds)} seeds")
 
 
 if __name__ == "__main__":

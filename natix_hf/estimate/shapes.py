@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.models.dinov3_vit import modeling_dinov3_vit
 
 _KINDS = {
     "PARAM": "weights",
@@ -130,7 +131,7 @@ def _without_values(make: Callable[[], nn.Module], selected: int = 0) -> Iterato
     """
     with torch.device("meta"):
         model = make()
-    with FakeTensorMode(), _KnownMasks(selected):
+    with _no_kept_positions(), FakeTensorMode(), _KnownMasks(selected):
         made: dict[int, torch.Tensor] = {}  # tied weights stay tied
         for module in model.modules():
             for table in (module._parameters, module._buffers):
@@ -140,6 +141,18 @@ def _without_values(make: Callable[[], nn.Module], selected: int = 0) -> Iterato
                     if old is not None:
                         table[name] = made[id(old)]  # type: ignore[assignment]
         yield model
+
+
+@contextmanager
+def _no_kept_positions() -> Iterator[None]:
+    """Let a DINOv3 compute the positions of its patches afresh. It keeps them from one model to the next, and those
+    without values would reach another mode, or a training in this process."""
+    kept: Any = modeling_dinov3_vit.get_patches_center_coordinates
+    modeling_dinov3_vit.get_patches_center_coordinates = kept.__wrapped__
+    try:
+        yield
+    finally:
+        modeling_dinov3_vit.get_patches_center_coordinates = kept
 
 
 def _like(old: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY_RECIPE, explora_recipe, refused, write_recipe
+from conftest import TINY_RECIPE, explora_recipe, refused, tiny_backbone, write_recipe
 
 from natix_hf import cli
 from natix_hf.errors import UsageError
@@ -91,6 +91,28 @@ def test_all_phases_and_what_they_leave(tiny: Recipe) -> None:
     told = [line.split()[0] for line in found.lines]  # phase 4 trains its classifier as phase 1 does
     assert {"phase1", "phase4"} <= set(told) and "phase4.supervised" not in told
     assert found.disk > found.checkpoints > 0
+
+
+def test_diet_needs_memory_for_every_image(tmp_path: Path, parquet_source: Path, pretrained: Path) -> None:
+    """Weights, gradient and two moments of a layer from 2 x 32 features: 1024 bytes an image."""
+    recipe = load_recipe(explora_recipe(tmp_path, parquet_source, pretrained, objective="diet"), ["phases=[4]"])
+
+    def step(images: int) -> tuple[float, int]:
+        found = estimate(recipe, None, A6000, rows=40, unlabelled=images)
+        assert found.rows[1].memory is not None
+        return found.rows[1].memory, found.checkpoints
+
+    few, many = step(10**4), step(10**6)
+    assert many[0] - few[0] == pytest.approx(990_000 * 1024, rel=0.35)  # beside it the logits of a batch
+    assert many[1] - few[1] == pytest.approx(2 * 990_000 * 768, rel=0.1)  # two checkpoints, without gradients
+
+
+@pytest.mark.parametrize("objective", ["dinov2", "diet"])
+def test_a_dinov3_in_phase_4(objective: str, tmp_path: Path, parquet_source: Path) -> None:
+    tiny_backbone("dinov3_vit").save_pretrained(tmp_path / "dinov3")
+    path = explora_recipe(tmp_path, parquet_source, tmp_path / "dinov3", objective=objective)
+    found = [estimate(load_recipe(path, ["phases=[1,4,2,6]"]), None, A6000) for _ in range(2)]
+    assert found[0].rows[2].memory == found[1].rows[2].memory > 0  # type: ignore[operator]
 
 
 def test_a_card_without_bfloat16(tiny: Recipe) -> None:

@@ -22,6 +22,7 @@ from natix_hf.data.crops_config import CropConfig
 from natix_hf.estimate.shapes import answer_footprint, step_footprint
 from natix_hf.models.adapters import add_adapter
 from natix_hf.models.tuner import Adapted
+from natix_hf.ssl.diet_config import DietConfig
 from natix_hf.ssl.dinov2_config import DinoV2Config
 from natix_hf.ssl.mae_config import MaeConfig
 from natix_hf.trainers.arguments import training_arguments
@@ -77,12 +78,15 @@ def objective(name: str) -> Any:
         "mae": {"mae": MaeConfig(decoder_width=32, decoder_heads=2, decoder_layers=1)},
         "dinov2": {"dinov2": DinoV2Config(n_prototypes=64, head_hidden=64, bottleneck=16), "crops": CropConfig()},
     }
+    sections["diet"] = {"diet": DietConfig()}
     return make_objective(backbone, ExploraConfig(objective=name, rank=4), SIZE, 0, None, 1000, sections[name])
 
 
 def views(name: str) -> dict[str, torch.Tensor]:
     if name == "mae":
         return {"pixel_values": torch.randn(3, SIZE, SIZE), "noise": torch.rand(PATCHES)}
+    if name == "diet":
+        return {"pixel_values": torch.randn(3, SIZE, SIZE), "row": torch.zeros((), dtype=torch.int64)}
     if name == "dinov2":
         masks = torch.zeros(2, PATCHES, dtype=torch.bool)
         masks[0, :5] = True
@@ -137,6 +141,7 @@ CASES: dict[str, tuple[Callable[[], Any], str, dict[str, Any], bool]] = {
     "dora": (lambda: adapted("dora"), "pixels", {}, False),
     "mae": (lambda: objective("mae"), "mae", {}, False),
     "dinov2": (lambda: objective("dinov2"), "dinov2", {}, False),
+    "diet": (lambda: objective("diet"), "diet", {}, False),
 }
 
 
