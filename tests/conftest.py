@@ -38,6 +38,10 @@ TINY: dict[str, dict[str, Any]] = {
                               "num_attention_heads": 2, "patch_size": 14, "num_register_tokens": 2},
     "dinov3_vit": {"model_type": "dinov3_vit", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
                    "intermediate_size": 64, "patch_size": 14, "num_register_tokens": 2},
+    "convnextv2": {"model_type": "convnextv2", "hidden_sizes": [16, 32], "depths": [1, 2], "num_stages": 2,
+                   "patch_size": 7},
+    "swinv2": {"model_type": "swinv2", "embed_dim": 32, "depths": [2, 1], "num_heads": [2, 4], "patch_size": 7,
+               "window_size": 2, "pretrained_window_sizes": [0, 0], "drop_path_rate": 0.0},
 }  # fmt: skip
 
 

@@ -11,10 +11,10 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from natix_hf.errors import RecipeError, cut, did_you_mean, first_line, require
+from natix_hf.models.targets import LAST, LAYERS, common_width, ends_in, names_in_option, target_modules
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
-    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -26,23 +26,28 @@ class AdapterKind:
         config (`str`): Name of the config class in PEFT, or `module:name` of one that is not PEFT's.
         defaults (`dict`): Options whose default here differs from PEFT's.
         divisors (`dict`):
-            Options that must divide the width of the model, with their upper bounds: the largest divisor within the
-            bound is the default.
-        targets (`tuple` of `str`): Last parts of the names of the adapted modules.
+            Options that must divide every width of the adapted modules, with their upper bounds: the largest divisor
+            within the bound is the default.
+        targets (`tuple` of `str`):
+            Last parts of the names of the adapted modules, without the numbers of blocks and stages.
         options (`tuple` of `str`): The fields of the config class that may be set. Empty: all.
         note (`str`): What the method does, and its source.
         in_bake_off (`bool`): `adapter: auto` compares it with the others.
+        not_on (`dict`): Architectures that it is refused on, with the reason.
     """
 
     config: str
     defaults: dict[str, Any] = field(default_factory=dict)
     divisors: dict[str, int] = field(default_factory=dict)
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    targets: tuple[str, ...] = LAYERS
     options: tuple[str, ...] = ()
     note: str = ""
     in_bake_off: bool = False
+    not_on: dict[str, str] = field(default_factory=dict)
 
 
+_WIDTHS = "it shares one matrix among the layers of a name, whose widths differ from stage to stage"
+_MAPS = "its code takes the maps of height and width that these layers read for something else"
 AUTO = "auto"  # the winner of a bake-off, see trainers/bakeoff.py
 _AUTO_OPTIONS = ("r", "target_modules")
 _LORA = {"r": 8, "lora_alpha": 8}
@@ -86,20 +91,25 @@ ADAPTERS: dict[str, AdapterKind] = {
         note="DoRA with a learnable term in the denominator, 2510.04331; without the paper's shared networks",
     ),
     "fourierft": AdapterKind("FourierFTConfig", {"n_frequency": 500}, note="a sparse Fourier spectrum, 2405.03003"),
-    "frod": AdapterKind("FrodConfig"),
+    "frod": AdapterKind("FrodConfig", not_on={"convnextv2": _WIDTHS, "swinv2": _WIDTHS}),
     "glora": AdapterKind("GloraConfig", note="2306.07967"),
-    "gralora": AdapterKind("GraloraConfig", {"r": 8, "gralora_k": 2}, note="block-wise LoRA, 2505.20355"),
+    "gralora": AdapterKind(
+        "GraloraConfig",
+        {"r": 8, "gralora_k": 2},
+        note="block-wise LoRA, 2505.20355",
+        not_on={"convnextv2": _MAPS},
+    ),
     "hira": AdapterKind("HiraConfig", {"r": 8}),
     "hra": AdapterKind("HRAConfig", {"r": 8}, note="Householder reflections, 2405.17484"),
     "ia3": AdapterKind(
         "IA3Config",
-        {"feedforward_modules": ["fc2", "down_proj"]},
-        targets=("k_proj", "v_proj", "fc2", "down_proj"),
+        {"feedforward_modules": LAST},
+        targets=("k_proj", "v_proj", "key", "value", *LAST),
         note="scales activations, 2205.05638",
     ),
     "ln_tuning": AdapterKind(
         "LNTuningConfig",
-        targets=("norm1", "norm2", "layernorm_before", "layernorm_after"),
+        targets=("norm1", "norm2", "layernorm_before", "layernorm_after", "layers.layernorm"),
         note="trains the norms only, 2312.11420",
     ),
     "loha": AdapterKind(
@@ -107,7 +117,9 @@ ADAPTERS: dict[str, AdapterKind] = {
     ),
     "lokr": AdapterKind("LoKrConfig", {"r": 8, "alpha": 8}, note="Kronecker product, 2309.14859", in_bake_off=True),
     "miss": AdapterKind("MissConfig", divisors={"r": 64}, note="2409.15371"),
-    "oft": AdapterKind("OFTConfig", {"r": 0}, {"oft_block_size": 32}, note="rotations, 2306.07280"),
+    "oft": AdapterKind(
+        "OFTConfig", {"r": 0}, {"oft_block_size": 32}, note="rotations, 2306.07280", not_on={"convnextv2": _MAPS}
+    ),
     "osf": AdapterKind("OSFConfig", note="decomposes the base and trains the part orthogonal to it, 2504.07097"),
     "peanut": AdapterKind("PeanutConfig"),
     "psoft": AdapterKind("PsoftConfig", {"r": 8}),
@@ -252,17 +264,24 @@ def adapter_config(
     Args: As for [`add_adapter`].
 
     Raises:
-        [`RecipeError`]: an option is unknown, PEFT refuses a value, or there is no such module.
+        [`RecipeError`]: the adapter is not for this architecture, an option is unknown, PEFT refuses a value, or
+            there is no such module.
     """
     kind = ADAPTERS[name]
+    model_type = str(model.config.model_type)
+    if model_type in kind.not_on:
+        raise RecipeError(f"{where}.adapter is {name}, which is refused on a {model_type}: {kind.not_on[model_type]}")
     config_class: Any = resolve_name(kind.config if ":" in kind.config else f"peft:{kind.config}")
     known = sorted(kind.options or (f.name for f in dataclasses.fields(config_class)))
     for option in options:
         if option not in known:
             hint = did_you_mean(option, known, otherwise=f": allowed is {', '.join(known)}")
             raise RecipeError(f"unknown key {where}.adapter_options.{option} of {config_class.__name__}{hint}")
-    settings = kind.defaults | {key: _divisor(model.config.hidden_size, most) for key, most in kind.divisors.items()}
-    settings["target_modules"] = _target_modules(model, options.get("target_modules", kind.targets), where)
+    targets = target_modules(model, options.get("target_modules", kind.targets), where)
+    settings = kind.defaults | {"target_modules": targets}
+    if kind.divisors:
+        width = common_width(model, targets)
+        settings |= {key: _divisor(width, most) for key, most in kind.divisors.items()}
     if name == "adalora":
         settings["total_step"] = total_steps
     settings |= {key: value for key, value in options.items() if key != "target_modules"}
@@ -282,8 +301,8 @@ def adapter_config(
             f"{key} is {cut(value)}, which is refused: it needs data before training, and gets none here"
         )
     if "feedforward_modules" in settings:
-        ends = _names(settings["feedforward_modules"], f"{where}.adapter_options.feedforward_modules")
-        settings["feedforward_modules"] = [m for m in settings["target_modules"] if m.endswith(ends)]
+        ends = names_in_option(settings["feedforward_modules"], f"{where}.adapter_options.feedforward_modules")
+        settings["feedforward_modules"] = [name for name in targets if ends_in(name, ends)]
     try:
         config: PeftConfig = config_class(**settings)
     except _REFUSALS as error:
@@ -300,28 +319,6 @@ def adapted_modules(model: PeftModel) -> list[str]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [name for name, module in model.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)]
-
-
-def _target_modules(model: nn.Module, wanted: Any, where: str) -> list[str]:
-    """The full names of the modules of the live model that end in one of `wanted`."""
-    key = f"{where}.adapter_options.target_modules"
-    wanted = _names(wanted, key)
-    names = [name for name, _ in model.named_modules()]
-    if any(name.partition(".")[0] == "classifier" or name == "classifier" for name in wanted):
-        raise RecipeError(f"{key}: leave the classifier layer out, it is trained without an adapter")
-    found = [n for n in names if any(n == name or n.endswith(f".{name}") for name in wanted)]
-    if not found:
-        ends = sorted(
-            {name.rpartition(".")[2] for name in names if name.rpartition(".")[2].endswith(("proj", "fc1", "fc2"))}
-        )
-        raise RecipeError(f"{key}: no module ends in {' or '.join(wanted)}: there are {', '.join(ends)}")
-    return found
-
-
-def _names(value: Any, key: str) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value) or not value:
-        raise RecipeError(f"{key} is {cut(value)}: expected a list of module names")
-    return tuple(value)
 
 
 def _divisor(width: int, most: int) -> int:

@@ -5,6 +5,7 @@ To add one: a row here, and, where transformers has no image-classification clas
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,9 +17,9 @@ class Architecture:
     Attributes:
         positions (`str`):
             How position embeddings follow the image size. `"fixed"`: there is one for each patch of `image_size`, and
-            the model interpolates only if a call says `interpolate_pos_encoding=True`, which classifiers do not.
-            `"interpolated"`: it interpolates learned ones for every image, as DINOv2 does. `"computed"`: there are
-            none to interpolate (rotary ones).
+            the model interpolates only if a call says `interpolate_pos_encoding=True`, which classifiers do not. Or
+            its windows are laid out for `image_size`. `"interpolated"`: it interpolates learned ones for every image,
+            as DINOv2 does. `"computed"`: there are none to interpolate (rotary ones, or a convolution's).
         objective (`str`, *optional*):
             The self-supervised objective that its public weights were made with, which phase 4 takes by default.
             `None`: it cannot be trained without labels here.
@@ -27,6 +28,9 @@ class Architecture:
             `AutoModel` gives it a pooler, which its classifier lacks: it must be loaded with
             `add_pooling_layer=False`.
         extra_tokens (`int`): Tokens between the cls token and the patches, beside `num_register_tokens`.
+        stages (`bool`):
+            Its blocks stand in stages, and each stage after the first halves height and width. It has no cls token,
+            and its classifier reads the mean over all places. Its config holds `depths`, the blocks of each stage.
         head (`str`, *optional*):
             The module that registers its image-classification class, where transformers has none.
     """
@@ -36,6 +40,7 @@ class Architecture:
     known_to_the_miner: bool
     pooled: bool = False
     extra_tokens: int = 0
+    stages: bool = False
     head: str | None = None
 
 
@@ -46,6 +51,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "dinov3_vit": Architecture(
         positions="computed", objective="dinov2", known_to_the_miner=False, head="natix_hf.models.dinov3"
     ),
+    "convnextv2": Architecture(positions="computed", objective=None, known_to_the_miner=True, stages=True),
+    "swinv2": Architecture(positions="fixed", objective=None, known_to_the_miner=True, stages=True),
 }
 VIT_MAE = "vit_mae"
 # Checkpoints whose encoder is one of the architectures above.
@@ -75,8 +82,30 @@ def loading_options(model_type: str) -> dict[str, Any]:
     return {"add_pooling_layer": False} if found is not None and found.pooled else {}
 
 
+def why_not_unlabelled(model_type: str) -> str | None:
+    """Why a supported architecture cannot be trained without labels here; `None` if it can be, or is not supported."""
+    found = architecture_of(model_type)
+    if found is None or found.objective is not None:
+        return None
+    others = " or ".join(name for name, other in ARCHITECTURES.items() if other.objective is not None)
+    reason = ", because it has no cls token, and its stages merge patches, so that none can be hidden"
+    return f"a {model_type} cannot be trained without labels here{reason if found.stages else ''}: use {others}"
+
+
+def size_step(patch_size: int, depths: Sequence[int] | None) -> int:
+    """What the side of an image must be a multiple of, in px: the patch, which every stage after the first doubles.
+
+    Args:
+        patch_size (`int`): Side of a patch in px.
+        depths (sequence of `int`, *optional*): The blocks of each stage; `None` for a model without stages.
+    """
+    return patch_size * 2 ** max(0, len(depths or ()) - 1)
+
+
 def prefix_tokens(config: Any) -> int:
-    """The number of tokens before the first patch: the cls token, registers, and any other."""
+    """The number of tokens before the first patch: the cls token, registers, and any other; 0 for one in stages."""
     found = architecture_of(config.model_type)
+    if found is not None and found.stages:
+        return 0
     extra = found.extra_tokens if found is not None else 0
     return 1 + extra + int(getattr(config, "num_register_tokens", 0))

@@ -20,6 +20,7 @@ from natix_hf.errors import VerificationError, shortened
 from natix_hf.models.gate import gate_shapes
 from natix_hf.models.header import Shapes, tensor_shapes
 from natix_hf.models.resolved import one_line
+from natix_hf.models.schema import number_of_blocks
 
 _FEWEST_OF_A_LAYER = 8  # tensors
 _HEAD = "classifier.weight"
@@ -36,7 +37,7 @@ def weights_problems(weights: Path, config: dict[str, Any], most: int) -> list[s
     """
     try:
         found = tensor_shapes(weights, most)
-        layers = config["num_hidden_layers"]
+        layers = number_of_blocks(config)
         if layers * _FEWEST_OF_A_LAYER > len(found):  # before a model of many layers is built
             return [f"{weights} holds {len(found)} tensors, too few for the {layers} layers of config.json"]
         expected = _shapes_of(json.dumps(config, sort_keys=True))

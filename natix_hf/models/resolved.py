@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from natix_hf.errors import RecipeError, UsageError, cut, did_you_mean, first_line, require
 from natix_hf.labels import LabelNames
-from natix_hf.models.architectures import ARCHITECTURES, VIT_MAE, has_fixed_size
+from natix_hf.models.architectures import ARCHITECTURES, VIT_MAE, has_fixed_size, size_step
 from natix_hf.models.checkpoint import SUPPORTED, refuse_folder, refuse_repo
 from natix_hf.models.config import PACKAGED_PREFIX, ModelConfig
 from natix_hf.models.schema import config_faults, config_keys, size_faults, stage_names
@@ -128,11 +128,12 @@ def _name_stages(architecture: PreTrainedConfig, given: dict[str, Any]) -> None:
 
 
 def _check_sizes(architecture: PreTrainedConfig) -> None:
-    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
-        value = getattr(architecture, key)
-        require(value >= 1, f"model.config.{key}", value, "at least 1")
-    width, heads = architecture.hidden_size, architecture.num_attention_heads
-    require(width % heads == 0, "model.config.hidden_size", width, f"a multiple of num_attention_heads, {heads}")
+    if not ARCHITECTURES[architecture.model_type].stages:  # their lists are checked with all that a bundle may hold
+        for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+            value = getattr(architecture, key)
+            require(value >= 1, f"model.config.{key}", value, "at least 1")
+        width, heads = architecture.hidden_size, architecture.num_attention_heads
+        require(width % heads == 0, "model.config.hidden_size", width, f"a multiple of num_attention_heads, {heads}")
     channels = architecture.num_channels
     require(channels == 3, "model.config.num_channels", channels, "3: images are RGB")
 
@@ -141,10 +142,13 @@ def _check_image_size(architecture: PreTrainedConfig, image_size: int) -> None:
     patch = architecture.patch_size
     if not isinstance(patch, int) or patch < 1:
         raise RecipeError(f"model.config.patch_size is {cut(patch)}: it must be a whole number of at least 1")
-    if image_size % patch:
-        below = image_size // patch * patch
-        fitting = f"{below} or {below + patch}" if below else str(patch)
-        raise RecipeError(f"model.image_size {image_size} is not a multiple of the patch size {patch}: use {fitting}")
+    depths = getattr(architecture, "depths", None)
+    step = size_step(patch, depths)
+    if image_size % step:
+        below = image_size // step * step
+        fitting = f"{below} or {below + step}" if below else str(step)
+        what = f"the patch size {patch}" if step == patch else f"{step} (patch {patch}, {len(depths)} stages)"
+        raise RecipeError(f"model.image_size {image_size} is not a multiple of {what}: use {fitting}")
     if has_fixed_size(architecture.model_type) and architecture.image_size != image_size:
         made_for = architecture.image_size
         raise RecipeError(f"model.image_size {image_size}: this {architecture.model_type} is fixed to {made_for}")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from natix_hf.errors import UsageError, cut
 from natix_hf.labels import names_in
-from natix_hf.models.architectures import ARCHITECTURES, has_fixed_size
+from natix_hf.models.architectures import ARCHITECTURES, has_fixed_size, size_step
 
 LARGEST_IMAGE = 2048  # px
 MOST_PATCHES = 2**14  # tokens of one image: 1792 px in patches of 14
@@ -67,21 +67,36 @@ _ACTIVATIONS = (
     "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh",
 )  # fmt: skip
 _MOST_LAYERS = 200
+_MOST_STAGES = 8
+_LARGEST_WINDOW = 64  # patches
+_MOST_ATTENDED = 2**28  # values of one layer's attention within windows: 1 GB
 _HEAD = "ForImageClassification"
 _DECISIVE = ("rope_theta",)  # needed too, where an architecture has it
 # What decides an answer and is seen in no tensor's shape, or is needed to make the model: it may not be left to the
 # defaults of whoever loads the file.
 _NEEDED: dict[str, Rule] = {
     "model_type": Rule(lambda value: isinstance(value, str) and value in ARCHITECTURES, "a supported architecture"),
-    "hidden_size": _whole(1, 2**14),
-    "num_hidden_layers": _whole(1, _MOST_LAYERS),
-    "num_attention_heads": _whole(1, 2**10),
     "hidden_act": _one_of(*_ACTIVATIONS),
     "layer_norm_eps": _number(0, 1),
     "image_size": _whole(1, 2 * LARGEST_IMAGE),
     "patch_size": _whole(1, 512),
     "num_channels": _one_of(3),
     "id2label": Rule(lambda value: True, "the names of the labels 0 and 1"),  # compared with the policy's
+}
+# Needed too, where the config class has the field: of a model whose blocks stand in one row, and of one in stages.
+_ROW: dict[str, Rule] = {
+    "hidden_size": _whole(1, 2**14),
+    "num_hidden_layers": _whole(1, _MOST_LAYERS),
+    "num_attention_heads": _whole(1, 2**10),
+}
+_STAGES: dict[str, Rule] = {
+    "depths": _list(_whole(1, _MOST_LAYERS), 1, _MOST_STAGES),
+    "hidden_sizes": _list(_whole(1, 2**14), 1, _MOST_STAGES),
+    "num_stages": _whole(1, _MOST_STAGES),
+    "embed_dim": _whole(1, 2**14),
+    "num_heads": _list(_whole(1, 2**10), 1, _MOST_STAGES),
+    "window_size": _whole(1, _LARGEST_WINDOW),
+    "pretrained_window_sizes": _list(_whole(0, _LARGEST_WINDOW), 1, _MOST_STAGES),
 }
 _COMMON: dict[str, Rule] = {
     "architectures": Rule(
@@ -93,19 +108,20 @@ _COMMON: dict[str, Rule] = {
     "problem_type": _or_null(_one_of("single_label_classification")),
     "transformers_version": _TEXT,
 }
-_STAGES = _list(_TEXT, 0, _MOST_LAYERS + 1)
+_STAGE_NAMES = _list(_TEXT, 0, _MOST_LAYERS + 1)
 # The fields of the architectures that need a closer range than their type gives.
 _OWN: dict[str, Rule] = {
     "initializer_range": _number(0, 100),
     "intermediate_size": _whole(1, 2**17),
     "layerscale_value": _number(-100, 100),
     "mlp_ratio": _whole(1, 64),
+    "num_layers": _whole(1, _MOST_STAGES),
     "num_register_tokens": _whole(0, 256),
-    "out_features": _STAGES,
+    "out_features": _STAGE_NAMES,
     "out_indices": _list(_whole(-_MOST_LAYERS, _MOST_LAYERS), 0, _MOST_LAYERS + 1),
     "pooler_output_size": _or_null(_whole(1, 2**14)),
     "rope_theta": _number(1e-3, 1e9),
-    "stage_names": _STAGES,
+    "stage_names": _STAGE_NAMES,
 } | dict.fromkeys(("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale"), _or_null(_number(0, 100)))
 _OWN |= dict.fromkeys(
     ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "drop_path_rate"), _SHARE
@@ -135,7 +151,20 @@ def _own_rules(model_type: str) -> dict[str, Rule]:
     from transformers import CONFIG_MAPPING, PreTrainedConfig
 
     of_all, default = PreTrainedConfig().to_dict(), CONFIG_MAPPING[model_type]().to_dict()
-    return {key: _OWN.get(key) or _rule_like(value) for key, value in default.items() if key not in of_all}
+    closer = _OWN | _shape(model_type)
+    if isinstance(default.get("mlp_ratio"), float):
+        closer["mlp_ratio"] = _number(1, 64)
+    return {key: closer.get(key) or _rule_like(value) for key, value in default.items() if key not in of_all}
+
+
+def _shape(model_type: str) -> dict[str, Rule]:
+    return _STAGES if ARCHITECTURES[model_type].stages else _ROW
+
+
+def _needed(model_type: str) -> dict[str, Rule]:
+    """The rules of the keys that no exported `config.json` of an architecture lacks."""
+    decisive = (*_shape(model_type), *_DECISIVE)
+    return _NEEDED | {key: rule for key, rule in _own_rules(model_type).items() if key in decisive}
 
 
 def _rule_like(default: Any) -> Rule:
@@ -167,17 +196,19 @@ def config_faults(content: Any) -> Iterator[str]:
     elif not isinstance(kind, str) or kind not in ARCHITECTURES:
         yield f"model_type is {cut(kind)}: it must be {_NEEDED['model_type'].allowed}"
     else:
-        own = _own_rules(kind)
-        needed = _NEEDED | {key: rule for key, rule in own.items() if key in _DECISIVE}
-        found = list(_faults(content, needed, _COMMON | _IDLE | own))
+        found = list(_faults(content, _needed(kind), _COMMON | _IDLE | _own_rules(kind)))
         yield from found or _config_disagreements(content)
 
 
 def _config_disagreements(content: dict[str, Any]) -> Iterator[str]:
-    width, heads = content["hidden_size"], content["num_attention_heads"]
-    if width % heads:
-        yield f"hidden_size is {width}: it must be a multiple of num_attention_heads, {heads}"
-    stages = stage_names(content["num_hidden_layers"])
+    depths = content.get("depths")
+    if depths is None:
+        width, heads = content["hidden_size"], content["num_attention_heads"]
+        if width % heads:
+            yield f"hidden_size is {width}: it must be a multiple of num_attention_heads, {heads}"
+    else:
+        yield from _stage_disagreements(content, depths)
+    stages = stage_names(content["num_hidden_layers"] if depths is None else len(depths))
     if content.get("stage_names", stages) != stages:
         yield "stage_names are not those of its layers"
     features, indices = content.get("out_features", stages[-1:]), content.get("out_indices", [len(stages) - 1])
@@ -187,6 +218,29 @@ def _config_disagreements(content: dict[str, Any]) -> Iterator[str]:
         names = names_in(content["id2label"])
         if content.get("label2id", names.label2id) != names.label2id:
             yield f"label2id is {cut(content['label2id'])}, and id2label is {cut(content['id2label'])}"
+
+
+def _stage_disagreements(content: dict[str, Any], depths: list[int]) -> Iterator[str]:
+    if number_of_blocks(content) > _MOST_LAYERS:
+        yield f"depths is {cut(depths)}: it must be at most {_MOST_LAYERS} blocks in all"
+    counts = {key: content[key] for key in ("num_stages", "num_layers") if key in content}
+    counts |= {key: len(content[key]) for key in _STAGES if isinstance(content.get(key), list)}
+    for key, count in counts.items():
+        if count != len(depths):
+            yield f"{key} is {cut(content[key])}, and depths has {len(depths)} stages"
+            return
+    if "embed_dim" in content:  # it doubles in each stage
+        widths = [content["embed_dim"] * 2**stage for stage in range(len(depths))]
+        if any(width % heads for width, heads in zip(widths, content["num_heads"], strict=True)):
+            yield f"num_heads is {cut(content['num_heads'])}: each must divide the width of its stage, {cut(widths)}"
+        if content.get("hidden_size", widths[-1]) != widths[-1]:
+            yield f"hidden_size is {content['hidden_size']}: it must be the width of the last stage, {widths[-1]}"
+
+
+def number_of_blocks(content: dict[str, Any]) -> int:
+    """The number of blocks of the model of a `config.json` without faults."""
+    depths = content.get("depths")
+    return int(sum(depths) if depths is not None else content["num_hidden_layers"])
 
 
 def stage_names(layers: int) -> list[str]:
@@ -215,10 +269,16 @@ def size_faults(size: dict[str, Any], model: dict[str, Any] | None) -> Iterator[
         return
     if model is None:
         return
-    patch = model["patch_size"]
-    if height % patch or (height // patch) ** 2 > MOST_PATCHES:
-        most = f"of at most {MOST_PATCHES:,} patches"
-        yield f"size is {cut(size)}: it must be a multiple of the patch size, {patch}, {most}"
+    patch, depths = model["patch_size"], model.get("depths")
+    step, patches = size_step(patch, depths), (height // patch) ** 2
+    if height % step or patches > MOST_PATCHES:
+        what = f"the patch size, {patch}" if step == patch else f"{step}"
+        yield f"size is {cut(size)}: it must be a multiple of {what}, of at most {MOST_PATCHES:,} patches"
+    elif any(
+        patches // 4**stage * model["window_size"] ** 2 * heads > _MOST_ATTENDED
+        for stage, heads in enumerate(model.get("num_heads", ()))
+    ):
+        yield f"window_size is {model['window_size']}: the windows of {cut(size)} would attend to too many patches"
     elif has_fixed_size(model["model_type"]) and height != model["image_size"]:
         yield f"size is {cut(size)}, and the model takes images of {model['image_size']} px"
 

@@ -24,6 +24,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from natix_hf.errors import RecipeError, VerificationError
 from natix_hf.models.adapters import ADAPTERS, add_adapter
 from natix_hf.models.classifier import head_of
+from natix_hf.models.targets import common_width, target_modules
 from natix_hf.models.tuner import count_trainable
 from natix_hf.provenance.files import read_json, write_json
 from natix_hf.terminal import tell
@@ -113,7 +114,7 @@ def entrants_for(model: PreTrainedModel, options: dict[str, Any], where: str) ->
 def _entrant(
     shell: PreTrainedModel, name: str, modules: dict[str, Any], rank: int, budget: int, where: str
 ) -> dict[str, Any]:
-    width = shell.config.hidden_size
+    width = common_width(shell, target_modules(shell, modules.get("target_modules", ADAPTERS[name].targets), where))
     factor = next((number for number in range(2, width) if width % number == 0), width)
 
     def options(rank: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from natix_hf.data.sampler import EpochSampler
 from natix_hf.data.stream import Draws, Stream, StreamedViews
 from natix_hf.data.views import AskedViews, choose_place
 from natix_hf.errors import RecipeError
-from natix_hf.models.architectures import ARCHITECTURES, architecture_of
+from natix_hf.models.architectures import why_not_unlabelled
 from natix_hf.models.device import loader_workers
 from natix_hf.models.preprocess import Preprocess
 from natix_hf.models.tuner import count_trainable
@@ -137,10 +137,9 @@ def check_pretraining(
         RecipeError: If they do not.
     """
     model_type = backbone.config.model_type
-    found = architecture_of(model_type)
-    if found is not None and found.objective is None:
-        others = " or ".join(name for name, other in ARCHITECTURES.items() if other.objective is not None)
-        raise RecipeError(f"phase4: a {model_type} cannot be trained without labels here: use {others}")
+    why = why_not_unlabelled(model_type)
+    if why is not None:
+        raise RecipeError(f"phase4: {why}")
     if config.trainable != "all":
         divide_blocks(backbone, config.unfreeze_blocks, adapt_others=config.trainable == "explora")
     cls = objective_class(config.objective or default_objective(model_type))

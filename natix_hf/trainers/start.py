@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedModel
 
 from natix_hf.errors import UsageError, first_line
-from natix_hf.models.architectures import has_fixed_size
+from natix_hf.models.architectures import has_fixed_size, size_step
 from natix_hf.models.classifier import build_backbone, build_classifier
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import Preprocess, make_processor
@@ -98,8 +98,8 @@ def _own_size(config: Any, processor: Any) -> int:
     own = int(getattr(config, "image_size", _USUAL_PX))
     if has_fixed_size(config.model_type):
         return own
-    patch = int(getattr(config, "patch_size", 1))
-    return max(patch, min(_USUAL_PX, own) // patch * patch)
+    step = size_step(int(getattr(config, "patch_size", 1)), getattr(config, "depths", None))
+    return max(step, min(_USUAL_PX, own) // step * step)
 
 
 def _require_model(model: Any, where: str) -> None:
