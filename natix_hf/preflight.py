@@ -105,13 +105,13 @@ def check_trainings(recipe: Recipe, phases: Sequence[Phase], run_dir: Path | Non
         run_dir: The run to continue, with the commits that it has pinned; None for a new run.
 
     Raises:
-        UsageError: with the key and what to do.
+        UsageError, RecipeError: with the key and what to do.
     """
     from natix_hf.models.adapters import AUTO, adapter_config
     from natix_hf.models.classifier import check_model
     from natix_hf.models.preprocess import make_processor
     from natix_hf.phases.phase4_adapt import check_explora
-    from natix_hf.trainers.arguments import check_training
+    from natix_hf.trainers.arguments import check_training, require_checkpointing
     from natix_hf.trainers.bakeoff import entrants_for
 
     if run_dir is not None:
@@ -126,7 +126,9 @@ def check_trainings(recipe: Recipe, phases: Sequence[Phase], run_dir: Path | Non
     if 4 in [phase.number for phase in phases]:
         check_explora(recipe, model)
     for stage in stages:
-        check_training(stage.training_fields(), _NOWHERE, stage.where)
+        fields = stage.training_fields()
+        check_training(fields, _NOWHERE, stage.where)
+        require_checkpointing(fields, model, stage.where)
         if stage.adapter == AUTO:
             entrants_for(model, stage.adapter_options, stage.where)
         elif stage.adapter not in ("none", "full"):

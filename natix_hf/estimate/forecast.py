@@ -20,12 +20,13 @@ from natix_hf.estimate.source import Source, count_unlabelled, counts_by_shares,
 from natix_hf.estimate.stages import stage_footprint, stock_classifier
 from natix_hf.estimate.table import TITLES, Forecast, Row
 from natix_hf.estimate.work import Work, work_of
-from natix_hf.models.classifier import check_model
+from natix_hf.models.classifier import check_model, head_of
 from natix_hf.models.preprocess import make_processor
-from natix_hf.models.resolved import resolved_config
 from natix_hf.recipe import Recipe
 from natix_hf.runs.graph import order_phases
+from natix_hf.trainers.arguments import require_checkpointing
 from natix_hf.trainers.config import TrainingSection
+from natix_hf.trainers.pretraining import check_pretraining
 
 _FIXED_S = (3.0, 20.0)  # of a phase, to load models, write files and draw plots
 _DISK_BYTES_A_S = (2e9, 2e8)
@@ -50,6 +51,7 @@ class _Costs:
     steps: Mapping[str, Footprint]  # by stage
     answer: Footprint  # of one picture
     parameters: int
+    features: int  # inputs of the classifier layer
     few: Few
     rates: CoreRates
     images: int  # that phase 4 trains on
@@ -74,7 +76,8 @@ def estimate(
         price_per_hour: Price of the machine.
 
     Raises:
-        UsageError: If the source is not here and `rows` is None, or the model's shape is not known here.
+        UsageError: If the source is not here and `rows` is None, the model's shape is not known here, or a stage does
+            not fit the model.
     """
     wanted = order_phases(phases if phases is not None else recipe.phases)
     recipe = replace(recipe, phases=wanted)
@@ -82,15 +85,20 @@ def estimate(
     further = _further(recipe, unlabelled) if 4 in wanted else 0
     counts = source.counts(further) if source is not None and rows is None else counts_by_shares(rows or 0, further)
     model, processor, few = check_model(recipe.model), make_processor(recipe.model), few_pictures(recipe.data, source)
+    if 4 in wanted:
+        check_pretraining(model.base_model, recipe.phase4, recipe.model.image_size)  # type: ignore[arg-type]
     rates = core_rates(recipe, processor, model, few, torch.device("cuda"))
     work = work_of(recipe, wanted, counts, machine.gpus)
     stages = sorted({part.stage for part in work if part.kind == "train" and part.model != "head"})
+    for stage in stages:
+        require_checkpointing(stage_of(recipe, stage).training_fields(), model, section_named(recipe, stage))
     pixels = {"pixel_values": torch.zeros(3, recipe.model.image_size, recipe.model.image_size)}
     images = counts.train + counts.unlabelled
     costs = _Costs(
         _steps(recipe, stages, machine, processor, few, images),
         answer_footprint(lambda: stock_classifier(recipe), pixels, 1),
         sum(parameter.numel() for parameter in model.parameters()),
+        head_of(model).in_features,
         few,
         rates,
         images,
@@ -229,8 +237,7 @@ def _disk(number: int, of_phase: Sequence[Work], recipe: Recipe, costs: _Costs) 
         elif part.kind == "draw":
             found += part.amount * _VIEW_BYTES
         elif part.kind == "features":
-            width = resolved_config(recipe.model, recipe.data.labels).hidden_size
-            found += 4 * width * part.amount
+            found += 4 * costs.features * part.amount
         elif part.kind == "answer":
             found += part.amount * _ROW_BYTES / 10
     classifiers = [part for part in of_phase if part.kind == "answer" and part.stage == "phase4.supervised"]

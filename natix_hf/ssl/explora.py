@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from natix_hf.errors import RecipeError
+from natix_hf.models.architectures import architecture_of, why_not_unlabelled
 from natix_hf.models.tuner import wrap_with_tuner
 
 LORA_TARGETS = ["q_proj", "v_proj"]
@@ -38,7 +39,7 @@ def apply_explora(
         [`~peft.PeftModel`]: The backbone with LoRA.
 
     Raises:
-        [`RecipeError`]: If there is no such block, or no block is left for LoRA.
+        [`RecipeError`]: If there is no such block, no block is left for LoRA, or the backbone is one in stages.
 
     Example:
         ```python
@@ -49,6 +50,9 @@ def apply_explora(
         backbone.print_trainable_parameters()
         ```
     """
+    found = architecture_of(backbone.config.model_type)
+    if found is not None and found.stages:
+        raise RecipeError(f"ExPLoRA: {why_not_unlabelled(backbone.config.model_type)}")
     prefix, blocks = block_list(backbone)
     whole, adapted = divide_blocks(backbone, unfreeze_blocks)
     config = LoraConfig(

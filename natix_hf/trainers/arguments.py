@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers import PreTrainedModel, Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.training_args import OptimizerNames
 
@@ -138,6 +138,17 @@ def _require_tracker(tracker: str, where: str) -> None:
             report()
     except (ValueError, ImportError, RuntimeError) as error:
         raise RecipeError(f"{where}.report_to: {cut(tracker)} cannot be used: {first_line(error)}") from None
+
+
+def require_checkpointing(training: dict[str, Any], model: PreTrainedModel, where: str) -> None:
+    """Refuse `activation_checkpointing` where transformers has none for the model, which may be on the meta device.
+
+    Raises:
+        RecipeError: If it was asked for in vain.
+    """
+    if training.get("activation_checkpointing") and not model.supports_gradient_checkpointing:
+        kind = model.config.model_type
+        raise RecipeError(f"{where}.activation_checkpointing is true: transformers has none for a {kind}: leave it out")
 
 
 def training_refused(error: Exception, where: str) -> RecipeError:

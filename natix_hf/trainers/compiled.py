@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
@@ -12,14 +14,23 @@ from natix_hf.ssl.explora import block_list
 def compile_blocks(model: nn.Module, arguments: TrainingArguments) -> None:
     """Compile every block of every backbone in the model, the teacher's too, and nothing else.
 
-    The blocks of a backbone are alike, so one compiled graph serves all of them. A copy of the model is not compiled.
+    The blocks of a backbone, or of each of its stages, are alike, so one compiled graph serves all of them. A copy of
+    the model is not compiled.
 
     Raises:
         UsageError: If there is no backbone in the model.
     """
     backbones = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-    blocks = {id(block): block for backbone in backbones for block in block_list(backbone)[1]}
+    blocks = {id(block): block for backbone in backbones for block in _blocks(backbone)}
     if not blocks:
         raise UsageError("torch_compile compiles the backbone, and this model has none: leave it out")
     for block in blocks.values():
         block.compile(backend=arguments.torch_compile_backend, mode=arguments.torch_compile_mode)
+
+
+def _blocks(backbone: nn.Module) -> list[nn.Module]:
+    """The blocks of a backbone; of one in stages, those of every stage."""
+    parts: list[Any] = list(block_list(backbone)[1])
+    return [
+        block for part in parts for block in getattr(part, "blocks", None) or getattr(part, "layers", None) or [part]
+    ]
