@@ -108,7 +108,7 @@ def check_trainings(recipe: Recipe, phases: Sequence[Phase], run_dir: Path | Non
         UsageError, RecipeError: with the key and what to do.
     """
     from natix_hf.models.adapters import AUTO, adapter_config
-    from natix_hf.models.classifier import check_model
+    from natix_hf.models.classifier import check_model, require_answers
     from natix_hf.models.preprocess import make_processor
     from natix_hf.phases.phase4_adapt import check_explora
     from natix_hf.trainers.arguments import check_training, require_checkpointing
@@ -122,6 +122,8 @@ def check_trainings(recipe: Recipe, phases: Sequence[Phase], run_dir: Path | Non
         stages += [recipe.phase4.supervised] if recipe.phase4.supervised is not None else []
     if 3 in [phase.number for phase in phases]:
         check_training(recipe.phase3.training_fields(), _NOWHERE, "phase3")
+    if 1 in [phase.number for phase in phases] and recipe.phase1.profit is not None:
+        require_answers(recipe.model, recipe.data.labels)
     model = check_model(recipe.model)
     if 4 in [phase.number for phase in phases]:
         check_explora(recipe, model)

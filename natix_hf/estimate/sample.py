@@ -87,7 +87,7 @@ def _save(images: Any, columns: Mapping[str, list[Any]], folder: Path) -> None:
 
 
 def _steps(stage: TrainingSection, least: int) -> int:
-    accumulated = stage.extra.get("gradient_accumulation_steps", 1)
+    accumulated = stage.training_fields().get("gradient_accumulation_steps", 1)
     return int(min(_STEPS[1], max(least, _TRAIN_ROWS // (stage.per_device_train_batch_size * accumulated))))
 
 

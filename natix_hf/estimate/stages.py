@@ -52,6 +52,7 @@ def stage_footprint(
         plain["per_device_train_batch_size"] = batch_size
     arguments: TrainingArguments = training_arguments(plain, _NOWHERE, stage)
     copies = int(getattr(section, "ema_decay", None) is not None) + int(gpus > 1)  # DDP's buckets are one more
+    copies += 2 * int(getattr(section, "profit", None) is not None)  # where a step began, and how far it has moved
     make, item, loss = (
         _objective(recipe, processor, few, images) if stage == "phase4" else _supervised(recipe, section)
     )

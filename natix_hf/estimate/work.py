@@ -145,7 +145,7 @@ def _saves_of_objective(recipe: Recipe, steps: int) -> int:
 
 def rows_a_step(stage: TrainingSection, devices: int) -> int:
     """Pictures of one optimizer step on all devices together."""
-    accumulated = stage.extra.get("gradient_accumulation_steps", 1)
+    accumulated = stage.training_fields().get("gradient_accumulation_steps", 1)
     return int(stage.per_device_train_batch_size * accumulated * devices)
 
 

@@ -24,7 +24,7 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 from transformers.utils import logging
 
 from natix_hf.errors import RecipeError, UsageError, VerificationError, first_line
-from natix_hf.labels import SUBNET, LabelNames
+from natix_hf.labels import SUBNET, LabelNames, names_in
 from natix_hf.models.architectures import ARCHITECTURES, VIT_MAE, loading_options
 from natix_hf.models.bars import no_loading_bars
 from natix_hf.models.checkpoint import refuse_repo
@@ -37,13 +37,16 @@ for _known in ARCHITECTURES.values():
         importlib.import_module(_known.head)  # registers the class that transformers lacks
 
 
-def build_classifier(config: ModelConfig, seed: int, labels: LabelNames = SUBNET) -> PreTrainedModel:
+def build_classifier(
+    config: ModelConfig, seed: int, labels: LabelNames = SUBNET, keep_head: bool = False
+) -> PreTrainedModel:
     """Build the stock backbone with a fresh two-label head, in float32.
 
     Args:
         config ([`ModelConfig`]): The recipe's `model:` section.
         seed (`int`): Seed of every weight that is not loaded: the head, or without a backbone the whole model.
         labels (`LabelNames`): The names of the two answers, which the model's config stores.
+        keep_head (`bool`, defaults to `False`): Keep the head that the backbone comes with, in place of a fresh one.
 
     Returns:
         `PreTrainedModel`: its forward takes `pixel_values` float32 [n, 3, size, size] and gives `logits` [n, 2].
@@ -51,8 +54,11 @@ def build_classifier(config: ModelConfig, seed: int, labels: LabelNames = SUBNET
     Raises:
         [`RecipeError`]: a field of `model.config` is unknown, the architecture is not supported, or it cannot take
             the image size.
-        [`UsageError`]: there is no such backbone, or its weights cannot be used.
+        [`UsageError`]: there is no such backbone, or its weights cannot be used. With `keep_head` also if it is no
+            classifier with these labels.
     """
+    if keep_head:
+        require_answers(config, labels)
     architecture = resolved_config(config, labels)
     torch.manual_seed(seed)
     if config.backbone is None:
@@ -61,11 +67,46 @@ def build_classifier(config: ModelConfig, seed: int, labels: LabelNames = SUBNET
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RecipeError(f"model.config: transformers refuses these values ({one_line(error)})") from None
     else:
-        model = _from_backbone(config, architecture)
+        model = _from_backbone(config, architecture, keep_head)
     for name, parameter in model.named_parameters():
         if name.endswith("mask_token"):  # unused in classification: DDP would wait for its gradient
             parameter.requires_grad_(False)
     return model
+
+
+def require_answers(config: ModelConfig, labels: LabelNames) -> None:
+    """Refuse a backbone that is no classifier with these labels, from its config alone.
+
+    Raises:
+        [`UsageError`]: it is not.
+    """
+    found = answered_labels(config)
+    if found != labels:
+        raise UsageError(
+            f"profit continues a classifier of {labels.no} and {labels.yes} (data.labels), and model.backbone "
+            f"{config.backbone} answers {found.no} and {found.yes}: name the labels as it does, or leave profit out"
+        )
+
+
+def answered_labels(config: ModelConfig) -> LabelNames:
+    """The two answers that a backbone gives as it comes.
+
+    Raises:
+        [`UsageError`]: it gives none.
+    """
+    why = "model.backbone is null"
+    if config.backbone is not None:
+        stock = stock_config(config, resolve_backbone(config.backbone))
+        why = f"model.backbone {config.backbone} is none"
+        if any(name.endswith("ForImageClassification") for name in stock.architectures or ()):
+            try:
+                return names_in(stock.id2label)
+            except UsageError:
+                why += f" (it has {len(stock.id2label)} labels)"
+    raise UsageError(
+        f"profit continues a classifier with two labels, and {why}: name a finished run, a bundle or another trained "
+        "classifier, or leave profit out"
+    )
 
 
 def check_model(config: ModelConfig) -> PreTrainedModel:
@@ -216,7 +257,7 @@ def logit_difference(logits: np.ndarray) -> np.ndarray:
 
 
 @no_loading_bars()
-def _from_backbone(config: ModelConfig, architecture: PreTrainedConfig) -> PreTrainedModel:
+def _from_backbone(config: ModelConfig, architecture: PreTrainedConfig, keep_head: bool) -> PreTrainedModel:
     source = resolve_backbone(str(config.backbone))
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # missing tensors are checked below, and a fresh head is expected
@@ -242,9 +283,12 @@ def _from_backbone(config: ModelConfig, architecture: PreTrainedConfig) -> PreTr
             f"model.backbone: {config.backbone} lacks {len(lost)} tensors of its architecture, such as {lost[0]}"
         )
     broken = next((name for name, weights in loaded.named_parameters() if not weights.isfinite().all()), None)
-    if broken is not None and not broken.startswith("classifier."):
+    if broken is not None and (keep_head or not broken.startswith("classifier.")):
         raise UsageError(f"model.backbone: {config.backbone} holds NaN or infinity in {broken}: use another one")
-    _reset_head(head_of(loaded), architecture.initializer_range)
+    if keep_head and any(key.startswith("classifier.") for key in fresh):
+        raise UsageError(f"model.backbone: {config.backbone} holds no classifier layer that profit could continue")
+    if not keep_head:
+        _reset_head(head_of(loaded), architecture.initializer_range)
     return loaded
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from natix_hf.errors import RecipeError, require
@@ -13,6 +14,7 @@ _MOST_LAYERS = 1000
 _MOST = {"num_attention_heads": 1024, "hidden_size": 65_536, "patch_size": 8192}
 _MOST_OTHERWISE = 10**6
 PACKAGED_PREFIX = "packaged:"
+_BUNDLE = Path("phase6_export", "bundle")  # in a run
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,9 @@ class ModelConfig(Section):
     place: ClassVar[str] = "model"
 
     backbone: Annotated[
-        str | None, "Pretrained weights: a Hub id, a folder, or packaged:NAME; null starts from random ones."
+        str | None,
+        "Pretrained weights: a Hub id, a folder, a finished run (its bundle), or packaged:NAME; null starts from "
+        "random ones.",
     ] = None
     revision: Annotated[str | None, "Branch, tag or commit of a backbone on the Hub."] = None
     config: Annotated[
@@ -33,6 +37,7 @@ class ModelConfig(Section):
     image_size: Annotated[int, "Height and width of what the model sees, in px."] = 224
 
     def check(self) -> None:
+        object.__setattr__(self, "backbone", bundle_of_run(self.backbone) if self.backbone is not None else None)
         self.require_within("image_size", 1, 8192)
         for name, value in self.config.items():  # a layer more costs time even where no weight is made yet
             most = _MOST_LAYERS if "layers" in name else _MOST.get(name, _MOST_OTHERWISE)
@@ -42,3 +47,9 @@ class ModelConfig(Section):
             raise RecipeError(
                 "model: name a backbone, or give model.config with a model_type to start from random weights"
             )
+
+
+def bundle_of_run(backbone: str) -> str:
+    """The bundle of a finished run, if `backbone` is the folder of one. Everything else stays as it is."""
+    bundle = Path(backbone) / _BUNDLE
+    return str(bundle) if (bundle.expanduser() / "config.json").is_file() else backbone

@@ -54,6 +54,11 @@ def check_explora(recipe: Recipe, model: PreTrainedModel) -> None:
             f"phase4.trainable={config.trainable} adapts a pretrained backbone, but model.backbone is null: "
             "set it, or set phase4.trainable=all for plain self-supervised pre-training"
         )
+    if recipe.phase1.profit is not None and config.use_labeled_data and config.supervised is None:
+        raise RecipeError(
+            "phase1.profit continues a trained classifier, and phase 4 puts a fresh classifier layer on the adapted "
+            "backbone: give phase4.supervised settings of its own, or set phase4.use_labeled_data=false"
+        )
     backbone: Any = model.base_model
     check_pretraining(backbone, config, recipe.model.image_size)
     if recipe.data.source is None and (config.use_labeled_data or not config.unlabelled):

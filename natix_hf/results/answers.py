@@ -52,7 +52,7 @@ def leave_candidate(
     Returns:
         The report of `train_classifier` without its log, and `parameters`, the number of the model's weights.
     """
-    classifier = build_classifier(model, stage.seed, data.labels)
+    classifier = build_classifier(model, stage.seed, data.labels, keep_head=stage.profit is not None)
     processor = make_processor(model)
     parameters = sum(p.numel() for p in classifier.parameters())
     report = train_classifier(

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, get_type_hints
 from natix_hf.errors import RecipeError, cut, require
 from natix_hf.models.adapters import check_adapter
 from natix_hf.section import LATER, NOT_A_KEY, Section, coerce, key_meanings, key_types, unknown_key
+from natix_hf.trainers.profit_config import ProfitConfig, with_reference_batches
 
 
 class Argument(str):
@@ -135,7 +136,7 @@ class TrainingSection(Section):
         values = super().plain()
         for name in ("extra", *_argument_names(type(self))):
             del values[name]
-        return values | {"training": self.training_fields()}
+        return values | {"training": TrainingSection.training_fields(self)}
 
     @classmethod
     def _take_unknown(cls, given: dict[Any, Any], where: str) -> dict[str, Any]:
@@ -241,6 +242,9 @@ class SupervisedConfig(TrainingSection):
     head_learning_rate: Annotated[
         float | None, "Peak learning rate of the classifier layer; null is that of the other layers."
     ] = field(default=None, metadata=LATER)
+    profit: Annotated[
+        ProfitConfig | None, "Continue a trained classifier with PROFIT (docs/phase1.md); null makes plain steps."
+    ] = field(default=None, metadata=LATER)
     num_train_epochs: Epochs = 10
     per_device_eval_batch_size: Annotated[int, Argument("Evaluation rows per batch and device.")] = 128
     eval_strategy: Annotated[
@@ -287,6 +291,8 @@ class SupervisedConfig(TrainingSection):
             given = self.extra.get(key)
             require(not (frozen and given), self.key(key), given, "left out: adapter none trains no backbone")
         self._check_rates()
+        if self.profit is not None:
+            self.profit.check_stage(self)
         self.require(self.folds is None or self.where == "phase1", "folds", "left out: phase 1 alone has folds")
         known = score is None or score.removeprefix("eval_") in SCORES
         self.require(known, "metric_for_best_model", " | ".join(SCORES))
@@ -307,6 +313,10 @@ class SupervisedConfig(TrainingSection):
         by_layer = not (decay is None and head is None)
         allowed = "an optimizer with groups of parameters, such as adamw_torch, for layer_decay and head_learning_rate"
         require(not (by_layer and name.startswith(NEED_A_MODEL)), self.key("optim"), name, allowed)
+
+    def training_fields(self) -> dict[str, Any]:
+        """As in every section; with PROFIT `gradient_accumulation_steps` counts the reference steps' batches too."""
+        return with_reference_batches(super().training_fields(), self.profit)
 
     def plain(self) -> dict[str, Any]:
         values = super().plain()

@@ -26,7 +26,8 @@ from natix_hf.trainers.average import WeightAverage
 from natix_hf.trainers.config import SupervisedConfig
 from natix_hf.trainers.loss import draw_mixture, hard_losses
 from natix_hf.trainers.merge_validation import MergeValidationCallback
-from natix_hf.trainers.rates import RatedTrainer
+from natix_hf.trainers.profit import ProfitTrainer
+from natix_hf.trainers.profit_config import ProfitConfig, with_reference_batches
 from natix_hf.trainers.scores import EvaluationMetrics
 from natix_hf.trainers.stage import FirstEpoch, Stage, Unlabelled, first_images, make_stage
 from natix_hf.trainers.start import start_classifier
@@ -34,10 +35,11 @@ from natix_hf.trainers.start import start_classifier
 _WHERE = "RoadworkTrainer"
 _UNSCORED = {"eval_strategy": "no", "metric_for_best_model": None, "load_best_model_at_end": False}
 _TENSORS = ("pixel_values", "labels", "label")
+_BATCHES = "gradient_accumulation_steps"
 MERGED = "merged"
 
 
-class RoadworkTrainer(RatedTrainer):
+class RoadworkTrainer(ProfitTrainer):
     """Train a vision transformer to answer one yes/no question about images.
 
     It is a [`~transformers.Trainer`], with the usual `train`, `evaluate`, `predict` and `save_model`. Training views
@@ -81,6 +83,9 @@ class RoadworkTrainer(RatedTrainer):
             other layers.
         mixup (`float`, *optional*): Mix the rows of each training batch with the alpha of Beta(alpha, alpha), such as
             0.2 (arXiv 1710.09412). With `adapter="none"` features are mixed. `None` mixes nothing.
+        profit (`dict` or `ProfitConfig`, *optional*): Continue a trained classifier with PROFIT, with
+            `reference_steps` and `reference_learning_rate` (`natix_hf.trainers.profit`). `model` then keeps its head.
+            In `TrainingArguments`, `gradient_accumulation_steps` counts the batches of the reference steps too.
         class_weights (`list[float]`, *optional*): Weights of label 0 and label 1 in the loss.
         adalora (`AdaLoraCallback`, *optional*): Callback for an AdaLoRA adapter that the model already has.
         kwargs: Further arguments of [`~transformers.Trainer`], and `train_sampler` and `quiet` of `BaseTrainer`.
@@ -128,6 +133,7 @@ class RoadworkTrainer(RatedTrainer):
         layer_decay: float | None = None,
         head_learning_rate: float | None = None,
         mixup: float | None = None,
+        profit: ProfitConfig | dict[str, Any] | None = None,
         class_weights: list[float] | None = None,
         adalora: AdaLoraCallback | None = None,
         **kwargs: Any,
@@ -149,15 +155,19 @@ class RoadworkTrainer(RatedTrainer):
         config = SupervisedConfig(
             adapter=adapter, adapter_options=adapter_options or {}, feature_views=feature_views, prior_by=prior_by,
             ema_decay=ema_decay, layer_decay=layer_decay, head_learning_rate=head_learning_rate, mixup=mixup,
-            extra={"optim": arguments.optim}, where=_WHERE,
+            profit=profit,  # type: ignore[arg-type]  # a section takes a mapping, too
+            learning_rate=arguments.learning_rate, extra={"optim": arguments.optim}, where=_WHERE,
         )  # fmt: skip
         self._mixup, self._batch_of_step = mixup, 0
+        if not isinstance(args, TrainingArguments):
+            batches = {_BATCHES: getattr(arguments, _BATCHES)}
+            setattr(arguments, _BATCHES, with_reference_batches(batches, config.profit)[_BATCHES])
         if pictures or adapter != "full" or not isinstance(model, nn.Module):
             if adapter == AUTO:
                 raise UsageError(f"{_WHERE}: adapter='auto' works only in a recipe: name an adapter, or run a recipe")
             names = class_names(train_dataset, label_column)
             model, processing_class = start_classifier(
-                model, processing_class, image_size, arguments.seed, names, _WHERE
+                model, processing_class, image_size, arguments.seed, names, _WHERE, config.profit is not None
             )
             self._preprocess = Preprocess(processing_class)
             with arguments.main_process_first(desc="images"):  # rank 0 decodes, the other ranks read its cache
@@ -175,7 +185,7 @@ class RoadworkTrainer(RatedTrainer):
         self._class_weights, self._adalora = given.pop("class_weights"), given.pop("adalora")
         if kwargs.get("compute_metrics") is None:
             kwargs["compute_metrics"] = EvaluationMetrics(target_prior)
-        given |= {"layer_decay": layer_decay, "head_learning_rate": head_learning_rate}
+        given |= {"layer_decay": layer_decay, "head_learning_rate": head_learning_rate, "profit": config.profit}
         # The loss here smooths labels itself. Trainer's smoother would look for a config that not every module has.
         smoothing, arguments.label_smoothing_factor = arguments.label_smoothing_factor, 0.0
         try:

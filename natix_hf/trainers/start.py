@@ -8,9 +8,10 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedModel
 
 from natix_hf.errors import UsageError, first_line
+from natix_hf.labels import names_in
 from natix_hf.models.architectures import has_fixed_size, size_step
-from natix_hf.models.classifier import build_backbone, build_classifier
-from natix_hf.models.config import ModelConfig
+from natix_hf.models.classifier import answered_labels, build_backbone, build_classifier
+from natix_hf.models.config import ModelConfig, bundle_of_run
 from natix_hf.models.preprocess import Preprocess, make_processor
 from natix_hf.models.resolved import resolve_backbone
 
@@ -18,7 +19,13 @@ _USUAL_PX = 224
 
 
 def start_classifier(
-    model: Any, processor: Any, image_size: int | None, seed: int, names: list[str] | None, where: str
+    model: Any,
+    processor: Any,
+    image_size: int | None,
+    seed: int,
+    names: list[str] | None,
+    where: str,
+    keep_head: bool = False,
 ) -> tuple[PreTrainedModel, Any]:
     """Prepare a classifier with two labels and its processor.
 
@@ -30,12 +37,16 @@ def start_classifier(
         seed: Seed of the new head.
         names: Names of labels 0 and 1. None: the subnet's names.
         where: Name of the trainer, for error messages.
+        keep_head: Keep the head of an id or folder, which must be a classifier with these labels.
 
     Raises:
         UsageError, RecipeError: If there is no such model, or it is not a classifier with two labels.
     """
     if isinstance(model, str | os.PathLike):
         config = model_config(os.fspath(model), processor, image_size)
+        if keep_head:
+            own = names_in(dict(enumerate(names))) if names is not None else answered_labels(config)
+            return build_classifier(config, seed, own, keep_head), processor or make_processor(config)
         built = build_classifier(config, seed)
         if names is not None:
             built.config.id2label = dict(enumerate(names))
@@ -72,6 +83,7 @@ def model_config(source: str, processor: Any, image_size: int | None) -> ModelCo
     Raises:
         UsageError: If there is no such model.
     """
+    source = bundle_of_run(source)
     if image_size is None:
         folder = resolve_backbone(source)
         try:

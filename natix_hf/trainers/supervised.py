@@ -132,7 +132,11 @@ def _further_settings(config: SupervisedConfig) -> dict[str, str]:
         "learning rate of the classifier layer": config.head_learning_rate,
         "mixup": config.mixup,
     }
-    return {name: f"{figure:g}" for name, figure in figures.items() if figure is not None}
+    told = {name: f"{figure:g}" for name, figure in figures.items() if figure is not None}
+    if config.profit is not None:
+        steps, rate = config.profit.reference_steps, config.profit.rate(config.learning_rate)
+        told["PROFIT"] = f"reference steps: {steps} at {rate:g}, on {steps} of {steps + 1} parts of each batch"
+    return told
 
 
 def _say_cost_of_scoring(trainer: RoadworkTrainer, asked: Asked, first_step: int, took: float) -> None:
@@ -164,6 +168,7 @@ def _trainer(
             layer_decay=config.layer_decay,
             head_learning_rate=config.head_learning_rate,
             mixup=config.mixup,
+            profit=config.profit,
             compute_metrics=EvaluationMetrics(target_prior),
             callbacks=[EarlyStoppingCallback(patience)] if patience is not None else [],
             quiet=quiet,
