@@ -38,6 +38,11 @@ def check_run(recipe: Recipe, wanted: Sequence[int], run_dir: Path | None, train
     require_caches(recipe)
     if 4 in wanted:
         require_unlabelled(recipe.phase4.unlabelled)
+    if recipe.phase1.teacher is not None and (1 in wanted or (4 in wanted and recipe.phase4.use_labeled_data)):
+        from natix_hf.runs.teachers import check_teachers
+
+        check_teachers(recipe, run_dir)
+        require_unlabelled(recipe.phase1.distil.unlabelled, "phase1.distil.unlabelled")
     if 6 in wanted and recipe.data.synthetic_half is not None:
         require_unlabelled([recipe.data.synthetic_half], "data.synthetic_half")
     if trains_here and any(PHASES[number].trains for number in wanted):

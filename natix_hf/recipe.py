@@ -100,6 +100,7 @@ class Recipe(Section):
 
 
 _PATH_KEYS = ("source", "backbone", "unlabelled", "synthetic_half")
+_INNER = ("distil",)  # sections within a section that hold such a key
 # Keys that a later phase lists on its own, so that changing one does not make the phases before it stale.
 _NAMED_APART = {"data": ("slices", "exam", "exam_views", "labels", "question", "synthetic_half")}
 
@@ -112,6 +113,12 @@ def _identity(name: str, section: Any) -> Any:
         if key in resolved:
             value = resolved[key]
             resolved[key] = [_content(item) for item in value] if isinstance(value, list) else _content(value)
+    resolved |= {key: _identity(key, resolved[key]) for key in _INNER if key in resolved}
+    if "teacher" in resolved:
+        from natix_hf.results.teachers import teacher_content
+
+        several = resolved["teacher"] if isinstance(resolved["teacher"], list) else [resolved["teacher"]]
+        resolved["teacher"] = [teacher_content(teacher) for teacher in several]
     if name == "data" and ("exclude" in resolved or "relabel" in resolved):
         from natix_hf.data.reviewed import EXCLUDE, RELABEL, reviewed_sha256
 

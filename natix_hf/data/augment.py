@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from natix_hf.data.augment_config import AugmentConfig
 from natix_hf.data.bicubic import cut_cubic_one
 from natix_hf.data.config import Augment
 from natix_hf.data.drawn import Drawn, draw_view
@@ -15,7 +16,9 @@ from natix_hf.data.pixels import Steps, change, cut, packed
 from natix_hf.subnet.challenge import LEVELS, apply_challenge, draw_challenge, jpeg
 
 
-def augment(picture: np.ndarray, config: Augment, size: int, rng: np.random.Generator) -> torch.Tensor:
+def augment(
+    picture: np.ndarray, config: Augment, size: int, rng: np.random.Generator, drawn_for: int | None = None
+) -> torch.Tensor:
     """Draw one training view.
 
     The steps are rotation, random resized crop, flip, colour, blur and erasing. With `challenge` the view is drawn
@@ -26,14 +29,23 @@ def augment(picture: np.ndarray, config: Augment, size: int, rng: np.random.Gene
         config: Strengths of the steps, or `challenge`.
         size: Side of the square view in px.
         rng: Source of every draw, seeded by (seed, epoch, row).
+        drawn_for: Draw the view that a model of so many px would see, and make it of `size` px. None: `size`.
 
     Returns:
         uint8 [3, size, size].
     """
     if config == "challenge":
         return _challenge(Image.fromarray(picture), size, rng)
+    return views_of(picture, [draw_at(picture, config, size, rng, drawn_for)], size)[0]
+
+
+def draw_at(
+    picture: np.ndarray, config: AugmentConfig, size: int, rng: np.random.Generator, drawn_for: int | None
+) -> Drawn:
+    """Draw a view of `size` px, as `augment` does."""
     height, width, _ = picture.shape
-    return views_of(picture, [draw_view(width, height, config, size, rng)], size)[0]
+    own = drawn_for or size
+    return draw_view(width, height, config, own, rng).at(size / own)
 
 
 def views_of(picture: np.ndarray, drawn: Sequence[Drawn], size: int, cubic: bool = False) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -71,6 +71,13 @@ class Drawn:
     def recolours(self) -> bool:
         """True if any colour changes."""
         return (self.brightness, self.contrast, self.saturation, self.hue) != (1, 1, 1, 0)
+
+    def at(self, ratio: float) -> Drawn:
+        """The same view with `ratio` times as many px on each side."""
+        if ratio == 1:
+            return self
+        erase = None if self.erase is None else tuple(round(px * ratio) for px in self.erase)
+        return replace(self, blur=self.blur * ratio, erase=erase)
 
     def to_picture(self, size: int) -> tuple[Row, Row]:
         """The affine map from a position in the view of `size` px to one in the picture, two rows of three.

@@ -14,6 +14,7 @@ from natix_hf.intake.columns import undecoded
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_TENSORS = ("pixel_values", "labels", "label")
 _CACHE_PX = 256  # short side of the copies that training reads, the default of `data.cache_px`
 
 
@@ -76,6 +77,31 @@ def rows_of(
     if problem is not None:
         raise DataError(f"{problem}: repair it, or remove that row from {what}")
     return Rows(role, ids, labels, np.asarray(ids), source, decoded, image_column)
+
+
+def tensors_only(dataset: Any, role: str, image_column: str) -> Any:
+    """Reduce a `datasets.Dataset` of tensors to the model's columns. Any other dataset is returned as it is."""
+    import datasets
+
+    if isinstance(dataset, dict):
+        return {name: tensors_only(rows, name, image_column) for name, rows in dataset.items()}
+    plain = is_plain(dataset, image_column)
+    if not isinstance(dataset, datasets.Dataset) or plain or dataset.format["type"] == "custom":
+        return dataset
+    if "pixel_values" not in dataset.column_names:
+        has = ", ".join(dataset.column_names)
+        raise DataError(f"{role}_dataset has no column {cut(image_column)}: it has {has}")
+    return dataset.select_columns([name for name in _TENSORS if name in dataset.column_names])
+
+
+def prepared(dataset: Any, role: str, image_column: str, label_column: str) -> Any:
+    """Read the rows of a plain dataset, which must have both labels. Any other dataset is returned as it is."""
+    if not is_plain(dataset, image_column):
+        return dataset
+    rows = rows_of(dataset, role, image_column, label_column)
+    if len(set(rows.labels.tolist())) < 2:
+        raise DataError(f"{role}_dataset has only label {rows.labels[0]}: it must have rows of both labels")
+    return rows
 
 
 def class_names(dataset: Any, label_column: str = "label") -> list[str] | None:

@@ -99,6 +99,29 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return np.flatnonzero(kept)
 
 
+class JoinedSampler(Sampler[tuple[int, int]]):
+    """The pairs of an `EpochSampler`, and in every epoch each of `further` rows that follow its rows, in one order."""
+
+    def __init__(self, rows: EpochSampler, further: int) -> None:
+        self.rows = rows
+        self.further = further
+
+    def set_epoch(self, epoch: int) -> None:
+        self.rows.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.rows) + self.further
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, first = self.rows.epoch, len(self.rows.labels)
+        rows = [row for _, row in self.rows] + list(range(first, first + self.further))
+        for row in np.random.default_rng([self.rows.seed, epoch, 3]).permutation(rows):
+            yield epoch, int(row)
+
+
+RowOrder = EpochSampler | JoinedSampler
+
+
 def rows_of_an_epoch(origins: np.ndarray, shares: Mapping[str, float]) -> dict[str, int]:
     """The number of rows that each bounded source gives to an epoch: all, or as many as its share allows.
 

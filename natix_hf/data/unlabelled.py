@@ -23,7 +23,11 @@ _PROTECTED = ("val_select", "val_calib", "test")
 
 
 def unlabelled_rows(
-    sources: Sequence[str], config: DataConfig, splits: Splits, commits: Mapping[str, str | None] | None = None
+    sources: Sequence[str],
+    config: DataConfig,
+    splits: Splits,
+    commits: Mapping[str, str | None] | None = None,
+    key: str = "phase4.unlabelled",
 ) -> tuple[list[Rows], dict[str, str]]:
     """Load the rows of every additional source. Their labels are 0 and mean nothing.
 
@@ -32,6 +36,7 @@ def unlabelled_rows(
         config: Settings of the labelled data. `on_overlap` decides about rows that overlap val or test.
         splits: Splits of the labelled data. Their groups and pictures in val_select, val_calib and test are excluded.
         commits: Revisions of the Hub sources. A source without one is read from its main branch.
+        key: The key of the recipe that names the sources, for errors.
 
     Returns:
         One `Rows` per source, and the rows left out as id -> reason.
@@ -62,15 +67,13 @@ def unlabelled_rows(
                 keep.append(at)
             elif config.on_overlap == "error":
                 raise DataError(
-                    f"phase4.unlabelled: row {row_id} overlaps with row {other} of val or test: "
+                    f"{key}: row {row_id} overlaps with row {other} of val or test: "
                     "set data.on_overlap=drop to leave such rows out"
                 )
             else:
                 left_out[row_id] = f"the same picture or group as row {other} of val or test"
         if not keep:
-            raise DataError(
-                f"phase4.unlabelled: no row of {source} is left: all overlap or are unreadable, use another source"
-            )
+            raise DataError(f"{key}: no row of {source} is left: all overlap or are unreadable, use another source")
         found.append(
             Rows(
                 role=ROLE,

@@ -12,10 +12,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from natix_hf.data.asked import Asked
-from natix_hf.data.augment import augment
+from natix_hf.data.augment import augment, draw_at
 from natix_hf.data.config import Augment, ViewsOn
 from natix_hf.data.decode import pixels_of
-from natix_hf.data.drawn import draw_view, strongest_blur
+from natix_hf.data.drawn import strongest_blur
 from natix_hf.data.exam_on_device import described_challenge, made_challenges
 from natix_hf.data.on_device import described, device_steps, made, same_size, samples_a_px
 from natix_hf.data.pixels import Normalise
@@ -58,6 +58,7 @@ class TrainViews(Dataset[Item]):
     Attributes:
         on_device: `finish` makes the views too. An item then holds in `pixel_values` the copy, uint8 [H, W, 3], and in
             `drawn` what to make of it.
+        drawn_for: Size of the model for which views are drawn. A teacher of another size sees the student's views.
     """
 
     def __init__(self, rows: Rows, config: Augment, size: int, mean: list[float], std: list[float], seed: int) -> None:
@@ -68,6 +69,7 @@ class TrainViews(Dataset[Item]):
         self.normalise = Normalise(mean, std)
         self.seed = seed
         self.on_device = False
+        self.drawn_for = size
         if config == "challenge":
             self.finer = samples_a_px(rows.decoded, SIZE, [1, 1], [1, 1])
         else:
@@ -89,11 +91,11 @@ class TrainViews(Dataset[Item]):
         config, size = self.config, self.size
         pairs = list(zip(copies, (np.random.default_rng([self.seed, *key]) for key in keys), strict=True))
         if not self.on_device:
-            return [{"pixel_values": augment(copy, config, size, rng)} for copy, rng in pairs]
+            return [{"pixel_values": augment(copy, config, size, rng, self.drawn_for)} for copy, rng in pairs]
         if config == "challenge":
             drawn = [described_challenge(copy, rng) for copy, rng in pairs]
         else:
-            drawn = [described(c, [draw_view(c.shape[1], c.shape[0], config, size, rng)], size) for c, rng in pairs]
+            drawn = [described(c, [draw_at(c, config, size, rng, self.drawn_for)], size) for c, rng in pairs]
         return [{"pixel_values": c, "drawn": one} for c, one in zip(same_size(copies), drawn, strict=True)]
 
     def finish(self, batch: Item) -> Item:

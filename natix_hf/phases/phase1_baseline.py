@@ -19,7 +19,8 @@ from natix_hf.results.candidate import Candidate
 from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.runs.freshness import finished_digest
 from natix_hf.runs.graph import PHASES
-from natix_hf.runs.inputs import backbone_files
+from natix_hf.runs.inputs import backbone_files, teacher_files
+from natix_hf.runs.teachers import distillation_of
 
 _REPORT, _KEY = "baseline.json", "baseline_key.json"
 _FILES = ("model", "logits", "history.json", "plots")
@@ -50,9 +51,9 @@ def _train(context: PhaseContext, candidate: Candidate, train: Rows, val_select:
     PartialState().wait_for_everyone()  # every rank looks for the report before rank 0 writes it
     if found is not None:
         return found
-    report = leave_candidate(
-        candidate, context.model, recipe.phase1, train, val_select, recipe.data, context.checkpoints, context.is_main
-    )
+    rows, distillation = (train, val_select), distillation_of(context, recipe.phase1)
+    rest = (recipe.data, context.checkpoints, context.is_main, distillation)
+    report = leave_candidate(candidate, context.model, recipe.phase1, *rows, *rest)
     if context.is_main:
         write_json(context.folder / _KEY, _key(context))
         write_part(done, report, _FILES)
@@ -72,4 +73,5 @@ def _key(context: PhaseContext) -> dict[str, Any]:
         "settings": alone.section_sha256(*PHASES[1].sections),
         "rows": finished_digest(context.run_dir, PHASES[0]),
         "backbone": backbone_files(recipe.model.backbone),
+        **({"teacher": taught} if (taught := teacher_files(recipe, context.phase)) else {}),
     }

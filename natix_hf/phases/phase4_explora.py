@@ -23,7 +23,8 @@ from natix_hf.results.decision import choose_champion
 from natix_hf.results.figures import Gain
 from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.runs.graph import PHASES
-from natix_hf.runs.inputs import backbone_files
+from natix_hf.runs.inputs import backbone_files, teacher_files
+from natix_hf.runs.teachers import distillation_of
 from natix_hf.terminal import LABEL, tell
 from natix_hf.trainers.config import SupervisedConfig
 
@@ -79,7 +80,8 @@ def _train(context: PhaseContext, candidate: Candidate, model: ModelConfig, stag
     train, val_select = context.rows("train"), context.ask_to_choose("val_select")
     checkpoints = context.checkpoints / candidate.name
     data = context.recipe.data
-    report = leave_candidate(candidate, model, stage, train, val_select, data, checkpoints, context.is_main)
+    rest = (data, checkpoints, context.is_main, distillation_of(context, stage))
+    report = leave_candidate(candidate, model, stage, train, val_select, *rest)
     if context.is_main:
         write_part(done, report, ("model", "logits", "history.json", "plots/training.png"))
     PartialState().wait_for_everyone()
@@ -95,6 +97,7 @@ def _control_of_phase1(context: PhaseContext, stage: SupervisedConfig) -> Candid
     manifest = read_manifest(folder)
     as_now = manifest["section_sha256"] == recipe.section_sha256(*PHASES[1].sections)
     as_now &= manifest.get("backbone", {}) == backbone_files(recipe.model.backbone)
+    as_now &= manifest.get("teacher", {}) == teacher_files(recipe, PHASES[1])
     as_many = manifest["metrics"]["world_size"] == PartialState().num_processes  # the same global batch
     return Candidate(folder) if as_now and as_many else None
 

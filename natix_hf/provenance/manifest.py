@@ -41,6 +41,7 @@ class Draft:
     hub: dict[str, Any] = field(default_factory=dict)  # repositories read from the Hub, with their commits
     inputs: dict[str, str] = field(default_factory=dict)  # sha256 of the files of earlier phases that were read
     backbone: dict[str, str] = field(default_factory=dict)  # sha256 of the files of a local backbone
+    teacher: dict[str, str] = field(default_factory=dict)  # sha256 of the files of local teachers
     source_listings: list[str] = field(default_factory=list)  # what `stat` says of the files of each local source
     started: float = field(default_factory=time.time)
 
@@ -80,6 +81,7 @@ def write_manifest(
         "hub": draft.hub,
         "inputs": draft.inputs,
         "backbone": draft.backbone,
+        **({"teacher": draft.teacher} if draft.teacher else {}),
         "source_listings": draft.source_listings,
         "methods": METHODS,
         "files": files,
@@ -166,12 +168,19 @@ def _describes(key: str) -> Callable[[Any], bool]:
 _SHAPES: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("run_id", "recipe", "phase", "section_sha256"), _is_text),
     **dict.fromkeys(("section", "hub", "metrics"), _is_mapping),
-    **dict.fromkeys(("upstream", "inputs", "backbone", "packages"), _maps_to_texts),
+    **dict.fromkeys(("upstream", "inputs", "backbone", "teacher", "packages"), _maps_to_texts),
     **dict.fromkeys(("source_listings", "of_the_attempt"), is_list_of_texts),
     "rows": _describes("count"),
     "files": _describes("size"),
 }
-_LATER: dict[str, Any] = {"hub": {}, "inputs": {}, "backbone": {}, "source_listings": [], "of_the_attempt": []}
+_LATER: dict[str, Any] = {
+    "hub": {},
+    "inputs": {},
+    "backbone": {},
+    "teacher": {},
+    "source_listings": [],
+    "of_the_attempt": [],
+}
 
 
 def manifest_problems(folder: Path) -> list[str]:

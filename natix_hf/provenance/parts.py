@@ -15,7 +15,7 @@ from natix_hf.provenance.manifest import MANIFEST, manifest_problems
 
 _FILES = "files"
 # What differs between two attempts whose results are equal.
-_OF_THE_ATTEMPT = ("train_s", "pace", "resumed_from")
+_OF_THE_ATTEMPT = ("train_s", "pace", "resumed_from", "speed")
 
 
 def write_part(path: Path, report: dict[str, Any], names: Iterable[str]) -> None:

@@ -25,7 +25,10 @@ from natix_hf.provenance.files import atomic_folder, write_json
 from natix_hf.results import plots
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.logits import LogitTable, write_logits
+from natix_hf.results.teachers import compare_with_teachers
+from natix_hf.terminal import LABEL, tell
 from natix_hf.trainers.config import SupervisedConfig
+from natix_hf.trainers.distil import Distillation
 from natix_hf.trainers.supervised import train_classifier
 
 
@@ -38,6 +41,7 @@ def leave_candidate(
     data: DataConfig,
     checkpoints: Path,
     is_main: bool,
+    distillation: Distillation | None = None,
 ) -> dict[str, Any]:
     """Run the supervised stage: train a classifier on a backbone and leave a candidate. Every rank calls it.
 
@@ -48,9 +52,11 @@ def leave_candidate(
         val_select: What is asked to choose the best epoch: pictures, or their views in the exam.
         checkpoints: The folder of the Trainer's checkpoints. An interrupted training continues from there.
         is_main: True for the process that writes. The others only take part in the training.
+        distillation: Teachers to learn from too.
 
     Returns:
-        The report of `train_classifier` without its log, and `parameters`, the number of the model's weights.
+        The report of `train_classifier` without its log, and `parameters`, the number of the model's weights. With
+        teachers also `speed`, pictures a second of teachers and student here.
     """
     classifier = build_classifier(model, stage.seed, data.labels, keep_head=stage.profit is not None)
     processor = make_processor(model)
@@ -66,11 +72,18 @@ def leave_candidate(
         checkpoints,
         save=lambda merged: save_candidate(candidate.folder, merged, processor).model,
         views_on=data.views_on,
+        distillation=distillation,
     )
     history = report.pop("history")
     if is_main:
-        write_logits(candidate.logits_file("val_select"), compute_answers(candidate, val_select)[0])
+        table = compute_answers(candidate, val_select)[0]
+        write_logits(candidate.logits_file("val_select"), table)
         plots.training(candidate.training_plot, write_history(candidate.folder / "history.json", history))
+        if distillation is not None:
+            facts = (report["taught"], distillation, candidate.model, table, data.target_prior)
+            report["taught"], report["speed"], lines = compare_with_teachers(*facts)
+            for line in lines:
+                tell(f"{' ' * LABEL}{line}", hang=LABEL)
     return report | {"parameters": parameters}
 
 

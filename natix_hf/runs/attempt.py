@@ -15,7 +15,7 @@ from natix_hf.runs.context import CHECKPOINTS, Outcome, PhaseContext
 from natix_hf.runs.folders import IN_PROGRESS, run_id_of
 from natix_hf.runs.freshness import upstream_digests
 from natix_hf.runs.graph import Phase
-from natix_hf.runs.inputs import backbone_files, source_listings
+from natix_hf.runs.inputs import backbone_files, source_listings, teacher_files
 from natix_hf.runs.pins import pin
 
 ROWS_READ = "rows_read.json"
@@ -46,9 +46,14 @@ class Attempt:
             seed=recipe.stage(phase.number).seed if phase.trains else recipe.data.seed,
             hub=pin(run_dir, recipe, phase),
             backbone=backbone_files(recipe.model.backbone) if "model" in phase.sections else {},
+            teacher=teacher_files(recipe, phase),
             source_listings=source_listings(recipe.data) if phase.number == 0 else [],
         )
-        made_from = [self._draft.section_sha256, self._draft.upstream, *filter(None, [self._draft.backbone])]
+        made_from = [
+            self._draft.section_sha256,
+            self._draft.upstream,
+            *filter(None, [self._draft.backbone, self._draft.teacher]),
+        ]
         attempt = {"attempt": json_sha256(made_from)}
         marker = self.folder / IN_PROGRESS
         try:

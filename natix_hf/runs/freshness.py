@@ -12,7 +12,13 @@ from natix_hf.recipe import Recipe
 from natix_hf.results.decision import Decision
 from natix_hf.runs.folders import IN_PROGRESS
 from natix_hf.runs.graph import PHASES, Phase, order_phases
-from natix_hf.runs.inputs import backbone_files, changed_input, source_listings, were_other_files
+from natix_hf.runs.inputs import (
+    backbone_files,
+    changed_input,
+    source_listings,
+    teacher_files,
+    were_other_files,
+)
 from natix_hf.ssl.objectives import version_of
 
 NOT_FINISHED = "not finished yet"
@@ -116,6 +122,9 @@ def why_not_current(run_dir: Path, phase: Phase, recipe: Recipe) -> str | None:
     known = manifest.get("backbone")
     if known and (now := backbone_files(recipe.model.backbone)) and now != known:  # a moved run may lie without it
         return "its backbone changed"
+    taught = manifest.get("teacher")
+    if taught and (now := teacher_files(recipe, phase)) and now != taught:
+        return "its teacher changed"
     written = manifest.get("source_listings", [])
     if written and len(now_there := source_listings(recipe.data)) == len(written) and now_there != written:
         return "a file of its source was written again"

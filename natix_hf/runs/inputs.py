@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from natix_hf.bundle.names import CONFIG, POLICY, PROCESSOR, WEIGHTS
 from natix_hf.data.config import DataConfig
 from natix_hf.errors import RunError, UsageError, VerificationError
 from natix_hf.provenance.files import check_files, file_sha256, list_files, listing_sha256
 from natix_hf.provenance.manifest import read_manifest
+from natix_hf.recipe import Recipe
+from natix_hf.results.teachers import teacher_folder
 from natix_hf.runs.graph import PHASES, Phase
 
 
@@ -76,6 +79,21 @@ def backbone_files(backbone: str | None) -> dict[str, str]:
     if folder is None or not folder.is_dir():
         return {}
     return {name: file_sha256(folder / name) for name in list_files(folder)}
+
+
+def teacher_files(recipe: Recipe, phase: Phase) -> dict[str, str]:
+    """The sha256 of the files that decide the answers of local teachers; empty for those from the Hub, for none, and
+    for a phase that trains no classifier of theirs."""
+    stages = {1: recipe.phase1, 4: recipe.phase4.supervised or recipe.phase1}
+    stage = stages.get(phase.number)
+    if stage is None or (phase.number == 4 and not recipe.phase4.use_labeled_data):
+        return {}
+    found = {}
+    for number, reference in enumerate(stage.teachers):
+        folder = teacher_folder(reference)
+        names = (CONFIG, WEIGHTS, PROCESSOR, POLICY) if folder is not None else ()
+        found |= {f"{number}/{name}": file_sha256(folder / name) for name in names if (folder / name).is_file()}
+    return found
 
 
 def source_listings(data: DataConfig) -> list[str]:

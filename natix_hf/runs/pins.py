@@ -14,15 +14,15 @@ from natix_hf.recipe import Recipe
 from natix_hf.runs.graph import Phase
 
 PINS = "hub_commits.json"
-SOURCES, UNLABELLED, SYNTHETIC_HALF = "sources", "unlabelled", "synthetic_half"
+SOURCES, UNLABELLED, SYNTHETIC_HALF, TEACHERS = "sources", "unlabelled", "synthetic_half", "teachers"
 
 
 def pin(run_dir: Path, recipe: Recipe, phase: Phase) -> dict[str, Any]:
-    """Pin the datasets and the backbone that a phase takes from the Hub. Only rank 0 calls it.
+    """Pin the datasets and the models that a phase takes from the Hub. Only rank 0 calls it.
 
     Returns:
         The repositories that the phase reads, as `hub_origin` describes them, under "data" and "model", and by their
-        name under "sources" (several sources of labelled images), "unlabelled" and "synthetic_half".
+        name under "sources" (several sources of labelled images), "unlabelled", "teachers" and "synthetic_half".
 
     Raises:
         UsageError: if a repository or revision does not exist, or if the token may not read it.
@@ -44,9 +44,13 @@ def pin(run_dir: Path, recipe: Recipe, phase: Phase) -> dict[str, Any]:
             for one in several
             if _on_hub(one.source)
         }
-    further = [source for source in recipe.phase4.unlabelled if "phase4" in phase.sections and _on_hub(source)]
+    named = {"phase1": recipe.phase1.distil.unlabelled, "phase4": recipe.phase4.unlabelled}
+    further = [source for name in named if name in phase.sections for source in named[name] if _on_hub(source)]
     if further:
         found[UNLABELLED] = {source: _origin(run_dir, UNLABELLED, source, "dataset", None) for source in further}
+    teachers = [name for name in recipe.phase1.teachers if "phase1" in phase.sections and _on_hub(name)]
+    if teachers:
+        found[TEACHERS] = {name: _origin(run_dir, TEACHERS, name, "model", None) for name in teachers}
     half = recipe.data.synthetic_half if f"data.{SYNTHETIC_HALF}" in phase.sections else None
     if half is not None and _on_hub(half):
         found[SYNTHETIC_HALF] = {half: _origin(run_dir, SYNTHETIC_HALF, half, "dataset", None)}
@@ -86,6 +90,11 @@ def pinned_model(run_dir: Path, config: ModelConfig) -> ModelConfig:
 def pinned_unlabelled(run_dir: Path, source: str) -> str | None:
     """The commit of this run for another source of images; None if it is not on the Hub."""
     return _pinned(run_dir, UNLABELLED, source)
+
+
+def pinned_teacher(run_dir: Path, teacher: str) -> str | None:
+    """The commit of this run for a teacher; None if it is not on the Hub."""
+    return _pinned(run_dir, TEACHERS, teacher)
 
 
 def pinned_synthetic_half(run_dir: Path, source: str) -> str | None:

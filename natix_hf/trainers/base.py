@@ -28,7 +28,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from natix_hf import interrupt
-from natix_hf.data.sampler import EpochSampler
+from natix_hf.data.sampler import RowOrder
 from natix_hf.data.views import finished
 from natix_hf.disk import disk_error, disk_line
 from natix_hf.errors import RunError, VerificationError, first_line
@@ -57,7 +57,7 @@ class BaseTrainer(Trainer):
     """`transformers.Trainer` with exact resume, verified checkpoints, and a progress table instead of printed dicts.
 
     Args:
-        train_sampler (`EpochSampler`, *optional*): Order of the training rows, and the epoch from which each view is
+        train_sampler (`RowOrder`, *optional*): Order of the training rows, and the epoch from which each view is
             drawn. None uses Trainer's own random order.
         quiet (`bool`, defaults to `False`): Print nothing while training.
         args, kwargs: Arguments of `transformers.Trainer`.
@@ -68,9 +68,7 @@ class BaseTrainer(Trainer):
     loss_is_scaled_for_ga = False
     columns: tuple[Column, ...] = SUPERVISED
 
-    def __init__(
-        self, *args: Any, train_sampler: EpochSampler | None = None, quiet: bool = False, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, train_sampler: RowOrder | None = None, quiet: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Views hold only the columns that the model reads, and a transform of `datasets` needs the other columns.
         self.args.remove_unused_columns = False

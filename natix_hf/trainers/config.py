@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, get_type_hints
 from natix_hf.errors import RecipeError, cut, require
 from natix_hf.models.adapters import check_adapter
 from natix_hf.section import LATER, NOT_A_KEY, Section, coerce, key_meanings, key_types, unknown_key
+from natix_hf.trainers.distil_config import DistilConfig
 from natix_hf.trainers.profit_config import ProfitConfig, with_reference_batches
 
 
@@ -245,6 +246,12 @@ class SupervisedConfig(TrainingSection):
     profit: Annotated[
         ProfitConfig | None, "Continue a trained classifier with PROFIT (docs/phase1.md); null makes plain steps."
     ] = field(default=None, metadata=LATER)
+    teacher: Annotated[
+        str | list[str] | None,
+        "A trained model whose answers the model learns beside the labels: the folder of a run (its champion), of a "
+        "bundle or of a classifier, or a bundle on the Hub; a list is an ensemble (docs/phase1.md). null: none.",
+    ] = field(default=None, metadata=LATER)
+    distil: DistilConfig = field(default_factory=DistilConfig, metadata=LATER)
     num_train_epochs: Epochs = 10
     per_device_eval_batch_size: Annotated[int, Argument("Evaluation rows per batch and device.")] = 128
     eval_strategy: Annotated[
@@ -294,6 +301,7 @@ class SupervisedConfig(TrainingSection):
         if self.profit is not None:
             self.profit.check_stage(self)
         self.require(self.folds is None or self.where == "phase1", "folds", "left out: phase 1 alone has folds")
+        self._check_teacher()
         known = score is None or score.removeprefix("eval_") in SCORES
         self.require(known, "metric_for_best_model", " | ".join(SCORES))
         stops = patience is not None
@@ -317,6 +325,27 @@ class SupervisedConfig(TrainingSection):
     def training_fields(self) -> dict[str, Any]:
         """As in every section; with PROFIT `gradient_accumulation_steps` counts the reference steps' batches too."""
         return with_reference_batches(super().training_fields(), self.profit)
+
+    @property
+    def teachers(self) -> list[str]:
+        """The teachers, of which there may be none."""
+        several = self.teacher if isinstance(self.teacher, list) else [self.teacher]
+        return [name for name in several if name is not None]
+
+    def _check_teacher(self) -> None:
+        if self.teacher is None:
+            told = self.distil.plain()
+            require(self.distil == DistilConfig(), self.key("distil"), told, "left out: phase1.teacher is null")
+            return
+        named = bool(self.teachers) and all(map(str.strip, self.teachers))
+        self.require(named, "teacher", "a folder, a bundle on the Hub, a list of these, or null")
+        self.require(len(set(self.teachers)) == len(self.teachers), "teacher", "a list in which each comes once")
+        alone = "left out: with phase4.supervised null, phase 4 trains as phase 1 does, with its teacher"
+        self.require(self.where != "phase4.supervised", "teacher", alone)
+        out_of_fold = "null with phase1.teacher, which has seen the labels of every fold"
+        self.require(self.folds is None, "folds", out_of_fold)
+        views, by = self.distil.views, "left out: with adapter none feature_views decides"
+        require(views is None or self.adapter != "none", "phase1.distil.views", views, by)
 
     def plain(self) -> dict[str, Any]:
         values = super().plain()

@@ -6,13 +6,13 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from natix_hf.data.sampler import EpochSampler
+from natix_hf.data.sampler import RowOrder
 
 
 class SetEpoch(TrainerCallback):
     """Tell the sampler the epoch. accelerate cannot reach it behind its own batch samplers."""
 
-    def __init__(self, sampler: EpochSampler) -> None:
+    def __init__(self, sampler: RowOrder) -> None:
         self.sampler = sampler
 
     def on_epoch_begin(

@@ -1,4 +1,4 @@
-"""The loss of a supervised training, row by row: cross-entropy with class weights and mixup."""
+"""The loss of a supervised training, row by row: cross-entropy, class weights, mixup and the answers of a teacher."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 _MIXUP = 2  # keeps these draws apart from those of views, which are seeded by (seed, epoch, row)
 
@@ -49,17 +49,63 @@ def draw_mixture(alpha: float, rows: int, key: Sequence[int], device: torch.devi
 def hard_losses(
     logits: torch.Tensor, labels: torch.Tensor, smoothing: float, class_weights: Sequence[float] | None
 ) -> torch.Tensor:
-    """The cross-entropy of each row, float [n].
+    """The cross-entropy of each row with its label, float [n]. It is 0 for a row without a label.
 
     Args:
         logits: float [n, 2].
-        labels: int64 [n].
+        labels: int64 [n]; -1 is none.
         smoothing: Label smoothing, from 0 to below 1.
         class_weights: Weights of label 0 and label 1.
     """
-    losses = cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    labelled, known = labels >= 0, labels.clamp(min=0)
+    losses = cross_entropy(logits, known, reduction="none", label_smoothing=smoothing) * labelled
     if class_weights is None:
         return losses
     # The mean over rows is then a plain one. torch's weighted mean divides by the weights of the micro-batch, and
     # accumulation and several ranks would give a different gradient than one large batch.
-    return losses * logits.new_tensor(class_weights)[labels]
+    return losses * logits.new_tensor(class_weights)[known]
+
+
+def soft_losses(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 KL(teacher || student) of each row, both at temperature T, float [n] (arXiv 1503.02531). T^2 keeps the size
+    of the gradient.
+
+    Args:
+        logits: float [n, 2] of the student.
+        taught: The teacher's probability of label 1 at the temperature, float [n].
+    """
+    target = torch.stack([1 - taught, taught], dim=1)
+    return temperature**2 * kl_div(log_softmax(logits / temperature, dim=1), target, reduction="none").sum(dim=1)
+
+
+@dataclass(frozen=True)
+class RowLoss:
+    """The loss of each row: `mix` of the teacher's answer, the rest of the label.
+
+    Class weights and label smoothing act on the label's part. A teacher's answer is taken as it is.
+    """
+
+    smoothing: float
+    class_weights: Sequence[float] | None
+    temperature: float
+    mix: float
+
+    def __call__(
+        self, logits: torch.Tensor, labels: torch.Tensor, taught: torch.Tensor | None, mixture: Mixture | None
+    ) -> torch.Tensor:
+        """Compute the losses, float [n].
+
+        Args:
+            logits: float [n, 2], of the mixed rows if there is a mixture.
+            labels: int64 [n], not mixed; -1 is none.
+            taught: The teacher's answers, float [n], not mixed. None: there is no teacher.
+        """
+
+        def of_labels(labels: torch.Tensor) -> torch.Tensor:
+            return hard_losses(logits, labels, self.smoothing, self.class_weights)
+
+        hard = of_labels(labels) if mixture is None else mixture.loss(of_labels, labels)
+        if taught is None:
+            return hard
+        soft = soft_losses(logits, taught if mixture is None else mixture.of(taught), self.temperature)
+        return self.mix * soft + (1 - self.mix) * hard

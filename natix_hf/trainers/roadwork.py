@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -13,10 +12,12 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from natix_hf.data.asked import ask
 from natix_hf.data.config import Augment, AugmentConfig, ViewsOn
-from natix_hf.data.plain import class_names, is_plain, rows_of
+from natix_hf.data.plain import class_names, is_plain, prepared, rows_of, tensors_only
 from natix_hf.data.rows import Rows
+from natix_hf.data.taught import TEACHER
 from natix_hf.data.views import AskedViews
-from natix_hf.errors import DataError, UsageError, cut
+from natix_hf.errors import UsageError
+from natix_hf.labels import names_in
 from natix_hf.models.adapters import AUTO
 from natix_hf.models.classifier import load_classifier, save_model
 from natix_hf.models.preprocess import Preprocess
@@ -24,17 +25,19 @@ from natix_hf.trainers.adalora import AdaLoraCallback
 from natix_hf.trainers.arguments import given_or_default, require_a_batch
 from natix_hf.trainers.average import WeightAverage
 from natix_hf.trainers.config import SupervisedConfig
-from natix_hf.trainers.loss import draw_mixture, hard_losses
+from natix_hf.trainers.distil import find_distillation
+from natix_hf.trainers.distil_config import DistilConfig
+from natix_hf.trainers.loss import RowLoss, draw_mixture
 from natix_hf.trainers.merge_validation import MergeValidationCallback
 from natix_hf.trainers.profit import ProfitTrainer
 from natix_hf.trainers.profit_config import ProfitConfig, with_reference_batches
 from natix_hf.trainers.scores import EvaluationMetrics
 from natix_hf.trainers.stage import FirstEpoch, Stage, Unlabelled, first_images, make_stage
 from natix_hf.trainers.start import start_classifier
+from natix_hf.trainers.teacher import teacher_names
 
 _WHERE = "RoadworkTrainer"
 _UNSCORED = {"eval_strategy": "no", "metric_for_best_model": None, "load_best_model_at_end": False}
-_TENSORS = ("pixel_values", "labels", "label")
 _BATCHES = "gradient_accumulation_steps"
 MERGED = "merged"
 
@@ -86,6 +89,9 @@ class RoadworkTrainer(ProfitTrainer):
         profit (`dict` or `ProfitConfig`, *optional*): Continue a trained classifier with PROFIT, with
             `reference_steps` and `reference_learning_rate` (`natix_hf.trainers.profit`). `model` then keeps its head.
             In `TrainingArguments`, `gradient_accumulation_steps` counts the batches of the reference steps too.
+        teacher (`str`, `Path` or `list`, *optional*): Folder of a bundle or classifier, or a bundle on the Hub, whose
+            answers the model learns too. A list is an ensemble. Its answers to every view are computed once and kept.
+        distil (`dict`, *optional*): How it learns from the teacher: `temperature`, `mix` and `views`, as in a recipe.
         class_weights (`list[float]`, *optional*): Weights of label 0 and label 1 in the loss.
         adalora (`AdaLoraCallback`, *optional*): Callback for an AdaLoRA adapter that the model already has.
         kwargs: Further arguments of [`~transformers.Trainer`], and `train_sampler` and `quiet` of `BaseTrainer`.
@@ -134,6 +140,8 @@ class RoadworkTrainer(ProfitTrainer):
         head_learning_rate: float | None = None,
         mixup: float | None = None,
         profit: ProfitConfig | dict[str, Any] | None = None,
+        teacher: str | Path | list[str | Path] | None = None,
+        distil: DistilConfig | dict[str, Any] | None = None,
         class_weights: list[float] | None = None,
         adalora: AdaLoraCallback | None = None,
         **kwargs: Any,
@@ -148,21 +156,25 @@ class RoadworkTrainer(ProfitTrainer):
         if isinstance(eval_dataset, dict) and eval_dataset:
             defaults = defaults | {"metric_for_best_model": f"{next(iter(eval_dataset))}_mcc"}
         arguments = given_or_default(args, defaults, _WHERE)
-        train_dataset = self._tensors_only(train_dataset, "train")
-        eval_dataset = self._tensors_only(eval_dataset, "eval")
+        train_dataset = tensors_only(train_dataset, "train", image_column)
+        eval_dataset = tensors_only(eval_dataset, "eval", image_column)
         given = {"model": model, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        holds_answers = isinstance(distil, DistilConfig)  # the train_dataset, as make_stage makes it
         given |= {"class_weights": class_weights, "adalora": adalora}
         config = SupervisedConfig(
             adapter=adapter, adapter_options=adapter_options or {}, feature_views=feature_views, prior_by=prior_by,
             ema_decay=ema_decay, layer_decay=layer_decay, head_learning_rate=head_learning_rate, mixup=mixup,
             profit=profit,  # type: ignore[arg-type]  # a section takes a mapping, too
+            teacher=teacher_names(teacher),
+            distil={} if holds_answers else distil or {},  # type: ignore[arg-type]
             learning_rate=arguments.learning_rate, extra={"optim": arguments.optim}, where=_WHERE,
         )  # fmt: skip
+        given["distil"] = distil if holds_answers else config.distil
         self._mixup, self._batch_of_step = mixup, 0
         if not isinstance(args, TrainingArguments):
             batches = {_BATCHES: getattr(arguments, _BATCHES)}
             setattr(arguments, _BATCHES, with_reference_batches(batches, config.profit)[_BATCHES])
-        if pictures or adapter != "full" or not isinstance(model, nn.Module):
+        if pictures or adapter != "full" or not isinstance(model, nn.Module) or teacher is not None:
             if adapter == AUTO:
                 raise UsageError(f"{_WHERE}: adapter='auto' works only in a recipe: name an adapter, or run a recipe")
             names = class_names(train_dataset, label_column)
@@ -171,23 +183,27 @@ class RoadworkTrainer(ProfitTrainer):
             )
             self._preprocess = Preprocess(processing_class)
             with arguments.main_process_first(desc="images"):  # rank 0 decodes, the other ranks read its cache
-                train = self._prepared(train_dataset, "train")
-                evaluation = None if isinstance(eval_dataset, dict) else self._prepared(eval_dataset, "eval")
+                train = prepared(train_dataset, "train", *self._columns)
+                several = isinstance(eval_dataset, dict)
+                evaluation = None if several else prepared(eval_dataset, "eval", *self._columns)
+                distillation = find_distillation(config, names_in(model.config.id2label), _WHERE)
             scored = ask(evaluation) if isinstance(evaluation, Rows) else evaluation
             views = AugmentConfig() if augment is None else augment
             rest = (views, target_prior, arguments, views_on)
-            self._stage = make_stage(model, processing_class, train, scored, config, *rest)
+            self._stage = make_stage(model, processing_class, train, scored, config, *rest, distillation)
             given |= {name: value for name, value in self._stage.given.items() if value is not None}
             if isinstance(eval_dataset, dict):
                 given["eval_dataset"] = {name: self._asked(rows, name) for name, rows in eval_dataset.items()}
             if given["train_dataset"] is not None:
                 require_a_batch(arguments, len(given["train_dataset"]), _WHERE)
-        self._class_weights, self._adalora = given.pop("class_weights"), given.pop("adalora")
+        self._adalora, distil = given.pop("adalora"), given.pop("distil")
+        weights, smoothing = given.pop("class_weights"), arguments.label_smoothing_factor
+        self._row_loss = RowLoss(smoothing, weights, distil.temperature, distil.mix)
         if kwargs.get("compute_metrics") is None:
             kwargs["compute_metrics"] = EvaluationMetrics(target_prior)
         given |= {"layer_decay": layer_decay, "head_learning_rate": head_learning_rate, "profit": config.profit}
         # The loss here smooths labels itself. Trainer's smoother would look for a config that not every module has.
-        smoothing, arguments.label_smoothing_factor = arguments.label_smoothing_factor, 0.0
+        arguments.label_smoothing_factor = 0.0
         try:
             super().__init__(args=arguments, processing_class=processing_class, **given, **kwargs)
         finally:
@@ -253,26 +269,6 @@ class RoadworkTrainer(ProfitTrainer):
     def _is_plain(self, dataset: Any) -> bool:
         return is_plain(dataset, self._columns[0])
 
-    def _tensors_only(self, dataset: Any, role: str) -> Any:
-        """Reduce a `datasets.Dataset` of tensors to the model's columns. Any other dataset is returned as it is."""
-        if isinstance(dataset, dict):
-            return {name: self._tensors_only(rows, name) for name, rows in dataset.items()}
-        if not isinstance(dataset, datasets.Dataset) or self._is_plain(dataset) or dataset.format["type"] == "custom":
-            return dataset
-        if "pixel_values" not in dataset.column_names:
-            has = ", ".join(dataset.column_names)
-            raise DataError(f"{role}_dataset has no column {cut(self._columns[0])}: it has {has}")
-        return dataset.select_columns([name for name in _TENSORS if name in dataset.column_names])
-
-    def _prepared(self, dataset: Any, role: str) -> Any:
-        """Read the rows of a plain dataset, which must have both labels. Any other dataset is returned as it is."""
-        if not self._is_plain(dataset):
-            return dataset
-        rows = rows_of(dataset, role, *self._columns)
-        if len(set(rows.labels.tolist())) < 2:
-            raise DataError(f"{role}_dataset has only label {rows.labels[0]}: it must have rows of both labels")
-        return rows
-
     def _asked(self, dataset: Any, role: str) -> Any:
         """Preprocess a plain dataset as `predict` does. Any other dataset is returned as it is."""
         if not self._is_plain(dataset):
@@ -325,8 +321,8 @@ class RoadworkTrainer(ProfitTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        labels = inputs["labels"]
-        given = {name: value for name, value in inputs.items() if name != "labels"}
+        labels, taught = inputs["labels"], inputs.get(TEACHER)
+        given = {name: value for name, value in inputs.items() if name not in ("labels", TEACHER)}
         mixture = None
         if self._mixup is not None and model.training:
             place = self._batch_of_step * self.args.world_size + self.args.process_index
@@ -335,13 +331,7 @@ class RoadworkTrainer(ProfitTrainer):
             given = {name: mixture.of(value) for name, value in given.items()}
             self._batch_of_step += 1
         outputs = model(**given)
-        logits = outputs["logits"].float()
-        smoothing = self.args.label_smoothing_factor
-
-        def of_labels(labels: torch.Tensor) -> torch.Tensor:
-            return hard_losses(logits, labels, smoothing, self._class_weights)
-
-        loss = (of_labels(labels) if mixture is None else mixture.loss(of_labels, labels)).mean()
+        loss = self._row_loss(outputs["logits"].float(), labels, taught, mixture).mean()
         if "penalty" in outputs:  # from an adapter with its own regularisation
             loss = loss + outputs["penalty"]
         return (loss, {"logits": outputs["logits"]}) if return_outputs else loss

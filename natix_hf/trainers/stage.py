@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from natix_hf.data.asked import Asked, ask
 from natix_hf.data.config import Augment, ViewsOn
 from natix_hf.data.rows import Rows
-from natix_hf.data.sampler import EpochSampler, rows_of_an_epoch
+from natix_hf.data.sampler import EpochSampler, JoinedSampler, RowOrder, rows_of_an_epoch
 from natix_hf.data.views import VIEWS_VERSION, AskedViews, FeatureViews, TrainViews, choose_place, finished
 from natix_hf.errors import DataError, cut
 from natix_hf.metrics.prior import class_weights
@@ -28,6 +28,7 @@ from natix_hf.provenance.files import ids_sha256
 from natix_hf.trainers.adalora import AdaLoraCallback
 from natix_hf.trainers.arguments import optimizer_steps
 from natix_hf.trainers.config import SupervisedConfig
+from natix_hf.trainers.distil import Distillation, taught
 
 # `Rows` and `Asked` are prepared here. Any other torch dataset must yield the model's inputs.
 Trained = Rows | Dataset[Any]
@@ -43,12 +44,14 @@ class Stage:
         plain: The whole classifier. `given["model"]` is the classifier itself, a wrapper around it, or a part of it.
         adapted: The PeftModel around the classifier. None without an adapter.
         pictures: What is asked in evaluation, as `predict` sees it. None if nothing is.
+        taught: Facts about the teachers (`taught`). None without a teacher.
     """
 
     given: dict[str, Any]
     plain: PreTrainedModel
     adapted: PeftModel | None
     pictures: Any
+    taught: dict[str, Any] | None = None
 
 
 def make_stage(
@@ -61,6 +64,7 @@ def make_stage(
     target_prior: float | None,
     arguments: TrainingArguments,
     views_on: ViewsOn = "auto",
+    distillation: Distillation | None = None,
 ) -> Stage:
     """Add the adapter to the model and make the views of the rows.
 
@@ -74,25 +78,30 @@ def make_stage(
         target_prior: Share of label 1 to train for. None: the share in the rows.
         arguments: Settings of the training. With `adapter: none` the number of workers is set to 0.
         views_on: Where training views are made (`choose_place`).
+        distillation: Teachers, whose answers are computed here, or read from a cache, and further rows.
 
     Raises:
         RecipeError: If the adapter does not fit the model.
-        DataError: If `target_prior` or `adapter: none` is used and `train` is not `Rows`.
+        DataError: If `target_prior`, a teacher or `adapter: none` is used and `train` is not `Rows`.
     """
     seed = arguments.seed
     if train is None and config.adapter != "full":
         raise DataError(f"{config.where}: adapter={cut(config.adapter)} needs a train_dataset")
-    if train is not None and not isinstance(train, Rows) and (target_prior is not None or config.adapter == "none"):
-        key = "target_prior" if target_prior is not None else "adapter='none'"
+    needs = {"target_prior": target_prior is not None, "adapter='none'": config.adapter == "none"}
+    key = next((key for key, asked in (needs | {"a teacher": distillation is not None}).items() if asked), None)
+    if key is not None and train is not None and not isinstance(train, Rows):
         raise DataError(f"{config.where}: {key} needs a train_dataset with an image and a label column")
     preprocess = Preprocess(processor)
     views: Any = train
-    sampler = None
+    sampler: RowOrder | None = None
     if isinstance(train, Rows):
         by_sampler = target_prior if config.prior_by == "sampler" else None
         sampler = EpochSampler(train.labels, seed, by_sampler, train.origins, train.shares)
+        rows = distillation.rows(train) if distillation is not None else train
+        if len(rows) > len(train):
+            sampler = JoinedSampler(sampler, len(rows) - len(train))
         mean, std = processor.image_mean, processor.image_std
-        views = TrainViews(train, augment, preprocess.image_size, mean, std, seed)
+        views = TrainViews(rows, augment, preprocess.image_size, mean, std, seed)
         choose_place(views, views_on, arguments.device)
     pictures: Any = AskedViews(evaluation, preprocess) if isinstance(evaluation, Asked) else evaluation
     given: dict[str, Any] = {"model": model, "train_dataset": views, "eval_dataset": pictures}
@@ -100,7 +109,7 @@ def make_stage(
     if config.adapter == "none":
         assert isinstance(train, Rows)
         given["model"] = Head(head_of(model))
-        given |= _features(model, processor, train, evaluation, views, pictures, config, augment, arguments)
+        given |= _features(model, processor, rows, evaluation, views, pictures, config, augment, arguments)
         # Reading a batch of features takes less time than passing it from a worker.
         arguments.dataloader_num_workers, arguments.dataloader_persistent_workers = 0, False
     elif config.adapter != "full":
@@ -111,8 +120,16 @@ def make_stage(
         by_loss = target_prior if config.prior_by == "loss" else None
         given["train_sampler"] = sampler
         given["class_weights"] = _class_weights(train, by_loss) if by_loss is not None else None
+    facts = None
+    if distillation is not None and isinstance(train, Rows):
+        asked = evaluation if isinstance(evaluation, Asked) else None
+        rest = (config, augment, target_prior, arguments, views_on)
+        given["train_dataset"], facts = taught(
+            given["train_dataset"], distillation, train, asked, preprocess.image_size, *rest
+        )
+    given["distil"] = config.distil
     given["adalora"] = AdaLoraCallback(adapted) if adapted is not None and config.adapter == "adalora" else None
-    return Stage(given, model, adapted, pictures)
+    return Stage(given, model, adapted, pictures, facts)
 
 
 def first_images(views: Any, most: int = 32) -> torch.Tensor:

@@ -23,6 +23,7 @@ from natix_hf.trainers.arguments import optimizer_steps, require_a_batch, traini
 from natix_hf.trainers.bakeoff import bake_off
 from natix_hf.trainers.checkpoints import newest_complete_checkpoint
 from natix_hf.trainers.config import SupervisedConfig
+from natix_hf.trainers.distil import Distillation
 from natix_hf.trainers.history import TrainingFacts
 from natix_hf.trainers.merge_validation import MergeValidationCallback
 from natix_hf.trainers.roadwork import RoadworkTrainer
@@ -42,6 +43,7 @@ def train_classifier(
     save: Callable[[PreTrainedModel], Path],
     quiet: bool = False,
     views_on: ViewsOn = "auto",
+    distillation: Distillation | None = None,
 ) -> dict[str, Any]:
     """Train `model` in place and save it as a plain model with its best weights.
 
@@ -61,36 +63,39 @@ def train_classifier(
         save: Writes the plain model and returns its folder. It is called only on the rank that writes.
         quiet: Print nothing while training.
         views_on: Where training views are made (`choose_place`).
+        distillation: Teachers to learn from too, and rows without labels that they answer; `config.distil` says how.
 
     Returns:
         The facts of the training: `history` (the Trainer's log), `card` (`TrainingFacts`), best score and step, and
-        seconds. With a PEFT adapter also the adapted modules and `merge`, the figures of the comparison. With `auto`
-        also the facts of `bake_off`.
+        seconds. With teachers also `taught`, the facts about them. With a PEFT adapter also the adapted modules and
+        `merge`, the figures of the comparison. With `auto` also the facts of `bake_off`.
 
     Raises:
         MergeMismatchError: If the saved model differs from the trained one.
         RunError: If training diverged.
     """
     arguments = training_arguments(config.training_fields(), checkpoints, config.where)
-    require_a_batch(arguments, len(train), config.where)
+    count = len(train) if distillation is None else len(distillation.rows(train))
+    require_a_batch(arguments, count, config.where)
     rows = (processor, train, val_select)
     rest = (augment, target_prior)
     facts: dict[str, Any] = {}
     if config.adapter == AUTO:
-        steps, folder = optimizer_steps(arguments, len(train)), checkpoints / "bakeoff"
+        steps, folder = optimizer_steps(arguments, count), checkpoints / "bakeoff"
 
         def trial(name: str, options: dict[str, Any], training: dict[str, Any]) -> float:
             tried = replace(config, adapter=name, adapter_options=options, early_stopping_patience=None)
             settings = training_arguments(training, folder, config.where)
-            stage = make_stage(copy.deepcopy(model), *rows, tried, *rest, settings, views_on)
+            stage = make_stage(copy.deepcopy(model), *rows, tried, *rest, settings, views_on, distillation)
             trainer = _trainer(stage, tried, target_prior, settings, quiet=True)
             trainer.train()
             return float(next(row["eval_mcc"] for row in trainer.state.log_history if "eval_mcc" in row))
 
         config, facts = bake_off(model, config, steps, trial, folder)
-    stage = make_stage(model, *rows, config, *rest, arguments, views_on)
+    stage = make_stage(model, *rows, config, *rest, arguments, views_on, distillation)
     trainer = _trainer(stage, config, target_prior, arguments, quiet)
     facts["trainable_parameters"] = count_trainable(stage.given["model"])
+    facts |= {"taught": stage.taught} if stage.taught is not None else {}
     proof = None
     if stage.adapted is not None:
         facts["adapted_modules"] = adapted_modules(stage.adapted)
@@ -136,6 +141,8 @@ def _further_settings(config: SupervisedConfig) -> dict[str, str]:
     if config.profit is not None:
         steps, rate = config.profit.reference_steps, config.profit.rate(config.learning_rate)
         told["PROFIT"] = f"reference steps: {steps} at {rate:g}, on {steps} of {steps + 1} parts of each batch"
+    if config.teacher is not None:
+        told |= {"temperature": f"{config.distil.temperature:g}", "share of the teacher": f"{config.distil.mix:g}"}
     return told
 
 

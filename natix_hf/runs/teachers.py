@@ -1,0 +1,134 @@
+"""The teachers of a phase: found, checked, and refused if they have seen the labels of rows that are measured on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate import PartialState
+
+from natix_hf.data.config import NEAR_DUPLICATES
+from natix_hf.data.rows import Rows
+from natix_hf.data.splits import SPLITS, Splits, read_splits
+from natix_hf.data.unlabelled import unlabelled_rows
+from natix_hf.errors import UsageError, VerificationError, shortened
+from natix_hf.provenance.hub import is_repo_id
+from natix_hf.provenance.manifest import read_manifest
+from natix_hf.recipe import Recipe
+from natix_hf.results.decision import Decision
+from natix_hf.results.teachers import champion_folder, is_run
+from natix_hf.runs.context import PhaseContext
+from natix_hf.runs.folders import RUN_FILE, run_id_of
+from natix_hf.runs.graph import PHASES, number_of
+from natix_hf.runs.inputs import Inputs
+from natix_hf.runs.pins import pinned_teacher, pinned_unlabelled
+from natix_hf.trainers.config import SupervisedConfig
+from natix_hf.trainers.distil import Distillation
+from natix_hf.trainers.teacher import Teacher, classifier_in, require_same_answers, teacher_of
+
+_KEY = "phase1.teacher"
+_UNLABELLED = "phase1.distil.unlabelled"
+# What a teacher has learned from, and the rows of a run that it must not have learned from. Its val_select has chosen
+# its epoch, as the run's own val_select does.
+_MUST_NOT_MEET = {"train": ("val_select", "val_calib", "test"), "val_select": ("val_calib", "test")}
+
+
+def check_teachers(recipe: Recipe, run_dir: Path | None) -> None:
+    """Refuse teachers on this disk that are missing or damaged, or answer another question, before any work."""
+    here = [name for name in recipe.phase1.teachers if not _on_hub(name)]
+    teachers = [_find(name, run_dir, None) for name in here]
+    require_same_answers(teachers, recipe.data.labels, _KEY)
+
+
+def distillation_of(context: PhaseContext, stage: SupervisedConfig) -> Distillation | None:
+    """The teachers of a training and its rows without labels; None without a teacher. Every rank calls it.
+
+    Raises:
+        UsageError: If a teacher cannot be used, or has learned from rows that this run measures on.
+    """
+    if not stage.teachers:
+        return None
+    run_dir, sources = context.run_dir, stage.distil.unlabelled
+    with PartialState().main_process_first():  # rank 0 downloads and decodes, the other ranks read its cache
+        teachers = [_find(name, run_dir, pinned_teacher(run_dir, name)) for name in stage.teachers]
+        require_same_answers(teachers, context.recipe.data.labels, _KEY)
+        commits = {source: pinned_unlabelled(run_dir, source) for source in sources}
+        splits = context.load_data().splits
+        for teacher in teachers:
+            _require_unseen(teacher, splits, context)
+        parts: list[Rows] = []
+        if sources:
+            parts, left_out = unlabelled_rows(sources, context.recipe.data, splits, commits, _UNLABELLED)
+            if left_out:
+                row, why = next(iter(left_out.items()))
+                context.tell(f"{len(left_out)} unlabelled rows left out, the first is {row} ({why})")
+    return Distillation(tuple(teachers), tuple(parts))
+
+
+def _on_hub(reference: str) -> bool:
+    return is_repo_id(reference) and not Path(reference).expanduser().exists()
+
+
+def _find(reference: str, run_dir: Path | None, commit: str | None) -> Teacher:
+    path = Path(reference).expanduser()
+    if run_dir is not None and path.resolve().is_relative_to(run_dir.resolve()):
+        raise UsageError(f"{_KEY}: {shortened(reference)} lies in this run, and nobody teaches himself: name another")
+    try:
+        if is_run(path):
+            return _champion(path)
+        teacher = teacher_of(reference, commit)
+    except VerificationError as error:
+        raise UsageError(f"{_KEY}: {error}") from None
+    run = next((folder for folder in teacher.folder.resolve().parents if (folder / RUN_FILE).is_file()), None)
+    if run is None or _on_hub(reference):
+        return teacher
+    name = f"{run_id_of(run)}/{teacher.folder.resolve().relative_to(run).as_posix()}"
+    return Teacher(name, teacher.folder, teacher.slope, teacher.shift, run)
+
+
+def _champion(run: Path) -> Teacher:
+    """The champion of a run, whose files are checked against the run's manifests."""
+    folder = champion_folder(run)
+    if folder is None:
+        raise UsageError(
+            f"{_KEY}: {run} is a run without a champion: run its phase 2, or name the folder of one of its models"
+        )
+    files = Inputs(run)
+    decision = Decision.read(files.take(PHASES[2]))
+    files.take(PHASES[number_of(decision.champion)], folder.name)
+    teacher = classifier_in(folder, run_id_of(run), run)
+    if teacher.sha256 != decision.candidate_sha256:
+        raise UsageError(f"{_KEY}: phase 2 of {run} chose other weights than its model has now: run its phase 2 again")
+    return teacher
+
+
+def _require_unseen(teacher: Teacher, ours: Splits, context: PhaseContext) -> None:
+    """Refuse a teacher that has learned from a picture or a group that this run measures on."""
+    if teacher.trained_in is None:
+        context.tell(
+            f"nothing is known of the rows that {teacher.name} has learned from: they may be rows of test too"
+        )
+        return
+    folder = teacher.trained_in / PHASES[0].folder
+    try:
+        given, theirs = read_manifest(folder)["section"]["data"], read_splits(folder / SPLITS)
+    except VerificationError as error:
+        raise UsageError(f"{_KEY}: {error}: without it nobody knows what {teacher.name} has learned from") from None
+    own = context.recipe.data.plain()
+    same = given.get("source") == own["source"]
+    comparable = same or (own["group_by"] != NEAR_DUPLICATES and bool(set(theirs.sha256) & set(ours.sha256)))
+    by_group = comparable and given.get("group_by") == own["group_by"]
+    seen: dict[str, tuple[str, int]] = {}
+    for role, protected in _MUST_NOT_MEET.items():
+        pictures = {theirs.sha256[i]: int(i) for i in theirs.positions(role)}
+        groups = {theirs.groups[i]: int(i) for i in theirs.positions(role) if by_group}
+        for i in [i for name in protected for i in ours.positions(name)]:
+            other = pictures.get(ours.sha256[i], groups.get(ours.groups[i]))
+            if other is not None:
+                seen.setdefault(ours.ids[i], (ours.roles[i], other))
+    if seen:
+        row, (role, other) = next(iter(seen.items()))
+        raise UsageError(
+            f"{_KEY}: {teacher.name} has learned the labels of {len(seen):,} rows that this run measures on: row "
+            f"{row} of {role} is of a picture or group of its row {theirs.ids[other]}; use a teacher with the same splits "
+            "(the same data section), or one from other data"
+        )
