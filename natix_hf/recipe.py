@@ -64,6 +64,21 @@ class Recipe(Section):
                  if from_ == "out_of_fold"]  # fmt: skip
         if takes and self.phase1.folds is None:
             raise RecipeError(f"{takes[0]} is out_of_fold, but phase1.folds is null: set it to a number, such as 5")
+        self._check_soup()
+
+    def _check_soup(self) -> None:
+        """Refuse a soup for which there can be no second model, or no start worth going back to."""
+        soup, stages = self.phase2.soup, [self.phase1, *filter(None, [self.phase4.supervised])]
+        several = self.phase1.seeds or self.phase1.keep_folds or self.phase2.soup_of or len(stages) > 1
+        if soup in ("uniform", "greedy") and not several:
+            raise RecipeError(
+                f"phase2.soup is {soup}, but the recipe trains one model from its start: set phase1.seeds=3, "
+                "phase1.keep_folds=true with phase1.folds, or name further runs in phase2.soup_of"
+            )
+        if soup == "wise" and self.model.backbone is None:
+            raise RecipeError("phase2.soup is wise, but model.backbone is null: the start has random weights")
+        if soup == "wise" and all(stage.adapter == "none" for stage in stages):
+            raise RecipeError("phase2.soup is wise, but phase1.adapter is none: the backbone stays what it was")
 
     def section(self, name: str) -> Any:
         """A section, or one key of it such as `data.slices`, as plain JSON values with every default filled in."""
@@ -119,6 +134,8 @@ def _identity(name: str, section: Any) -> Any:
 
         several = resolved["teacher"] if isinstance(resolved["teacher"], list) else [resolved["teacher"]]
         resolved["teacher"] = [teacher_content(teacher) for teacher in several]
+    if name == "phase2" and "soup_of" in resolved:  # phase 2 records what it has read of them
+        resolved["soup_of"] = [Path(run).expanduser().resolve().name for run in resolved["soup_of"]]
     if name == "data" and ("exclude" in resolved or "relabel" in resolved):
         from natix_hf.data.reviewed import EXCLUDE, RELABEL, reviewed_sha256
 

@@ -75,7 +75,7 @@ def work_of(recipe: Recipe, phases: Sequence[int], counts: Counts, devices: int 
     if 4 in phases:
         found += _self_supervised(recipe, counts, devices)
         if recipe.phase4.use_labeled_data:
-            stage = replace(recipe.phase4.supervised or recipe.phase1, folds=None)
+            stage = (recipe.phase4.supervised or recipe.phase1).alone
             control = not (1 in phases and _control_is_phase1(recipe))
             found += _supervised(stage, data, counts, 4, devices, times=1 + control)
     candidates = sum(number in phases for number in CANDIDATE_PHASES)
@@ -97,7 +97,7 @@ def _chosen_views(data: DataConfig) -> int:
 
 def _control_is_phase1(recipe: Recipe) -> bool:
     stage = recipe.phase4.supervised or recipe.phase1
-    return replace(stage, where="phase1", folds=None) == replace(recipe.phase1, folds=None)
+    return replace(stage.alone, where="phase1") == recipe.phase1.alone
 
 
 def _supervised(

@@ -25,5 +25,17 @@ class ThresholdConfig(Section):
     ] = field(default="val_select", metadata=LATER)
     n_resamples: Annotated[int, "Resamples of the paired group bootstrap that decides between candidates."] = 2000
 
+    soup: Annotated[
+        Literal["none", "uniform", "greedy", "wise"],
+        "A further candidate made of models that share a start (phase1.seeds, phase1.keep_folds, soup_of). uniform: "
+        "the mean of their weights; greedy: of those that do not lower the score on val_select; wise: between the "
+        "champion and its start, at the best share on val_select; none: no soup (docs/phase2.md).",
+    ] = field(default="none", metadata=LATER)
+    soup_of: Annotated[list[str], "Folders of further runs whose models may join the soup."] = field(
+        default_factory=list, metadata=LATER
+    )
+
     def check(self) -> None:
         self.require_within("n_resamples", 100, 10**6)
+        several = self.soup in ("uniform", "greedy")
+        self.require(several or not self.soup_of, "soup_of", "left out unless phase2.soup is uniform or greedy")

@@ -40,11 +40,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("NATIX_HF_CACHE", Path(HF_HOME) / "natix_hf"))
 
 
-def weights_sha256(model: nn.Module) -> str:
-    """Hash every tensor of a model except those of the classifier layer."""
+def weights_sha256(model: nn.Module, with_head: bool = False) -> str:
+    """Hash every tensor of a model, with or without those of the classifier layer."""
     facts = []
     for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith("classifier."):
+        if with_head or not name.startswith("classifier."):
             values = tensor.detach().cpu().contiguous()
             digest = hashlib.sha256(values.reshape(-1).view(torch.uint8).numpy()).hexdigest()
             facts.append([name, str(values.dtype), list(values.shape), digest])

@@ -91,8 +91,7 @@ def _train(context: PhaseContext, candidate: Candidate, model: ModelConfig, stag
 def _control_of_phase1(context: PhaseContext, stage: SupervisedConfig) -> Candidate | None:
     """The baseline of phase 1, if it is what the control would be: same stage, same seed, same original backbone."""
     folder, recipe = context.finished(1), context.recipe
-    baseline = replace(recipe.phase1, folds=None)
-    if folder is None or replace(stage, where="phase1", folds=None) != baseline:
+    if folder is None or replace(stage.alone, where="phase1") != recipe.phase1.alone:
         return None
     manifest = read_manifest(folder)
     as_now = manifest["section_sha256"] == recipe.section_sha256(*PHASES[1].sections)

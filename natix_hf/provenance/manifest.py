@@ -42,6 +42,7 @@ class Draft:
     inputs: dict[str, str] = field(default_factory=dict)  # sha256 of the files of earlier phases that were read
     backbone: dict[str, str] = field(default_factory=dict)  # sha256 of the files of a local backbone
     teacher: dict[str, str] = field(default_factory=dict)  # sha256 of the files of local teachers
+    outside: dict[str, str] = field(default_factory=dict)  # sha256 of the files of other runs that were read
     source_listings: list[str] = field(default_factory=list)  # what `stat` says of the files of each local source
     started: float = field(default_factory=time.time)
 
@@ -81,6 +82,7 @@ def write_manifest(
         "hub": draft.hub,
         "inputs": draft.inputs,
         "backbone": draft.backbone,
+        "outside": draft.outside,
         **({"teacher": draft.teacher} if draft.teacher else {}),
         "source_listings": draft.source_listings,
         "methods": METHODS,
@@ -168,18 +170,14 @@ def _describes(key: str) -> Callable[[Any], bool]:
 _SHAPES: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("run_id", "recipe", "phase", "section_sha256"), _is_text),
     **dict.fromkeys(("section", "hub", "metrics"), _is_mapping),
-    **dict.fromkeys(("upstream", "inputs", "backbone", "teacher", "packages"), _maps_to_texts),
+    **dict.fromkeys(("upstream", "inputs", "backbone", "teacher", "outside", "packages"), _maps_to_texts),
     **dict.fromkeys(("source_listings", "of_the_attempt"), is_list_of_texts),
     "rows": _describes("count"),
     "files": _describes("size"),
 }
 _LATER: dict[str, Any] = {
-    "hub": {},
-    "inputs": {},
-    "backbone": {},
-    "teacher": {},
-    "source_listings": [],
-    "of_the_attempt": [],
+    **{key: {} for key in ("hub", "inputs", "backbone", "teacher", "outside")},
+    **{key: [] for key in ("source_listings", "of_the_attempt")},
 }
 
 

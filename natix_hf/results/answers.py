@@ -20,10 +20,11 @@ from natix_hf.errors import RunError
 from natix_hf.models.classifier import build_classifier, save_model
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.device import loader_workers
+from natix_hf.models.features import weights_sha256
 from natix_hf.models.preprocess import make_processor
 from natix_hf.provenance.files import atomic_folder, write_json
 from natix_hf.results import plots
-from natix_hf.results.candidate import Candidate
+from natix_hf.results.candidate import START, Candidate
 from natix_hf.results.logits import LogitTable, write_logits
 from natix_hf.results.teachers import compare_with_teachers
 from natix_hf.terminal import LABEL, tell
@@ -42,6 +43,7 @@ def leave_candidate(
     checkpoints: Path,
     is_main: bool,
     distillation: Distillation | None = None,
+    start_seed: int | None = None,
 ) -> dict[str, Any]:
     """Run the supervised stage: train a classifier on a backbone and leave a candidate. Every rank calls it.
 
@@ -53,12 +55,16 @@ def leave_candidate(
         checkpoints: The folder of the Trainer's checkpoints. An interrupted training continues from there.
         is_main: True for the process that writes. The others only take part in the training.
         distillation: Teachers to learn from too.
+        start_seed: Seed of the weights that are not loaded. None: that of the training.
 
     Returns:
-        The report of `train_classifier` without its log, and `parameters`, the number of the model's weights. With
-        teachers also `speed`, pictures a second of teachers and student here.
+        The report of `train_classifier` without its log, `parameters`, the number of the model's weights, and
+        `start_sha256`, the hash of all of them before the training. With teachers also `speed`, pictures a second of
+        teachers and student here.
     """
-    classifier = build_classifier(model, stage.seed, data.labels, keep_head=stage.profit is not None)
+    seed = stage.seed if start_seed is None else start_seed
+    classifier = build_classifier(model, seed, data.labels, keep_head=stage.profit is not None)
+    start = {START: weights_sha256(classifier, with_head=True)}
     processor = make_processor(model)
     parameters = sum(p.numel() for p in classifier.parameters())
     report = train_classifier(
@@ -84,7 +90,7 @@ def leave_candidate(
             report["taught"], report["speed"], lines = compare_with_teachers(*facts)
             for line in lines:
                 tell(f"{' ' * LABEL}{line}", hang=LABEL)
-    return report | {"parameters": parameters}
+    return report | {"parameters": parameters} | start
 
 
 def save_candidate(folder: Path, model: PreTrainedModel, processor: Any) -> Candidate:

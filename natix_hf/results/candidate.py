@@ -10,6 +10,8 @@ from natix_hf.labels import LabelNames, stored_names
 from natix_hf.provenance.files import file_sha256
 from natix_hf.results.logits import LogitTable, read_logits
 
+START = "start_sha256"  # in a report: the hash of the weights that a training began with, head and all
+
 
 @dataclass(frozen=True)
 class Candidate:

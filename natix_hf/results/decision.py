@@ -19,6 +19,7 @@ from natix_hf.results.candidate import Candidate
 from natix_hf.results.figures import Figure, Gain, GroupCounts, paired_bounds
 from natix_hf.results.logits import LogitTable, read_logits
 from natix_hf.results.out_of_fold import OutOfFold
+from natix_hf.results.soup import Soup
 from natix_hf.subnet.expectation import reward_of_counts
 
 # What a threshold was fitted to.
@@ -54,6 +55,7 @@ class Decision(Stored):
         fitted_to (`str`): What the threshold was fitted to; None means val_select, in files older than the key.
         held_out (`dict[str, Figure]`): The MCC on val_select where each group is decided by a threshold that was
             fitted without it, by what it was fitted to. None: there are too few groups, or the file is older.
+        soup (`Soup`): The candidate that phase 2 made of others, whether it is the champion or not. None: it made none.
     """
 
     FILE: ClassVar[str] = "threshold.json"
@@ -69,6 +71,7 @@ class Decision(Stored):
     comparisons: list[Comparison]
     fitted_to: FittedTo | None = field(default=None, metadata=OPTIONAL)
     held_out: dict[str, Figure] | None = field(default=None, metadata=OPTIONAL)
+    soup: Soup | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def told_held_out(self) -> str:
@@ -99,6 +102,7 @@ def decide(
     out_of_fold: Callable[[str], OutOfFold | None],
     config: ThresholdConfig,
     prior: float | None,
+    soup: Soup | None = None,
 ) -> tuple[Decision, ThresholdResult, LogitTable | OutOfFold]:
     """Choose the champion and fit its threshold. Equal answers give an equal decision.
 
@@ -106,14 +110,13 @@ def decide(
         tables: The answers of every candidate to the same rows of val_select, by name, the control first.
         out_of_fold: Gives the out-of-fold answers that belong to a champion, or None.
         prior: The target prior.
+        soup: What the candidate is made of that phase 2 made of others, if there is one.
 
     Returns:
         The decision, the threshold with its score, and the answers that it was fitted to.
     """
-    objective: Objective | CountScore = reward_of_counts if config.objective == "reward" else config.objective
-    best = {name: select_threshold(t.logits, t.labels, objective, prior) for name, t in tables.items()}
-    thresholds = {name: chosen.threshold for name, chosen in best.items()}
-    champion, comparisons = choose_champion(tables, thresholds, prior, config.n_resamples)
+    objective = _score(config)
+    champion, comparisons, best = lead(tables, config, prior)
     table, chosen = tables[champion], best[champion]
     of_folds = out_of_fold(champion)
     samples: dict[FittedTo, LogitTable | OutOfFold] = {"val_select": table}
@@ -122,7 +125,7 @@ def decide(
     fitted_to: FittedTo = config.from_ if config.from_ in samples else "val_select"
     sample = samples[fitted_to]
     if fitted_to == "out_of_fold":
-        chosen = select_threshold(sample.logits, sample.labels, objective, prior)
+        chosen = best_threshold(sample, config, prior)
     held_out = {
         str(name): measured
         for name, answers in samples.items()
@@ -140,8 +143,31 @@ def decide(
         comparisons=comparisons,
         fitted_to=fitted_to,
         held_out=held_out or None,
+        soup=soup,
     )
     return decision, replace(chosen, objective=config.objective), sample
+
+
+def lead(
+    tables: dict[str, LogitTable], config: ThresholdConfig, prior: float | None
+) -> tuple[str, list[Comparison], dict[str, ThresholdResult]]:
+    """Choose the champion, each candidate at its own best threshold.
+
+    Returns:
+        As `choose_champion`, and the best threshold of each candidate with its score, by name.
+    """
+    best = {name: best_threshold(table, config, prior) for name, table in tables.items()}
+    thresholds = {name: chosen.threshold for name, chosen in best.items()}
+    return *choose_champion(tables, thresholds, prior, config.n_resamples), best
+
+
+def best_threshold(answers: LogitTable | OutOfFold, config: ThresholdConfig, prior: float | None) -> ThresholdResult:
+    """The best threshold for some answers by the objective of phase 2, with its score."""
+    return select_threshold(answers.logits, answers.labels, _score(config), prior)
+
+
+def _score(config: ThresholdConfig) -> Objective | CountScore:
+    return reward_of_counts if config.objective == "reward" else config.objective
 
 
 def rates_at(table: LogitTable, threshold: float) -> dict[str, float]:

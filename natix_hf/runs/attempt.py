@@ -86,6 +86,7 @@ class Attempt:
         """
         self.context.inputs.require_unchanged()
         self._draft.inputs = dict(sorted(self.context.inputs.read.items()))
+        self._draft.outside = dict(sorted(self.context.inputs.outside.items()))
         read = self.context.rows_read
         write_json(self.folder / ROWS_READ, read)
         self._draft.rows = {role: {"count": len(ids), "sha256": ids_sha256(ids)} for role, ids in read.items()}

@@ -25,9 +25,10 @@ from natix_hf.results.out_of_fold import (
     read_out_of_fold,
     read_out_of_fold_features,
 )
-from natix_hf.runs.graph import CANDIDATE_PHASES, PHASES, Phase, number_of
+from natix_hf.runs.graph import CANDIDATE_PHASES, PHASES, SOUP, Phase, number_of
 from natix_hf.runs.inputs import Inputs
 from natix_hf.runs.pins import pinned_model
+from natix_hf.runs.trained import Trained, require_whole, trained_models
 from natix_hf.terminal import LABEL, tell
 from natix_hf.trainers.config import CHECKPOINTS as CHECKPOINTS
 
@@ -139,10 +140,33 @@ class PhaseContext:
         Raises:
             RunError: if this phase does not need phase 2, or if no phase leaves a candidate of that name.
         """
-        self.upstream(2)
+        folder = self.upstream(2)
+        if decision.champion == SOUP and decision.soup is not None:
+            return Candidate(folder / SOUP)
         if decision.champion not in [PHASES[number].folder for number in CANDIDATE_PHASES]:
             raise RunError(f"the champion {cut(decision.champion)} is not a candidate of this run: run phase 2 again")
         return Candidate(self._open(number_of(decision.champion), *_OF_A_CANDIDATE))
+
+    def training_of(self, decision: Decision) -> Path:
+        """The folder of the phase whose manifest says how the champion was trained; of a soup, how its members were."""
+        name = decision.champion if decision.soup is None or decision.champion != SOUP else decision.soup.like
+        return self._open(number_of(name), *_OF_A_CANDIDATE)
+
+    def trained(self) -> list[Trained]:
+        """Every trained model of this run that this phase may read, the candidates first. `take` checks one."""
+        return [one for one in trained_models(self.run_dir) if one.phase.number in self.phase.needs + self.phase.uses]
+
+    def take(self, model: Trained) -> Candidate:
+        """Check the files of a model, of this or of another run, and record that they are read.
+
+        Raises:
+            UsageError: if a file is not the one that its run has written.
+        """
+        if model.run is None:
+            self.inputs.take(model.phase, *model.files)
+        else:
+            self.inputs.outside |= require_whole(model)
+        return model.candidate
 
     def rows(self, role: str) -> Rows:
         """The rows of a role. The manifest records that they were read.

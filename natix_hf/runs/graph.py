@@ -117,6 +117,15 @@ ORDER = (0, 1, 4, 2, 3, 5, 6)
 CANDIDATE_PHASES = (1, 4)
 
 
+# The candidate that phase 2 makes of others, and its folder in the run.
+SOUP = "soup"
+
+
+def candidate_folder(name: str) -> str:
+    """The folder of a candidate in the run folder."""
+    return f"{PHASES[2].folder}/{SOUP}" if name == SOUP else name
+
+
 def number_of(folder: str) -> int:
     """The number of the phase that writes the folder of this name."""
     return next(phase.number for phase in PHASES.values() if phase.folder == folder)

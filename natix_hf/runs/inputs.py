@@ -23,10 +23,12 @@ class Inputs:
 
     Args:
         read: The sha256 of each file, by its path in the run folder.
+        outside: The sha256 of each file of another run, by its path.
     """
 
     run_dir: Path
     read: dict[str, str] = field(default_factory=dict)
+    outside: dict[str, str] = field(default_factory=dict)
 
     def take(self, phase: Phase, *names: str) -> Path:
         """Check files of a finished phase, record them, and return the phase's folder.
@@ -57,8 +59,8 @@ class Inputs:
 
     def require_unchanged(self) -> None:
         """Raise a `RunError` if a file is no longer what it was when it was first read."""
-        for name, sha256 in self.read.items():
-            path = self.run_dir / name
+        for name, sha256 in (self.read | self.outside).items():
+            path = Path(name) if name in self.outside else self.run_dir / name
             if not path.is_file() or file_sha256(path) != sha256:
                 raise RunError(f"{path} was changed while the phase read it: run the phase again")
 
@@ -107,11 +109,16 @@ def source_listings(data: DataConfig) -> list[str]:
 
 
 def changed_input(run_dir: Path, manifest: dict[str, Any]) -> Path | None:
-    """A file that a finished phase has read and that is gone or another one now, or None."""
+    """A file that a finished phase has read and that is gone or another one now, or None. Of other runs, which a moved
+    run may lie without, only a file that is another one counts."""
     read: dict[str, str] = manifest.get("inputs", {})
     for name, sha256 in read.items():
         path = run_dir / name
         if not path.is_file() or _sha256_now(path, path.stat().st_size, path.stat().st_mtime_ns) != sha256:
+            return path
+    for name, sha256 in manifest.get("outside", {}).items():
+        path = Path(name)
+        if path.is_file() and _sha256_now(path, path.stat().st_size, path.stat().st_mtime_ns) != sha256:
             return path
     return None
 

@@ -252,6 +252,14 @@ class SupervisedConfig(TrainingSection):
         "bundle or of a classifier, or a bundle on the Hub; a list is an ensemble (docs/phase1.md). null: none.",
     ] = field(default=None, metadata=LATER)
     distil: DistilConfig = field(default_factory=DistilConfig, metadata=LATER)
+    keep_folds: Annotated[
+        bool, "Keep the models of the folds, as members of a soup (phase2.soup)."
+    ] = field(default=False, metadata=LATER)
+    seeds: Annotated[
+        int | None,
+        "Train so many models from one start, as members of a soup (phase2.soup): the first with `seed`, each further "
+        "one with the next seed for the order of its rows and its views; null trains one.",
+    ] = field(default=None, metadata=LATER)
     num_train_epochs: Epochs = 10
     per_device_eval_batch_size: Annotated[int, Argument("Evaluation rows per batch and device.")] = 128
     eval_strategy: Annotated[
@@ -302,6 +310,10 @@ class SupervisedConfig(TrainingSection):
             self.profit.check_stage(self)
         self.require(self.folds is None or self.where == "phase1", "folds", "left out: phase 1 alone has folds")
         self._check_teacher()
+        self.require(not self.keep_folds or self.folds is not None, "keep_folds", "false unless phase1.folds is set")
+        self.require(self.seeds is None or self.where == "phase1", "seeds", "left out: phase 1 alone has several")
+        self.require_within("seeds", 2, 100)
+        self.require(self.seed + (self.seeds or 1) <= 2**32, "seeds", "fewer: their last seed would be too large")
         known = score is None or score.removeprefix("eval_") in SCORES
         self.require(known, "metric_for_best_model", " | ".join(SCORES))
         stops = patience is not None
@@ -346,6 +358,11 @@ class SupervisedConfig(TrainingSection):
         self.require(self.folds is None, "folds", out_of_fold)
         views, by = self.distil.views, "left out: with adapter none feature_views decides"
         require(views is None or self.adapter != "none", "phase1.distil.views", views, by)
+
+    @property
+    def alone(self) -> Self:
+        """The settings of one training: without folds and further seeds."""
+        return replace(self, folds=None, keep_folds=False, seeds=None)
 
     def plain(self) -> dict[str, Any]:
         values = super().plain()

@@ -1,0 +1,191 @@
+"""Soups: one plain model whose weights are a mean of the weights of several models that share a start.
+
+Uniform and greedy soups are those of Wortsman et al. 2022 (arXiv 2203.05482); `interpolate_models` is WiSE-FT (Wortsman
+et al. 2022, arXiv 2109.01903).
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from natix_hf.errors import MergeMismatchError, UsageError, cut
+from natix_hf.models.classifier import load_classifier, share_weights
+from natix_hf.provenance.files import atomic_folder, read_json
+
+_WEIGHTS, _CONFIG, _PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+_HEAD = "classifier."
+# What two configs of the same model may differ in.
+_NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "problem_type", "torch_dtype", "transformers_version")
+_Member = TypeVar("_Member")
+
+
+def greedy_soup(
+    members: Sequence[_Member], score: Callable[[Sequence[_Member]], float]
+) -> tuple[list[_Member], list[float]]:
+    """Choose members by the greedy recipe: from the best to the worst, each is kept if the score does not fall.
+
+    The score of the chosen is at least that of the best member alone, because the choice begins with it.
+
+    Args:
+        members: The models, in any form that `score` takes; at least one.
+        score: Scores the mean of some members on held-out rows, larger is better. It is called with each alone, then
+            once for each that is tried, in the order in which they are added.
+
+    Returns:
+        The chosen members, the best first, and the score of each member alone, in the order given.
+
+    Raises:
+        ValueError: If there are no members, or a score is NaN.
+    """
+    alone = [score([member]) for member in members]
+    if not alone or any(math.isnan(value) for value in alone):
+        raise ValueError(f"a soup needs members, each with a score that is a number, not {alone}")
+    first, *others = sorted(range(len(members)), key=lambda i: -alone[i])  # stable: of equals the first
+    chosen, best = [members[first]], alone[first]
+    for i in others:
+        tried = score([*chosen, members[i]])
+        if tried >= best:
+            chosen, best = [*chosen, members[i]], tried
+    return chosen, alone
+
+
+def average_models(folders: Sequence[str | Path], to: str | Path) -> Path:
+    """Average the weights of plain models with equal settings, and save the mean as a plain model.
+
+    The mean makes sense only if the models were trained from one start: the same backbone and the same fresh head.
+    Nothing in a folder says so; in a run, phase 2 checks it (`phase2.soup`). The mean is computed in float64, saved in
+    float32, and compared with the tensors that transformers loads from `to`.
+
+    Args:
+        folders: Folders as `save_pretrained` writes them, each with its image processor.
+        to: The folder to write.
+
+    Returns:
+        `to`.
+
+    Raises:
+        UsageError: If there are no folders, or a folder differs from the first in settings, names, shapes or types.
+        MergeMismatchError: If the saved model does not hold the mean.
+
+    Example:
+
+        >>> natix_hf.average_models(["outputs/a/model", "outputs/b/model"], "soup")  # doctest: +SKIP
+    """
+    models, target = [Path(folder) for folder in folders], Path(to)
+    return _leave(models, target, lambda name: [1] * len(models))
+
+
+def interpolate_models(start: Path, trained: Path, to: Path, share: int, of: int) -> Path:
+    """Save the model between a start and what was trained from it: `share / of` of the trained backbone, the rest of
+    the start's. The head is the trained one: that of the start is fresh and answers nothing.
+
+    Raises:
+        As `average_models`.
+    """
+    return _leave([start, trained], to, lambda name: [0, 1] if name.startswith(_HEAD) else [of - share, share])
+
+
+def mean_tensor(tensors: Sequence[torch.Tensor], shares: Sequence[int]) -> torch.Tensor:
+    """The weighted mean of float tensors, computed in float64 and returned in the type of the first.
+
+    Args:
+        shares: Weight of each tensor, with a sum above 0.
+    """
+    total = torch.zeros_like(tensors[0], dtype=torch.float64)
+    for tensor, share in zip(tensors, shares, strict=True):
+        total += tensor.double() * share
+    return (total / sum(shares)).to(tensors[0].dtype)
+
+
+def average_problem(folder: Path, members: Sequence[Path]) -> str | None:
+    """One line if the weights in `folder` are not the mean of those of the members; else None."""
+    if not members:
+        return f"{folder / _WEIGHTS} is the mean of no model"
+    try:
+        for name, tensor in _mean(members, lambda name: [1] * len(members)).items():
+            with safe_open(folder / _WEIGHTS, "pt") as file:
+                if not torch.equal(file.get_tensor(name), tensor):
+                    return f"{folder / _WEIGHTS} is not the mean of its members in {name}"
+    except (OSError, SafetensorError, RuntimeError) as error:
+        return f"{folder / _WEIGHTS} cannot be compared with its members ({error})"
+    return None
+
+
+def _leave(folders: list[Path], to: Path, shares: Callable[[str], list[int]]) -> Path:
+    _require_alike(folders)
+    with atomic_folder(to) as temporary:
+        for name in (_CONFIG, _PROCESSOR):
+            shutil.copyfile(folders[-1] / name, temporary / name)
+        save_file(_mean(folders, shares), temporary / _WEIGHTS, metadata={"format": "pt"})
+        share_weights(temporary)
+    _prove(to, folders, shares)
+    return to
+
+
+def _mean(folders: Sequence[Path], shares: Callable[[str], list[int]]) -> dict[str, torch.Tensor]:
+    """The mean of the files' tensors, read one name at a time."""
+    files = [safe_open(folder / _WEIGHTS, "pt") for folder in folders]
+    return {name: mean_tensor([file.get_tensor(name) for file in files], shares(name)) for name in files[0].keys()}
+
+
+def _require_alike(folders: Sequence[Path]) -> None:
+    if not folders:
+        raise UsageError("a soup needs at least one model: name their folders")
+    first = folders[0]
+    for folder in folders:
+        missing = next((name for name in (_WEIGHTS, _CONFIG, _PROCESSOR) if not (folder / name).is_file()), None)
+        if missing is not None:
+            raise UsageError(f"{folder} has no {missing}: a soup is made of plain models, as save_pretrained writes them")
+        for name in (_CONFIG, _PROCESSOR):
+            one, other = _settings(first / name), _settings(folder / name)
+            key = next((key for key in {**one, **other} if one.get(key) != other.get(key)), None)
+            if key is not None:
+                raise UsageError(
+                    f"{folder / name} has {key} {cut(other.get(key))}, but {first / name} has {cut(one.get(key))}: a "
+                    "soup is made of models with equal settings"
+                )
+        one, other = _shapes(first), _shapes(folder)
+        name = next((name for name in {**one, **other} if one.get(name) != other.get(name)), None)
+        if name is not None:
+            raise UsageError(
+                f"{folder / _WEIGHTS} has {other.get(name, 'nothing')} as {name}, but {first / _WEIGHTS} has "
+                f"{one.get(name, 'nothing')}: a soup is made of models of one architecture"
+            )
+        kind = next((f"{name}: {facts}" for name, facts in other.items() if not facts.startswith(("F", "BF"))), None)
+        if kind is not None:
+            raise UsageError(f"{folder / _WEIGHTS} holds {kind}, which has no mean: a soup is made of float weights")
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    return {key: value for key, value in read_json(path).items() if key not in _NOT_OF_THE_MODEL}
+
+
+def _shapes(folder: Path) -> dict[str, str]:
+    """Type and shape of each tensor of a folder, by name."""
+    try:
+        with safe_open(folder / _WEIGHTS, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            return {name: f"{part.get_dtype()} {part.get_shape()}" for name, part in slices.items()}
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{folder / _WEIGHTS} cannot be read ({error})") from None
+
+
+def _prove(to: Path, folders: list[Path], shares: Callable[[str], list[int]]) -> None:
+    """Load the saved model and the others with transformers, and compare it with their mean by numpy, to the bit."""
+    sums: dict[str, np.ndarray] = {}
+    for i, folder in enumerate(folders):
+        for name, tensor in load_classifier(folder).state_dict().items():
+            sums[name] = sums.get(name, 0.0) + tensor.numpy().astype(np.float64) * shares(name)[i]
+    for name, tensor in load_classifier(to).state_dict().items():
+        mean = (sums[name] / sum(shares(name))).astype(np.float32)
+        if not np.array_equal(tensor.numpy(), mean):
+            raise MergeMismatchError(f"{to} does not hold the mean of its {len(folders)} models in {name}")
