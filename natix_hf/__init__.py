@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from natix_hf.bundle.load import Bundle, Prediction, count_flips, load_bundle
     from natix_hf.bundle.stream import BadImage
     from natix_hf.deploy import bundle_of
+    from natix_hf.models.soup import average_models
     from natix_hf.recipe import Recipe, load_recipe
     from natix_hf.selective.classifier import SelectiveAnswers, SelectiveClassifier
     from natix_hf.ssl.explora import apply_explora
@@ -36,6 +37,7 @@ _PLACES = {
     "SelectiveAnswers": "selective.classifier",
     "SelectiveClassifier": "selective.classifier",
     "apply_explora": "ssl.explora",
+    "average_models": "models.soup",
     "bundle_of": "deploy",
     "count_flips": "bundle.load",
     "load_bundle": "bundle.load",
@@ -55,6 +57,7 @@ __all__ = [
     "SelectiveClassifier",
     "__version__",
     "apply_explora",
+    "average_models",
     "bundle_of",
     "calibration",
     "count_flips",

@@ -13,6 +13,7 @@ from natix_hf.provenance.hub import is_repo_id
 from natix_hf.recipe import Recipe
 from natix_hf.runs.graph import PHASES, Phase
 from natix_hf.runs.pins import pinned_model
+from natix_hf.runs.trained import other_run
 
 SPREAD = (
     "a model that is spread over devices (FSDP, DeepSpeed) is refused, because exact resume and the proof of a merge "
@@ -43,6 +44,9 @@ def check_run(recipe: Recipe, wanted: Sequence[int], run_dir: Path | None, train
 
         check_teachers(recipe, run_dir)
         require_unlabelled(recipe.phase1.distil.unlabelled, "phase1.distil.unlabelled")
+    if 2 in wanted:
+        for run in recipe.phase2.soup_of:
+            other_run(run)
     if 6 in wanted and recipe.data.synthetic_half is not None:
         require_unlabelled([recipe.data.synthetic_half], "data.synthetic_half")
     if trains_here and any(PHASES[number].trains for number in wanted):

@@ -19,7 +19,7 @@ from natix_hf.estimate.shapes import Footprint, answer_footprint
 from natix_hf.estimate.source import Source, count_unlabelled, counts_by_shares, is_here, list_source
 from natix_hf.estimate.stages import stage_footprint, stock_classifier
 from natix_hf.estimate.table import TITLES, Forecast, Row
-from natix_hf.estimate.work import Work, work_of
+from natix_hf.estimate.work import Work, members_of, work_of
 from natix_hf.models.classifier import check_model, head_of
 from natix_hf.models.preprocess import make_processor
 from natix_hf.recipe import Recipe
@@ -241,7 +241,13 @@ def _disk(number: int, of_phase: Sequence[Work], recipe: Recipe, costs: _Costs) 
         elif part.kind == "answer":
             found += part.amount * _ROW_BYTES / 10
     classifiers = [part for part in of_phase if part.kind == "answer" and part.stage == "phase4.supervised"]
-    models = {1: 1, 4: 1 + len(classifiers), 6: 1 + recipe.phase6.onnx}  # phase 4 leaves the backbone too
+    of_soup = recipe.phase2.soup != "none"
+    models = {
+        1: 1 + members_of(recipe.phase1),
+        2: int(of_soup),
+        4: 1 + len(classifiers),
+        6: 1 + recipe.phase6.onnx,
+    }  # phase 4 leaves the backbone too
     found += model * models.get(number, 0)
     return round(found)
 

@@ -66,8 +66,8 @@ def small_recipe(recipe: Recipe, source: Source, parameters: int, folder: Path) 
     made = replace(
         recipe,
         data=small,
-        phase1=replace(_few_scored_steps(recipe.phase1, least), folds=None),
-        phase2=replace(recipe.phase2, from_="val_select"),
+        phase1=_few_scored_steps(recipe.phase1, least).alone,
+        phase2=replace(recipe.phase2, from_="val_select", soup="none", soup_of=[]),
         phase3=replace(recipe.phase3, from_="val_select"),
         phase4=phase4,
         phase6=replace(recipe.phase6, push=False, repo_id=None, private=False, tag=None),

@@ -26,7 +26,7 @@ from natix_hf.estimate.pictures import CoreRates, Few, core_rates, few_pictures
 from natix_hf.estimate.sample import RECIPE, SAMPLE_OF_SOURCE, small_recipe
 from natix_hf.estimate.source import count_unlabelled, list_source
 from natix_hf.estimate.table import TITLES, Forecast, Row
-from natix_hf.estimate.work import Counts, Work, work_of
+from natix_hf.estimate.work import Counts, Work, members_of, work_of
 from natix_hf.provenance.manifest import MANIFEST, read_manifest
 from natix_hf.recipe import Recipe
 from natix_hf.runs.graph import PHASES, order_phases
@@ -46,6 +46,7 @@ class _Measured:
     left: dict[int, tuple[int, int]]  # bytes of a phase: those that grow with the rows, and the others
     caches: int  # bytes of what was decoded, drawn and computed once
     source: int  # bytes of the whole source in the cache of `datasets`
+    model: int  # bytes of a candidate's model
     answer_s: float
     few: Few
     rates: CoreRates
@@ -98,6 +99,7 @@ def smoke(recipe: Recipe, phases: Sequence[int] | None, price_per_hour: float | 
             left=_left(folder),
             caches=_bytes(folder / "caches" / "datasets" / "natix_hf") + _bytes(folder / "caches" / "natix_hf"),
             source=source.cached_bytes(),
+            model=_bytes(folder / "run" / PHASES[1].folder / "model"),
             answer_s=_answer_s(recipe, folder, few),
             few=few,
             rates=rates,
@@ -225,6 +227,7 @@ def _project(
         peaks = [max(found.paces[part.stage]["memory"].values()) for part in trained if part.stage in found.paces]
         of_rows, others = found.left[number]
         left = round(of_rows * grows + others) + (found.source + round(found.caches * grows) if number == 0 else 0)
+        left += found.model * {1: members_of(recipe.phase1), 2: recipe.phase2.soup != "none"}.get(number, 0)
         title = f"{number}  {TITLES[number]}"
         speed = (min(speeds), max(speeds)) if speeds else None
         rows.append(Row(title, speed, max(peaks, default=None), (seconds, seconds), left))
@@ -293,6 +296,10 @@ def _not_checked(recipe: Recipe) -> Iterator[str]:
         left_out.append("the push to the Hub (its rights were checked)")
     if recipe.phase1.folds is not None and 1 in recipe.phases:
         left_out.append("the folds of phase 1, which train the same model")
+    if recipe.phase1.seeds is not None and 1 in recipe.phases:
+        left_out.append("the further seeds of phase 1, which train the same model")
+    if recipe.phase2.soup != "none" and 2 in recipe.phases:
+        left_out.append("the soup of phase 2")
     if recipe.phase1.early_stopping_patience is not None:
         left_out.append("when early stopping ends a training: the time is that of all epochs")
     if left_out:

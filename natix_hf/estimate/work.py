@@ -12,6 +12,7 @@ from typing import Literal
 
 from natix_hf.data.config import DataConfig
 from natix_hf.recipe import Recipe
+from natix_hf.results.soup import WISE_SHARES
 from natix_hf.runs.graph import CANDIDATE_PHASES
 from natix_hf.trainers.config import SupervisedConfig, TrainingSection, count_steps
 
@@ -81,6 +82,8 @@ def work_of(recipe: Recipe, phases: Sequence[int], counts: Counts, devices: int 
     candidates = sum(number in phases for number in CANDIDATE_PHASES)
     if 2 in phases and drawn > _chosen_views(data):
         found.append(Work(2, "answer", candidates * counts.val_select * drawn, "classifier"))
+    if 2 in phases:
+        found.append(Work(2, "answer", _soup_answers(recipe) * counts.val_select * drawn, "classifier"))
     if 3 in phases:
         found.append(Work(3, "answer", counts.val_select * drawn, "classifier"))
         found.append(Work(3, "gate", _gate_steps(recipe, counts.val_select * drawn, devices)))
@@ -89,6 +92,20 @@ def work_of(recipe: Recipe, phases: Sequence[int], counts: Counts, devices: int 
     if 6 in phases:
         found.append(Work(6, "answer", counts.test * drawn, "classifier"))
     return [work for work in found if work.amount > 0]
+
+
+def members_of(stage: SupervisedConfig) -> int:
+    """The models that phase 1 leaves beside its candidate."""
+    return (stage.seeds or 1) - 1 + (stage.folds or 0) * stage.keep_folds
+
+
+def _soup_answers(recipe: Recipe) -> int:
+    """How many models phase 2 asks to make a soup, beyond those that have answered. Members of other runs, which it
+    asks too, cannot be counted without reading them."""
+    soup, members = recipe.phase2.soup, members_of(recipe.phase1)
+    further = recipe.data.exam and recipe.data.exam_views > _chosen_views(recipe.data)
+    trials = {"none": 0, "uniform": 1, "greedy": members + 1, "wise": WISE_SHARES + 1}[soup]
+    return trials + members * bool(further) * (soup in ("uniform", "greedy"))
 
 
 def _chosen_views(data: DataConfig) -> int:
@@ -103,21 +120,25 @@ def _control_is_phase1(recipe: Recipe) -> bool:
 def _supervised(
     stage: SupervisedConfig, data: DataConfig, counts: Counts, phase: int, devices: int, times: int = 1
 ) -> list[Work]:
-    """A classifier, and those of its folds: the training, its scores and checkpoints, and answers on val_select."""
+    """A classifier, and those of its folds and further seeds: the training, its scores and checkpoints, and answers on
+    val_select."""
     where = "phase1" if phase == 1 else "phase4.supervised"
     views = _chosen_views(data)
     asked, rows = counts.val_select * views, counts.train
-    trainings = times * (stage.folds or 1)  # the trainings of k folds together read the rows k - 1 times
+    folds, seeds = stage.folds or 1, (stage.seeds or 1) - 1
+    trainings = times * folds + seeds  # those of k folds, and of the baseline, together read the rows k times
+    answered = times + seeds + bool(stage.folds) + folds * stage.keep_folds  # times that val_select is
     bake_off = 2 if stage.adapter == "auto" else 1  # its trials take as many steps as the stage itself
     steps = steps_of(stage, rows, devices)
-    head = stage.adapter == "none"
+    head, read = stage.adapter == "none", rows * stage.feature_views
+    other_views = seeds * read * (stage.feature_views > 1)  # a further seed draws others; the first view is the same
     model: Model = "head" if head else "classifier"
     return [
-        Work(phase, "features", trainings * (rows * stage.feature_views + asked) * head, "classifier", where),
+        Work(phase, "features", (times * folds * (read + asked) + other_views) * head, "classifier", where),
         Work(phase, "train", trainings * bake_off * steps, model, where, rows_a_step(stage, devices)),
         Work(phase, "score", trainings * _times(stage, "eval", steps, rows, devices), model, where, asked),
         Work(phase, "save", trainings * _times(stage, "save", steps, rows, devices), model, where),
-        Work(phase, "answer", trainings * asked + rows * views * bool(stage.folds), "classifier", where),
+        Work(phase, "answer", answered * asked + rows * views * bool(stage.folds), "classifier", where),
     ]
 
 

@@ -1,7 +1,7 @@
 """Soups: one plain model whose weights are a mean of the weights of several models that share a start.
 
-Uniform and greedy soups are those of Wortsman et al. 2022 (arXiv 2203.05482); `interpolate_models` is WiSE-FT (Wortsman
-et al. 2022, arXiv 2109.01903).
+Uniform and greedy soups are those of Wortsman et al. 2022 (arXiv 2203.05482). `interpolate_models` is WiSE-FT, of
+Wortsman et al. 2022 (arXiv 2109.01903).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from natix_hf.errors import MergeMismatchError, UsageError, cut
 from natix_hf.models.classifier import load_classifier, share_weights
+from natix_hf.models.preprocess import Preprocess, load_processor
 from natix_hf.provenance.files import atomic_folder, read_json
 
 _WEIGHTS, _CONFIG, _PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
@@ -28,9 +29,7 @@ _NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "problem_type", 
 _Member = TypeVar("_Member")
 
 
-def greedy_soup(
-    members: Sequence[_Member], score: Callable[[Sequence[_Member]], float]
-) -> tuple[list[_Member], list[float]]:
+def greedy_soup(members: Sequence[_Member], score: Callable[[Sequence[_Member]], float]) -> list[_Member]:
     """Choose members by the greedy recipe: from the best to the worst, each is kept if the score does not fall.
 
     The score of the chosen is at least that of the best member alone, because the choice begins with it.
@@ -41,7 +40,7 @@ def greedy_soup(
             once for each that is tried, in the order in which they are added.
 
     Returns:
-        The chosen members, the best first, and the score of each member alone, in the order given.
+        The chosen members, the best first.
 
     Raises:
         ValueError: If there are no members, or a score is NaN.
@@ -55,7 +54,7 @@ def greedy_soup(
         tried = score([*chosen, members[i]])
         if tried >= best:
             chosen, best = [*chosen, members[i]], tried
-    return chosen, alone
+    return chosen
 
 
 def average_models(folders: Sequence[str | Path], to: str | Path) -> Path:
@@ -144,7 +143,9 @@ def _require_alike(folders: Sequence[Path]) -> None:
     for folder in folders:
         missing = next((name for name in (_WEIGHTS, _CONFIG, _PROCESSOR) if not (folder / name).is_file()), None)
         if missing is not None:
-            raise UsageError(f"{folder} has no {missing}: a soup is made of plain models, as save_pretrained writes them")
+            raise UsageError(
+                f"{folder} has no {missing}: a soup is made of plain models, as save_pretrained writes them"
+            )
         for name in (_CONFIG, _PROCESSOR):
             one, other = _settings(first / name), _settings(folder / name)
             key = next((key for key in {**one, **other} if one.get(key) != other.get(key)), None)
@@ -179,13 +180,23 @@ def _shapes(folder: Path) -> dict[str, str]:
         raise UsageError(f"{folder / _WEIGHTS} cannot be read ({error})") from None
 
 
+@torch.inference_mode()
 def _prove(to: Path, folders: list[Path], shares: Callable[[str], list[int]]) -> None:
-    """Load the saved model and the others with transformers, and compare it with their mean by numpy, to the bit."""
-    sums: dict[str, np.ndarray] = {}
+    """Load the saved model with transformers, and compare it with the mean by numpy of the others, loaded alike: every
+    tensor, and the answers to noise, to the bit."""
+    sums: dict[str, Any] = {}
     for i, folder in enumerate(folders):
-        for name, tensor in load_classifier(folder).state_dict().items():
+        model = load_classifier(folder)
+        for name, tensor in model.state_dict().items():
             sums[name] = sums.get(name, 0.0) + tensor.numpy().astype(np.float64) * shares(name)[i]
-    for name, tensor in load_classifier(to).state_dict().items():
-        mean = (sums[name] / sum(shares(name))).astype(np.float32)
-        if not np.array_equal(tensor.numpy(), mean):
-            raise MergeMismatchError(f"{to} does not hold the mean of its {len(folders)} models in {name}")
+    means = {name: torch.from_numpy((total / sum(shares(name))).astype(np.float32)) for name, total in sums.items()}
+    saved = load_classifier(to)
+    other = next((name for name, tensor in saved.state_dict().items() if not torch.equal(tensor, means[name])), None)
+    model.load_state_dict(means)  # the last model's settings, which all have
+    size = Preprocess(load_processor(to)).image_size
+    noise = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    same = torch.equal(*(one.eval()(pixel_values=noise).logits for one in (saved, model)))
+    if other is not None or not same:
+        raise MergeMismatchError(
+            f"{to} does not hold the mean of its {len(folders)} models in {other or 'its answers'}"
+        )

@@ -23,13 +23,18 @@ from natix_hf.data.rows import Rows
 from natix_hf.errors import LeakageError
 from natix_hf.metrics import select_threshold
 from natix_hf.models.classifier import build_classifier
+from natix_hf.models.features import weights_sha256
 from natix_hf.models.preprocess import make_processor
-from natix_hf.provenance.durable import remove_folder
+from natix_hf.phases.phase1_seeds import MEMBER, MEMBER_FILES, member_figures
+from natix_hf.provenance.durable import make_folder, remove_folder, replace
 from natix_hf.provenance.files import atomic_file, ids_sha256
+from natix_hf.provenance.parts import read_part, write_part
 from natix_hf.results.answers import compute_answers, save_candidate
-from natix_hf.results.candidate import Candidate
+from natix_hf.results.candidate import START, Candidate
+from natix_hf.results.logits import write_logits
 from natix_hf.results.out_of_fold import OutOfFold, write_out_of_fold
 from natix_hf.runs.context import PhaseContext
+from natix_hf.runs.trained import MEMBERS
 from natix_hf.terminal import LABEL, tell
 from natix_hf.trainers.supervised import train_classifier
 
@@ -55,24 +60,29 @@ def fold_of_each_row(context: PhaseContext, train: Rows, val_select: Asked) -> n
     return divide_folds(roles, asked.row_labels, asked.row_groups, stage.folds, stage.seed)
 
 
-def answer_out_of_fold(context: PhaseContext, train: Rows, val_select: Asked, folds: np.ndarray) -> dict[str, Any]:
-    """Train a model without each fold and leave its answers to that fold. Every rank calls it.
+def answer_out_of_fold(
+    context: PhaseContext, train: Rows, val_select: Asked, folds: np.ndarray
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Train a model without each fold and leave its answers to that fold, and with `keep_folds` the model. Every rank
+    calls it.
 
     An interrupted attempt continues with the fold, and the checkpoint, where it stopped.
 
     Returns:
-        Figures for the manifest.
+        Figures for the manifest, and those of each model that is kept.
     """
     of_train, of_val = folds[: len(train)], folds[len(train) :]
     count = int(folds.max()) + 1
-    parts = []
+    parts, kept = [], []
     for fold in range(count):
         held = [
             ask(train.select(np.flatnonzero(of_train == fold)), val_select.exam),
             val_select.select(np.flatnonzero(of_val == fold)),
         ]
         path = context.checkpoints / "folds" / f"fold-{fold + 1}.safetensors"
-        done = _read_part(path, held) is not None
+        member = Candidate(context.folder / MEMBERS / path.stem) if context.recipe.phase1.keep_folds else None
+        report = read_part(member.folder / MEMBER, context.tell) if member is not None else {}
+        done = _read_part(path, held) is not None and report is not None
         PartialState().wait_for_everyone()  # every rank looks for the answers before rank 0 writes them
         if not done:
             if context.is_main:
@@ -81,13 +91,25 @@ def answer_out_of_fold(context: PhaseContext, train: Rows, val_select: Asked, fo
                     f"{' ' * LABEL}fold {fold + 1} of {count}: training without the {answered:,} rows that it answers"
                 )
             seen = train.select(np.flatnonzero(of_train != fold)), val_select.select(np.flatnonzero(of_val != fold))
-            _train_fold(context, *seen, held, path)
+            report = _train_fold(context, *seen, held, path)
+            if context.is_main and member is not None:
+                _keep(member, path, report, val_select)
+            if context.is_main:
+                remove_folder(path.with_suffix(""))  # the answers are what is wanted
         PartialState().wait_for_everyone()
         parts.append(_read_part(path, held))
-    return _leave(context, train, val_select, folds, [part for part in parts if part]) if context.is_main else {}
+        if context.is_main and member is not None:
+            assert report is not None
+            kept.append({"fold": fold + 1} | member_figures(context, member, report))
+    if not context.is_main:
+        return {}, []
+    return _leave(context, train, val_select, folds, [part for part in parts if part]), kept
 
 
-def _train_fold(context: PhaseContext, train: Rows, val_select: Asked, held: list[Asked], path: Path) -> None:
+def _train_fold(
+    context: PhaseContext, train: Rows, val_select: Asked, held: list[Asked], path: Path
+) -> dict[str, Any]:
+    """Train the model of a fold and write its answers. Its folder stays beside them. Returns the report."""
     recipe, folder = context.recipe, path.with_suffix("")
     seen = {*train.groups.tolist(), *val_select.row_groups.tolist()}
     both = next((group for asked in held for group in asked.row_groups.tolist() if group in seen), None)
@@ -95,8 +117,10 @@ def _train_fold(context: PhaseContext, train: Rows, val_select: Asked, held: lis
         raise LeakageError(f"group {both} is in the training of the fold that it is in: the folds divide a group")
     clear_device_cache(garbage_collection=True)  # the next model needs the GPU memory of the last one
     processor = make_processor(context.model)
-    train_classifier(
-        build_classifier(context.model, recipe.phase1.seed, recipe.data.labels),
+    classifier = build_classifier(context.model, recipe.phase1.seed, recipe.data.labels)
+    start = {START: weights_sha256(classifier, with_head=True)}
+    report = train_classifier(
+        classifier,
         processor,
         train,
         val_select,
@@ -109,7 +133,7 @@ def _train_fold(context: PhaseContext, train: Rows, val_select: Asked, held: lis
         views_on=recipe.data.views_on,
     )
     if not context.is_main:
-        return
+        return start
     answers = [compute_answers(Candidate(folder), asked) for asked in held if len(asked)]
     tensors = {
         "logits": np.concatenate([table.logits for table, _ in answers]),
@@ -119,7 +143,16 @@ def _train_fold(context: PhaseContext, train: Rows, val_select: Asked, held: lis
     made_by["content_sha256"] = _content_sha256(**tensors)
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata=made_by)
-    remove_folder(folder)  # the answers are what is wanted
+    return {key: report[key] for key in ("kept_step", "steps")} | start
+
+
+def _keep(member: Candidate, path: Path, report: dict[str, Any], val_select: Asked) -> None:
+    """Keep a fold's model as a candidate is kept, with its answers to all of val_select, most of which it has seen."""
+    remove_folder(member.folder)
+    make_folder(member.folder)
+    replace(Candidate(path.with_suffix("")).model, member.model)
+    write_logits(member.logits_file("val_select"), compute_answers(member, val_select)[0])
+    write_part(member.folder / MEMBER, report, MEMBER_FILES)
 
 
 def _rows_sha256(held: list[Asked]) -> str:

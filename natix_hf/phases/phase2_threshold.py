@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from natix_hf.metrics import sweep
+from natix_hf.phases.phase2_soup import make_soup
 from natix_hf.provenance.files import atomic_file
 from natix_hf.provenance.manifest import MANIFEST, manifest_problems
 from natix_hf.provenance.stored import to_json
@@ -16,7 +17,7 @@ from natix_hf.results.decision import decide, exam_answers
 from natix_hf.results.logits import LogitTable, kept_logits, write_logits
 from natix_hf.results.out_of_fold import OutOfFold
 from natix_hf.runs.context import Outcome, PhaseContext
-from natix_hf.runs.graph import PHASES
+from natix_hf.runs.graph import PHASES, SOUP
 from natix_hf.terminal import LABEL, tell
 
 
@@ -25,7 +26,10 @@ def run(context: PhaseContext) -> Outcome:
     config, prior = context.recipe.phase2, context.recipe.data.target_prior
     candidates = {candidate.name: candidate for candidate in context.candidates()}
     tables = {name: _answers(context, candidate) for name, candidate in candidates.items()}
-    decision, chosen, sample = decide(tables, lambda champion: _out_of_fold(context, champion), config, prior)
+    soup = None
+    if config.soup != "none":
+        candidates[SOUP], tables[SOUP], soup = make_soup(context, tables)
+    decision, chosen, sample = decide(tables, lambda champion: _out_of_fold(context, champion), config, prior, soup)
     context.note_rows("val_select", tables[decision.champion].asked.row_ids)
     curve = sweep(sample.logits, sample.labels, target_prior=prior)
     with atomic_file(context.folder / "sweep.parquet") as temporary:

@@ -16,6 +16,7 @@ from natix_hf.data.stream import Stream
 from natix_hf.data.unlabelled import joined, unlabelled_rows
 from natix_hf.errors import RecipeError
 from natix_hf.models.classifier import build_backbone, build_decoder, save_model
+from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import make_processor
 from natix_hf.models.resolved import resolved_config
 from natix_hf.provenance.files import atomic_folder, file_sha256, write_json
@@ -66,6 +67,11 @@ def check_explora(recipe: Recipe, model: PreTrainedModel) -> None:
             "data.source is null, so there are no labels: set phase4.use_labeled_data=false and name sources of "
             "images in phase4.unlabelled"
         )
+
+
+def adapted_model(run_dir: Path, model: ModelConfig) -> ModelConfig:
+    """The model of a recipe, from the backbone that phase 4 has adapted."""
+    return replace(model, backbone=str(run_dir / PHASES[4].folder / BACKBONE), revision=None)
 
 
 def adapt_backbone(context: PhaseContext) -> dict[str, Any]:

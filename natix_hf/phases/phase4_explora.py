@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -12,10 +11,10 @@ from accelerate.utils.memory import clear_device_cache
 from natix_hf.data.config import DataConfig
 from natix_hf.metrics import select_threshold
 from natix_hf.models.config import ModelConfig
-from natix_hf.phases.phase4_adapt import BACKBONE, adapt_backbone
+from natix_hf.phases.made_once import made_once
+from natix_hf.phases.phase4_adapt import adapt_backbone, adapted_model
 from natix_hf.phases.phase4_adapt import finished_parts as finished_parts
 from natix_hf.provenance.manifest import read_manifest
-from natix_hf.provenance.parts import read_part, write_part
 from natix_hf.provenance.stored import to_json
 from natix_hf.results.answers import leave_candidate
 from natix_hf.results.candidate import Candidate
@@ -40,7 +39,7 @@ def run(context: PhaseContext) -> Outcome:
     if not recipe.phase4.use_labeled_data:
         return Outcome(report, _told(report)) if context.is_main else Outcome()
     stage, candidate = recipe.phase4.supervised or recipe.phase1, Candidate(context.folder)
-    adapted = replace(recipe.model, backbone=str(context.folder / BACKBONE), revision=None)
+    adapted = adapted_model(context.run_dir, recipe.model)
     if context.is_main:
         tell(f"{' ' * LABEL}{_told(report)}", hang=LABEL)
         tell(f"{' ' * LABEL}training the classifier on the adapted backbone")
@@ -71,21 +70,16 @@ def _told(report: dict[str, Any]) -> str:
 
 def _train(context: PhaseContext, candidate: Candidate, model: ModelConfig, stage: SupervisedConfig) -> dict[str, Any]:
     """Run the supervised stage and leave a candidate, unless an interrupted attempt has already done so."""
-    done: Path = candidate.folder / _STAGE
-    found = read_part(done, context.tell)
-    PartialState().wait_for_everyone()  # every rank looks for the report before rank 0 writes it
-    if found is not None:
-        return found
-    clear_device_cache(garbage_collection=True)  # the next model needs the GPU memory of the last one
-    train, val_select = context.rows("train"), context.ask_to_choose("val_select")
-    checkpoints = context.checkpoints / candidate.name
-    data = context.recipe.data
-    rest = (data, checkpoints, context.is_main, distillation_of(context, stage))
-    report = leave_candidate(candidate, model, stage, train, val_select, *rest)
-    if context.is_main:
-        write_part(done, report, ("model", "logits", "history.json", "plots/training.png"))
-    PartialState().wait_for_everyone()
-    return report
+
+    def leave() -> dict[str, Any]:
+        clear_device_cache(garbage_collection=True)  # the next model needs the GPU memory of the last one
+        rows = context.rows("train"), context.ask_to_choose("val_select")
+        checkpoints = context.checkpoints / candidate.name
+        rest = (context.recipe.data, checkpoints, context.is_main, distillation_of(context, stage))
+        return leave_candidate(candidate, model, stage, *rows, *rest)
+
+    files = ("model", "logits", "history.json", "plots/training.png")
+    return made_once(context, candidate.folder / _STAGE, files, leave)
 
 
 def _control_of_phase1(context: PhaseContext, stage: SupervisedConfig) -> Candidate | None:

@@ -46,7 +46,8 @@ def export(context: PhaseContext, decision: Decision, champion: Candidate, measu
     recipe, config, bundle = context.recipe, context.recipe.phase6, context.folder / BUNDLE
     _warn_of_the_miner(recipe, read_json(champion.model / "config.json")["model_type"], measured.policy.labels)
     lineage = bundle_lineage(context, champion, decision)
-    facts = card_facts(recipe, context.upstream(0), champion, decision, measured.policy, measured.evaluation, lineage)
+    folders = context.upstream(0), context.training_of(decision)
+    facts = card_facts(recipe, *folders, champion, decision, measured.policy, measured.evaluation, lineage)
     threshold_plot = context.upstream(2) / "plots" / "threshold.png"
     scrc = context.finished(5)
     scrc_plots = sorted((scrc / "plots").glob("*.png")) if scrc is not None else []

@@ -114,19 +114,21 @@ def _repo(origin: dict[str, Any] | None) -> str | None:
 def card_facts(
     recipe: Recipe,
     data_folder: Path,
+    trained: Path,
     champion: Candidate,
     decision: Decision,
     policy: Policy,
     evaluation: Evaluation,
     lineage: dict[str, Any],
 ) -> CardFacts:
-    """Collect the facts for a champion's card. They come from its manifest, because the recipe may have changed since.
+    """Collect the facts for a champion's card. They come from a manifest, because the recipe may have changed since.
 
     Args:
         data_folder: The folder of phase 0, which counts the rows and says what was read.
+        trained: The folder of the phase that says how the champion was trained.
     """
     read, source = read_reading(data_folder / SPLITS), recipe.data.plain()["source"]
-    split, made_by = read_manifest(data_folder)["metrics"], read_manifest(champion.folder)
+    split, made_by = read_manifest(data_folder)["metrics"], read_manifest(trained)
     sections, measured = made_by["section"], made_by["metrics"]
     explora = sections.get("phase4")
     stage, model = (explora and explora["supervised"]) or sections["phase1"], sections["model"]

@@ -198,6 +198,7 @@ def _content(facts: RunFacts) -> dict[str, Any]:
         "curves": {name: _plot(facts, name, told, told) for name, told in _CURVES.items() if _has(facts, name)},
         "champion": decision.champion if decision is not None else None,
         "candidates": [PHASES[n].folder for n in CANDIDATE_PHASES],
+        "soup": decision.soup if decision is not None else None,
     }
 
 

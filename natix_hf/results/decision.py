@@ -55,7 +55,7 @@ class Decision(Stored):
         fitted_to (`str`): What the threshold was fitted to; None means val_select, in files older than the key.
         held_out (`dict[str, Figure]`): The MCC on val_select where each group is decided by a threshold that was
             fitted without it, by what it was fitted to. None: there are too few groups, or the file is older.
-        soup (`Soup`): The candidate that phase 2 made of others, whether it is the champion or not. None: it made none.
+        soup (`Soup`): The candidate that phase 2 made of others, champion or not. None: it made none.
     """
 
     FILE: ClassVar[str] = "threshold.json"

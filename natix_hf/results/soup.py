@@ -8,6 +8,7 @@ from typing import Literal
 
 from natix_hf.provenance.stored import OPTIONAL
 
+WISE_SHARES = 10  # WiSE-FT tries 0, 1/10, …, 1 of the trained backbone
 SoupKind = Literal["uniform", "greedy", "wise"]
 
 
@@ -36,7 +37,13 @@ class SoupMember:
     def answers(self, folder: Path) -> Path:
         """The file in which phase 2, whose folder this is, keeps the member's answers on val_select, if its own phase
         did not leave them."""
-        return folder / "logits" / f"{'' if self.run is None else f'{self.run}-'}{self.name.replace('/', '-')}.parquet"
+        return member_answers(folder, self.name, self.run)
+
+
+def member_answers(folder: Path, name: str, run: str | None) -> Path:
+    """The file of `SoupMember.answers`."""
+    of_run = f"{run}-" if run is not None else ""
+    return folder / "logits" / f"{of_run}{name.replace('/', '-')}.parquet"
 
 
 @dataclass(frozen=True)
@@ -68,9 +75,7 @@ class Soup:
         names = ", ".join(member.told for member in self.taken)
         if self.kind == "wise":
             [member] = self.members
-            return (
-                f"{member.weight:.0%} of the backbone of {member.told} and {1 - member.weight:.0%} of that of its start, "
-                "with the trained head"
-            )
-        many = f"{len(self.taken)} of {len(self.members)} models" if self.kind == "greedy" else f"{len(self.taken)} models"
-        return f"the mean of the weights of {many} that share a start: {names}"
+            trained = f"{member.weight:.0%} of the backbone of {member.told}"
+            return f"{trained} and {1 - member.weight:.0%} of that of its start, with the trained head"
+        of_all = f"{len(self.taken)} of {len(self.members)} models"
+        return f"the mean of the weights of {of_all} that share a start: {names}"

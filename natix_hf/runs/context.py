@@ -148,8 +148,10 @@ class PhaseContext:
         return Candidate(self._open(number_of(decision.champion), *_OF_A_CANDIDATE))
 
     def training_of(self, decision: Decision) -> Path:
-        """The folder of the phase whose manifest says how the champion was trained; of a soup, how its members were."""
-        name = decision.champion if decision.soup is None or decision.champion != SOUP else decision.soup.like
+        """The folder of the phase whose manifest says how the champion was trained; of a soup, how the candidate was
+        that started where its members did."""
+        soup = decision.soup if decision.champion == SOUP else None
+        name = soup.like if soup is not None else decision.champion
         return self._open(number_of(name), *_OF_A_CANDIDATE)
 
     def trained(self) -> list[Trained]:

@@ -25,9 +25,10 @@ def bundle_lineage(context: PhaseContext, champion: Candidate, decision: Decisio
     """
     recipe = context.recipe
     optional = [folder for number in (3, 5) if (folder := context.finished(number)) is not None]
-    made = (context.upstream(0), champion.folder, context.upstream(2), *optional)
+    trained = context.training_of(decision)
+    made = (context.upstream(0), trained, context.upstream(2), *optional)
     phases = {folder.name: read_manifest(folder) for folder in made}
-    of_data, of_champion = phases[context.upstream(0).name].get("hub", {}), phases[champion.name].get("hub", {})
+    of_data, of_champion = phases[context.upstream(0).name].get("hub", {}), phases[trained.name].get("hub", {})
     return {
         "run_id": run_id_of(context.run_dir),
         "recipe": recipe.name,

@@ -24,7 +24,7 @@ from natix_hf.results.logits import LogitTable
 from natix_hf.results.promise import SelectRows
 from natix_hf.runs.folders import RUN_FILE
 from natix_hf.runs.freshness import finished_digest, upstream_digests
-from natix_hf.runs.graph import PHASES
+from natix_hf.runs.graph import PHASES, candidate_folder
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def run_answers(run_dir: Path) -> RunAnswers:
         raise UsageError(f"--run {run_dir} is not a run folder: name one that natix-hf run has made")
     upstream_digests(run_dir, PHASES[5])
     decision = Decision.read(run_dir / PHASES[2].folder)
-    champion = Candidate(run_dir / decision.champion)
+    champion = Candidate(run_dir / candidate_folder(decision.champion))
     table = decision.val_select(run_dir / PHASES[2].folder, champion)
     splits = read_splits(run_dir / PHASES[0].folder / SPLITS)
     risk, certified = _risk(run_dir)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from natix_hf.provenance.stored import Stored, to_json
 from natix_hf.results.calibration import CalibrationReport, fit_on, measure_calibration
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.certified import certify_run
-from natix_hf.results.decision import Decision, decide
+from natix_hf.results.decision import Decision, best_threshold, decide
 from natix_hf.results.evaluation import Evaluation, evaluate
 from natix_hf.results.gate import GateReport, compare_gates, read_cross_fitted, verdict
 from natix_hf.results.logits import (
@@ -45,8 +46,9 @@ from natix_hf.results.logits import (
 from natix_hf.results.looks import Look
 from natix_hf.results.out_of_fold import OUT_OF_FOLD, OutOfFold, read_out_of_fold
 from natix_hf.results.promise import PromiseReport
+from natix_hf.results.soup import Soup
 from natix_hf.results.synthetic_half import SyntheticHalf
-from natix_hf.runs.graph import CANDIDATE_PHASES, PHASES
+from natix_hf.runs.graph import CANDIDATE_PHASES, PHASES, SOUP, candidate_folder
 from natix_hf.section import Section
 from natix_hf.trainers.gate_config import GateConfig
 
@@ -131,7 +133,7 @@ def _decided(run_dir: Path) -> tuple[Decision, Candidate, LogitTable]:
     """The decision of phase 2, its champion, and the champion's answers on val_select."""
     folder = run_dir / PHASES[2].folder
     decision = Decision.read(folder)
-    champion = Candidate(run_dir / decision.champion)
+    champion = Candidate(run_dir / candidate_folder(decision.champion))
     return decision, champion, decision.val_select(folder, champion)
 
 
@@ -146,7 +148,28 @@ def _threshold(run_dir: Path, manifests: Manifests) -> tuple[Stored, Stored]:
         return read_out_of_fold(run_dir / first) if wanted else None
 
     config, data = _settings(manifests, 2, ThresholdConfig)
-    return decision, decide(tables, of_folds, config, data.target_prior)[0]
+    soup = decision.soup
+    if soup is not None:
+        tables[SOUP] = decision.val_select(folder, Candidate(run_dir / candidate_folder(SOUP)))
+        soup = _scored(run_dir, decision, soup, tables[SOUP], config, data.target_prior)
+    return decision, decide(tables, of_folds, config, data.target_prior, soup)[0]
+
+
+def _scored(
+    run_dir: Path, decision: Decision, soup: Soup, table: LogitTable, config: ThresholdConfig, prior: float | None
+) -> Soup:
+    """What a soup is made of, with the scores that follow from the stored answers."""
+    folder, chosen_by = run_dir / PHASES[2].folder, decision.exam is None or decision.exam.chooses
+    members = []
+    for member in soup.members:
+        here = member.run is None and chosen_by
+        path = Candidate(run_dir / member.name).logits_file("val_select") if here else member.answers(folder)
+        answers = read_logits(path, member.candidate_sha256, decision.exam)
+        members.append(replace(member, score=best_threshold(answers, config, prior).value))
+    score = best_threshold(table, config, prior).value
+    if soup.kind == "greedy" and score < max(member.score for member in members):
+        raise ValueError("the greedy soup is worse than a member")
+    return replace(soup, members=members, score=score)
 
 
 def _gate(run_dir: Path, manifests: Manifests) -> tuple[Stored, Stored]:

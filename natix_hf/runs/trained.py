@@ -9,12 +9,11 @@ from typing import Any
 
 from natix_hf.data.splits import SPLITS, Splits, read_splits
 from natix_hf.errors import UsageError, VerificationError
-from natix_hf.models.soup import average_problem
 from natix_hf.provenance.files import check_files, file_sha256
 from natix_hf.provenance.manifest import MANIFEST, read_manifest
 from natix_hf.results.candidate import START, Candidate
 from natix_hf.results.decision import Decision
-from natix_hf.runs.folders import RUN_FILE
+from natix_hf.runs.folders import RUN_FILE, run_id_of
 from natix_hf.runs.graph import CANDIDATE_PHASES, PHASES, SOUP, Phase, candidate_folder
 
 # Their folder in that of phase 1, and the key of their list in its figures.
@@ -47,6 +46,11 @@ class Trained:
         """What a candidate is made of, in the folder of its phase."""
         inside = self.name.removeprefix(self.phase.folder).lstrip("/")
         return f"{inside}/model".lstrip("/"), f"{inside}/logits".lstrip("/")
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the other run."""
+        return None if self.run is None else run_id_of(self.run_dir.resolve())
 
     @property
     def told(self) -> str:
@@ -163,6 +167,8 @@ def soup_problems(run_dir: Path, manifest: Mapping[str, Any], note: Callable[[st
     Raises:
         VerificationError: If the decision of phase 2 is damaged.
     """
+    from natix_hf.models.soup import average_problem  # takes torch
+
     soup = Decision.read(run_dir / PHASES[2].folder).soup
     if soup is None:
         return []

@@ -23,9 +23,10 @@ from natix_hf.results.promise import PromiseReport
 from natix_hf.runs.attempt import ROWS_READ
 from natix_hf.runs.folders import RUN_FILE
 from natix_hf.runs.freshness import lost_its_manifest
-from natix_hf.runs.graph import ORDER, PHASES, Phase, number_of
+from natix_hf.runs.graph import ORDER, PHASES, Phase, candidate_folder, number_of
 from natix_hf.runs.inputs import were_other_files
 from natix_hf.runs.recomputed import recomputed_problems
+from natix_hf.runs.trained import soup_problems
 
 if TYPE_CHECKING:
     from natix_hf.bundle.policy import Policy
@@ -96,6 +97,9 @@ def run_problems(run_dir: Path, note: Callable[[str], None] = lambda line: None)
     for phase in finished:
         problems += _row_problems(run_dir, phase, manifests.get(phase.folder, {}), splits)
     problems += _bundle_problems(run_dir)
+    of_threshold = manifests.get(PHASES[2].folder)
+    if of_threshold is not None and not problems:
+        problems += soup_problems(run_dir, of_threshold, note)
     # What is damaged needs no recomputing, and could not be read.
     return _lines(problems or recomputed_problems(run_dir, manifests, note))
 
@@ -223,11 +227,11 @@ def _bundle_problems(run_dir: Path) -> list[str]:
         decision, policy = Decision.read(run_dir / PHASES[2].folder), read_policy(bundle / POLICY)
         if policy.threshold_logit != decision.threshold_logit:
             problems.append(f"{bundle / POLICY} holds another threshold than {PHASES[2].folder} fitted")
-        problems += _label_problems(bundle, Candidate(run_dir / decision.champion), policy)
+        problems += _label_problems(bundle, Candidate(run_dir / candidate_folder(decision.champion)), policy)
         if _bundle_lineage(run_dir).get("champion") != decision.champion:
             problems.append(f"{bundle} was not made from {decision.champion}, the champion of this run")
         problems += _policy_problems(run_dir, policy)
-        problems += folding_problems(bundle, Candidate(run_dir / decision.champion).model)
+        problems += folding_problems(bundle, Candidate(run_dir / candidate_folder(decision.champion)).model)
         if (bundle / EVALUATION).read_bytes() != (run_dir / PHASES[6].folder / EVALUATION).read_bytes():
             problems.append(f"{bundle / EVALUATION} holds other figures than {PHASES[6].folder}")
         problems += card_problems(bundle)
