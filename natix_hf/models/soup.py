@@ -25,7 +25,9 @@ from natix_hf.provenance.files import atomic_folder, read_json
 _WEIGHTS, _CONFIG, _PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 _HEAD = "classifier."
 # What two configs of the same model may differ in.
-_NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "problem_type", "torch_dtype", "transformers_version")
+_NOT_OF_THE_MODEL = (
+    "_name_or_path", "architectures", "dtype", "problem_type", "torch_dtype", "transformers_version", "use_cache",
+)  # fmt: skip
 _Member = TypeVar("_Member")
 
 
@@ -94,7 +96,7 @@ def interpolate_models(start: Path, trained: Path, to: Path, share: int, of: int
 
 
 def mean_tensor(tensors: Sequence[torch.Tensor], shares: Sequence[int]) -> torch.Tensor:
-    """The weighted mean of float tensors, computed in float64 and returned in the type of the first.
+    """The weighted mean of float32 tensors, computed in float64 and returned in float32.
 
     Args:
         shares: Weight of each tensor, with a sum above 0.
@@ -102,7 +104,7 @@ def mean_tensor(tensors: Sequence[torch.Tensor], shares: Sequence[int]) -> torch
     total = torch.zeros_like(tensors[0], dtype=torch.float64)
     for tensor, share in zip(tensors, shares, strict=True):
         total += tensor.double() * share
-    return (total / sum(shares)).to(tensors[0].dtype)
+    return (total / sum(shares)).float()
 
 
 def average_problem(folder: Path, members: Sequence[Path]) -> str | None:
@@ -132,7 +134,7 @@ def _leave(folders: list[Path], to: Path, shares: Callable[[str], list[int]]) ->
 
 def _mean(folders: Sequence[Path], shares: Callable[[str], list[int]]) -> dict[str, torch.Tensor]:
     """The mean of the files' tensors, read one name at a time."""
-    files = [safe_open(folder / _WEIGHTS, "pt") for folder in folders]
+    files: list[Any] = [safe_open(folder / _WEIGHTS, "pt") for folder in folders]
     return {name: mean_tensor([file.get_tensor(name) for file in files], shares(name)) for name in files[0].keys()}
 
 
@@ -155,15 +157,15 @@ def _require_alike(folders: Sequence[Path]) -> None:
                     "soup is made of models with equal settings"
                 )
         one, other = _shapes(first), _shapes(folder)
-        name = next((name for name in {**one, **other} if one.get(name) != other.get(name)), None)
-        if name is not None:
+        differs = next((tensor for tensor in {**one, **other} if one.get(tensor) != other.get(tensor)), None)
+        if differs is not None:
             raise UsageError(
-                f"{folder / _WEIGHTS} has {other.get(name, 'nothing')} as {name}, but {first / _WEIGHTS} has "
-                f"{one.get(name, 'nothing')}: a soup is made of models of one architecture"
+                f"{folder / _WEIGHTS} has {other.get(differs, 'nothing')} as {differs}, but {first / _WEIGHTS} has "
+                f"{one.get(differs, 'nothing')}: a soup is made of models of one architecture"
             )
-        kind = next((f"{name}: {facts}" for name, facts in other.items() if not facts.startswith(("F", "BF"))), None)
+        kind = next((f"{name} as {facts}" for name, facts in other.items() if not facts.startswith("F32 ")), None)
         if kind is not None:
-            raise UsageError(f"{folder / _WEIGHTS} holds {kind}, which has no mean: a soup is made of float weights")
+            raise UsageError(f"{folder / _WEIGHTS} holds {kind}: a soup is made of float32 weights")
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from natix_hf.phases.made_once import made_once
 from natix_hf.results.answers import leave_candidate
 from natix_hf.results.candidate import START, Candidate
 from natix_hf.runs.context import PhaseContext
+from natix_hf.runs.teachers import distillation_of
 from natix_hf.runs.trained import MEMBERS
 from natix_hf.trainers.config import SupervisedConfig
 
@@ -52,8 +53,8 @@ def _leave(
     context.tell(told)
     clear_device_cache(garbage_collection=True)  # the next model needs the GPU memory of the last one
     recipe, checkpoints = context.recipe, context.checkpoints / candidate.name
-    rows = (train, val_select, recipe.data, checkpoints, context.is_main)
-    return leave_candidate(candidate, context.model, stage, *rows, start_seed=recipe.phase1.seed)
+    rest = (recipe.data, checkpoints, context.is_main, distillation_of(context, stage), recipe.phase1.seed)
+    return leave_candidate(candidate, context.model, stage, train, val_select, *rest)
 
 
 def member_figures(context: PhaseContext, candidate: Candidate, report: dict[str, Any]) -> dict[str, Any]:

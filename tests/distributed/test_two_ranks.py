@@ -14,6 +14,7 @@ from ranks import accelerate_launch, launch
 
 from natix_hf.pipeline import run_recipe
 from natix_hf.resources import resource_folder
+from natix_hf.results.candidate import Candidate
 from natix_hf.results.out_of_fold import read_out_of_fold
 from natix_hf.runs.verify import run_problems
 
@@ -38,7 +39,7 @@ def test_two_ranks_train_and_one_does_the_rest(tiny_recipe_file: Path, tmp_path:
     assert run_problems(run) == []
 
 
-def test_two_ranks_answer_out_of_fold_as_one_does(tmp_path: Path) -> None:
+def test_two_ranks_train_folds_and_seeds_as_one_does(tmp_path: Path) -> None:
     """At a small learning rate, and one rank with the double batch, as in tests/invariant."""
     source = write_parquet_source(tmp_path / "source", groups=40, frames=2, seed=3)
     data = {**TINY_RECIPE["data"], "source": str(source), "exam": True}
@@ -47,14 +48,21 @@ def test_two_ranks_answer_out_of_fold_as_one_does(tmp_path: Path) -> None:
     for config, batch, world in (("cpu.yaml", 16, 1), ("cpu_2proc.yaml", 8, 2)):
         run = tmp_path / f"run-{world}"
         settings = [f"phase1.per_device_train_batch_size={batch}", "phase1.num_train_epochs=1", "phase1.folds=2"]
-        settings += ["phase1.learning_rate=1e-4", "phase1.dataloader_drop_last=true", "--run-dir", str(run)]
+        settings += ["phase1.keep_folds=true", "phase1.seeds=2", "phase1.learning_rate=1e-4", "phase1.dataloader_drop_last=true"]
+        settings += ["--run-dir", str(run)]
         done = launch_phase(launch, config, 1, recipe, tmp_path, *settings)
         assert done.returncode == 0, done.stderr[-3000:]
         assert json.loads((run / "phase1_baseline" / "manifest.json").read_text())["metrics"]["world_size"] == world
         assert run_problems(run) == []
         found[world] = read_out_of_fold(run / "phase1_baseline")
+        manifest = json.loads((run / "phase1_baseline" / "manifest.json").read_text(encoding="utf-8"))
+        assert len({one["start_sha256"] for one in (manifest["metrics"], *manifest["metrics"]["members"])}) == 1
     assert found[1].asked.ids == found[2].asked.ids and found[1].folds.tolist() == found[2].folds.tolist()
     np.testing.assert_allclose(found[2].logits, found[1].logits, atol=2e-4)
+    for name in ("seed-43", "fold-1", "fold-2"):
+        members = [Candidate(tmp_path / f"run-{world}" / "phase1_baseline" / "members" / name) for world in (1, 2)]
+        one, two = (member.stored_logits("val_select", found[1].asked.exam).logits for member in members)
+        np.testing.assert_allclose(two, one, atol=2e-4)
 
 
 def test_natix_hf_run_launches_its_training_phases(tiny_recipe_file: Path, tmp_path: Path) -> None:

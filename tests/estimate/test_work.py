@@ -57,7 +57,9 @@ def test_a_run_of_every_phase_computed_what_is_listed(_whole_run: Path) -> None:
         ({"max_steps": 5, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no",
           "load_best_model_at_end": False}, 1, {"train": 5, "score": 2, "save": 0}),
         ({"num_train_epochs": 3, "adapter": "auto"}, 1, {"train": 12}),
-        ({"num_train_epochs": 3, "folds": 5}, 1, {"train": 30, "answer": 5 * 40 + 100}),
+        ({"num_train_epochs": 3, "folds": 5}, 1, {"train": 30, "answer": 2 * 40 + 100}),
+        ({"num_train_epochs": 3, "folds": 5, "keep_folds": True}, 1, {"train": 30, "answer": 7 * 40 + 100}),
+        ({"num_train_epochs": 3, "seeds": 3}, 1, {"train": 18, "score": 9, "answer": 3 * 40}),
         ({"num_train_epochs": 3, "adapter": "none", "feature_views": 4}, 1, {"features": 440, "train": 6}),
     ],
 )  # fmt: skip
