@@ -164,7 +164,7 @@ def _start(context: PhaseContext, model: Trained) -> Path:
         stage = recipe.phase4.supervised or recipe.phase1
         context.inputs.take(PHASES[4], BACKBONE)
         source = adapted_model(context.run_dir, recipe.model)
-    start = build_classifier(source, stage.seed, recipe.data.labels)
+    start = build_classifier(source, stage.seed, recipe.data.labels, keep_head=stage.profit is not None)
     if weights_sha256(start, with_head=True) != model.start_sha256:
         raise UsageError(
             f"phase2.soup is wise, but the start of {model.name} cannot be made again here: this version of torch or "
