@@ -17,12 +17,12 @@ One source backbone that has never seen the target (the recipe's), trained furth
 
 Two questions: which of the 43 signs is it (the first two digits of `id`; 168 test tracks), and is it road work (8
 positive test tracks). Each is answered by a linear probe on frozen features and by a rank-8 LoRA fine-tune. The
-learning rate of an arm is the one of its objective's grid with the best sign probe on val_select, first seed; the other
-seeds use it. Test rows decide nothing. With `--seconds` each arm takes as many steps as fit into that time, by a short
-training that is timed beforehand, so that objectives are compared at equal wall time; the probes do not count.
+learning rate of an arm is the one of its objective's grid with the best sign probe on val_select, first seed; the
+other seeds use it. Test rows decide nothing. With `--seconds` each arm takes as many steps as fit into that time, by a
+short training that is timed beforehand, so that objectives are compared at equal wall time; the probes do not count.
 
-FOLDER keeps each finished training, so a run that was cut off goes on where it was, and each timing, so that it goes on
-with the same number of steps; several processes with different `--arms` may share it before one prints the table of
+FOLDER keeps each finished training, so a run that was cut off goes on where it was, and each timing, so that it goes
+on with the same number of steps; several processes with different `--arms` may share it before one prints the table of
 them all. Time all arms under the same load.
 """
 
