@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from refusals import refused
 from transformers import AutoModel, ViTModel
 
 from natix_hf.errors import RecipeError, RunError, UsageError
+from natix_hf.models.architectures import ARCHITECTURES
 from natix_hf.models.classifier import load_classifier
 from natix_hf.phases import phase4_adapt
 from natix_hf.pipeline import run_recipe
@@ -153,6 +155,14 @@ def test_masked_autoencoding_of_a_dinov3_is_refused(tmp_path: Path, parquet_sour
     recipe = explora_recipe(tmp_path, parquet_source, tmp_path / "dinov3", objective="mae")
     told = ("phase4.objective", "mae", "dinov3_vit", "rotary")
     refused(RecipeError, lambda: run_recipe(recipe, [4], tmp_path / "run"), *told)
+
+
+def test_an_architecture_without_an_objective_is_refused(
+    tmp_path: Path, parquet_source: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "dinov2", replace(ARCHITECTURES["dinov2"], objective=None))
+    recipe = explora_recipe(tmp_path, parquet_source, pretrained)
+    refused(RecipeError, lambda: run_recipe(recipe, [4], tmp_path / "run"), "phase4", "dinov2", "vit")
 
 
 def test_diet_of_a_stream_is_refused(tmp_path: Path, parquet_source: Path, pretrained: Path) -> None:
