@@ -43,6 +43,8 @@ TINY: dict[str, dict[str, Any]] = {
     "swinv2": {"model_type": "swinv2", "embed_dim": 32, "depths": [2, 1], "num_heads": [2, 4], "patch_size": 7,
                "window_size": 2, "pretrained_window_sizes": [0, 0], "drop_path_rate": 0.0},
 }  # fmt: skip
+STAGED = [name for name, config in TINY.items() if "depths" in config]
+IN_A_ROW = [name for name in TINY if name not in STAGED]
 
 
 def pytest_collection_finish() -> None:
@@ -85,7 +87,8 @@ def tiny_backbone(model_type: str, layers: int = 3, seed: int = 0, **fields: Any
 
     from natix_hf.models.architectures import loading_options
 
-    given = {k: v for k, v in TINY[model_type].items() if k != "model_type"} | {"num_hidden_layers": layers}
+    given = {k: v for k, v in TINY[model_type].items() if k != "model_type"}
+    given |= {} if "depths" in given else {"num_hidden_layers": layers}
     given |= {"patch_size": 7, "initializer_range": 0.2} | fields
     config = AutoConfig.for_model(model_type, image_size=28, **given)
     torch.manual_seed(seed)

@@ -99,7 +99,7 @@ def size_step(patch_size: int, depths: Sequence[int] | None) -> int:
         patch_size (`int`): Side of a patch in px.
         depths (sequence of `int`, *optional*): The blocks of each stage; `None` for a model without stages.
     """
-    return patch_size * 2 ** max(0, len(depths or ()) - 1)
+    return patch_size << max(0, len(depths or ()) - 1)
 
 
 def prefix_tokens(config: Any) -> int:

@@ -142,7 +142,7 @@ def _check_image_size(architecture: PreTrainedConfig, image_size: int) -> None:
     patch = architecture.patch_size
     if not isinstance(patch, int) or patch < 1:
         raise RecipeError(f"model.config.patch_size is {cut(patch)}: it must be a whole number of at least 1")
-    depths = getattr(architecture, "depths", None)
+    depths = getattr(architecture, "depths", ())
     step = size_step(patch, depths)
     if image_size % step:
         below = image_size // step * step

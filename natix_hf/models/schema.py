@@ -223,7 +223,7 @@ def _config_disagreements(content: dict[str, Any]) -> Iterator[str]:
 def _stage_disagreements(content: dict[str, Any], depths: list[int]) -> Iterator[str]:
     if number_of_blocks(content) > _MOST_LAYERS:
         yield f"depths is {cut(depths)}: it must be at most {_MOST_LAYERS} blocks in all"
-    counts = {key: content[key] for key in ("num_stages", "num_layers") if key in content}
+    counts: dict[str, int] = {key: content[key] for key in ("num_stages", "num_layers") if key in content}
     counts |= {key: len(content[key]) for key in _STAGES if isinstance(content.get(key), list)}
     for key, count in counts.items():
         if count != len(depths):

@@ -148,7 +148,7 @@ def require_checkpointing(training: dict[str, Any], model: PreTrainedModel, wher
     """
     if training.get("activation_checkpointing") and not model.supports_gradient_checkpointing:
         kind = model.config.model_type
-        raise RecipeError(f"{where}.activation_checkpointing is true: transformers has none for a {kind}: leave it out")
+        raise RecipeError(f"{where}.activation_checkpointing: transformers has none for a {kind}: set it to false")
 
 
 def training_refused(error: Exception, where: str) -> RecipeError:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY, striped_image
 from local_hub import LocalHub
 from PIL import Image
@@ -46,6 +47,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "vit": TINY["vit"] | {"patch_size": 16},
     "dinov2": TINY["dinov2"],
     "dinov2 at 518": TINY["dinov2"] | {"image_size": 518},  # as Meta's: the positions are interpolated to 224
+    # Four stages, as the public ones have; windows that are shifted and, in the last stage, one window for all.
+    "convnextv2": TINY["convnextv2"]
+    | {"hidden_sizes": [8, 16, 32, 64], "depths": [1, 1, 2, 1], "num_stages": 4, "patch_size": 4},
+    "swinv2": TINY["swinv2"]
+    | {"depths": [2, 2, 2, 1], "num_heads": [2, 2, 4, 4], "pretrained_window_sizes": [0, 0, 0, 6]}
+    | {"patch_size": 4, "window_size": 7},
 }
 UNKNOWN = [name for name, found in ARCHITECTURES.items() if not found.known_to_the_miner]
 # By what is folded. A temperature of 1.7; Platt where its intercept counts.
@@ -91,10 +98,14 @@ def offline(home: Path) -> dict[str, str]:
     return os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
 
 
-def make_candidate(folder: Path, config: dict[str, Any], backbone: Path | None = None) -> Candidate:
+def make_candidate(folder: Path, fields: dict[str, Any], backbone: Path | None = None) -> Candidate:
     """A random model of 224 pixels that answers differently to different images."""
-    model = ModelConfig(str(backbone) if backbone else None, None, {"initializer_range": 0.2} | config, image_size=224)
-    return save_candidate(folder, build_classifier(model, seed=0), make_processor(model))
+    config = ModelConfig(str(backbone) if backbone else None, None, {"initializer_range": 0.2} | fields, image_size=224)
+    model = build_classifier(config, seed=0)
+    with torch.no_grad():
+        for weights in model.parameters():  # what starts at zero, such as ConvNeXt V2's GRN, takes part too
+            weights.add_(0.1 * torch.randn_like(weights) * (weights.abs().max() == 0))
+    return save_candidate(folder, model, make_processor(config))
 
 
 def make_bundle(target: Path, candidate: Candidate, images: list[Path], fold: Any) -> Policy:

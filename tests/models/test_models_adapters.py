@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import STAGED, TINY
 from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from refusals import refused
@@ -90,9 +91,20 @@ def _check(name: str, model_type: str, folder: Path) -> None:
     assert {type(module).__module__.split(".")[0] for module in merged.modules()}.isdisjoint({"peft"})
 
 
+@pytest.mark.parametrize("model_type", ["dinov2", *STAGED])
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_every_adapter_trains_and_merges(name: str, tmp_path: Path) -> None:
-    _check(name, "dinov2", tmp_path)
+def test_every_adapter_trains_and_merges(name: str, model_type: str, tmp_path: Path) -> None:
+    """Or is refused with the reason: without the refusal, PEFT fails."""
+    kind = ADAPTERS[name]
+    if model_type in kind.not_on:
+        facts = ["phase1.adapter", name, model_type, kind.not_on[model_type]]
+        refused(RecipeError, lambda: add_adapter(_classifier(model_type), name, {}, total_steps=10, seed=0), *facts)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(ADAPTERS, name, dataclasses.replace(kind, not_on={}))
+            with pytest.raises((RecipeError, RuntimeError, ValueError)):
+                _check(name, model_type, tmp_path)
+    else:
+        _check(name, model_type, tmp_path)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -123,6 +135,12 @@ RESOLVED = {
     ("dinov3_vit", "lora"): ("dinov3_vit.model.layer.", _ATTENTION),
     ("dinov3_vit", "ia3"): ("dinov3_vit.model.layer.", _SCALED | {"down_proj"}),
     ("dinov3_vit", "ln_tuning"): ("dinov3_vit.model.layer.", {"norm1", "norm2"}),
+    ("convnextv2", "lora"): ("convnextv2.encoder.stages.", {"pwconv1", "pwconv2"}),
+    ("convnextv2", "ia3"): ("convnextv2.encoder.stages.", {"pwconv2"}),
+    ("convnextv2", "ln_tuning"): ("convnextv2.encoder.stages.", {"layernorm"}),
+    ("swinv2", "lora"): ("swinv2.encoder.layers.", {"query", "value"}),
+    ("swinv2", "ia3"): ("swinv2.encoder.layers.", {"key", "value", "dense"}),
+    ("swinv2", "ln_tuning"): ("swinv2.encoder.layers.", {"layernorm_before", "layernorm_after"}),
 }
 
 
@@ -131,7 +149,8 @@ def test_the_modules_of_each_architecture(model_type: str, name: str, tmp_path: 
     start, ends = RESOLVED[model_type, name]
     found = adapted_modules(add_adapter(_classifier(model_type), name, {}, total_steps=10, seed=0))
     assert {module.rpartition(".")[2] for module in found} == ends
-    assert len(found) == 2 * len(ends) and all(module.startswith(start) for module in found)  # of both blocks
+    blocks = sum(TINY[model_type].get("depths", [2]))
+    assert len(found) == blocks * len(ends) and all(module.startswith(start) for module in found)
     _check(name, model_type, tmp_path)
 
 

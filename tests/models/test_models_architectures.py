@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, explora_recipe, tiny_backbone, write_parquet_source
+from conftest import IN_A_ROW, TINY, explora_recipe, tiny_backbone, write_parquet_source
 from refusals import refused
 from transformers import AutoConfig, AutoModel
 
@@ -43,7 +43,7 @@ def deit(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return TINY["deit"]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", IN_A_ROW)
 def test_a_row_says_what_transformers_does(name: str) -> None:
     found, backbone = ARCHITECTURES[name], tiny_backbone(name)
     pixels = torch.zeros(1, 3, 28, 28)

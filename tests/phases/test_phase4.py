@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import explora_recipe, save_vit_mae, striped_image, tiny_backbone
+from conftest import STAGED, explora_recipe, save_vit_mae, striped_image, tiny_backbone
 from refusals import refused
 from transformers import AutoModel, ViTModel
 
 from natix_hf.errors import RecipeError, RunError, UsageError
-from natix_hf.models.architectures import ARCHITECTURES
+from natix_hf.estimate.forecast import Machine, estimate
+from natix_hf.estimate.gpus import GPUS
 from natix_hf.models.classifier import load_classifier
 from natix_hf.phases import phase4_adapt
 from natix_hf.pipeline import run_recipe
@@ -129,6 +130,18 @@ def test_a_vit_mae_is_refused_at_another_size_or_without_its_decoder(tmp_path: P
     assert (metrics["objective"], metrics["decoder"]) == ("dinov2", None)
 
 
+@pytest.mark.parametrize("model_type", STAGED)
+def test_a_backbone_in_stages_cannot(model_type: str, tmp_path: Path, parquet_source: Path) -> None:
+    """Before any work: the run has no folder of a phase, and an estimate is refused in the same words."""
+    tiny_backbone(model_type).save_pretrained(tmp_path / "backbone")
+    recipe = explora_recipe(tmp_path, parquet_source, tmp_path / "backbone", trainable="all")
+    facts = ["phase4", model_type, "without labels", "cls token", "stages", "vit", "dinov2"]
+    refused(RecipeError, lambda: run_recipe(recipe, [1, 4], tmp_path / "run"), *facts)
+    assert not list((tmp_path / "run").glob("phase*"))
+    machine = Machine(GPUS["a6000"], 1, 8)
+    refused(RecipeError, lambda: estimate(load_recipe(recipe), [1, 4], machine), *facts)
+
+
 @pytest.mark.parametrize("objective", ["dinov2", "diet"])
 def test_a_dinov3_is_adapted_and_exported(objective: str, tmp_path: Path, parquet_source: Path) -> None:
     folder = tmp_path / "dinov3"
@@ -155,14 +168,6 @@ def test_masked_autoencoding_of_a_dinov3_is_refused(tmp_path: Path, parquet_sour
     recipe = explora_recipe(tmp_path, parquet_source, tmp_path / "dinov3", objective="mae")
     told = ("phase4.objective", "mae", "dinov3_vit", "rotary")
     refused(RecipeError, lambda: run_recipe(recipe, [4], tmp_path / "run"), *told)
-
-
-def test_an_architecture_without_an_objective_is_refused(
-    tmp_path: Path, parquet_source: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(ARCHITECTURES, "dinov2", replace(ARCHITECTURES["dinov2"], objective=None))
-    recipe = explora_recipe(tmp_path, parquet_source, pretrained)
-    refused(RecipeError, lambda: run_recipe(recipe, [4], tmp_path / "run"), "phase4", "dinov2", "vit")
 
 
 def test_diet_of_a_stream_is_refused(tmp_path: Path, parquet_source: Path, pretrained: Path) -> None:

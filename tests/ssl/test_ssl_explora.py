@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TINY, tiny_backbone
+from conftest import IN_A_ROW, STAGED, tiny_backbone
 from refusals import refused
 from transformers import AutoConfig, AutoModel
 
@@ -26,7 +26,7 @@ def test_counts_of_the_paper(width: int, layers: int, heads: int, expected: int)
         assert count_trainable(apply_explora(backbone, rank=64, unfreeze_blocks=(-1,))) == expected
 
 
-@pytest.mark.parametrize("model_type", list(TINY))
+@pytest.mark.parametrize("model_type", IN_A_ROW)
 def test_what_is_trainable(model_type: str) -> None:
     """LoRA on q and v of all blocks but the last; the last block, norms and cls token whole; nothing else."""
     model = apply_explora(tiny_backbone(model_type), rank=4)
@@ -45,7 +45,7 @@ def test_what_is_trainable(model_type: str) -> None:
     assert norms <= whole
 
 
-@pytest.mark.parametrize("model_type", list(TINY))
+@pytest.mark.parametrize("model_type", IN_A_ROW)
 def test_blocks_alone_are_trained_alone(model_type: str) -> None:
     backbone = unfreeze_blocks_alone(tiny_backbone(model_type), (0, -1))
     block = f"{block_list(tiny_backbone(model_type))[0]}."
@@ -64,3 +64,10 @@ def test_alpha_scales_lora() -> None:
 def test_blocks_that_are_not_there_are_refused(blocks: list[int], told: str) -> None:
     backbone = tiny_backbone("dinov2")
     refused(RecipeError, lambda: apply_explora(backbone, 4, None, blocks), "phase4.unfreeze_blocks", blocks, told)
+
+
+@pytest.mark.parametrize("model_type", STAGED)
+def test_a_model_in_stages_is_refused_with_the_reason(model_type: str) -> None:
+    backbone = tiny_backbone(model_type)
+    refused(RecipeError, lambda: apply_explora(backbone), model_type, "cls token", "stages", "dinov2")
+    assert not hasattr(backbone.embeddings, "cls_token") and count_trainable(backbone) > 0, "it is left as it was"

@@ -69,6 +69,20 @@ def test_all_are_as_large_as_lora(
     assert entrants[0]["options"] == {"r": rank, "lora_alpha": rank} | {k: v for k, v in options.items() if k != "r"}
 
 
+@pytest.mark.parametrize(
+    ("model_type", "fields", "budget"),
+    [("convnextv2", {"hidden_sizes": [40, 80, 160, 320], "depths": [2, 2, 6, 2]},
+      2 * 8 * 5 * (40 * 2 + 80 * 2 + 160 * 6 + 320 * 2)),
+     ("swinv2", {"embed_dim": 96, "depths": [2, 2, 6, 2]}, 2 * 8 * 2 * (96 * 2 + 192 * 2 + 384 * 6 + 768 * 2))],
+)  # fmt: skip
+def test_all_are_as_large_as_lora_in_every_stage(model_type: str, fields: dict[str, Any], budget: int) -> None:
+    with torch.device("meta"):
+        model = AutoModelForImageClassification.from_config(AutoConfig.for_model(model_type, **fields))
+    entrants = entrants_for(model, {}, "phase1")
+    assert [row["adapter"] for row in entrants] == ENTRANTS and entrants[0]["trainable_parameters"] == budget
+    assert all(0.9 * budget <= row["trainable_parameters"] <= 1.1 * budget for row in entrants)
+
+
 def test_the_options_of_a_large_model() -> None:
     """By hand: dora has 1 / (2 r) more than lora of its rank; lokr with a factor of 2 has lora's count at twice the
     rank, and 4 a module; AdaLoRA starts with half as many ranks again as it ends with."""
