@@ -19,7 +19,7 @@ from natix_hf.estimate.shapes import Footprint, answer_footprint
 from natix_hf.estimate.source import Source, count_unlabelled, counts_by_shares, is_here, list_source
 from natix_hf.estimate.stages import stage_footprint, stock_classifier
 from natix_hf.estimate.table import TITLES, Forecast, Row
-from natix_hf.estimate.work import Work, members_of, work_of
+from natix_hf.estimate.work import Work, members_of, uncounted, work_of
 from natix_hf.models.classifier import check_model, head_of
 from natix_hf.models.preprocess import make_processor
 from natix_hf.recipe import Recipe
@@ -111,7 +111,8 @@ def estimate(
     told = [stage for stage in stages if section_named(recipe, stage) == stage or "phase1" not in stages]
     advice = [line for stage in told for line in _advice(stage, work, recipe, machine, costs, processor)]
     faults = [line for stage in told for line in _faults(stage, recipe, machine, costs.steps[stage])]
-    lines = [*_assumed(machine, rates, source is None), *advice]
+    missing = [f"uncounted  {uncounted(recipe)}"] if uncounted(recipe) else []
+    lines = [*_assumed(machine, rates, source is None), *missing, *advice]
     return Forecast(rows_of_table, _checkpoints(work, recipe, costs), lines, faults, price_per_hour)
 
 

@@ -13,6 +13,7 @@ from natix_hf.data.sources import load_unlabelled
 from natix_hf.estimate.source import Source
 from natix_hf.recipe import Recipe
 from natix_hf.trainers.config import SupervisedConfig, TrainingSection
+from natix_hf.trainers.distil_config import DistilConfig
 
 RECIPE = "smoke.yaml"
 SAMPLE_OF_SOURCE = 64  # pictures of each further source
@@ -66,7 +67,7 @@ def small_recipe(recipe: Recipe, source: Source, parameters: int, folder: Path) 
     made = replace(
         recipe,
         data=small,
-        phase1=_few_scored_steps(recipe.phase1, least).alone,
+        phase1=replace(_few_scored_steps(recipe.phase1, least).alone, teacher=None, distil=DistilConfig()),
         phase2=replace(recipe.phase2, from_="val_select", soup="none", soup_of=[]),
         phase3=replace(recipe.phase3, from_="val_select"),
         phase4=phase4,

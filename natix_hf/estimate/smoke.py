@@ -26,7 +26,7 @@ from natix_hf.estimate.pictures import CoreRates, Few, core_rates, few_pictures
 from natix_hf.estimate.sample import RECIPE, SAMPLE_OF_SOURCE, small_recipe
 from natix_hf.estimate.source import count_unlabelled, list_source
 from natix_hf.estimate.table import TITLES, Forecast, Row
-from natix_hf.estimate.work import Counts, Work, members_of, work_of
+from natix_hf.estimate.work import Counts, Work, members_of, uncounted, work_of
 from natix_hf.provenance.manifest import MANIFEST, read_manifest
 from natix_hf.recipe import Recipe
 from natix_hf.runs.graph import PHASES, order_phases
@@ -300,6 +300,8 @@ def _not_checked(recipe: Recipe) -> Iterator[str]:
         left_out.append("the further seeds of phase 1, which train the same model")
     if recipe.phase2.soup != "none" and 2 in recipe.phases:
         left_out.append("the soup of phase 2")
+    if uncounted(recipe):
+        left_out.append(f"{uncounted(recipe)}, not in the time")
     if recipe.phase1.early_stopping_patience is not None:
         left_out.append("when early stopping ends a training: the time is that of all epochs")
     if left_out:

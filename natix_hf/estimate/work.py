@@ -108,6 +108,13 @@ def _soup_answers(recipe: Recipe) -> int:
     return trials + members * bool(further) * (soup in ("uniform", "greedy"))
 
 
+def uncounted(recipe: Recipe) -> str:
+    """What a recipe computes and `work_of` does not know, in words; "" if there is nothing."""
+    taught = recipe.phase1.teacher is not None and (1 in recipe.phases or 4 in recipe.phases)
+    more = ", and its steps on the images of distil.unlabelled" if recipe.phase1.distil.unlabelled else ""
+    return f"phase1.teacher: its one answer to every view{more}" if taught else ""
+
+
 def _chosen_views(data: DataConfig) -> int:
     return VIEWS_TO_CHOOSE if data.choice_exam is not None else 1
 

@@ -63,19 +63,14 @@ def compare_with_teachers(
 
     best = select_threshold(table.logits, table.labels, target_prior=target_prior)
     own = {"parameters": Teacher("student", model).parameters, "val_select_mcc_optimistic": float(best.value)}
-    speed = {
-        "student": pictures_a_second(Inference(model)),
-        "teachers": [pictures_a_second(teacher.inference()) for teacher in distillation.teachers],
-    }
-    rows = [
-        *zip(taught["teachers"], speed["teachers"], strict=True),
-        ({"name": "the student"} | own, speed["student"]),
-    ]
+    rates = [pictures_a_second(teacher.inference()) for teacher in distillation.teachers]
+    rates.append(pictures_a_second(Inference(model)))
+    compared = [*taught["teachers"], {"name": "the student"} | own]
     lines = [
         f"{fact['name']}: MCC {fact['val_select_mcc_optimistic']:.3f} on val_select (optimistic), "
         f"{fact['parameters'] / 1e6:,.2f} M parameters, {rate:,.0f} pictures a second here"
-        for fact, rate in rows
+        for fact, rate in zip(compared, rates, strict=True)
     ]
     if len(taught["teachers"]) > 1:
         lines.insert(-1, f"the mean of these: MCC {taught['val_select_mcc_optimistic']:.3f}")
-    return taught | {"student": own}, speed, lines
+    return taught | {"student": own}, {"teachers": rates[:-1], "student": rates[-1]}, lines

@@ -90,11 +90,11 @@ def teacher_files(recipe: Recipe, phase: Phase) -> dict[str, str]:
     stage = stages.get(phase.number)
     if stage is None or (phase.number == 4 and not recipe.phase4.use_labeled_data):
         return {}
-    found = {}
+    found: dict[str, str] = {}
     for number, reference in enumerate(stage.teachers):
         folder = teacher_folder(reference)
-        names = (CONFIG, WEIGHTS, PROCESSOR, POLICY) if folder is not None else ()
-        found |= {f"{number}/{name}": file_sha256(folder / name) for name in names if (folder / name).is_file()}
+        for path in [folder / name for name in (CONFIG, WEIGHTS, PROCESSOR, POLICY)] if folder is not None else []:
+            found |= {f"{number}/{path.name}": file_sha256(path)} if path.is_file() else {}
     return found
 
 

@@ -61,6 +61,7 @@ def distillation_of(context: PhaseContext, stage: SupervisedConfig) -> Distillat
             if left_out:
                 row, why = next(iter(left_out.items()))
                 context.tell(f"{len(left_out)} unlabelled rows left out, the first is {row} ({why})")
+    context.tell(f"learning from {', '.join(teacher.name for teacher in teachers)}, whose answers are computed once")
     return Distillation(tuple(teachers), tuple(parts))
 
 
@@ -129,6 +130,6 @@ def _require_unseen(teacher: Teacher, ours: Splits, context: PhaseContext) -> No
         row, (role, other) = next(iter(seen.items()))
         raise UsageError(
             f"{_KEY}: {teacher.name} has learned the labels of {len(seen):,} rows that this run measures on: row "
-            f"{row} of {role} is of a picture or group of its row {theirs.ids[other]}; use a teacher with the same splits "
-            "(the same data section), or one from other data"
+            f"{row} of {role} is of a picture or group of its row {theirs.ids[other]}; use a teacher with the same "
+            "splits (the same data section), or one from other data"
         )

@@ -145,7 +145,7 @@ def _epochs(arguments: TrainingArguments, rows: int) -> float:
     if arguments.max_steps <= 0:
         return float(arguments.num_train_epochs)
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    return 1 + arguments.max_steps * batch / rows
+    return 1 + float(arguments.max_steps * batch / rows)
 
 
 def _mcc(logits: Sequence[np.ndarray], asked: Asked, target_prior: float | None) -> float:

@@ -159,17 +159,17 @@ class RoadworkTrainer(ProfitTrainer):
         train_dataset = tensors_only(train_dataset, "train", image_column)
         eval_dataset = tensors_only(eval_dataset, "eval", image_column)
         given = {"model": model, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
-        holds_answers = isinstance(distil, DistilConfig)  # the train_dataset, as make_stage makes it
         given |= {"class_weights": class_weights, "adalora": adalora}
+        how = distil if isinstance(distil, DistilConfig) else DistilConfig.build(distil or {}, "distil")
+        answered = teacher is None and how is distil  # by make_stage: train_dataset holds the answers
         config = SupervisedConfig(
             adapter=adapter, adapter_options=adapter_options or {}, feature_views=feature_views, prior_by=prior_by,
             ema_decay=ema_decay, layer_decay=layer_decay, head_learning_rate=head_learning_rate, mixup=mixup,
             profit=profit,  # type: ignore[arg-type]  # a section takes a mapping, too
-            teacher=teacher_names(teacher),
-            distil={} if holds_answers else distil or {},  # type: ignore[arg-type]
+            teacher=teacher_names(teacher), distil=DistilConfig() if answered else how,
             learning_rate=arguments.learning_rate, extra={"optim": arguments.optim}, where=_WHERE,
         )  # fmt: skip
-        given["distil"] = distil if holds_answers else config.distil
+        given["distil"] = how
         self._mixup, self._batch_of_step = mixup, 0
         if not isinstance(args, TrainingArguments):
             batches = {_BATCHES: getattr(arguments, _BATCHES)}

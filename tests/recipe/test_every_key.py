@@ -207,6 +207,10 @@ ELSEWHERE = {
     ("phase1", "keep_folds"): "phases/test_soup.py::test_a_soup_that_wins_goes_all_the_way",
     ("phase2", "soup"): "phases/test_soup.py::test_a_soup_that_wins_goes_all_the_way",
     ("phase2", "soup_of"): "phases/test_soup.py::test_models_of_another_run_join",
+    ("phase1", "teacher"): "phases/test_teacher.py::test_a_run_teaches_and_everything_speaks_of_it",
+    **{("phase1.distil", key): "trainers/test_distil.py::test_every_key_of_distil"
+       for key in ("temperature", "mix", "views")},
+    ("phase1.distil", "unlabelled"): "phases/test_teacher.py::test_pictures_without_labels_are_taught_too",
     ("phase2", "from"): "phases/test_out_of_fold.py::test_threshold_and_temperature_come_from_all_rows",
     ("phase3", "from"): "phases/test_out_of_fold.py::test_the_gate_learns_from_train_too",
     **{("phase6", key): "test_phase6" for key in key_types(ExportConfig)},
@@ -224,7 +228,7 @@ def test_no_key_is_forgotten() -> None:
         (place, key)
         for place, section in sections().items()
         for key, hint in key_types(section).items()
-        if place != "phase4.supervised" and not isinstance(key_meanings(section)[key], Argument)
+        if not place.startswith("phase4.supervised") and not isinstance(key_meanings(section)[key], Argument)
         if section_of(hint) is None or (place, key) in ELSEWHERE or key in ("augment", "group_by")
     }
     tables = [*EFFECTS, *PHASE4_EFFECTS, *SELECTIVE_EFFECTS]
