@@ -20,9 +20,10 @@ from natix_hf.provenance.files import file_fingerprint, folder_fingerprint, json
 from natix_hf.provenance.stored import to_json
 from natix_hf.resources import resource_folder
 from natix_hf.section import NOT_A_KEY, Section
-from natix_hf.trainers.config import SupervisedConfig, TrainingSection
+from natix_hf.trainers.config import TrainingSection
 from natix_hf.trainers.explora_config import ExploraConfig
 from natix_hf.trainers.gate_config import GateConfig
+from natix_hf.trainers.supervised_config import SupervisedConfig
 from natix_hf.typed import untyped
 from natix_hf.yaml12 import LONGEST, NOT_YAML, read_yaml, yaml_problem
 

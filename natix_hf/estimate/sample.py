@@ -12,8 +12,9 @@ import yaml
 from natix_hf.data.sources import load_unlabelled
 from natix_hf.estimate.source import Source
 from natix_hf.recipe import Recipe
-from natix_hf.trainers.config import SupervisedConfig, TrainingSection
+from natix_hf.trainers.config import TrainingSection
 from natix_hf.trainers.distil_config import DistilConfig
+from natix_hf.trainers.supervised_config import SupervisedConfig
 
 RECIPE = "smoke.yaml"
 SAMPLE_OF_SOURCE = 64  # pictures of each further source

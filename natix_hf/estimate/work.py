@@ -14,7 +14,8 @@ from natix_hf.data.config import DataConfig
 from natix_hf.recipe import Recipe
 from natix_hf.results.soup import WISE_SHARES
 from natix_hf.runs.graph import CANDIDATE_PHASES
-from natix_hf.trainers.config import SupervisedConfig, TrainingSection, count_steps
+from natix_hf.trainers.config import TrainingSection, count_steps
+from natix_hf.trainers.supervised_config import SupervisedConfig
 
 # decode: a picture for the first time; draw: an exam view that is kept; train: an optimizer step; score: one score of
 # a model in training; save: a checkpoint; features, answer: a picture or view in full float32; gate: a step of a gate.

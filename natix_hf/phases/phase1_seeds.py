@@ -17,7 +17,7 @@ from natix_hf.results.candidate import START, Candidate
 from natix_hf.runs.context import PhaseContext
 from natix_hf.runs.teachers import distillation_of
 from natix_hf.runs.trained import MEMBERS
-from natix_hf.trainers.config import SupervisedConfig
+from natix_hf.trainers.supervised_config import SupervisedConfig
 
 MEMBER = "member.json"
 MEMBER_FILES = ("model", "logits", "history.json", "plots")

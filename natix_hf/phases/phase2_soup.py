@@ -17,9 +17,9 @@ from natix_hf.results.answers import compute_answers
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.decision import best_threshold, exam_answers, lead
 from natix_hf.results.logits import LogitTable, kept_logits, write_logits
-from natix_hf.results.soup import WISE_SHARES, Soup, SoupMember, member_answers
+from natix_hf.results.soup import SOUP, WISE_SHARES, Soup, SoupMember, member_answers
 from natix_hf.runs.context import PhaseContext
-from natix_hf.runs.graph import PHASES, SOUP
+from natix_hf.runs.graph import PHASES
 from natix_hf.runs.trained import Trained, models_of_other_run
 
 

@@ -16,8 +16,9 @@ from natix_hf.results.candidate import Candidate
 from natix_hf.results.decision import decide, exam_answers
 from natix_hf.results.logits import LogitTable, kept_logits, write_logits
 from natix_hf.results.out_of_fold import OutOfFold
+from natix_hf.results.soup import SOUP
 from natix_hf.runs.context import Outcome, PhaseContext
-from natix_hf.runs.graph import PHASES, SOUP
+from natix_hf.runs.graph import PHASES
 from natix_hf.terminal import LABEL, tell
 
 

@@ -25,7 +25,7 @@ from natix_hf.runs.graph import PHASES
 from natix_hf.runs.inputs import backbone_files, teacher_files
 from natix_hf.runs.teachers import distillation_of
 from natix_hf.terminal import LABEL, tell
-from natix_hf.trainers.config import SupervisedConfig
+from natix_hf.trainers.supervised_config import SupervisedConfig
 
 CONTROL = "control"
 _STAGE = "supervised.json"

@@ -28,9 +28,9 @@ from natix_hf.results.candidate import START, Candidate
 from natix_hf.results.logits import LogitTable, write_logits
 from natix_hf.results.teachers import compare_with_teachers
 from natix_hf.terminal import LABEL, tell
-from natix_hf.trainers.config import SupervisedConfig
 from natix_hf.trainers.distil import Distillation
 from natix_hf.trainers.supervised import train_classifier
+from natix_hf.trainers.supervised_config import SupervisedConfig
 
 
 def leave_candidate(

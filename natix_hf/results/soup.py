@@ -8,6 +8,7 @@ from typing import Literal
 
 from natix_hf.provenance.stored import OPTIONAL
 
+SOUP = "soup"  # its name among the candidates, and its folder in that of phase 2
 WISE_SHARES = 10  # WiSE-FT tries 0, 1/10, …, 1 of the trained backbone
 SoupKind = Literal["uniform", "greedy", "wise"]
 

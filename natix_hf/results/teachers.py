@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from natix_hf.bundle.names import WEIGHTS
 from natix_hf.errors import VerificationError
 from natix_hf.provenance.files import file_fingerprint
+from natix_hf.results.soup import SOUP
 
 if TYPE_CHECKING:
     from natix_hf.results.logits import LogitTable
@@ -26,9 +27,10 @@ def champion_folder(run: Path) -> Path | None:
     from natix_hf.results.decision import Decision
 
     try:
-        return run / Decision.read(run / _DECISION).champion / _MODEL
+        champion = Decision.read(run / _DECISION).champion
     except VerificationError:
         return None
+    return run / (f"{_DECISION}/{SOUP}" if champion == SOUP else champion) / _MODEL
 
 
 def teacher_folder(reference: str) -> Path | None:

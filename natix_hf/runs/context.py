@@ -25,7 +25,8 @@ from natix_hf.results.out_of_fold import (
     read_out_of_fold,
     read_out_of_fold_features,
 )
-from natix_hf.runs.graph import CANDIDATE_PHASES, PHASES, SOUP, Phase, number_of
+from natix_hf.results.soup import SOUP
+from natix_hf.runs.graph import CANDIDATE_PHASES, PHASES, Phase, number_of
 from natix_hf.runs.inputs import Inputs
 from natix_hf.runs.pins import pinned_model
 from natix_hf.runs.trained import Trained, require_whole, trained_models

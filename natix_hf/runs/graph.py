@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from natix_hf.errors import UsageError, cut
+from natix_hf.results.soup import SOUP
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,6 @@ PHASES: dict[int, Phase] = {
 ORDER = (0, 1, 4, 2, 3, 5, 6)
 # The phases that leave a candidate, in the order in which they are compared. The first is the control.
 CANDIDATE_PHASES = (1, 4)
-
-
-# The candidate that phase 2 makes of others, and its folder in the run.
-SOUP = "soup"
 
 
 def candidate_folder(name: str) -> str:

@@ -46,9 +46,9 @@ from natix_hf.results.logits import (
 from natix_hf.results.looks import Look
 from natix_hf.results.out_of_fold import OUT_OF_FOLD, OutOfFold, read_out_of_fold
 from natix_hf.results.promise import PromiseReport
-from natix_hf.results.soup import Soup
+from natix_hf.results.soup import SOUP, Soup
 from natix_hf.results.synthetic_half import SyntheticHalf
-from natix_hf.runs.graph import CANDIDATE_PHASES, PHASES, SOUP, candidate_folder
+from natix_hf.runs.graph import CANDIDATE_PHASES, PHASES, candidate_folder
 from natix_hf.section import Section
 from natix_hf.trainers.gate_config import GateConfig
 

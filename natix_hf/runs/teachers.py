@@ -6,30 +6,27 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from natix_hf.data.config import NEAR_DUPLICATES
 from natix_hf.data.rows import Rows
-from natix_hf.data.splits import SPLITS, Splits, read_splits
+from natix_hf.data.splits import Splits
 from natix_hf.data.unlabelled import unlabelled_rows
 from natix_hf.errors import UsageError, VerificationError, shortened
 from natix_hf.provenance.hub import is_repo_id
-from natix_hf.provenance.manifest import read_manifest
 from natix_hf.recipe import Recipe
 from natix_hf.results.decision import Decision
+from natix_hf.results.soup import SOUP
 from natix_hf.results.teachers import champion_folder, is_run
 from natix_hf.runs.context import PhaseContext
 from natix_hf.runs.folders import RUN_FILE, run_id_of
 from natix_hf.runs.graph import PHASES, number_of
 from natix_hf.runs.inputs import Inputs
 from natix_hf.runs.pins import pinned_teacher, pinned_unlabelled
-from natix_hf.trainers.config import SupervisedConfig
+from natix_hf.runs.seen import rows_seen
 from natix_hf.trainers.distil import Distillation
+from natix_hf.trainers.supervised_config import SupervisedConfig
 from natix_hf.trainers.teacher import Teacher, classifier_in, require_same_answers, teacher_of
 
 _KEY = "phase1.teacher"
 _UNLABELLED = "phase1.distil.unlabelled"
-# What a teacher has learned from, and the rows of a run that it must not have learned from. Its val_select has chosen
-# its epoch, as the run's own val_select does.
-_MUST_NOT_MEET = {"train": ("val_select", "val_calib", "test"), "val_select": ("val_calib", "test")}
 
 
 def check_teachers(recipe: Recipe, run_dir: Path | None) -> None:
@@ -95,8 +92,11 @@ def _champion(run: Path) -> Teacher:
         )
     files = Inputs(run)
     decision = Decision.read(files.take(PHASES[2]))
-    files.take(PHASES[number_of(decision.champion)], folder.name)
-    teacher = classifier_in(folder, run_id_of(run), run)
+    if decision.champion != SOUP:
+        files.take(PHASES[number_of(decision.champion)], folder.name)
+    of_others = decision.soup is not None and any(member.run is not None for member in decision.soup.taken)
+    mixed = decision.champion == SOUP and of_others  # and nothing here says what their runs have learned from
+    teacher = classifier_in(folder, run_id_of(run), None if mixed else run)
     if teacher.sha256 != decision.candidate_sha256:
         raise UsageError(f"{_KEY}: phase 2 of {run} chose other weights than its model has now: run its phase 2 again")
     return teacher
@@ -109,27 +109,12 @@ def _require_unseen(teacher: Teacher, ours: Splits, context: PhaseContext) -> No
             f"nothing is known of the rows that {teacher.name} has learned from: they may be rows of test too"
         )
         return
-    folder = teacher.trained_in / PHASES[0].folder
     try:
-        given, theirs = read_manifest(folder)["section"]["data"], read_splits(folder / SPLITS)
+        seen = rows_seen(teacher.trained_in, ours, context.recipe.data.plain())
     except VerificationError as error:
         raise UsageError(f"{_KEY}: {error}: without it nobody knows what {teacher.name} has learned from") from None
-    own = context.recipe.data.plain()
-    same = given.get("source") == own["source"]
-    comparable = same or (own["group_by"] != NEAR_DUPLICATES and bool(set(theirs.sha256) & set(ours.sha256)))
-    by_group = comparable and given.get("group_by") == own["group_by"]
-    seen: dict[str, tuple[str, int]] = {}
-    for role, protected in _MUST_NOT_MEET.items():
-        pictures = {theirs.sha256[i]: int(i) for i in theirs.positions(role)}
-        groups = {theirs.groups[i]: int(i) for i in theirs.positions(role) if by_group}
-        for i in [i for name in protected for i in ours.positions(name)]:
-            other = pictures.get(ours.sha256[i], groups.get(ours.groups[i]))
-            if other is not None:
-                seen.setdefault(ours.ids[i], (ours.roles[i], other))
     if seen:
-        row, (role, other) = next(iter(seen.items()))
         raise UsageError(
-            f"{_KEY}: {teacher.name} has learned the labels of {len(seen):,} rows that this run measures on: row "
-            f"{row} of {role} is of a picture or group of its row {theirs.ids[other]}; use a teacher with the same "
-            "splits (the same data section), or one from other data"
+            f"{_KEY}: {teacher.name} has learned the labels of {len(seen):,} rows that this run measures on: "
+            f"{seen[0]}; use a teacher with the same splits (the same data section), or one from other data"
         )

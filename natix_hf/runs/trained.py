@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from natix_hf.data.splits import SPLITS, Splits, read_splits
+from natix_hf.data.splits import SPLITS, read_splits
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.provenance.files import check_files, file_sha256
 from natix_hf.provenance.manifest import MANIFEST, read_manifest
 from natix_hf.results.candidate import START, Candidate
 from natix_hf.results.decision import Decision
+from natix_hf.results.soup import SOUP
 from natix_hf.runs.folders import RUN_FILE, run_id_of
-from natix_hf.runs.graph import CANDIDATE_PHASES, PHASES, SOUP, Phase, candidate_folder
+from natix_hf.runs.graph import CANDIDATE_PHASES, PHASES, Phase, candidate_folder
+from natix_hf.runs.seen import rows_seen
 
 # Their folder in that of phase 1, and the key of their list in its figures.
 MEMBERS = "members"
-_HELD = ("val_select", "val_calib", "test")
 
 
 @dataclass(frozen=True)
@@ -110,35 +111,17 @@ def models_of_other_run(reference: str, run_dir: Path) -> list[Trained]:
     folder = other_run(reference)
     if folder.resolve() == run_dir.resolve():
         raise UsageError(f"phase2.soup_of: {reference} is this run itself: leave it out")
-    mine = read_splits(run_dir / PHASES[0].folder / SPLITS)
+    ours = run_dir / PHASES[0].folder
     try:
-        theirs = read_splits(folder / PHASES[0].folder / SPLITS)
+        seen = rows_seen(folder, read_splits(ours / SPLITS), read_manifest(ours)["section"]["data"])
     except VerificationError as error:
         raise UsageError(f"phase2.soup_of: {reference} does not say what its models have seen ({error})") from None
-    leak = seen_by_another(theirs, mine)
-    if leak is not None:
-        raise UsageError(f"phase2.soup_of: {reference} {leak}: its models have seen what this run measures on")
+    if seen:
+        raise UsageError(
+            f"phase2.soup_of: the models of {reference} have learned the labels of {len(seen):,} rows that this run "
+            f"measures on: {seen[0]}; leave it out, or train it with the same data section"
+        )
     return trained_models(folder, reference)
-
-
-def seen_by_another(theirs: Splits, mine: Splits) -> str | None:
-    """The first row of ours that must be new to a model and that another run trained on, or that it chose by and we
-    measure on; as the end of a sentence. None if there is none.
-
-    Equal pictures are the same row. Ids and groups are names of the source, so they are compared only where the two
-    runs share a picture.
-    """
-    shared = set(theirs.sha256) & set(mine.sha256)
-    columns = {"picture": (theirs.sha256, mine.sha256)}
-    if shared:
-        columns |= {"row": (theirs.ids, mine.ids), "group": (theirs.groups, mine.groups)}
-    for what, (of_theirs, of_mine) in columns.items():
-        seen = dict(zip(of_theirs, theirs.roles, strict=True))
-        for i, (key, role) in enumerate(zip(of_mine, mine.roles, strict=True)):
-            used = seen.get(key)
-            if role in _HELD and (used == "train" or (used == "val_select" and role != "val_select")):
-                return f"has {what} {key} in {used}, and it is in {role} here (row {mine.ids[i]})"
-    return None
 
 
 def require_whole(model: Trained) -> dict[str, str]:

@@ -28,7 +28,7 @@ from natix_hf.models.targets import common_width, target_modules
 from natix_hf.models.tuner import count_trainable
 from natix_hf.provenance.files import read_json, write_json
 from natix_hf.terminal import tell
-from natix_hf.trainers.config import SupervisedConfig
+from natix_hf.trainers.supervised_config import SupervisedConfig
 
 TOLERANCE = 0.1  # allowed deviation from the budget, as a share
 MCC = "val_select_mcc_optimistic"

@@ -20,7 +20,7 @@ from natix_hf.labels import LabelNames
 from natix_hf.metrics import select_threshold
 from natix_hf.models.preprocess import Preprocess
 from natix_hf.provenance.files import ids_sha256
-from natix_hf.trainers.config import SupervisedConfig
+from natix_hf.trainers.supervised_config import SupervisedConfig
 from natix_hf.trainers.teacher import Answers, Teacher, require_same_answers, softened, teacher_of
 
 NO_LABEL = -1

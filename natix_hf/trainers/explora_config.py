@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar, Literal
 from natix_hf.errors import RecipeError, cut, require
 from natix_hf.section import LATER
 from natix_hf.ssl.objectives import OBJECTIVES, ObjectiveSections
-from natix_hf.trainers.config import Argument, LoggingSteps, SaveLimit, SupervisedConfig, TrainingSection, Workers
+from natix_hf.trainers.config import Argument, LoggingSteps, SaveLimit, TrainingSection, Workers
+from natix_hf.trainers.supervised_config import SupervisedConfig
 
 _DECIDED_BY_PROBES = (
     *("eval_strategy", "eval_steps", "save_strategy", "save_steps"),

@@ -11,7 +11,7 @@ from natix_hf.models.adapters import AUTO
 from natix_hf.section import NOT_A_KEY, Section
 
 if TYPE_CHECKING:
-    from natix_hf.trainers.config import SupervisedConfig
+    from natix_hf.trainers.supervised_config import SupervisedConfig
 
 # The reference rate as a share of learning_rate: the bounds of the paper, and the default, which is between them.
 LEAST, DEFAULT, MOST = 1e-4, 1e-2, 1e-1

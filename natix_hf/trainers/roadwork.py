@@ -24,7 +24,6 @@ from natix_hf.models.preprocess import Preprocess
 from natix_hf.trainers.adalora import AdaLoraCallback
 from natix_hf.trainers.arguments import given_or_default, require_a_batch
 from natix_hf.trainers.average import WeightAverage
-from natix_hf.trainers.config import SupervisedConfig
 from natix_hf.trainers.distil import find_distillation
 from natix_hf.trainers.distil_config import DistilConfig
 from natix_hf.trainers.loss import RowLoss, draw_mixture
@@ -34,6 +33,7 @@ from natix_hf.trainers.profit_config import ProfitConfig, with_reference_batches
 from natix_hf.trainers.scores import EvaluationMetrics
 from natix_hf.trainers.stage import FirstEpoch, Stage, Unlabelled, first_images, make_stage
 from natix_hf.trainers.start import start_classifier
+from natix_hf.trainers.supervised_config import SupervisedConfig
 from natix_hf.trainers.teacher import teacher_names
 
 _WHERE = "RoadworkTrainer"

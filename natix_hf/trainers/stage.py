@@ -27,8 +27,8 @@ from natix_hf.models.tuner import Adapted
 from natix_hf.provenance.files import ids_sha256
 from natix_hf.trainers.adalora import AdaLoraCallback
 from natix_hf.trainers.arguments import optimizer_steps
-from natix_hf.trainers.config import SupervisedConfig
 from natix_hf.trainers.distil import Distillation, taught
+from natix_hf.trainers.supervised_config import SupervisedConfig
 
 # `Rows` and `Asked` are prepared here. Any other torch dataset must yield the model's inputs.
 Trained = Rows | Dataset[Any]

@@ -22,13 +22,13 @@ from natix_hf.terminal import LABEL, tell
 from natix_hf.trainers.arguments import optimizer_steps, require_a_batch, training_arguments, training_refused
 from natix_hf.trainers.bakeoff import bake_off
 from natix_hf.trainers.checkpoints import newest_complete_checkpoint
-from natix_hf.trainers.config import SupervisedConfig
 from natix_hf.trainers.distil import Distillation
 from natix_hf.trainers.history import TrainingFacts
 from natix_hf.trainers.merge_validation import MergeValidationCallback
 from natix_hf.trainers.roadwork import RoadworkTrainer
 from natix_hf.trainers.scores import EvaluationMetrics
 from natix_hf.trainers.stage import Stage, first_images, make_stage
+from natix_hf.trainers.supervised_config import SupervisedConfig
 
 
 def train_classifier(

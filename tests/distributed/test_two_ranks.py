@@ -48,7 +48,8 @@ def test_two_ranks_train_folds_and_seeds_as_one_does(tmp_path: Path) -> None:
     for config, batch, world in (("cpu.yaml", 16, 1), ("cpu_2proc.yaml", 8, 2)):
         run = tmp_path / f"run-{world}"
         settings = [f"phase1.per_device_train_batch_size={batch}", "phase1.num_train_epochs=1", "phase1.folds=2"]
-        settings += ["phase1.keep_folds=true", "phase1.seeds=2", "phase1.learning_rate=1e-4", "phase1.dataloader_drop_last=true"]
+        settings += ["phase1.keep_folds=true", "phase1.seeds=2", "phase1.learning_rate=1e-4"]
+        settings.append("phase1.dataloader_drop_last=true")
         settings += ["--run-dir", str(run)]
         done = launch_phase(launch, config, 1, recipe, tmp_path, *settings)
         assert done.returncode == 0, done.stderr[-3000:]

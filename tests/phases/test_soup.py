@@ -31,7 +31,8 @@ from natix_hf.results.candidate import Candidate
 from natix_hf.results.decision import Decision
 from natix_hf.results.soup import Soup
 from natix_hf.runs.graph import PHASES
-from natix_hf.runs.trained import Trained, seen_by_another, trained_models
+from natix_hf.runs.seen import seen_of
+from natix_hf.runs.trained import Trained, trained_models
 from natix_hf.runs.verify import run_problems
 
 SEEDS = ["phase1.seeds=3"]
@@ -148,7 +149,8 @@ def test_a_baseline_without_a_start_is_trained_again(
     del manifest["metrics"]["start_sha256"]
     (again / PHASE1 / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     redescribe(again)
-    refused(UsageError, lambda: run_recipe(recipe, [2], again, overrides=_on(pretrained, [*SEEDS, "phase2.soup=wise"])),
+    settings = _on(pretrained, [*SEEDS, "phase2.soup=wise"])
+    refused(UsageError, lambda: run_recipe(recipe, [2], again, overrides=settings),
             "phase2.soup", PHASE1, "start")  # fmt: skip
     capsys.readouterr()
     run_recipe(recipe, [1], again, overrides=_on(pretrained, ["phase1.seeds=2"]))
@@ -193,8 +195,10 @@ def test_wise_lies_between_the_start_and_the_champion(again: Path, recipe: str, 
 
 def test_another_start_is_refused(again: Path, recipe: str, pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If what is built now is not what the training began with, nothing lies between them."""
-    monkeypatch.setattr("natix_hf.phases.phase2_soup.build_classifier", lambda model, *rest: build_classifier(model, 5))
-    refused(UsageError, lambda: run_recipe(recipe, [2], again, overrides=_on(pretrained, [*SEEDS, "phase2.soup=wise"])),
+    other = "natix_hf.phases.phase2_soup.build_classifier"
+    monkeypatch.setattr(other, lambda model, *rest, **kept: build_classifier(model, 5))
+    settings = _on(pretrained, [*SEEDS, "phase2.soup=wise"])
+    refused(UsageError, lambda: run_recipe(recipe, [2], again, overrides=settings),
             "phase2.soup", PHASE1, "start")  # fmt: skip
 
 
@@ -336,7 +340,7 @@ def test_runs_that_cannot_join(
     other = run_recipe(recipe, [1], tmp_path / "other", overrides=_on(pretrained, short))
     settings = _on(pretrained, [*SEEDS, "phase2.soup=greedy", f"phase2.soup_of=[{other}]"])
     call = lambda: run_recipe(recipe, [2], again, overrides=settings)  # noqa: E731
-    refused(UsageError, call, "phase2.soup_of", other, *(facts if change.startswith("phase1") else ("seen",)))
+    refused(UsageError, call, "phase2.soup_of", other, *(facts if change.startswith("phase1") else ("learned",)))
 
 
 def _splits(roles: dict[str, str], pictures: dict[str, str], groups: dict[str, str]) -> Splits:
@@ -359,8 +363,9 @@ def _splits(roles: dict[str, str], pictures: dict[str, str], groups: dict[str, s
 def test_what_another_run_has_seen(theirs: dict[str, str], pictures: str, leaks: bool) -> None:
     of_group = {"a": "1", "b": "2", "c": "3", "d": "3", "z": "9"}
     mine = _splits({"a": "train", "b": "val_select", "c": "test"}, dict(zip("abc", "abc", strict=True)), of_group)
-    found = seen_by_another(_splits(theirs, dict(zip(theirs, pictures, strict=True)), of_group), mine)
-    assert (found is not None) == leaks, found
+    others = _splits(theirs, dict(zip(theirs, pictures, strict=True)), of_group)
+    found = seen_of(others, mine, by_group=bool(set(pictures) & set("abc")))
+    assert bool(found) == leaks, found
 
 
 def test_who_is_averaged(tmp_path: Path) -> None:
@@ -393,7 +398,8 @@ def test_the_exams_further_views(recipe: str, pretrained: Path, tmp_path: Path) 
 
 def test_what_is_refused() -> None:
     for kind in ("greedy", "uniform"):
-        refused(RecipeError, lambda kind=kind: parse_recipe({"phase2": {"soup": kind}}), "phase2.soup", kind, "seeds=3")
+        given = {"phase2": {"soup": kind}}
+        refused(RecipeError, lambda given=given: parse_recipe(given), "phase2.soup", kind, "seeds=3")
     wise, backbone = {"phase2": {"soup": "wise"}}, {"model": {"backbone": "org/name"}}
     refused(RecipeError, lambda: parse_recipe(wise), "phase2.soup", "model.backbone")
     refused(RecipeError, lambda: parse_recipe(wise | backbone | {"phase1": {"adapter": "none"}}), "phase1.adapter")

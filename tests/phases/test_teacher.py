@@ -144,8 +144,8 @@ def test_other_frames_of_a_group_leak_too(_finished_run: Path, parquet_source: P
     ours, theirs = (read_json(folder / "phase0_data" / "splits.json") for folder in (run, _finished_run))
     assert set(theirs["groups"]) & set(ours["groups"]) and not set(theirs["sha256"]) & set(ours["sha256"])
     more, one = (
-        datasets.Dataset.from_parquet(str(next((folder / "data").glob("*.parquet"))), cache_dir=str(tmp_path / "cache"))
-        for folder in (source, parquet_source)
+        datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
+        for file in (next((folder / "data").glob("*.parquet")) for folder in (source, parquet_source))
     )
     shared = theirs["roles"].index("test")  # the teacher has not learned from the picture itself
     joined = datasets.concatenate_datasets([more, one.select([shared])])

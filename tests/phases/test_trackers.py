@@ -15,7 +15,7 @@ from refusals import refused
 from natix_hf.errors import RecipeError
 from natix_hf.pipeline import run_recipe
 from natix_hf.trainers.arguments import check_training, training_arguments
-from natix_hf.trainers.config import SupervisedConfig
+from natix_hf.trainers.supervised_config import SupervisedConfig
 
 SUPERVISED = {"train/loss", "train/learning_rate", "train/data_wait", "eval/mcc", "eval/nll"}
 ADAPTED = {"train/loss", "train/learning_rate", "train/data_wait", "eval/linear_auroc", "eval/knn_auroc"}

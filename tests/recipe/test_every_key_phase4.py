@@ -27,8 +27,8 @@ from natix_hf.runs.context import PhaseContext
 from natix_hf.runs.graph import PHASES
 from natix_hf.ssl.explora import plain_backbone
 from natix_hf.trainers import self_supervised
-from natix_hf.trainers.config import SupervisedConfig
 from natix_hf.trainers.explora import ExploraTrainer
+from natix_hf.trainers.supervised_config import SupervisedConfig
 
 TOTAL = 10
 TRAIN: dict[str, Any] = {"dataloader_num_workers": 0, "per_device_train_batch_size": 8, "rank": 4}

@@ -11,7 +11,7 @@ from facts import tells
 
 from natix_hf.errors import RecipeError
 from natix_hf.recipe import Recipe, load_recipe, packaged_recipes, parse_recipe
-from natix_hf.trainers.config import SupervisedConfig
+from natix_hf.trainers.supervised_config import SupervisedConfig
 
 
 def _file(folder: Path, text: str) -> str:

@@ -23,9 +23,10 @@ from natix_hf.recipe import Recipe, parse_recipe
 from natix_hf.section import coerce, key_types
 from natix_hf.trainers import gate, self_supervised
 from natix_hf.trainers.arguments import training_arguments
-from natix_hf.trainers.config import TRAINING_REFUSED, SupervisedConfig, TrainingSection
+from natix_hf.trainers.config import TRAINING_REFUSED, TrainingSection
 from natix_hf.trainers.explora_config import ExploraConfig
 from natix_hf.trainers.gate_config import GateConfig
+from natix_hf.trainers.supervised_config import SupervisedConfig
 
 STAGES: dict[str, type[TrainingSection]] = {"phase1": SupervisedConfig, "phase3": GateConfig, "phase4": ExploraConfig}
 GIVEN: dict[str, Any] = {

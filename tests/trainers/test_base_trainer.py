@@ -30,9 +30,9 @@ from natix_hf.trainers.arguments import training_arguments
 from natix_hf.trainers.average import AVERAGE, WeightAverage
 from natix_hf.trainers.base import BaseTrainer
 from natix_hf.trainers.checkpoints import COMPLETE, mark_complete, newest_complete_checkpoint
-from natix_hf.trainers.config import SupervisedConfig
 from natix_hf.trainers.roadwork import RoadworkTrainer
 from natix_hf.trainers.scores import EvaluationMetrics
+from natix_hf.trainers.supervised_config import SupervisedConfig
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

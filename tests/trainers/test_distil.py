@@ -31,13 +31,13 @@ from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import Preprocess, load_processor, make_processor
 from natix_hf.recipe import parse_recipe
 from natix_hf.trainers.arguments import training_arguments
-from natix_hf.trainers.config import SupervisedConfig
 from natix_hf.trainers.distil import Distillation
 from natix_hf.trainers.distil_config import DistilConfig
 from natix_hf.trainers.loss import Mixture, RowLoss
 from natix_hf.trainers.roadwork import RoadworkTrainer
 from natix_hf.trainers.stage import make_stage
 from natix_hf.trainers.supervised import train_classifier
+from natix_hf.trainers.supervised_config import SupervisedConfig
 from natix_hf.trainers.teacher import Answers, Teacher, classifier_in, require_same_answers, softened, teacher_of
 
 

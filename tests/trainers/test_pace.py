@@ -16,9 +16,9 @@ from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import make_processor
 from natix_hf.trainers import pace
 from natix_hf.trainers.arguments import training_arguments
-from natix_hf.trainers.config import SupervisedConfig
 from natix_hf.trainers.roadwork import RoadworkTrainer
 from natix_hf.trainers.stage import make_stage
+from natix_hf.trainers.supervised_config import SupervisedConfig
 
 
 class Clock:

@@ -25,10 +25,10 @@ from natix_hf.models.classifier import build_classifier, load_backbone, load_cla
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import make_processor
 from natix_hf.recipe import parse_recipe
-from natix_hf.trainers.config import SupervisedConfig
 from natix_hf.trainers.explora_config import ExploraConfig
 from natix_hf.trainers.self_supervised import pretrain_backbone
 from natix_hf.trainers.supervised import train_classifier
+from natix_hf.trainers.supervised_config import SupervisedConfig
 
 SSL: dict[str, Any] = {"max_steps": 4, "learning_rate": 2e-3, "per_device_train_batch_size": 16,
                        "dataloader_num_workers": 0, "logging_steps": 1}  # fmt: skip
