@@ -14,6 +14,7 @@ import argparse
 import copy
 import os
 import tempfile
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -54,15 +55,16 @@ def compare(given: argparse.Namespace, scratch: str) -> None:
     torch.manual_seed(0)
     config = Dinov2Config(
         hidden_size=given.width, num_hidden_layers=given.layers, num_attention_heads=given.width // 64,
-        image_size=given.size, num_labels=2,
+        image_size=given.size,
     )  # fmt: skip
+    config.num_labels = 2
     eager: Any = AutoModelForImageClassification.from_config(config).to(device).train()
     compiled = copy.deepcopy(eager)
     compile_blocks(compiled, TrainingArguments(scratch, torch_compile=True, use_cpu=device.type == "cpu"))
     pixels = torch.randn(given.batch, 3, given.size, given.size, device=device)
     labels = torch.arange(given.batch, device=device) % 2
     sides = {"eager": Side(eager, device), "compiled": Side(compiled, device)}
-    start = {name: timed(lambda side=side: side.train(_WARM_UP, pixels, labels))[0] for name, side in sides.items()}
+    start = {name: timed(partial(side.train, _WARM_UP, pixels, labels))[0] for name, side in sides.items()}
     print(
         f"{_WARM_UP} steps of warm-up: " + ", ".join(f"{name} {took:.1f} s" for name, took in start.items()),
         flush=True,
@@ -70,7 +72,7 @@ def compare(given: argparse.Namespace, scratch: str) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(given.turns):
         for name, side in sides.items():
-            seconds[name].append(timed(lambda side=side: side.train(given.steps, pixels, labels))[0])
+            seconds[name].append(timed(partial(side.train, given.steps, pixels, labels))[0])
         print({name: f"{given.steps / took[-1]:.2f} steps/s" for name, took in seconds.items()}, flush=True)
     apart = max(abs(a - b) for a, b in zip(sides["eager"].losses, sides["compiled"].losses, strict=True))
     if not apart <= _CLOSE:

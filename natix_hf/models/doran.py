@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
-from peft.tuners.lora.layer import LoraLayer, LoraVariant
+from peft.tuners.lora.layer import LoraVariant
 from torch import nn
 
 from natix_hf.errors import UsageError
@@ -30,7 +30,7 @@ class DoranConfig(LoraConfig):
     tau: float = 0.1
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self._register_custom_module({nn.Module: DoranLinear})
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> NoReturn:
@@ -38,7 +38,7 @@ class DoranConfig(LoraConfig):
         raise UsageError("PEFT cannot read a DoRAN adapter back: merge it and save the plain model")
 
 
-class DoranLinear(LoraLinear):  # type: ignore[misc]
+class DoranLinear(LoraLinear):
     """A linear layer with one DoRAN adapter.
 
     Raises:
@@ -72,10 +72,11 @@ class DoranMagnitude(nn.Module):
         return self.weight / self._denominator(weight)
 
     def _denominator(self, weight: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.vector_norm(weight, dim=1) + self.start * self.log_tau_change.exp()
+        norm: torch.Tensor = torch.linalg.vector_norm(weight, dim=1)
+        return norm + self.start * self.log_tau_change.exp()
 
 
-class DoranVariant(LoraVariant):  # type: ignore[misc]
+class DoranVariant(LoraVariant):
     """What PEFT's `lora.Linear` asks of a variant.
 
     PEFT's DoRA treats the norm as a constant in the backward pass (arXiv 2402.09353, section 4.3), to save memory.
@@ -86,15 +87,16 @@ class DoranVariant(LoraVariant):  # type: ignore[misc]
         return False  # PEFT would convert s·BA and forget m and τ
 
     @staticmethod
-    def init(module: LoraLayer, adapter_name: str, *, config: DoranConfig, **kwargs: Any) -> None:
+    def init(module: Any, adapter_name: str, **kwargs: Any) -> None:
         if len(module.lora_A) > 1:
             raise ValueError("a layer takes one DoRAN adapter")
         with torch.no_grad():
-            module.lora_magnitude_vector[adapter_name] = DoranMagnitude(_direction(module, adapter_name), config.tau)
+            magnitude = DoranMagnitude(_direction(module, adapter_name), kwargs["config"].tau)
+        module.lora_magnitude_vector[adapter_name] = magnitude
 
     @staticmethod
     def forward(
-        module: LoraLayer, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **kwargs: Any
+        module: Any, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor:
         """Compute W x + b from the base layer's `result` [..., out]: at the start nothing is added to it but zeros.
 
@@ -105,27 +107,29 @@ class DoranVariant(LoraVariant):  # type: ignore[misc]
         low_rank = module.lora_B[active_adapter](module.lora_A[active_adapter](module.lora_dropout[active_adapter](x)))
         bias = module.get_base_layer().bias
         product = result if bias is None else result - bias
-        return result + (factor - 1) * product + factor * module.scaling[active_adapter] * low_rank
+        found: torch.Tensor = result + (factor - 1) * product + factor * module.scaling[active_adapter] * low_rank
+        return found
 
     @staticmethod
     @torch.no_grad()
-    def merge_safe(module: LoraLayer, active_adapter: str, orig_weight: torch.Tensor) -> torch.Tensor:
+    def merge_safe(module: Any, active_adapter: str, orig_weight: torch.Tensor) -> torch.Tensor:
         module._cache_store(_before(active_adapter), orig_weight)
         direction = _direction(module, active_adapter)
         factor = module.lora_magnitude_vector[active_adapter](direction)
-        return (factor[:, None] * direction).to(orig_weight.dtype)
+        merged: torch.Tensor = (factor[:, None] * direction).to(orig_weight.dtype)
+        return merged
 
     @staticmethod
-    def merge_unsafe(module: LoraLayer, active_adapter: str, orig_weight: torch.Tensor) -> None:
+    def merge_unsafe(module: Any, active_adapter: str, orig_weight: torch.Tensor) -> None:
         orig_weight.data = DoranVariant.merge_safe(module, active_adapter, orig_weight.data)
 
     @staticmethod
-    def unmerge(module: LoraLayer, active_adapter: str, orig_weight: torch.Tensor) -> torch.Tensor:
+    def unmerge(module: Any, active_adapter: str, orig_weight: torch.Tensor) -> torch.Tensor:
         before: torch.Tensor = module._cache_pop(_before(active_adapter))
         return before.to(orig_weight)
 
 
-def _direction(module: LoraLayer, adapter: str) -> torch.Tensor:
+def _direction(module: Any, adapter: str) -> torch.Tensor:
     """W0 + s·BA [out, in]."""
     low_rank = module.lora_B[adapter].weight @ module.lora_A[adapter].weight
     direction: torch.Tensor = module.get_base_layer().weight + module.scaling[adapter] * low_rank
