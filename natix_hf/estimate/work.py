@@ -105,7 +105,7 @@ def _soup_answers(recipe: Recipe) -> int:
     asks too, cannot be counted without reading them."""
     soup, members = recipe.phase2.soup, members_of(recipe.phase1)
     further = recipe.data.exam and recipe.data.exam_views > _chosen_views(recipe.data)
-    trials = {"none": 0, "uniform": 1, "greedy": members + 1, "wise": WISE_SHARES + 1}[soup]
+    trials = {"none": 0, "uniform": 1, "greedy": members, "wise": WISE_SHARES}[soup]  # which the soup is one of
     return trials + members * bool(further) * (soup in ("uniform", "greedy"))
 
 

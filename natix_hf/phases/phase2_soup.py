@@ -43,12 +43,18 @@ def make_soup(context: PhaseContext, tables: dict[str, LogitTable]) -> tuple[Can
     asked = context.ask("val_select") if _asks_further(context) else context.ask_to_choose("val_select")
     answers = {model: _answers(context, model, asked) for model in models}
     alone = {model: best_threshold(table, recipe.phase2, prior).value for model, table in answers.items()}
+    known = {table.candidate_sha256: table for table in answers.values()}
+
+    def answered(model: Candidate) -> LogitTable:
+        if model.sha256 not in known:  # the model that is left was a trial before
+            known[model.sha256] = compute_answers(model, asked)[0]
+        return known[model.sha256]
 
     def score(make: Callable[[Path], object]) -> float:
         trial = Candidate(context.checkpoints / SOUP / "trial")
         make_folder(trial.folder)
         make(trial.model)
-        return best_threshold(compute_answers(trial, asked)[0], recipe.phase2, prior).value
+        return best_threshold(answered(trial), recipe.phase2, prior).value
 
     make_folder(candidate.folder)
     if kind == "wise":
@@ -65,7 +71,7 @@ def make_soup(context: PhaseContext, tables: dict[str, LogitTable]) -> tuple[Can
             taken = greedy_soup(models, lambda some: alone[some[0]] if len(some) == 1 else score(_mean_of(some)))
         _mean_of(taken)(candidate.model)
         weights = {model: 1 / len(taken) for model in taken} | {model: 0.0 for model in models if model not in taken}
-    table, _ = compute_answers(candidate, asked)
+    table = answered(candidate)
     write_logits(_answers_file(context, candidate), table)
     members = [
         SoupMember(model.name, answers[model].candidate_sha256, alone[model], weight, model.run_id)

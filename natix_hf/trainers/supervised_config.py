@@ -76,12 +76,12 @@ class SupervisedConfig(TrainingSection):
         "bundle or of a classifier, or a bundle on the Hub; a list is an ensemble (docs/phase1.md). null: none.",
     ] = field(default=None, metadata=LATER)
     distil: DistilConfig = field(default_factory=DistilConfig, metadata=LATER)
-    keep_folds: Annotated[bool, "Keep the models of the folds, as members of a soup (phase2.soup)."] = field(
+    keep_folds: Annotated[bool, "Keep the models of the folds, as members of a soup in phase 2."] = field(
         default=False, metadata=LATER
     )
     seeds: Annotated[
         int | None,
-        "Train so many models from one start, as members of a soup (phase2.soup): the first with `seed`, each further "
+        "Train so many models from one start, as members of a soup in phase 2: the first with `seed`, each further "
         "one with the next seed for the order of its rows and its views; null trains one.",
     ] = field(default=None, metadata=LATER)
     num_train_epochs: Epochs = 10

@@ -89,6 +89,14 @@ def test_views_of_the_exam_count() -> None:
     assert amount(plain, 1, "draw") == 0
 
 
+@pytest.mark.parametrize(("soup", "plain", "further"), [("uniform", 1, 4), ("greedy", 2, 5), ("wise", 10, 11)])
+def test_a_soup_is_asked_for_by_hand(soup: str, plain: int, further: int) -> None:
+    """Of three seeds: its trials; with more views than candidates are chosen by, the baseline and its members too."""
+    sections = {"phase1": {"seeds": 3}, "phase2": {"soup": soup}}
+    assert amount(work([1, 2], **sections), 2, "answer") == plain * 40
+    assert amount(work([1, 2], **sections, data={"exam": True, "exam_views": 8}), 2, "answer") == further * 8 * 40
+
+
 def test_a_source_is_counted_without_decoding(parquet_source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from natix_hf.data import decode
 

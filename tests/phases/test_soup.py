@@ -22,7 +22,7 @@ from natix_hf.data.asked import ask
 from natix_hf.data.splits import Splits
 from natix_hf.errors import RecipeError, RunError, UsageError
 from natix_hf.models.classifier import build_classifier, load_classifier
-from natix_hf.phases import phase1_seeds
+from natix_hf.phases import phase1_seeds, phase2_soup
 from natix_hf.phases.phase2_soup import _members
 from natix_hf.pipeline import run_recipe
 from natix_hf.recipe import load_recipe, parse_recipe
@@ -149,9 +149,8 @@ def test_a_baseline_without_a_start_is_trained_again(
     del manifest["metrics"]["start_sha256"]
     (again / PHASE1 / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     redescribe(again)
-    settings = _on(pretrained, [*SEEDS, "phase2.soup=wise"])
-    refused(UsageError, lambda: run_recipe(recipe, [2], again, overrides=settings),
-            "phase2.soup", PHASE1, "start")  # fmt: skip
+    wise = _on(pretrained, [*SEEDS, "phase2.soup=wise"])
+    refused(UsageError, lambda: run_recipe(recipe, [2], again, overrides=wise), "phase2.soup", PHASE1, "start")
     capsys.readouterr()
     run_recipe(recipe, [1], again, overrides=_on(pretrained, ["phase1.seeds=2"]))
     assert "trained again" in capsys.readouterr().out
@@ -195,11 +194,10 @@ def test_wise_lies_between_the_start_and_the_champion(again: Path, recipe: str, 
 
 def test_another_start_is_refused(again: Path, recipe: str, pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If what is built now is not what the training began with, nothing lies between them."""
-    other = "natix_hf.phases.phase2_soup.build_classifier"
-    monkeypatch.setattr(other, lambda model, *rest, **kept: build_classifier(model, 5))
-    settings = _on(pretrained, [*SEEDS, "phase2.soup=wise"])
-    refused(UsageError, lambda: run_recipe(recipe, [2], again, overrides=settings),
-            "phase2.soup", PHASE1, "start")  # fmt: skip
+    other = lambda model, *rest, keep_head: build_classifier(model, 5)  # noqa: E731
+    monkeypatch.setattr(phase2_soup, "build_classifier", other)
+    wise = _on(pretrained, [*SEEDS, "phase2.soup=wise"])
+    refused(UsageError, lambda: run_recipe(recipe, [2], again, overrides=wise), "phase2.soup", PHASE1, "start")
 
 
 @pytest.fixture(scope="module")
@@ -398,8 +396,8 @@ def test_the_exams_further_views(recipe: str, pretrained: Path, tmp_path: Path) 
 
 def test_what_is_refused() -> None:
     for kind in ("greedy", "uniform"):
-        given = {"phase2": {"soup": kind}}
-        refused(RecipeError, lambda given=given: parse_recipe(given), "phase2.soup", kind, "seeds=3")
+        alone = {"phase2": {"soup": kind}}
+        refused(RecipeError, lambda alone=alone: parse_recipe(alone), "phase2.soup", kind, "seeds=3")
     wise, backbone = {"phase2": {"soup": "wise"}}, {"model": {"backbone": "org/name"}}
     refused(RecipeError, lambda: parse_recipe(wise), "phase2.soup", "model.backbone")
     refused(RecipeError, lambda: parse_recipe(wise | backbone | {"phase1": {"adapter": "none"}}), "phase1.adapter")
