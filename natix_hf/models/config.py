@@ -19,7 +19,7 @@ _BUNDLE = Path("phase6_export", "bundle")  # in a run
 
 @dataclass(frozen=True)
 class ModelConfig(Section):
-    """The vision transformer to start from."""
+    """The vision model to start from."""
 
     place: ClassVar[str] = "model"
 

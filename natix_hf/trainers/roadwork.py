@@ -43,15 +43,15 @@ MERGED = "merged"
 
 
 class RoadworkTrainer(ProfitTrainer):
-    """Train a vision transformer to answer one yes/no question about images.
+    """Train a vision model to answer one yes/no question about images.
 
     It is a [`~transformers.Trainer`], with the usual `train`, `evaluate`, `predict` and `save_model`. Training views
     are augmented. Their draws depend only on (seed, epoch, row), so a resumed training gives a bit-equal result. The
     loss is the cross-entropy over two labels, with `label_smoothing_factor`.
 
     Args:
-        model (`str`, `Path` or [`~transformers.PreTrainedModel`]): Hub id or folder of a ViT or DINOv2, which gets a
-            new head. Or a classifier with two labels, which is trained in place.
+        model (`str`, `Path` or [`~transformers.PreTrainedModel`]): Hub id or folder of a ViT, DINOv2,
+            ConvNeXt V2 or Swin V2, which gets a new head. Or a classifier with two labels, which is trained in place.
         args ([`~transformers.TrainingArguments`] or `dict`, *optional*): A dict overrides the project's defaults: 10
             epochs at learning rate 5e-4 (cosine, 10% warm-up), weight decay 0.05, batches of 64, evaluation after
             every epoch, the best checkpoint by MCC. `None` uses them. `TrainingArguments` are used unchanged.

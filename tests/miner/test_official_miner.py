@@ -100,8 +100,8 @@ def offline(home: Path) -> dict[str, str]:
 
 def make_candidate(folder: Path, fields: dict[str, Any], backbone: Path | None = None) -> Candidate:
     """A random model of 224 pixels that answers differently to different images."""
-    named, fields = str(backbone) if backbone else None, {"initializer_range": 0.2} | fields
-    config = ModelConfig(named, None, fields, image_size=224)
+    source = str(backbone) if backbone else None
+    config = ModelConfig(source, None, {"initializer_range": 0.2} | fields, image_size=224)
     model = build_classifier(config, seed=0)
     with torch.no_grad():
         for weights in model.parameters():  # what starts at zero, such as ConvNeXt V2's GRN, takes part too

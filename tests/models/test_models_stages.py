@@ -186,6 +186,8 @@ def test_the_files_of_a_public_one_become_ours(name: str, tmp_path: Path) -> Non
     if name == "swinv2":  # its windows are laid out for one size
         smaller = ModelConfig(backbone=str(tmp_path), image_size=224)
         refused(RecipeError, lambda: resolved_config(smaller, SUBNET), "model.image_size", 224, 256)
+        laid_out = ModelConfig(backbone=str(tmp_path), config={"image_size": 224}, image_size=224)
+        assert resolved_config(laid_out, SUBNET).image_size == 224
 
 
 # What a training may be given.
