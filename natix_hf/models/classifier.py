@@ -102,7 +102,7 @@ def answered_labels(config: ModelConfig) -> LabelNames:
             try:
                 return names_in(stock.id2label)
             except UsageError:
-                why += f" (it has {len(stock.id2label)} labels)"
+                why += f" (it has {len(stock.id2label or ())} labels)"
     raise UsageError(
         f"profit continues a classifier with two labels, and {why}: name a finished run, a bundle or another trained "
         "classifier, or leave profit out"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from natix_hf.errors import RecipeError, require
@@ -14,7 +14,7 @@ _MOST_LAYERS = 1000
 _MOST = {"num_attention_heads": 1024, "hidden_size": 65_536, "patch_size": 8192}
 _MOST_OTHERWISE = 10**6
 PACKAGED_PREFIX = "packaged:"
-_BUNDLE = Path("phase6_export", "bundle")  # in a run
+_BUNDLE = os.path.join("phase6_export", "bundle")  # in a run
 
 
 @dataclass(frozen=True)
@@ -51,5 +51,5 @@ class ModelConfig(Section):
 
 def bundle_of_run(backbone: str) -> str:
     """The bundle of a finished run, if `backbone` is the folder of one. Everything else stays as it is."""
-    bundle = Path(backbone) / _BUNDLE
-    return str(bundle) if (bundle.expanduser() / "config.json").is_file() else backbone
+    bundle = os.path.join(backbone, _BUNDLE)
+    return bundle if os.path.isfile(os.path.join(bundle, "config.json")) else backbone

@@ -77,6 +77,7 @@ class ProfitTrainer(RatedTrainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         found = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._profit is not None:
+            self._return()  # from a step that ran out of memory (auto_find_batch_size)
             parts = divide_batches(len(found[0]), self._accumulated)
             last = len(parts) - 1
             self._due = [
@@ -96,7 +97,8 @@ class ProfitTrainer(RatedTrainer):
         if ends and not is_main:
             self._reference_step()
         elif ends and self._start:
-            self._project_and_return()
+            self._project()
+            self._return()
         return loss * (size / whole)  # Trainer adds up those of all batches
 
     @torch.no_grad()
@@ -114,15 +116,15 @@ class ProfitTrainer(RatedTrainer):
                 gradient = torch.zeros_like(gradient)
         assert self._profit is not None
         self._delta.add_(gradient, alpha=-self._profit.rate(self.args.learning_rate))
-        moves = self._delta.split([parameter.numel() for parameter in parameters])
+        moves = torch.split(self._delta, [parameter.numel() for parameter in parameters])
         for parameter, start, move in zip(parameters, self._start, moves, strict=True):
             torch.add(start, move.view_as(start), out=parameter.data)
             parameter.grad = None
 
     @torch.no_grad()
-    def _project_and_return(self) -> None:
+    def _project(self) -> None:
         parameters = self._trained()
-        moves = self._delta.split([parameter.numel() for parameter in parameters])
+        moves = torch.split(self._delta, [parameter.numel() for parameter in parameters])
         length = _inner(moves, moves).sqrt()
         if length > 0:
             along = _inner(moves, [parameter.grad for parameter in parameters]) / length
@@ -132,9 +134,14 @@ class ProfitTrainer(RatedTrainer):
                 for parameter, move in zip(parameters, moves, strict=True):
                     if parameter.grad is not None:
                         parameter.grad.sub_(move.view_as(parameter) * (along / length).to(move.dtype))
-        for parameter, start in zip(parameters, self._start, strict=True):
-            parameter.copy_(start)
-        self._start, self._delta = [], torch.empty(0)
+
+    @torch.no_grad()
+    def _return(self) -> None:
+        """Give the model the weights from which the reference steps began, if there were any."""
+        if self._start:
+            for parameter, start in zip(self._trained(), self._start, strict=True):
+                parameter.copy_(start)
+            self._start, self._delta = [], torch.empty(0)
 
     def _trained(self) -> list[nn.Parameter]:
         trained: Any = self.model

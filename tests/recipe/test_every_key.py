@@ -173,6 +173,9 @@ EFFECTS: list[tuple[str, str, Any, Any]] = [
     ("phase1", "layer_decay", 0.7, lambda s: s.layer_decay),
     ("phase1", "head_learning_rate", 0.01, lambda s: s.head_learning_rate),
     ("phase1", "mixup", 0.2, lambda s: s.mixup),
+    ("phase1.profit", "reference_steps", 2, lambda s: s.args.gradient_accumulation_steps),
+    ("phase1.profit", "reference_learning_rate", 1e-5,
+     (("phase1.profit", {"reference_steps": 1}), lambda s: s.profit.rate(5e-4))),
     ("phase1", "prior_by", "loss", (("data.target_prior", 0.8), lambda s: (s.class_weights, round(_positives(s), 1)))),
 ]  # fmt: skip
 # These are seen elsewhere: in this file by the test named, or in another. Fields of TrainingArguments are seen in
