@@ -354,8 +354,8 @@ def main() -> None:
     for arm in compared:
         own, gain, low, high = points[f"{arm}/probe/signs"]
         outcome = f"43-way probe accuracy {own:.3f}, gain over the control {gain:+.3f} [{low:+.3f}, {high:+.3f}]"
-        length = f"{lengths[arm]} steps" + (f" in {given.seconds:g} s" if given.seconds else "")
-        record(f"explora_gain {arm}", f"{outcome}, {length} at {results[arm][0]:g}, {len(given.seeds)} seeds")
+        took = f"{lengths[arm]} steps" + (f" in {given.seconds:g} s" if given.seconds else "")
+        record(f"explora_gain {arm}", f"{outcome}, {took} at {results[arm][0]:g}, {len(given.seeds)} seeds")
 
 
 if __name__ == "__main__":

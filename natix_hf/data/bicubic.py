@@ -44,7 +44,7 @@ def cut_cubic_one(picture: np.ndarray, drawn: Drawn, view: torch.Tensor) -> None
     size = view.shape[1]
     (across, _, x), (_, down, y) = drawn.to_picture(size)
     (left, right), (top, bottom) = (
-        (int(max(0, edge)) for edge in _window(torch.tensor(start), torch.tensor(step), torch.tensor(length), size))
+        (int(edge) for edge in _window(torch.tensor(start), torch.tensor(step), torch.tensor(length), size))
         for start, step, length in ((x, across, picture.shape[1]), (y, down, picture.shape[0]))
     )
     part = torch.from_numpy(np.array(picture[top:bottom, left:right]))[None]
