@@ -57,7 +57,8 @@ from natix_hf.trainers.supervised import train_classifier
 SHARED = Path("../shared/data")
 NOISE = 0.05  # share of the train tracks whose labels are flipped
 HEAD_SEED = 0
-START = {"learning_rate": 4e-3, "max_steps": 1000, "logging_steps": 200, "save_steps": 1000, "seed": 0}
+START_SEED = 0
+START = {"learning_rate": 4e-3, "max_steps": 1000, "logging_steps": 200, "save_steps": 1000, "seed": START_SEED}
 BASE = ["phase1.ema_decay=null", "phase1.eval_strategy=no", "phase1.save_strategy=no", "phase1.adapter=full"]
 BASE += ["phase1.load_best_model_at_end=false", "phase1.metric_for_best_model=null", "phase1.logging_steps=100"]
 BASE += ["phase1.learning_rate=1e-3", "phase1.per_device_train_batch_size=64"]
@@ -137,7 +138,7 @@ def start_of(question: Question, work: Path) -> Path:
 
         images, views = question.rows["train"], question.recipe.data.augment
         with tempfile.TemporaryDirectory() as scratch:
-            backbone = build_backbone(model, START["seed"])
+            backbone = build_backbone(model, START_SEED)
             pretrain_backbone(backbone, processor, images, None, config, views, save, Path(scratch))
     return folder
 

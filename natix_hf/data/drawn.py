@@ -76,8 +76,10 @@ class Drawn:
         """The same view with `ratio` times as many px on each side."""
         if ratio == 1:
             return self
-        erase = None if self.erase is None else tuple(round(px * ratio) for px in self.erase)
-        return replace(self, blur=self.blur * ratio, erase=erase)
+        if self.erase is None:
+            return replace(self, blur=self.blur * ratio)
+        top, left, height, width = (round(px * ratio) for px in self.erase)
+        return replace(self, blur=self.blur * ratio, erase=(top, left, height, width))
 
     def to_picture(self, size: int) -> tuple[Row, Row]:
         """The affine map from a position in the view of `size` px to one in the picture, two rows of three.

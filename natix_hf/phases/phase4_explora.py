@@ -73,10 +73,10 @@ def _train(context: PhaseContext, candidate: Candidate, model: ModelConfig, stag
 
     def leave() -> dict[str, Any]:
         clear_device_cache(garbage_collection=True)  # the next model needs the GPU memory of the last one
-        rows = context.rows("train"), context.ask_to_choose("val_select")
+        train, val_select = context.rows("train"), context.ask_to_choose("val_select")
         checkpoints = context.checkpoints / candidate.name
         rest = (context.recipe.data, checkpoints, context.is_main, distillation_of(context, stage))
-        return leave_candidate(candidate, model, stage, *rows, *rest)
+        return leave_candidate(candidate, model, stage, train, val_select, *rest)
 
     files = ("model", "logits", "history.json", "plots/training.png")
     return made_once(context, candidate.folder / _STAGE, files, leave)

@@ -196,9 +196,9 @@ class RoadworkTrainer(ProfitTrainer):
                 given["eval_dataset"] = {name: self._asked(rows, name) for name, rows in eval_dataset.items()}
             if given["train_dataset"] is not None:
                 require_a_batch(arguments, len(given["train_dataset"]), _WHERE)
-        self._adalora, distil = given.pop("adalora"), given.pop("distil")
+        self._adalora, how = given.pop("adalora"), given.pop("distil")
         weights, smoothing = given.pop("class_weights"), arguments.label_smoothing_factor
-        self._row_loss = RowLoss(smoothing, weights, distil.temperature, distil.mix)
+        self._row_loss = RowLoss(smoothing, weights, how.temperature, how.mix)
         if kwargs.get("compute_metrics") is None:
             kwargs["compute_metrics"] = EvaluationMetrics(target_prior)
         given |= {"layer_decay": layer_decay, "head_learning_rate": head_learning_rate, "profit": config.profit}
