@@ -81,7 +81,7 @@ def set_rates(
     Args:
         optimizer: An optimizer that has made no step.
         model: What is trained: a classifier, or a wrapper around one.
-        learning_rate: The peak rate, in (0, inf).
+        learning_rate: The peak rate, at least 0.
         layer_decay: d, in (0, 1]. None: all blocks have `learning_rate`.
         head_learning_rate: The peak rate of the classifier layer. None: `learning_rate`.
 
@@ -95,7 +95,8 @@ def set_rates(
         for parameter in group["params"]:
             by_rate.setdefault(rates.get(id(parameter), learning_rate), []).append(parameter)
         for rate, parameters in by_rate.items():
-            divided.append({**group, "params": parameters, "lr": rate, SCALE: rate / learning_rate})
+            scale = rate / learning_rate if learning_rate else 1.0
+            divided.append({**group, "params": parameters, "lr": rate, SCALE: scale})
     optimizer.param_groups.clear()
     for group in sorted(divided, key=lambda group: group[SCALE] != 1.0):  # first those whose rate is logged unrounded
         optimizer.add_param_group(group)  # some optimizers prepare a group here

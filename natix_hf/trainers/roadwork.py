@@ -162,12 +162,13 @@ class RoadworkTrainer(ProfitTrainer):
         given |= {"class_weights": class_weights, "adalora": adalora}
         how = distil if isinstance(distil, DistilConfig) else DistilConfig.build(distil or {}, "distil")
         answered = teacher is None and how is distil  # by make_stage: train_dataset holds the answers
+        own_rate: dict[str, Any] = {"learning_rate": arguments.learning_rate} if profit is not None else {}
         config = SupervisedConfig(
             adapter=adapter, adapter_options=adapter_options or {}, feature_views=feature_views, prior_by=prior_by,
             ema_decay=ema_decay, layer_decay=layer_decay, head_learning_rate=head_learning_rate, mixup=mixup,
             profit=profit,  # type: ignore[arg-type]  # a section takes a mapping, too
             teacher=teacher_names(teacher), distil=DistilConfig() if answered else how,
-            learning_rate=arguments.learning_rate, extra={"optim": arguments.optim}, where=_WHERE,
+            extra={"optim": arguments.optim}, where=_WHERE, **own_rate,
         )  # fmt: skip
         given["distil"] = how
         self._mixup, self._batch_of_step = mixup, 0
