@@ -1,4 +1,4 @@
-"""PROFIT (Chakravarthy et al., arXiv:2412.01930, Algorithm 1): continue a converged model and forget less of it.
+"""PROFIT (Chakravarthy et al., arXiv:2412.01930, Algorithm 1): continue a converged model, to forget less of it.
 
 An optimizer step at the weights w, with n reference steps:
 
