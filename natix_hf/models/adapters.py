@@ -51,7 +51,7 @@ _MAPS = "its code takes the maps of height and width that these layers read for 
 AUTO = "auto"  # the winner of a bake-off, see trainers/bakeoff.py
 _AUTO_OPTIONS = ("r", "target_modules")
 _LORA = {"r": 8, "lora_alpha": 8}
-_TAU = (1e-6, 1e3)  # DoRAN's, beside norms of rows that are about 1
+_TAU = (1e-6, 1e3)  # where DoRAN's τ may start
 ADAPTERS: dict[str, AdapterKind] = {
     "lora": AdapterKind("LoraConfig", _LORA, note="low-rank update, arXiv 2106.09685", in_bake_off=True),
     "dora": AdapterKind(

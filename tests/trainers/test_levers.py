@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Killed, kill_at, tiny_backbone
+from conftest import TINY, Killed, kill_at, tiny_backbone
 from refusals import refused
 from safetensors.torch import load_file
 from stages import save_in, striped_data, train_stage
@@ -133,9 +133,15 @@ def test_a_compiled_training_is_the_same_and_keeps_its_names(adapter: str, data:
     assert len(list((tmp_path / "compiled").rglob("*.safetensors"))) >= 2
 
 
-def test_a_compiled_run_leaves_a_bundle_with_plain_names(tiny_recipe_file: Path, tmp_path: Path) -> None:
+def test_a_compiled_run_leaves_a_bundle_with_plain_names(
+    tiny_recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks: list[torch.nn.Module] = []
+    compile_it = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: blocks.append(self) or compile_it(self, **how))
     overrides = ["phase1.num_train_epochs=1", *(f"phase1.{key}={value}" for key, value in COMPILED.items())]
     run = run_recipe(str(tiny_recipe_file), [1, 2, 6], tmp_path / "run", overrides=overrides)
+    assert len(blocks) == TINY["dinov2"]["num_hidden_layers"]
     bundle = run / "phase6_export" / "bundle"
     plain = load_file(run / "phase1_baseline" / "model" / "model.safetensors").keys()
     assert load_file(bundle / "model.safetensors").keys() == plain
