@@ -114,7 +114,7 @@ def check_trainings(recipe: Recipe, phases: Sequence[Phase], run_dir: Path | Non
         run_dir: The run to continue, with the commits that it has pinned; None for a new run.
 
     Raises:
-        UsageError, RecipeError: with the key and what to do.
+        UsageError: with the key and what to do.
     """
     from natix_hf.models.adapters import AUTO, adapter_config
     from natix_hf.models.classifier import check_model, require_answers

@@ -68,7 +68,7 @@ _ACTIVATIONS = (
 )  # fmt: skip
 _MOST_LAYERS = 200
 _MOST_STAGES = 8
-_LARGEST_WINDOW = 64  # patches
+_LARGEST_WINDOW = 32  # patches; the index of its pairs takes 8 MB in every block
 _MOST_ATTENDED = 2**28  # values of one layer's attention within windows: 1 GB
 _HEAD = "ForImageClassification"
 _DECISIVE = ("rope_theta",)  # needed too, where an architecture has it

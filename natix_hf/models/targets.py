@@ -57,7 +57,7 @@ def ends_in(name: str, wanted: tuple[str, ...]) -> bool:
 
 
 def common_width(model: nn.Module, targets: list[str]) -> int:
-    """The largest number that divides every width of the linear layers among some modules."""
+    """The largest number that divides every width of the linear layers among some modules; 1 if there are none."""
     modules: list[Any] = [model.get_submodule(name) for name in targets]
     linear = [module for module in modules if hasattr(module, "in_features")]
-    return math.gcd(*(side for module in linear for side in (module.in_features, module.out_features)))
+    return math.gcd(*(side for module in linear for side in (module.in_features, module.out_features))) or 1

@@ -200,6 +200,7 @@ def test_refused_in_the_recipe(section: dict[str, Any], facts: list[str]) -> Non
         ("dora", {"init_lora_weights": "lora_ga"}, ["adapter_options.init_lora_weights", "'lora_ga'"]),
         ("ia3", {"feedforward_modules": 5}, ["feedforward_modules", 5]),
         ("ia3", {"feedforward_modules": [1]}, ["feedforward_modules", [1]]),
+        ("road", {"target_modules": ["norm1"]}, ["PEFT", "road"]),
         # What PEFT refuses, or trips over, in each of its ways.
         *((name, options, ["PEFT", name]) for name, options in (
             ("c3a", {"block_size": 7}), ("lora", {"r": 0}), ("psoft", {"r": 64}), ("miss", {"r": 64}),
