@@ -78,8 +78,8 @@ class Drawn:
             return self
         if self.erase is None:
             return replace(self, blur=self.blur * ratio)
-        top, left, height, width = (round(px * ratio) for px in self.erase)
-        return replace(self, blur=self.blur * ratio, erase=(top, left, height, width))
+        left, top, width, height = (round(px * ratio) for px in self.erase)
+        return replace(self, blur=self.blur * ratio, erase=(left, top, width, height))
 
     def to_picture(self, size: int) -> tuple[Row, Row]:
         """The affine map from a position in the view of `size` px to one in the picture, two rows of three.

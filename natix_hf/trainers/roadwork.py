@@ -170,7 +170,6 @@ class RoadworkTrainer(ProfitTrainer):
             teacher=teacher_names(teacher), distil=DistilConfig() if answered else how,
             extra={"optim": arguments.optim}, where=_WHERE, **own_rate,
         )  # fmt: skip
-        given["distil"] = how
         self._mixup, self._batch_of_step = mixup, 0
         if not isinstance(args, TrainingArguments):
             batches = {_BATCHES: getattr(arguments, _BATCHES)}
@@ -197,8 +196,9 @@ class RoadworkTrainer(ProfitTrainer):
                 given["eval_dataset"] = {name: self._asked(rows, name) for name, rows in eval_dataset.items()}
             if given["train_dataset"] is not None:
                 require_a_batch(arguments, len(given["train_dataset"]), _WHERE)
-        self._adalora, how = given.pop("adalora"), given.pop("distil")
-        weights, smoothing = given.pop("class_weights"), arguments.label_smoothing_factor
+        given.pop("distil", None)  # make_stage gives it back
+        weights, self._adalora = given.pop("class_weights"), given.pop("adalora")
+        smoothing = arguments.label_smoothing_factor
         self._row_loss = RowLoss(smoothing, weights, how.temperature, how.mix)
         if kwargs.get("compute_metrics") is None:
             kwargs["compute_metrics"] = EvaluationMetrics(target_prior)

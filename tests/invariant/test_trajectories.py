@@ -7,6 +7,7 @@ biases, whose true gradient is zero, into steps).
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from conftest import TINY, TINY_RECIPE, write_recipe
 from ranks import launch
 
+from natix_hf.models.features import cache_folder
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import read_json
 from natix_hf.resources import resource_folder
@@ -99,16 +101,19 @@ def test_a_batch_of_8_is_four_batches_of_2_and_two_ranks_with_4(
 
 @pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize("case", CASES[:2], ids="-".join)
-def test_mixup_of_two_batches_of_4_is_that_of_two_ranks_with_4(
-    case: tuple[str, str], recipes: dict[tuple[str, str], Path], tmp_path: Path
+def test_mixup_and_a_teacher_are_those_of_two_ranks_with_half_the_batches(
+    case: tuple[str, str], recipes: dict[tuple[str, str], Path], tmp_path: Path, _finished_run: Path
 ) -> None:
-    """Each batch draws by its number in the step, on whatever rank it is."""
+    """Each batch is mixed by its number in the step, on whatever rank it is. The first rank asks the teacher, whose
+    answers are not kept from one training to the other."""
+    levers = ["phase1.mixup=0.4", f"phase1.teacher={_finished_run}"]
     accumulated, plain = (
-        run_recipe(str(recipes[case]), [1], tmp_path / str(mixup), overrides=[*batches(4, 2), f"phase1.mixup={mixup}"])
-        for mixup in (0.4, "null")
+        run_recipe(str(recipes[case]), [1], tmp_path / f"run{len(more)}", overrides=[*batches(4, 2), *more])
+        for more in (levers, [])
     )
+    shutil.rmtree(cache_folder() / "features")
     script, two = resource_folder("recipes") / "phase1.py", tmp_path / "two"
-    settings = ["--recipe", str(recipes[case]), "--run-dir", str(two), *batches(4, 1), "phase1.mixup=0.4"]
+    settings = ["--recipe", str(recipes[case]), "--run-dir", str(two), *batches(4, 1), *levers]
     done = launch("cpu_2proc.yaml", script, tmp_path, *settings)
     assert done.returncode == 0, done.stderr[-3000:]
     assert trajectory(two).world_size == 2

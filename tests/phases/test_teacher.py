@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY_RECIPE, striped_image, write_parquet_source, write_recipe
+from conftest import REPO, TINY_RECIPE, explora_recipe, striped_image, write_parquet_source, write_recipe
 from refusals import refused
 
 from natix_hf.data.asked import ask
@@ -143,13 +143,11 @@ def test_other_frames_of_a_group_leak_too(_finished_run: Path, parquet_source: P
     run = student(recipe, tmp_path / "unrelated", f"phase1.teacher={_finished_run}")
     ours, theirs = (read_json(folder / "phase0_data" / "splits.json") for folder in (run, _finished_run))
     assert set(theirs["groups"]) & set(ours["groups"]) and not set(theirs["sha256"]) & set(ours["sha256"])
-    more, one = (
-        datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
-        for file in (next((folder / "data").glob("*.parquet")) for folder in (source, parquet_source))
-    )
+    files = [str(next((folder / "data").glob("*.parquet"))) for folder in (source, parquet_source)]
+    more, one = (datasets.Dataset.from_parquet(file, cache_dir=str(tmp_path / "cache")) for file in files)
     shared = theirs["roles"].index("test")  # the teacher has not learned from the picture itself
     joined = datasets.concatenate_datasets([more, one.select([shared])])
-    joined.to_parquet(next((source / "data").glob("*.parquet")))
+    joined.to_parquet(files[0])
     refused(UsageError, lambda: student(recipe, tmp_path / "related", f"phase1.teacher={_finished_run}"),
             "phase1.teacher", "group of its row train/")  # fmt: skip
 
@@ -202,3 +200,24 @@ def test_from_python(bundle: Path, parquet_source: Path, pretrained: Path, tmp_p
     named = given | {"train_dataset": others}
     refused(UsageError, lambda: RoadworkTrainer(str(pretrained), args, **named, teacher=bundle),
             "RoadworkTrainer.teacher", "Roadwork", "b (yes)")  # fmt: skip
+
+
+def test_phase_4_learns_from_it_too_and_its_control_is_phase_1(
+    _finished_run: Path, parquet_source: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    recipe = Path(explora_recipe(tmp_path, parquet_source, pretrained, objective="mae"))
+    given = f"phase1.teacher={_finished_run}"
+    run = student(recipe, tmp_path / "run", given, phases=(1, 4))
+    manifest = read_json(run / "phase4_explora" / "manifest.json")
+    assert manifest["metrics"]["control"] == {"from": "phase1_baseline"} and manifest["teacher"]
+    taught = manifest["metrics"]["supervised"]["taught"]
+    assert taught["teachers"][0]["name"] == "finished" and taught["student"]["parameters"] > 0
+    assert run_problems(run) == [] and write_report(run).is_file()
+
+
+def test_a_teacher_on_the_hub_is_pinned(published: Any, tiny_recipe_file: Path, tmp_path: Path) -> None:
+    run = student(tiny_recipe_file, tmp_path / "run", f"phase1.teacher={REPO}")
+    manifest = read_json(run / "phase1_baseline" / "manifest.json")
+    [origin] = manifest["hub"]["teachers"].values()
+    assert origin["repo"] == REPO and len(origin["commit"]) == 40 and "teacher" not in manifest
+    assert manifest["metrics"]["taught"]["teachers"][0]["name"] == REPO
