@@ -11,7 +11,7 @@ import pytest
 from natix_hf.data.config import DataConfig
 from natix_hf.data.splits import SPLITS, read_splits
 from natix_hf.estimate.source import counts_by_shares, list_source
-from natix_hf.estimate.work import Counts, Work, work_of
+from natix_hf.estimate.work import Counts, Work, uncounted, work_of
 from natix_hf.provenance.manifest import read_manifest
 from natix_hf.recipe import Recipe, load_recipe
 from natix_hf.runs.graph import PHASES
@@ -115,3 +115,12 @@ def test_a_source_is_counted_without_decoding(parquet_source: Path, monkeypatch:
 def test_the_counts_of_a_source_that_is_not_here() -> None:
     counts = counts_by_shares(1000, unlabelled=7)
     assert counts == Counts(train=600, val_select=150, val_calib=150, test=100, unlabelled=7)
+
+
+def test_what_is_not_counted_is_said() -> None:
+    def said(phases: list[int], **phase1: Any) -> str:
+        return uncounted(Recipe.build({"model": BACKBONE, "phases": phases, "phase1": phase1}))
+
+    assert said([1, 2]) == said([2, 6], teacher="org/large") == ""
+    assert "phase1.teacher" in said([1], teacher="org/large") and "unlabelled" not in said([4], teacher="org/large")
+    assert "distil.unlabelled" in said([1], teacher="org/large", distil={"unlabelled": ["frames"]})
