@@ -12,12 +12,13 @@ Every training begins at one backbone, which phase 4 has adapted to the question
 (ExPLoRA, masked autoencoding), under one fresh head; the seeds change the order of the rows and the views. `base` is
 phase 1 with full weights, cosine schedule and the last weights; every other lever changes what LEVERS says of it.
 `plain` is a plain Trainer from the documentation on the same start: same rows, steps, batch size, learning rate and
-weight decay, its default linear schedule, unaugmented pictures, the cut at 0.5. A soup averages the three seeds of a
-lever into one model (greedy, on val_select).
+weight decay, its default linear schedule, unaugmented pictures, the cut at 0.5. A soup averages the seeds of a lever
+into one model, greedily, by the MCC on val_select. A student has two of the six blocks of the same start; a taught one
+also learns the mean answer of the three models of TEACHER.
 
 A lever's figure is the MCC on test at the threshold that is best on val_select, mean of the seeds; beside it the
-AUROC. Its gain over `base` is paired: one resample of the test groups serves all seeds and both sides. FOLDER keeps
-every training, so a run that was cut off goes on, and several processes with different `--levers` may share it.
+AUROC. Its gain over `--against` is paired: one resample of the test groups serves all seeds and both sides. FOLDER
+keeps every training, so a run that was cut off goes on, and several processes with different `--levers` may share it.
 `--record` appends the rows to benchmarks/RESULTS.md.
 """
 
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -36,23 +37,32 @@ import torch
 from exam_choice import speed_limits
 from measure import plain_rows
 from results import record
-from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
+from natix_hf.bundle.inference import Inference
 from natix_hf.data.asked import ask
 from natix_hf.data.rows import Rows, load_image_data
 from natix_hf.data.views import AskedViews
 from natix_hf.metrics import group_weights, select_threshold
 from natix_hf.metrics.classification import matthews
-from natix_hf.models.classifier import build_backbone, build_classifier, logit_difference
+from natix_hf.models.classifier import (
+    build_backbone,
+    build_classifier,
+    load_classifier,
+    logit_difference,
+    save_model,
+)
 from natix_hf.models.device import default_device, runs_on_cpu
 from natix_hf.models.preprocess import Preprocess, make_processor
+from natix_hf.models.soup import average_models, greedy_soup
 from natix_hf.provenance.files import atomic_folder, write_json
 from natix_hf.recipe import Recipe, load_recipe
+from natix_hf.trainers.distil import Distillation
 from natix_hf.trainers.self_supervised import pretrain_backbone
 from natix_hf.trainers.supervised import train_classifier
+from natix_hf.trainers.teacher import classifier_in, pictures_a_second
 
 SHARED = Path("../shared/data")
 NOISE = 0.05  # share of the train tracks whose labels are flipped
@@ -65,20 +75,42 @@ BASE += ["phase1.learning_rate=1e-3", "phase1.per_device_train_batch_size=64"]
 LEVERS: dict[str, list[str]] = {
     "base": [],
     "ema": ["phase1.ema_decay=0.99"],
+    "layer_decay": ["phase1.layer_decay=0.75"],
+    "head_rate": ["phase1.head_learning_rate=1e-2"],
+    "mixup": ["phase1.mixup=0.2"],
     "label_smoothing": ["phase1.label_smoothing_factor=0.1"],
     "drop_path": ["model.config={drop_path_rate: 0.1}"],
     "dropout": ["model.config={hidden_dropout_prob: 0.1}"],
     "erase": ["data.augment.erase=0.25"],
+    "no_augment": ["data.augment={crop_scale: [1, 1], crop_ratio: [1, 1], flip: false, rotate: 0, jitter: 0}"],
     "balanced": ["data.target_prior=0.5"],
-    "low_rate": ["phase1.learning_rate=5e-4"],
-    "layer_decay": ["phase1.layer_decay=0.75"],
-    "head_rate": ["phase1.head_learning_rate=1e-2"],
-    "mixup": ["phase1.mixup=0.2"],
+    "half_rate": ["phase1.learning_rate=5e-4"],
+    "double_rate": ["phase1.learning_rate=2e-3"],
 }
+# Adapters with as many weights as LoRA of rank 8 on q and v, within 7%, at the rate that was best for LoRA.
+_ADAPTERS: dict[str, str] = {
+    "lora": "{r: 8, lora_alpha: 8}",
+    "dora": "{r: 7, lora_alpha: 7}",
+    "doran": "{r: 7, lora_alpha: 7}",
+    "rslora": "{r: 8, lora_alpha: 8}",
+    "pissa": "{r: 8, lora_alpha: 8}",
+    "adalora": "{init_r: 8, target_r: 5, lora_alpha: 8}",
+    "loha": "{r: 4, alpha: 4}",
+    "lokr": "{r: 16, alpha: 16, decompose_factor: 2}",
+    "boft": "{boft_block_size: 16}",
+}
+for _name, _options in _ADAPTERS.items():
+    LEVERS[_name] = [f"phase1.adapter={_name}", f"phase1.adapter_options={_options}", "phase1.learning_rate=4e-3"]
+TEACHER = "layer_decay"
+STUDENT, TAUGHT = "student", "taught"
+LEVERS[STUDENT] = ["model.config={num_hidden_layers: 2}"]
+LEVERS[TAUGHT] = [*LEVERS[STUDENT], "phase1.teacher=TEACHER", "phase1.distil={mix: 0.9, temperature: 2}"]
 PLAIN = "plain"
-SOUPS = {f"soup of {lever}": lever for lever in ("base", "ema")}
+SOUPS = {f"soup of {lever}": lever for lever in ("base", "layer_decay")}
 QUESTIONS = ("speed_limits", "noisy_limits", "fashion_shirt")
 ROLES = ("val_select", "test")
+SEEDS = [0, 1, 2]
+MODEL, ANSWERS = "model", "answers.npz"
 
 
 @dataclass
@@ -150,18 +182,22 @@ def with_lever(question: Question, lever: str, seed: int, work: Path) -> Recipe:
     return replace(changed, model=model, phase1=changed.phase1.with_training({"seed": seed}))
 
 
-def train_ours(recipe: Recipe, train: Rows, asked: Any, scratch: Path) -> Any:
+def train_ours(recipe: Recipe, train: Rows, asked: Any, teachers: Sequence[Path], scratch: Path) -> Any:
     """Train as phase 1 does; the classifier with its last weights."""
     model, processor = build_classifier(recipe.model, HEAD_SEED, recipe.data.labels), make_processor(recipe.model)
     kept = []
 
     def save(merged: Any) -> Path:
         kept.append(merged)
-        merged.save_pretrained(scratch / "model")
+        save_model(scratch / "model", merged, processor)
         return scratch / "model"
 
-    augment, prior = recipe.data.augment, recipe.data.target_prior
-    train_classifier(model, processor, train, asked, recipe.phase1, augment, prior, scratch, save, quiet=True)
+    views, prior = recipe.data.augment, recipe.data.target_prior
+    taught = (
+        Distillation(tuple(classifier_in(folder, folder.parent.name) for folder in teachers)) if teachers else None
+    )
+    rest = (recipe.phase1, views, prior, scratch, save)
+    train_classifier(model, processor, train, asked, *rest, quiet=True, distillation=taught)
     return kept[0]
 
 
@@ -188,19 +224,16 @@ def answers(model: Any, views: AskedViews) -> np.ndarray:
     return logit_difference(np.concatenate(found))
 
 
-def keep(folder: Path, model: Any, question: Question, facts: dict[str, Any] | None = None) -> None:
-    """Keep a model's weights and what it answers."""
+def keep(folder: Path, model: Any, question: Question, facts: dict[str, Any]) -> None:
+    """Keep a model and what it answers."""
     processor = make_processor(question.recipe.model)
     found = {role: answers(model, question.asked(role, processor)) for role in ROLES}
     with atomic_folder(folder) as temporary:
-        save_file({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}, temporary / WEIGHTS)
+        save_model(temporary / MODEL, model, processor)
         np.savez(temporary / ANSWERS, **found)  # type: ignore[arg-type]
-        write_json(temporary / "facts.json", facts or {})
+        write_json(temporary / "facts.json", facts)
     truth = question.rows["test"].labels
-    print(f"{folder.name}: AUROC on test {roc_auc_score(truth, found['test']):.4f}", flush=True)
-
-
-WEIGHTS, ANSWERS = "weights.safetensors", "answers.npz"
+    print(f"{folder.name}: AUROC on test {roc_auc_score(truth, found['test']):.4f} {facts or ''}", flush=True)
 
 
 def run(question: Question, lever: str, seed: int, work: Path) -> Path:
@@ -209,13 +242,14 @@ def run(question: Question, lever: str, seed: int, work: Path) -> Path:
     if folder.is_dir():
         return folder
     recipe = with_lever(question, "base" if lever == PLAIN else lever, seed, work)
-    train = question.rows["train"]
+    train, asked = question.rows["train"], ask(question.rows["val_select"])
+    teachers = [run(question, TEACHER, other, work) / MODEL for other in SEEDS] if lever == TAUGHT else []
     with tempfile.TemporaryDirectory() as scratch:
         if lever == PLAIN:
             model = train_plain(recipe, train, Path(scratch))
         else:
-            model = train_ours(recipe, train, ask(question.rows["val_select"]), Path(scratch))
-        keep(folder, model, question)
+            model = train_ours(recipe, train, asked, teachers, Path(scratch))
+        keep(folder, model, question, {})
     return folder
 
 
@@ -225,35 +259,32 @@ def logits_of(folder: Path, role: str) -> np.ndarray:
     return found
 
 
-def mcc_on_val(question: Question, z: np.ndarray) -> float:
-    return select_threshold(z, question.rows["val_select"].labels).value
-
-
 def soup(question: Question, lever: str, seeds: Sequence[int], work: Path) -> Path:
-    """The greedy soup of a lever's seeds (Wortsman et al. 2022): the best on val_select first, then each that does not
-    lower the score there."""
+    """The greedy soup of a lever's seeds, by the MCC on val_select."""
     members = [run(question, lever, seed, work) for seed in seeds]
     folder = members[0].parent / f"soup of {lever}-{'-'.join(map(str, seeds))}"
     if folder.is_dir():
         return folder
-    recipe = with_lever(question, lever, seeds[0], work)
-    model: Any = build_classifier(recipe.model, HEAD_SEED, recipe.data.labels)
-    views = question.asked("val_select", make_processor(recipe.model))
+    views = question.asked("val_select", make_processor(question.recipe.model))
+    truth = question.rows["val_select"].labels
+    with tempfile.TemporaryDirectory() as scratch:
+        mean = Path(scratch) / MODEL
 
-    def score(chosen: list[Path]) -> float:
-        weights = [load_file(member / WEIGHTS) for member in chosen]
-        model.load_state_dict({name: torch.stack([w[name] for w in weights]).mean(0) for name in weights[0]})
-        return mcc_on_val(question, answers(model, views))
+        def score(some: Sequence[Path]) -> float:
+            average_models([member / MODEL for member in some], mean)
+            return select_threshold(answers(load_classifier(mean), views), truth).value
 
-    members.sort(key=lambda member: -score([member]))
-    taken, best = members[:1], score(members[:1])
-    for member in members[1:]:
-        found = score([*taken, member])
-        if found >= best:
-            taken, best = [*taken, member], found
-    score(taken)
-    keep(folder, model, question, {"members": [member.name for member in taken]})
+        chosen = greedy_soup(members, score)
+        score(chosen)
+        keep(folder, load_classifier(mean), question, {"members": [member.name for member in chosen]})
     return folder
+
+
+def speeds(folders: Sequence[Path]) -> list[float]:
+    """Pictures a second of models here, in turns."""
+    found = [Inference(folder / MODEL) for folder in folders]
+    turns = [[pictures_a_second(inference) for inference in found] for _ in range(5)]
+    return [float(speed) for speed in np.median(turns, axis=0)]
 
 
 def scores(question: Question, folders: Sequence[Path], weights: np.ndarray, plain: bool) -> np.ndarray:
@@ -300,10 +331,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--questions", nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
-    every: dict[str, Callable[..., Path]] = dict.fromkeys([PLAIN, *LEVERS], run)
-    parser.add_argument("--levers", nargs="+", choices=[*every, *SOUPS], default=[*every, *SOUPS])
-    parser.add_argument("--against", default="base")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    every = [PLAIN, *LEVERS, *SOUPS]
+    parser.add_argument("--levers", nargs="+", choices=every, default=every)
+    parser.add_argument("--against", choices=every, default="base")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--record", action="store_true")
@@ -323,9 +354,16 @@ def main() -> None:
             continue
         print(f"{name}, {given.steps} steps, seeds {given.seeds}, gains over {given.against}")
         for lever, outcome in table(question, results, given.against):
-            print(f"  {lever}: {outcome}")
+            told = outcome
+            if lever in (STUDENT, TAUGHT):
+                small, large = speeds([results[lever][0], results[given.against][0]])
+                told += f", {small / large:.1f} times as fast as {given.against}"
+            print(f"  {lever}: {told}")
             if given.record:
-                record(f"levers {name}, {lever}", f"{outcome}; {given.steps} steps, {len(given.seeds)} seeds")
+                record(
+                    f"levers {name}, {lever}",
+                    f"{told}; gain over {given.against}, {given.steps} steps, {len(given.seeds)} seeds",
+                )
 
 
 if __name__ == "__main__":

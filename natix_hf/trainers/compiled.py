@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from natix_hf.errors import UsageError
-from natix_hf.ssl.explora import block_list
+from natix_hf.models.blocks import backbone_blocks
 
 
 def compile_blocks(model: nn.Module, arguments: TrainingArguments) -> None:
@@ -21,16 +19,8 @@ def compile_blocks(model: nn.Module, arguments: TrainingArguments) -> None:
         UsageError: If there is no backbone in the model.
     """
     backbones = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-    blocks = {id(block): block for backbone in backbones for block in _blocks(backbone)}
+    blocks = {id(block): block for backbone in backbones for block in backbone_blocks(backbone)}
     if not blocks:
         raise UsageError("torch_compile compiles the backbone, and this model has none: leave it out")
     for block in blocks.values():
         block.compile(backend=arguments.torch_compile_backend, mode=arguments.torch_compile_mode)
-
-
-def _blocks(backbone: nn.Module) -> list[nn.Module]:
-    """The blocks of a backbone; of one in stages, those of every stage."""
-    parts: list[Any] = list(block_list(backbone)[1])
-    return [
-        block for part in parts for block in getattr(part, "blocks", None) or getattr(part, "layers", None) or [part]
-    ]

@@ -10,15 +10,14 @@ blocks share has `learning_rate`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
 from natix_hf.errors import UsageError
+from natix_hf.models.blocks import backbone_blocks
 from natix_hf.models.classifier import head_of
 from natix_hf.trainers.base import BaseTrainer
 
@@ -137,7 +136,7 @@ def rates_by_id(
 
 def _depths(backbone: nn.Module) -> tuple[dict[int, int], int]:
     """The depth of each parameter by its `id`: 0 before the first of L blocks, L + 1 after the last one; and L."""
-    numbers = {id(block): number for number, block in enumerate(_blocks(backbone), 1)}
+    numbers = {id(block): number for number, block in enumerate(backbone_blocks(backbone), 1)}
     found: dict[int, set[int]] = {}
     waiting: list[nn.Parameter] = []  # between the last block and the next one
     done = 0
@@ -162,13 +161,3 @@ def _depths(backbone: nn.Module) -> tuple[dict[int, int], int]:
     for parameter in waiting:
         found.setdefault(id(parameter), set()).add(last)
     return {key: depths.pop() if len(depths) == 1 else last for key, depths in found.items()}, len(numbers)
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The blocks of a backbone in their order: the members of the innermost lists of modules of one kind."""
-    for child in module.children():
-        if isinstance(child, BaseTunerLayer):
-            continue
-        inner = list(_blocks(child))
-        alike = isinstance(child, nn.ModuleList) and len({type(member) for member in child}) == 1
-        yield from inner if inner or not alike else child.children()
