@@ -115,8 +115,8 @@ def main() -> None:
         steps = given.steps * (2 if arm == "longer" else 1)
         found[arm] = []
         for seed in given.seeds:
-            length = [rate, f"phase1.max_steps={steps}", f"phase1.seed={seed}", *overrides]
-            stage = load_recipe("quickstart", [*_LAST, *length]).phase1
+            settings = [rate, f"phase1.max_steps={steps}", f"phase1.seed={seed}", *overrides]
+            stage = load_recipe("quickstart", [*_LAST, *settings]).phase1
             folder = given.folder / f"{arm}-{steps}-{given.learning_rate:g}-{seed}"
             model = train(replace(recipe, phase1=stage), of_b, start / MODEL, folder)
             found[arm].append(logits(model, cameras, recipe))

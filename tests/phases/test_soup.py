@@ -107,7 +107,8 @@ def test_further_seeds_share_the_start(
     run_recipe(recipe, [1], alone, overrides=_on(pretrained, ["phase1.seeds=2"]))
     assert trained == [42, 43, 44] and [one.name for one in trained_models(alone)] == names[:2]
     # The same, by hand: the start of seed 42, and all else of seed 44.
-    monkeypatch.setattr(answers, "build_classifier", lambda model, seed, labels: build_classifier(model, 42, labels))
+    first = lambda model, seed, labels, keep_head: build_classifier(model, 42, labels, keep_head)  # noqa: E731
+    monkeypatch.setattr(answers, "build_classifier", first)
     run = run_recipe(recipe, [1], tmp_path / "by hand", overrides=_on(pretrained, ["phase1.seed=44"]))
     assert Candidate(run / PHASE1).sha256 == hashes[2]
     members = read(again / PHASE1 / "manifest.json")["metrics"]["members"]

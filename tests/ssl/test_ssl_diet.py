@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, striped_image, tiny_backbone
+from conftest import IN_A_ROW, striped_image, tiny_backbone
 from refusals import refused
 from torch.utils.data import default_collate
 
@@ -37,7 +37,7 @@ def batch(n: int = 5, seed: int = 0) -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.randn(n, 3, 28, 28, generator=generator), "row": rows}
 
 
-@pytest.mark.parametrize("model_type", TINY)
+@pytest.mark.parametrize("model_type", IN_A_ROW)
 @pytest.mark.parametrize("smoothing", [0.0, 0.8])
 def test_the_loss_by_hand(model_type: str, smoothing: float) -> None:
     """Term by term in float64, on the very features that the probe reads."""
@@ -61,7 +61,7 @@ def test_the_loss_by_hand(model_type: str, smoothing: float) -> None:
 
 
 @pytest.mark.parametrize("explora", [False, True], ids=["all", "explora"])
-@pytest.mark.parametrize("model_type", TINY)
+@pytest.mark.parametrize("model_type", IN_A_ROW)
 def test_every_trainable_parameter_gets_a_gradient(model_type: str, explora: bool) -> None:
     """DDP would wait for one that gets none: a pooler and a mask token are unused."""
     backbone = tiny_backbone(model_type)
