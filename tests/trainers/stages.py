@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_parquet_source
+from conftest import Killed, kill_at, write_parquet_source
 
 from natix_hf.data.asked import ask
 from natix_hf.data.config import AugmentConfig, DataConfig
@@ -15,6 +17,7 @@ from natix_hf.models.classifier import build_classifier
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import make_processor
 from natix_hf.recipe import parse_recipe
+from natix_hf.trainers.roadwork import RoadworkTrainer
 from natix_hf.trainers.supervised import train_classifier
 
 QUICK: dict[str, Any] = {"num_train_epochs": 2, "learning_rate": 5e-3, "per_device_train_batch_size": 16,
@@ -39,3 +42,17 @@ def train_stage(
         build_classifier(model, seed=0), make_processor(model), data.role("train"), ask(data.role("val_select")),
         config, AugmentConfig(), None, folder / "checkpoints", save or save_in(folder / "model"),
     )  # fmt: skip
+
+
+@contextmanager
+def killed_after(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A training of a `RoadworkTrainer` in the block ends after `step` optimizer steps, as a kill would end it."""
+    init = RoadworkTrainer.__init__
+
+    def killed(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.add_callback(kill_at(step))
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RoadworkTrainer, "__init__", killed)
+        yield

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Killed, kill_at, striped_image
+from conftest import striped_image
 from refusals import refused
 from safetensors.torch import load_file
-from stages import save_in, striped_data
+from stages import killed_after, save_in, striped_data
 from test_levers import MODEL, largest_difference
 from torch.utils.data import DataLoader
 
@@ -34,7 +34,6 @@ from natix_hf.trainers.arguments import training_arguments
 from natix_hf.trainers.distil import Distillation
 from natix_hf.trainers.distil_config import DistilConfig
 from natix_hf.trainers.loss import Mixture, RowLoss
-from natix_hf.trainers.roadwork import RoadworkTrainer
 from natix_hf.trainers.stage import make_stage
 from natix_hf.trainers.supervised import train_classifier
 from natix_hf.trainers.supervised_config import SupervisedConfig
@@ -250,18 +249,12 @@ def test_a_resumed_training_is_bit_equal_and_asks_nobody_again(
                "eval_strategy": "no", "metric_for_best_model": None} | CASES[adapter]  # fmt: skip
     whole = weights_after(data, tmp_path / "whole", distillation, **section)
     assert whole.report["taught"]["unlabelled"] == len(further)
-    init = RoadworkTrainer.__init__
-
-    def killed(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        self.add_callback(kill_at(5))
 
     def nobody(*_: Any) -> None:
         raise AssertionError("the answers were not kept")
 
     monkeypatch.setattr(Answers, "_compute", nobody)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(RoadworkTrainer, "__init__", killed)
+    with killed_after(5, monkeypatch):
         weights_after(data, tmp_path / "cut", distillation, **section)
     again = weights_after(data, tmp_path / "cut", distillation, **section)
     assert again.report["resumed_from"] == "checkpoint-3"

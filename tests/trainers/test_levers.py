@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Killed, kill_at, tiny_backbone
+from conftest import TINY, tiny_backbone
 from refusals import refused
 from safetensors.torch import load_file
-from stages import save_in, striped_data, train_stage
+from stages import killed_after, save_in, striped_data, train_stage
 
 from natix_hf.data.config import AugmentConfig
 from natix_hf.data.rows import ImageData
@@ -174,14 +174,7 @@ def test_what_is_compiled(data: ImageData, tmp_path: Path, monkeypatch: pytest.M
 def test_a_compiled_training_resumes(data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training: dict[str, Any] = {**COMPILED, **LAST, "save_strategy": "steps", "save_steps": 2}
     whole = supervised(data, tmp_path / "whole", "full", **training)
-    init = RoadworkTrainer.__init__
-
-    def killed(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        self.add_callback(kill_at(4))
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(RoadworkTrainer, "__init__", killed)
+    with killed_after(4, monkeypatch):
         supervised(data, tmp_path / "cut", "full", **training)
     assert (tmp_path / "cut" / "checkpoints" / "checkpoint-2").is_dir()
     assert largest_difference(whole, supervised(data, tmp_path / "cut", "full", **training)) == 0

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Killed, kill_at
 from refusals import refused
 from safetensors.torch import load_file
-from stages import striped_data, train_stage
+from stages import killed_after, striped_data, train_stage
 from test_levers import MODEL, largest_difference
 from torch import nn
 from transformers import TrainingArguments
@@ -110,14 +109,7 @@ def test_a_resumed_training_is_bit_equal_and_mixup_changes_it(
         return load_file(tmp_path / name / "model" / "model.safetensors")
 
     whole = weights("whole")
-    init = RoadworkTrainer.__init__
-
-    def killed(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        self.add_callback(kill_at(5))
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(RoadworkTrainer, "__init__", killed)
+    with killed_after(5, monkeypatch):
         weights("cut")
     np.random.seed(5)
     np.random.rand(3)

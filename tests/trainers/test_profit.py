@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TINY_RECIPE, Killed, kill_at, write_recipe
+from conftest import TINY, TINY_RECIPE, write_recipe
 from ranks import launch
 from refusals import refused
 from safetensors.torch import load_file
-from stages import QUICK, save_in, striped_data
+from stages import QUICK, killed_after, save_in, striped_data
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
@@ -200,14 +200,7 @@ def test_a_resumed_training_is_bit_equal(
         "save_strategy": "steps", "save_steps": 2, "max_steps": 7,
     }  # fmt: skip
     whole = stage(data, start, tmp_path / "whole", adapter, **section)
-    init = RoadworkTrainer.__init__
-
-    def killed(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        self.add_callback(kill_at(5))
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(RoadworkTrainer, "__init__", killed)
+    with killed_after(5, monkeypatch):
         stage(data, start, tmp_path / "cut", adapter, **section)
     cut = stage(data, start, tmp_path / "cut", adapter, **section)
     plain = stage(data, start, tmp_path / "plain", adapter, **section | {"profit": None})

@@ -9,10 +9,10 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from conftest import TINY, Killed, kill_at
+from conftest import TINY
 from refusals import refused
 from safetensors.torch import load_file
-from stages import striped_data, train_stage
+from stages import killed_after, striped_data, train_stage
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForImageClassification
 
@@ -187,14 +187,7 @@ def test_a_resumed_training_is_bit_equal(
                "save_strategy": "steps", "save_steps": 3, "max_steps": 8}  # fmt: skip
     model = ModelConfig(config=TINY["dinov2"] | {"initializer_range": 0.2}, image_size=28)
     whole = train_stage(data, tmp_path / "whole", model, adapter, **section)
-    init = RoadworkTrainer.__init__
-
-    def killed(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        self.add_callback(kill_at(5))
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(RoadworkTrainer, "__init__", killed)
+    with killed_after(5, monkeypatch):
         train_stage(data, tmp_path / "cut", model, adapter, **section)
     resumed = train_stage(data, tmp_path / "cut", model, adapter, **section)
     plain = train_stage(data, tmp_path / "plain", model, adapter, **section | {"layer_decay": None})
