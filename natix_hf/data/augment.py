@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from natix_hf.data.augment_config import AugmentConfig
-from natix_hf.data.bicubic import cut_cubic_one
 from natix_hf.data.config import Augment
 from natix_hf.data.drawn import Drawn, draw_view
 from natix_hf.data.pixels import Steps, change, cut, packed
@@ -48,11 +47,11 @@ def draw_at(
     return draw_view(width, height, config, own, rng).at(size / own)
 
 
-def views_of(picture: np.ndarray, drawn: Sequence[Drawn], size: int, cubic: bool = False) -> torch.Tensor:
-    """Make several views of a picture, uint8 [n, 3, size, size]. With `cubic` no view may be rotated."""
+def views_of(picture: np.ndarray, drawn: Sequence[Drawn], size: int, cubic: bool = True) -> torch.Tensor:
+    """Make several views of a picture, uint8 [n, 3, size, size], resized with cubic interpolation or bilinear."""
     views = torch.empty(len(drawn), 3, size, size)
     for one, view in zip(drawn, views, strict=True):
-        (cut_cubic_one if cubic else cut)(picture, one, view)
+        cut(picture, one, view, cubic)
     return change(views, packed(drawn), Steps.of(drawn))
 
 
@@ -60,5 +59,5 @@ def _challenge(image: Image.Image, size: int, rng: np.random.Generator) -> torch
     drawn = draw_challenge(image.width, image.height, int(rng.choice(LEVELS)), rng)
     view = jpeg(apply_challenge(image, drawn, rng))
     if view.width != size:
-        view = view.resize((size, size), Image.Resampling.BILINEAR)
+        view = view.resize((size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(view)).permute(2, 0, 1).contiguous()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from natix_hf.data.drawn import Drawn
+from natix_hf.data.drawn import Row
 
 _ROUNDING = 1e-3  # px by which float32 may miss the edge of a crop
 
@@ -33,23 +33,22 @@ def cut_cubic(copies: torch.Tensor, places: torch.Tensor, size: int) -> torch.Te
     return torch.einsum("nvciw,nvjw->nvcij", shrunk, columns).clamp_(0, 255).flatten(0, 1)
 
 
-def cut_cubic_one(picture: np.ndarray, drawn: Drawn, view: torch.Tensor) -> None:
-    """Make one view as `cut_cubic` does.
+def cut_cubic_one(picture: np.ndarray, matrix: tuple[Row, Row], size: int) -> torch.Tensor:
+    """Make one view as `cut_cubic` does: float32 [3, size, size], from 0 to 255.
 
     Args:
         picture: uint8 [H, W, 3].
-        drawn: What to do.
-        view: Gets the result: float32 [3, size, size], from 0 to 255.
+        matrix: The map from the view to the picture (`Drawn.to_picture`), without rotation.
+        size: Side of the view in px.
     """
-    size = view.shape[1]
-    (across, _, x), (_, down, y) = drawn.to_picture(size)
+    (across, _, x), (_, down, y) = matrix
     (left, right), (top, bottom) = (
         (int(edge) for edge in _window(torch.tensor(start), torch.tensor(step), torch.tensor(length), size))
         for start, step, length in ((x, across, picture.shape[1]), (y, down, picture.shape[0]))
     )
     part = torch.from_numpy(np.array(picture[top:bottom, left:right]))[None]
     place = [across, 0.0, x - left, 0.0, down, y - top, right - left, bottom - top]
-    view.copy_(cut_cubic(part, torch.tensor([[place]], dtype=torch.float32), size)[0])
+    return cut_cubic(part, torch.tensor([[place]], dtype=torch.float32), size)[0]
 
 
 def _window(
@@ -77,13 +76,13 @@ def _weights(start: torch.Tensor, step: torch.Tensor, length: torch.Tensor, size
     px = torch.arange(longest, device=start.device, dtype=torch.float32)
     centres = start[..., None] + step[..., None] * at
     wide = step.abs().clamp(min=1)[..., None, None]
-    weights = _cubic((px + 0.5 - centres[..., None]) / wide)
+    weights = cubic_kernel((px + 0.5 - centres[..., None]) / wide)
     low, high = (edge[..., None, None] for edge in _window(start, step, length, size))
     weights = weights * ((px >= low) & (px < high))
     return weights / weights.sum(dim=3, keepdim=True)
 
 
-def _cubic(x: torch.Tensor) -> torch.Tensor:
+def cubic_kernel(x: torch.Tensor) -> torch.Tensor:
     """The cubic convolution kernel with a = -0.5 (Keys 1981)."""
     x = x.abs()
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2

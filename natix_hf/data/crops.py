@@ -97,7 +97,7 @@ class MultiCropViews(Dataset[Crops]):
             large = device_steps(recolours, sigma if any(config.blur[:2]) else 0.0, config.solarise > 0)
             small = device_steps(recolours, sigma if config.blur[2] else 0.0)
             for name, size, steps in (("global_crops", self.size, large), ("local_crops", self.local_size, small)):
-                batch[name] = made(copies, batch[name], size, steps, self.finer[name], self.cubic)
+                batch[name] = made(copies, batch[name], size, steps, self.finer[name], self.cubic, rotated=False)
         return self.normalise(batch)
 
     def _item(self, key: tuple[int, int], copy: np.ndarray) -> Crops:

@@ -69,16 +69,14 @@ def made_challenges(copies: torch.Tensor, drawn: torch.Tensor, size: int, finer:
         uint8 [n, 3, size, size].
     """
     together = min(_MOST, at_once(1, SIZE, finer))
-    views = torch.cat(
-        [
-            _distorted(cut_all(copies[at : at + together], part[:, :, :8], SIZE, finer, black=True), part[:, 0, 8:])
-            for at in range(0, len(copies), together)
-            for part in (drawn[at : at + together],)
-        ]
-    )
-    views = _jpeg(views.round_())
+    parts = []
+    for at in range(0, len(copies), together):
+        part = drawn[at : at + together]
+        shown = cut_all(copies[at : at + together], part[:, :, :8], SIZE, finer, cubic=False, black=True)
+        parts.append(_distorted(shown, part[:, 0, 8:]))
+    views = _jpeg(torch.cat(parts).round_())
     if size != SIZE:
-        views = interpolate(views, (size, size), mode="bilinear", antialias=True)
+        views = interpolate(views, (size, size), mode="bicubic", antialias=True).clamp_(0, 255)
     return views.add_(0.5).to(torch.int16).to(torch.uint8)
 
 

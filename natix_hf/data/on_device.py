@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn.functional import grid_sample
 
-from natix_hf.data.bicubic import cut_cubic
+from natix_hf.data.bicubic import cubic_kernel, cut_cubic
 from natix_hf.data.drawn import Drawn
 from natix_hf.data.pixels import STEPS, Steps, blur_radius, change, packed, weighted
 
@@ -28,11 +28,14 @@ _AT_ONCE = 2**23
 
 
 def same_size(copies: Sequence[np.ndarray]) -> torch.Tensor:
-    """Pad pictures, uint8 [H, W, 3] each, to the largest height and width: uint8 [n, H, W, 3]."""
+    """Pad pictures, uint8 [H, W, 3] each, to the largest height and width by their last px: uint8 [n, H, W, 3]."""
     height, width = (max(copy.shape[axis] for copy in copies) for axis in (0, 1))
-    padded = np.zeros((len(copies), height, width, 3), dtype=np.uint8)
+    padded = np.empty((len(copies), height, width, 3), dtype=np.uint8)
     for place, copy in enumerate(copies):
-        padded[place, : copy.shape[0], : copy.shape[1]] = copy
+        tall, wide = copy.shape[:2]
+        padded[place, :tall, :wide] = copy
+        padded[place, :tall, wide:] = copy[:, -1:]
+        padded[place, tall:] = padded[place, tall - 1]
     return torch.from_numpy(padded)
 
 
@@ -69,7 +72,7 @@ def samples_a_px(decoded: Dataset, size: int, scale: Sequence[float], ratio: Seq
 
 
 def made(
-    copies: torch.Tensor, drawn: torch.Tensor, size: int, steps: Steps, finer: int, cubic: bool = False
+    copies: torch.Tensor, drawn: torch.Tensor, size: int, steps: Steps, finer: int, cubic: bool, rotated: bool
 ) -> torch.Tensor:
     """Make the views of a batch of pictures.
 
@@ -79,7 +82,8 @@ def made(
         size: Side of a view in px.
         steps: The steps that any view may need.
         finer: Samples for each px of a view (`samples_a_px`).
-        cubic: Resize with cubic interpolation. No view may be rotated then.
+        cubic: Resize with cubic interpolation, else bilinear.
+        rotated: Whether any view may be rotated.
 
     Returns:
         uint8 [n, views, 3, size, size].
@@ -92,7 +96,8 @@ def made(
     for at in range(0, n, together):
         part = drawn[at : at + together]
         pictures, places = copies[at : at + together], part[:, :, :8]
-        cut = cut_cubic(pictures, places, size) if cubic else cut_all(pictures, places, size, finer)
+        whole = cubic and not rotated
+        cut = cut_cubic(pictures, places, size) if whole else cut_all(pictures, places, size, finer, cubic)
         parts.append(change(cut, part[:, :, 8:].reshape(-1, STEPS), steps))
     return torch.cat(parts).view(n, views, 3, size, size)
 
@@ -102,14 +107,17 @@ def at_once(views: int, size: int, finer: int) -> int:
     return max(1, _AT_ONCE // (views * (finer * size) ** 2))
 
 
-def cut_all(copies: torch.Tensor, places: torch.Tensor, size: int, finer: int, black: bool = False) -> torch.Tensor:
+def cut_all(
+    copies: torch.Tensor, places: torch.Tensor, size: int, finer: int, cubic: bool, black: bool = False
+) -> torch.Tensor:
     """Rotate, crop, mirror and resize: float32 [n * views, 3, size, size]. `finer` samples a px, in each direction.
 
     With `black` all is black beyond a picture's edge, otherwise its edge goes on.
     """
     n, views, _ = places.shape
     height, width = copies.shape[1:3]
-    margin = finer // 2  # a px of the view also sees half of its neighbours
+    reach = 2.0 if cubic else 1.0  # px of the view that a px sees to each side of its centre
+    margin = math.ceil((reach - 0.5) * finer) if cubic else finer // 2
     count = size * finer + 2 * margin
     at = (torch.arange(count, device=copies.device, dtype=torch.float32) - margin + 0.5) / finer
     a, b, x, c, d, y, own_width, own_height = places[..., None, None].unbind(dim=2)
@@ -120,23 +128,26 @@ def cut_all(copies: torch.Tensor, places: torch.Tensor, size: int, finer: int, b
     down = down.clamp(min=0.5).minimum(own_height - 0.5) * (2 / height) - 1
     grid = torch.stack([across, down], dim=-1).view(n, views * count, count, 2)
     pixels = copies.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    sampled = grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    mode = "bicubic" if cubic else "bilinear"
+    sampled = grid_sample(pixels, grid, mode=mode, padding_mode="border", align_corners=False)
     sampled = sampled.view(n, 3, views, count, count).transpose(1, 2)
     sampled = (sampled if inside is None else sampled * inside[:, :, None]).reshape(n * views, 3, count, count)
     flat = places.reshape(n * views, 8)
     for axis, (one, other) in ((3, (0, 3)), (2, (1, 4))):
-        sampled = weighted(sampled, _antialias(torch.hypot(flat[:, one], flat[:, other]), finer), axis, finer)
-    return sampled
+        shrink = torch.hypot(flat[:, one], flat[:, other])
+        sampled = weighted(sampled, _antialias(shrink, finer, margin, cubic), axis, finer)
+    return sampled.clamp_(0, 255) if cubic else sampled
 
 
-def _antialias(shrink: torch.Tensor, finer: int) -> torch.Tensor:
+def _antialias(shrink: torch.Tensor, finer: int, margin: int, cubic: bool) -> torch.Tensor:
     """Weights of the samples around a px of the view, [n, samples].
 
-    Together with the interpolation between two px of the picture they spread a view's px as far as the triangle of an
+    Together with the interpolation between px of the picture they spread a view's px as far as the kernel of an
     antialiased resize. A view that is enlarged sees its nearest samples only.
     """
-    taps = torch.arange(finer + 2 * (finer // 2), device=shrink.device)
-    offsets = ((taps - finer // 2 + 0.5) / finer - 0.5).abs()
+    taps = torch.arange(finer + 2 * margin, device=shrink.device)
+    offsets = ((taps - margin + 0.5) / finer - 0.5).abs()
     half = (1 - shrink.clamp(min=1).square().reciprocal()).sqrt().clamp(min=1 / finer)
-    weights = (1 - offsets / half[:, None]).clamp(min=0)
+    apart = offsets / half[:, None]
+    weights = cubic_kernel(apart) if cubic else (1 - apart).clamp(min=0)
     return weights / weights.sum(dim=1, keepdim=True)

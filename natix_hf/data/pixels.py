@@ -12,26 +12,32 @@ import numpy as np
 import torch
 from torch.nn.functional import grid_sample, interpolate, pad
 
+from natix_hf.data.bicubic import cut_cubic_one
 from natix_hf.data.drawn import Drawn, Row
 from natix_hf.subnet.challenge import LUMA
 
 
-def cut(picture: np.ndarray, drawn: Drawn, view: torch.Tensor) -> None:
+def cut(picture: np.ndarray, drawn: Drawn, view: torch.Tensor, cubic: bool) -> None:
     """Rotate, crop, mirror and resize a picture. It is antialiased where it shrinks, and has no black corner.
 
     Args:
         picture: uint8 [H, W, 3].
         drawn: What to do.
         view: Gets the result: float32 [3, size, size], from 0 to 255.
+        cubic: Resize with cubic interpolation, as the image processor of every model does, else bilinear.
     """
-    size = view.shape[1]
+    size, mode = view.shape[1], "bicubic" if cubic else "bilinear"
     matrix = drawn.to_picture(size)
+    only_shrinks = not drawn.degrees and _shrinks(matrix[0]) and _shrinks(matrix[1])
+    if cubic and not drawn.degrees and not only_shrinks:
+        view.copy_(cut_cubic_one(picture, matrix, size))
+        return
     (left, right, width), (top, bottom, height) = windows(matrix, picture.shape, size, bool(drawn.degrees))
     # A copy, because torch takes no read-only memory. Its channels stay last, which torch resizes fastest.
     pixels = torch.from_numpy(np.array(picture[top:bottom, left:right])).permute(2, 0, 1)[None]
     if (height, width) != (bottom - top, right - left):
-        pixels = interpolate(pixels, (height, width), mode="bilinear", antialias=True)
-    if not drawn.degrees and _shrinks(matrix[0]) and _shrinks(matrix[1]):
+        pixels = interpolate(pixels, (height, width), mode=mode, antialias=True)
+    if only_shrinks:
         shown = pixels[0].flip(2) if drawn.flip else pixels[0]
         view.copy_(_channels_first(shown))
         return
@@ -43,9 +49,8 @@ def cut(picture: np.ndarray, drawn: Drawn, view: torch.Tensor) -> None:
         np.add(steps * (scale * across), (steps * (scale * down) + (scale * (start - low) - 1))[:, None],
                out=grid[0, :, :, axis])  # fmt: skip
     smooth = _channels_first(pixels).to(torch.float32)
-    view.copy_(
-        grid_sample(smooth, torch.from_numpy(grid), mode="bilinear", padding_mode="border", align_corners=False)[0]
-    )
+    sampled = grid_sample(smooth, torch.from_numpy(grid), mode=mode, padding_mode="border", align_corners=False)[0]
+    view.copy_(sampled.clamp_(0, 255) if cubic else sampled)
 
 
 def _channels_first(pixels: torch.Tensor) -> torch.Tensor:
@@ -65,7 +70,7 @@ def windows(matrix: Sequence[Row], shape: Sequence[int], size: int, rotated: boo
         across, down, start = row
         least = start + min(0, across * size) + min(0, down * size)
         most = start + max(0, across * size) + max(0, down * size)
-        beyond = 1 if rotated else -1e-6  # a neighbour to interpolate with; or what floats are off by
+        beyond = 2 if rotated else -1e-6  # neighbours to interpolate with; or what floats are off by
         low = min(max(0, math.floor(least - beyond)), length - 1)
         high = max(min(length, math.ceil(most + beyond)), low + 1)
         wanted = math.ceil((high - low) * density) if rotated else size if _shrinks(row) else high - low

@@ -27,7 +27,7 @@ Item = dict[str, Any]
 
 # How training views are made. Raise the number with every change of their pixels: features of views of two versions
 # are never mixed.
-VIEWS_VERSION = 2
+VIEWS_VERSION = 3
 
 
 def finished(views: Any, batch: Item) -> Item:
@@ -111,7 +111,7 @@ class TrainViews(Dataset[Item]):
             return made_challenges(copies, drawn, size, self.finer)
         recolours, sigma = config.jitter > 0 or config.grey > 0, strongest_blur(size) if config.blur else 0.0
         steps = device_steps(recolours, sigma, erases=config.erase > 0)
-        return made(copies, drawn, size, steps, self.finer)[:, 0]
+        return made(copies, drawn, size, steps, self.finer, cubic=True, rotated=config.rotate > 0)[:, 0]
 
 
 class MaskedViews(Dataset[Item]):

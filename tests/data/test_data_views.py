@@ -14,6 +14,7 @@ import torch
 from conftest import write_parquet_source
 from PIL import Image
 from refusals import refused
+from test_drawn import photograph
 from torch.utils.data import DataLoader, default_collate
 
 from natix_hf.data.asked import ask
@@ -22,6 +23,8 @@ from natix_hf.data.config import AugmentConfig, DataConfig
 from natix_hf.data.crops import MultiCropViews
 from natix_hf.data.crops_config import CropConfig
 from natix_hf.data.drawn import _without_corners
+from natix_hf.data.exam_on_device import described_challenge, made_challenges
+from natix_hf.data.on_device import same_size
 from natix_hf.data.rows import Rows, load_image_data
 from natix_hf.data.sampler import EpochSampler
 from natix_hf.data.views import AskedViews, FeatureViews, TrainViews, finished
@@ -29,6 +32,7 @@ from natix_hf.errors import DataError, RecipeError
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import Preprocess, make_processor
 from natix_hf.section import key_types
+from natix_hf.subnet.challenge import SIZE
 
 NOTHING = AugmentConfig(crop_scale=[1, 1], crop_ratio=[1, 1], flip=False, rotate=0, jitter=0)
 
@@ -68,9 +72,34 @@ def test_each_key_changes_the_view(key: str) -> None:
     assert any((view(changed, size=112, seed=s) != view(NOTHING, size=112, seed=s)).any() for s in range(8))
 
 
-def test_without_augmentation_a_view_is_the_resized_image() -> None:
-    expected = np.asarray(picture(32, 32).resize((16, 16), Image.Resampling.BILINEAR)).astype(int)
-    assert np.abs(view(NOTHING, picture(32, 32)) - expected).max() <= 1
+@pytest.mark.parametrize("side", [9, 16, 32, 75], ids=["enlarged", "as it is", "halved", "shrunk"])
+def test_without_augmentation_a_model_learns_on_the_pixels_that_it_answers_on(side: int) -> None:
+    processor = make_processor(ModelConfig(config={"model_type": "vit"}, image_size=16))
+    asked = Preprocess(processor)(picture(side, side))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    expected = ((asked * std + mean) * 255).round().permute(1, 2, 0).numpy()
+    apart = np.abs(view(NOTHING, picture(side, side)) - expected)
+    assert apart.mean() < 0.5
+    # Of an enlarged picture of noise, Pillow cuts off what is too bright after each of its two passes, we once.
+    assert side < 16 or apart.max() <= 1
+
+
+@pytest.mark.parametrize("place", ["workers", "device"])
+def test_a_smaller_exam_view_is_resized_as_predict_does(place: str) -> None:
+    image = photograph(300, 300)
+    config = ModelConfig(config={"model_type": "vit"}, image_size=48)
+    exact = augment(np.asarray(image), "challenge", SIZE, np.random.default_rng(3))
+    processor = make_processor(config)
+    asked = Preprocess(processor)(Image.fromarray(exact.permute(1, 2, 0).numpy()))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    expected = (asked * std + mean) * 255
+    if place == "workers":
+        found = augment(np.asarray(image), "challenge", 48, np.random.default_rng(3))
+        assert (found - expected).abs().max() <= 1
+    else:
+        drawn = described_challenge(np.asarray(image), np.random.default_rng(3))[None]
+        found = made_challenges(same_size([np.asarray(image)]), drawn, 48, 2)[0]
+        assert found.float().std() == pytest.approx(float(expected.std()), rel=0.02)
 
 
 @pytest.mark.parametrize(

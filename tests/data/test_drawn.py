@@ -68,13 +68,13 @@ def slow_view(image: Image.Image, config: AugmentConfig, size: int, rng: np.rand
     drawn = slow_draws(*image.size, config, size, rng)
     left, top = drawn["at"]
     if config.rotate:
-        # PIL's bilinear rotation rounds down, so the picture is rotated as floats.
-        bands = [Image.fromarray(np.asarray(image, dtype=np.float32)[..., band]) for band in range(3)]
-        turned = [band.rotate(drawn["degrees"], Image.Resampling.BILINEAR) for band in bands]
-        image = Image.fromarray(np.stack([np.asarray(band) for band in turned], -1).round().astype(np.uint8))
+        # Enlarged first, so that the rotation takes no detail away.
+        image = image.resize((4 * image.width, 4 * image.height), Image.Resampling.BICUBIC)
+        image = image.rotate(drawn["degrees"], Image.Resampling.BICUBIC)
         left, top = left + drawn["inner"][0], top + drawn["inner"][1]
+    larger = 4 if config.rotate else 1
     box = (left, top, left + drawn["crop"][0], top + drawn["crop"][1])
-    view = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    view = image.resize((size, size), Image.Resampling.BICUBIC, box=tuple(larger * edge for edge in box))
     if drawn["flip"]:
         view = ImageOps.mirror(view)
     pixels, luma = np.asarray(view, dtype=float), np.array([0.299, 0.587, 0.114])
