@@ -10,7 +10,8 @@ Three questions with enough groups for small differences to be seen:
 
 Every training begins at one backbone, which phase 4 has adapted to the question's train images without their labels
 (ExPLoRA, masked autoencoding), under one fresh head; the seeds change the order of the rows and the views. `base` is
-phase 1 with full weights, cosine schedule and the last weights; every other lever changes what LEVERS says of it.
+phase 1 with full weights, cosine schedule and the last weights; every other lever changes what LEVERS says of it, and
+`layer_decay+mixup` changes what both say.
 `plain` is a plain Trainer from the documentation on the same start: same rows, steps, batch size, learning rate and
 weight decay, its default linear schedule, unaugmented pictures, the cut at 0.5. A soup averages the seeds of a lever
 into one model, greedily, by the MCC on val_select. A student has two of the six blocks of the same start; a taught one
@@ -76,6 +77,7 @@ LEVERS: dict[str, list[str]] = {
     "base": [],
     "ema": ["phase1.ema_decay=0.99"],
     "layer_decay": ["phase1.layer_decay=0.75"],
+    "steeper_decay": ["phase1.layer_decay=0.6"],
     "head_rate": ["phase1.head_learning_rate=1e-2"],
     "mixup": ["phase1.mixup=0.2"],
     "label_smoothing": ["phase1.label_smoothing_factor=0.1"],
@@ -106,7 +108,8 @@ STUDENT, TAUGHT = "student", "taught"
 LEVERS[STUDENT] = ["model.config={num_hidden_layers: 2}"]
 LEVERS[TAUGHT] = [*LEVERS[STUDENT], "phase1.teacher=TEACHER", "phase1.distil={mix: 0.9, temperature: 2}"]
 PLAIN = "plain"
-SOUPS = {f"soup of {lever}": lever for lever in ("base", "layer_decay")}
+SOUP = "soup of "
+SOUPS = [f"{SOUP}{lever}" for lever in ("base", "layer_decay")]
 QUESTIONS = ("speed_limits", "noisy_limits", "fashion_shirt")
 ROLES = ("val_select", "test")
 SEEDS = [0, 1, 2]
@@ -177,7 +180,8 @@ def start_of(question: Question, work: Path) -> Path:
 
 def with_lever(question: Question, lever: str, seed: int, work: Path) -> Recipe:
     """The question's recipe with a lever's keys, from its own start."""
-    changed = recipe_of(question.name, work, question.steps, LEVERS[lever])
+    overrides = [override for part in lever.split("+") for override in LEVERS[part]]
+    changed = recipe_of(question.name, work, question.steps, overrides)
     model = replace(changed.model, backbone=str(start_of(question, work)))
     return replace(changed, model=model, phase1=changed.phase1.with_training({"seed": seed}))
 
@@ -332,8 +336,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--questions", nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
     every = [PLAIN, *LEVERS, *SOUPS]
-    parser.add_argument("--levers", nargs="+", choices=every, default=every)
-    parser.add_argument("--against", choices=every, default="base")
+    parser.add_argument("--levers", nargs="+", metavar="LEVER", default=every, help=f"of {', '.join(every)}; or A+B")
+    parser.add_argument("--against", metavar="LEVER", default="base")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--threads", type=int)
@@ -346,8 +350,8 @@ def main() -> None:
         question = question_of(name, given.folder, given.steps)
         results = {}
         for lever in given.levers:
-            if lever in SOUPS:
-                results[lever] = [soup(question, SOUPS[lever], given.seeds, given.folder)]
+            if lever.startswith(SOUP):
+                results[lever] = [soup(question, lever.removeprefix(SOUP), given.seeds, given.folder)]
             else:
                 results[lever] = list(map(partial(run, question, lever, work=given.folder), given.seeds))
         if given.against not in results:
