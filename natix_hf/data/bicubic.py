@@ -33,22 +33,23 @@ def cut_cubic(copies: torch.Tensor, places: torch.Tensor, size: int) -> torch.Te
     return torch.einsum("nvciw,nvjw->nvcij", shrunk, columns).clamp_(0, 255).flatten(0, 1)
 
 
-def cut_cubic_one(picture: np.ndarray, matrix: tuple[Row, Row], size: int) -> torch.Tensor:
+def cut_cubic_one(part: np.ndarray, at: tuple[int, int], matrix: tuple[Row, Row], size: int) -> torch.Tensor:
     """Make one view as `cut_cubic` does: float32 [3, size, size], from 0 to 255.
 
     Args:
-        picture: uint8 [H, W, 3].
+        part: uint8 [h, w, 3], the px that the view touches.
+        at: Left and top of the part in the picture.
         matrix: The map from the view to the picture (`Drawn.to_picture`), without rotation.
         size: Side of the view in px.
     """
     (across, _, x), (_, down, y) = matrix
-    (left, right), (top, bottom) = (
-        (int(edge) for edge in _window(torch.tensor(start), torch.tensor(step), torch.tensor(length), size))
-        for start, step, length in ((x, across, picture.shape[1]), (y, down, picture.shape[0]))
-    )
-    part = torch.from_numpy(np.array(picture[top:bottom, left:right]))[None]
-    place = [across, 0.0, x - left, 0.0, down, y - top, right - left, bottom - top]
-    return cut_cubic(part, torch.tensor([[place]], dtype=torch.float32), size)[0]
+    height, width, _ = part.shape
+    columns = _kernel_weights(torch.tensor(x - at[0]), torch.tensor(across), size, width)
+    rows = _kernel_weights(torch.tensor(y - at[1]), torch.tensor(down), size, height)
+    # A copy, because torch takes no read-only memory.
+    pixels = torch.from_numpy(np.array(part, dtype=np.float32)).view(height, width * 3)
+    shrunk = (rows / rows.sum(dim=1, keepdim=True) @ pixels).view(size, width, 3)
+    return (shrunk.permute(2, 0, 1) @ (columns / columns.sum(dim=1, keepdim=True)).T).clamp_(0, 255)
 
 
 def _window(
@@ -72,14 +73,19 @@ def _weights(start: torch.Tensor, step: torch.Tensor, length: torch.Tensor, size
     Returns:
         float32 [n, views, size, longest]; each row sums to 1.
     """
-    at = torch.arange(size, device=start.device, dtype=torch.float32) + 0.5
+    weights = _kernel_weights(start, step, size, longest)
     px = torch.arange(longest, device=start.device, dtype=torch.float32)
-    centres = start[..., None] + step[..., None] * at
-    wide = step.abs().clamp(min=1)[..., None, None]
-    weights = cubic_kernel((px + 0.5 - centres[..., None]) / wide)
     low, high = (edge[..., None, None] for edge in _window(start, step, length, size))
     weights = weights * ((px >= low) & (px < high))
     return weights / weights.sum(dim=3, keepdim=True)
+
+
+def _kernel_weights(start: torch.Tensor, step: torch.Tensor, size: int, px: int) -> torch.Tensor:
+    """The kernel of each px of a view at each px of a picture along one axis: [..., size, px], not yet of sum 1."""
+    at = torch.arange(0.5, size, device=start.device, dtype=torch.float32)
+    centres = start[..., None] + step[..., None] * at
+    wide = step.abs().clamp(min=1)[..., None, None]
+    return cubic_kernel((torch.arange(0.5, px, device=start.device, dtype=torch.float32) - centres[..., None]) / wide)
 
 
 def cubic_kernel(x: torch.Tensor) -> torch.Tensor:

@@ -29,10 +29,10 @@ def cut(picture: np.ndarray, drawn: Drawn, view: torch.Tensor, cubic: bool) -> N
     size, mode = view.shape[1], "bicubic" if cubic else "bilinear"
     matrix = drawn.to_picture(size)
     only_shrinks = not drawn.degrees and _shrinks(matrix[0]) and _shrinks(matrix[1])
-    if cubic and not drawn.degrees and not only_shrinks:
-        view.copy_(cut_cubic_one(picture, matrix, size))
-        return
     (left, right, width), (top, bottom, height) = windows(matrix, picture.shape, size, bool(drawn.degrees))
+    if cubic and not drawn.degrees and not only_shrinks:
+        view.copy_(cut_cubic_one(picture[top:bottom, left:right], (left, top), matrix, size))
+        return
     # A copy, because torch takes no read-only memory. Its channels stay last, which torch resizes fastest.
     pixels = torch.from_numpy(np.array(picture[top:bottom, left:right])).permute(2, 0, 1)[None]
     if (height, width) != (bottom - top, right - left):
