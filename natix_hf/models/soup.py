@@ -68,13 +68,14 @@ def average_models(folders: Sequence[str | Path], to: str | Path) -> Path:
 
     Args:
         folders: Folders as `save_pretrained` writes them, each with its image processor.
-        to: The folder to write.
+        to: The folder to write: a new or empty one, or that of an earlier soup, which is replaced.
 
     Returns:
         `to`.
 
     Raises:
-        UsageError: If there are no folders, or a folder differs from the first in settings, names, shapes or types.
+        UsageError: If there are no folders, a folder differs from the first in settings, names, shapes or types, or
+            holds NaN, or if `to` is one of them or holds anything but a model.
         MergeMismatchError: If the saved model does not hold the mean.
 
     Example:
@@ -116,13 +117,14 @@ def average_problem(folder: Path, members: Sequence[Path]) -> str | None:
             with safe_open(folder / _WEIGHTS, "pt") as file:
                 if not torch.equal(file.get_tensor(name), tensor):
                     return f"{folder / _WEIGHTS} is not the mean of its members in {name}"
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, UsageError) as error:
         return f"{folder / _WEIGHTS} cannot be compared with its members ({error})"
     return None
 
 
 def _leave(folders: list[Path], to: Path, shares: Callable[[str], list[int]]) -> Path:
     _require_alike(folders)
+    _require_free(to, folders)
     with atomic_folder(to) as temporary:
         for name in (_CONFIG, _PROCESSOR):
             shutil.copyfile(folders[-1] / name, temporary / name)
@@ -132,10 +134,31 @@ def _leave(folders: list[Path], to: Path, shares: Callable[[str], list[int]]) ->
     return to
 
 
+def _require_free(to: Path, folders: Sequence[Path]) -> None:
+    """Refuse a target that would lose something: the soup replaces the whole folder."""
+    if any(to.resolve() == folder.resolve() for folder in folders):
+        raise UsageError(f"{to} is a member of the soup, which would replace it: name another folder")
+    held = [path.name for path in to.iterdir()] if to.is_dir() else [to.name] if to.exists() else []
+    other = min((name for name in held if name not in (_WEIGHTS, _CONFIG, _PROCESSOR)), default=None)
+    if other is not None:
+        raise UsageError(f"{to} holds {other}, and the soup would replace the whole folder: name a new one")
+
+
 def _mean(folders: Sequence[Path], shares: Callable[[str], list[int]]) -> dict[str, torch.Tensor]:
-    """The mean of the files' tensors, read one name at a time."""
+    """The mean of the files' tensors, read one name at a time.
+
+    Raises:
+        UsageError: If a folder holds NaN or infinity.
+    """
     files: list[Any] = [safe_open(folder / _WEIGHTS, "pt") for folder in folders]
-    return {name: mean_tensor([file.get_tensor(name) for file in files], shares(name)) for name in files[0].keys()}
+    means = {}
+    for name in files[0].keys():
+        tensors = [file.get_tensor(name) for file in files]
+        broken = next((f for f, tensor in zip(folders, tensors, strict=True) if not tensor.isfinite().all()), None)
+        if broken is not None:
+            raise UsageError(f"{broken / _WEIGHTS} holds NaN or infinity in {name}: leave that model out")
+        means[name] = mean_tensor(tensors, shares(name))
+    return means
 
 
 def _require_alike(folders: Sequence[Path]) -> None:

@@ -131,11 +131,12 @@ def _change(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> Non
         (_other_processor, ("preprocessor_config.json", "image_mean")),
         (lambda folder: _change(folder, lambda bias: bias[:1].clone()), ("classifier.bias", "[1]")),
         (lambda folder: _change(folder, lambda bias: bias.half()), ("classifier.bias", "F16")),
+        (lambda folder: _change(folder, lambda bias: bias * torch.nan), ("classifier.bias", "NaN")),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), ("preprocessor_config.json",)),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), ("model.safetensors",)),
         (shutil.rmtree, ("model.safetensors",)),
     ],
-    ids=["config", "processor", "shape", "type", "no processor", "damaged", "gone"],
+    ids=["config", "processor", "shape", "type", "diverged", "no processor", "damaged", "gone"],
 )  # fmt: skip
 def test_folders_that_cannot_be_averaged(
     damage: Callable[[Path], object], facts: tuple[str, ...], folders: list[Path], tmp_path: Path
@@ -144,3 +145,18 @@ def test_folders_that_cannot_be_averaged(
     refused(UsageError, lambda: average_models(folders, tmp_path / "soup"), folders[2], *facts)
     assert not (tmp_path / "soup").exists()
     refused(UsageError, lambda: average_models([], tmp_path / "soup"), "at least one")
+
+
+def test_a_soup_replaces_nothing_but_a_soup(folders: list[Path], tmp_path: Path) -> None:
+    """Neither a member, however it is written, nor a folder that holds more than a model."""
+    before = {path: path.read_bytes() for folder in folders for path in folder.iterdir()}
+    for to in (folders[0], folders[1].parent / "." / folders[0].name / ".." / folders[1].name):
+        refused(UsageError, lambda to=to: average_models(folders, to), to, "member", "another folder")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("kept")
+    for to, held in ((tmp_path, "model-0"), (tmp_path / "notes", "mine.txt"), (tmp_path / "notes/mine.txt", "mine")):
+        refused(UsageError, lambda to=to: average_models(folders, to), to, held, "new one")
+    assert {path: path.read_bytes() for path in before} == before and (tmp_path / "notes" / "mine.txt").is_file()
+    (tmp_path / "soup").mkdir()
+    for some in (folders[:2], folders):
+        assert average_problem(average_models(some, tmp_path / "soup"), some) is None
