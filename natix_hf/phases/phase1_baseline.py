@@ -20,7 +20,7 @@ from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.runs.freshness import finished_digest
 from natix_hf.runs.graph import PHASES
 from natix_hf.runs.inputs import backbone_files, teacher_files
-from natix_hf.runs.teachers import distillation_of
+from natix_hf.runs.teachers import distillation_of, require_unseen_start
 from natix_hf.runs.trained import MEMBERS
 
 _REPORT, _KEY = "baseline.json", "baseline_key.json"
@@ -31,6 +31,7 @@ def run(context: PhaseContext) -> Outcome:
     """Leave the candidate and its logits on val_select, and what `folds` and `seeds` ask for. Every rank calls it."""
     recipe, candidate = context.recipe, Candidate(context.folder)
     train, val_select = context.rows("train"), context.ask_to_choose("val_select")
+    require_unseen_start(context)
     folds = fold_of_each_row(context, train, val_select) if recipe.phase1.folds is not None else None
     report = _train(context, candidate, train, val_select)
     members = train_seeds(context, train, val_select)

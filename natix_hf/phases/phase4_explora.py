@@ -23,7 +23,7 @@ from natix_hf.results.figures import Gain
 from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.runs.graph import PHASES
 from natix_hf.runs.inputs import backbone_files, teacher_files
-from natix_hf.runs.teachers import distillation_of
+from natix_hf.runs.teachers import distillation_of, require_unseen_start
 from natix_hf.terminal import LABEL, tell
 from natix_hf.trainers.supervised_config import SupervisedConfig
 
@@ -35,6 +35,8 @@ _RESAMPLES = 2000  # of the paired bootstrap of the gain over the control
 def run(context: PhaseContext) -> Outcome:
     """Leave the adapted backbone and, if labels are used, a candidate and its control. Every rank calls it."""
     recipe = context.recipe
+    if recipe.phase4.use_labeled_data:
+        require_unseen_start(context)
     report = adapt_backbone(context)
     if not recipe.phase4.use_labeled_data:
         return Outcome(report, _told(report)) if context.is_main else Outcome()

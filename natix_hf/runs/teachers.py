@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -16,11 +17,11 @@ from natix_hf.results.decision import Decision
 from natix_hf.results.soup import SOUP
 from natix_hf.results.teachers import champion_folder, is_run
 from natix_hf.runs.context import PhaseContext
-from natix_hf.runs.folders import RUN_FILE, run_id_of
+from natix_hf.runs.folders import run_id_of
 from natix_hf.runs.graph import PHASES, number_of
 from natix_hf.runs.inputs import Inputs
 from natix_hf.runs.pins import pinned_teacher, pinned_unlabelled
-from natix_hf.runs.seen import rows_seen
+from natix_hf.runs.seen import answers_of, origins, rows_seen, run_around, run_of_start
 from natix_hf.trainers.distil import Distillation
 from natix_hf.trainers.supervised_config import SupervisedConfig
 from natix_hf.trainers.teacher import Teacher, classifier_in, require_same_answers, teacher_of
@@ -50,8 +51,7 @@ def distillation_of(context: PhaseContext, stage: SupervisedConfig) -> Distillat
         require_same_answers(teachers, context.recipe.data.labels, _KEY)
         commits = {source: pinned_unlabelled(run_dir, source) for source in sources}
         splits = context.load_data().splits
-        for teacher in teachers:
-            _require_unseen(teacher, splits, context)
+        teachers = [_unseen(teacher, splits, context) for teacher in teachers]
         parts: list[Rows] = []
         if sources:
             parts, left_out = unlabelled_rows(sources, context.recipe.data, splits, commits, _UNLABELLED)
@@ -76,7 +76,7 @@ def _find(reference: str, run_dir: Path | None, commit: str | None) -> Teacher:
         teacher = teacher_of(reference, commit)
     except VerificationError as error:
         raise UsageError(f"{_KEY}: {error}") from None
-    run = next((folder for folder in teacher.folder.resolve().parents if (folder / RUN_FILE).is_file()), None)
+    run = run_around(teacher.folder)
     if run is None or _on_hub(reference):
         return teacher
     name = f"{run_id_of(run)}/{teacher.folder.resolve().relative_to(run).as_posix()}"
@@ -102,19 +102,51 @@ def _champion(run: Path) -> Teacher:
     return teacher
 
 
-def _require_unseen(teacher: Teacher, ours: Splits, context: PhaseContext) -> None:
-    """Refuse a teacher that has learned from a picture or a group that this run measures on."""
-    if teacher.trained_in is None:
-        context.tell(
-            f"nothing is known of the rows that {teacher.name} has learned from: they may be rows of test too"
-        )
-        return
+def _unseen(teacher: Teacher, ours: Splits, context: PhaseContext) -> Teacher:
+    """Refuse a teacher that has learned from a picture or a group that this run measures on. One that comes from a
+    model of which nothing is known is itself one of these."""
+    if teacher.trained_in is not None:
+        try:
+            unknown = origins(teacher.trained_in)[1]
+            seen = rows_seen(teacher.trained_in, ours, context.recipe.data.plain())
+        except VerificationError as error:
+            why = f"without it nobody knows what {teacher.name} has learned from"
+            raise UsageError(f"{_KEY}: {error}: {why}") from None
+        if seen:
+            raise UsageError(
+                f"{_KEY}: {teacher.name} has learned the labels of {len(seen):,} rows that this run measures on: "
+                f"{seen[0]}; use a teacher with the same splits (the same data section), or one from other data"
+            )
+        if not unknown:
+            return teacher
+    whose = teacher.name if teacher.trained_in is None else f"{shortened(unknown[0])}, which taught {teacher.name},"
+    context.tell(f"nothing is known of the rows that {whose} has learned from: they may be rows of test too")
+    return replace(teacher, trained_in=None)
+
+
+def require_unseen_start(context: PhaseContext) -> None:
+    """Refuse a `model.backbone` that has learned the labels of rows that this run measures on. Every rank calls it.
+
+    Raises:
+        UsageError: If it lies in a run whose rows were divided in another way.
+    """
+    data, backbone = context.recipe.data, context.recipe.model.backbone
     try:
-        seen = rows_seen(teacher.trained_in, ours, context.recipe.data.plain())
+        run = run_of_start(backbone)
+        if run is None and context.recipe.phase1.profit is None:
+            return
+        same = run is not None and answers_of(run) == context.recipe.sections("data.labels").get("data.labels")
+        seen = rows_seen(run, context.load_data().splits, data.plain()) if run is not None and same else []
+        unknown = origins(run)[1] if run is not None else [str(backbone)]
     except VerificationError as error:
-        raise UsageError(f"{_KEY}: {error}: without it nobody knows what {teacher.name} has learned from") from None
+        raise UsageError(f"model.backbone: {error}: without it nobody knows what it has learned from") from None
     if seen:
         raise UsageError(
-            f"{_KEY}: {teacher.name} has learned the labels of {len(seen):,} rows that this run measures on: "
-            f"{seen[0]}; use a teacher with the same splits (the same data section), or one from other data"
+            f"model.backbone: {backbone} has learned the labels of {len(seen):,} rows that this run measures on: "
+            f"{seen[0]}; give this run the same data section as that one, or start from another model"
+        )
+    if unknown and context.recipe.phase1.profit is not None:
+        context.tell(
+            f"nothing is known of the rows that {shortened(unknown[0])} has learned from, where this model begins: "
+            "they may be rows of test too"
         )

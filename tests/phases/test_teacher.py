@@ -152,6 +152,43 @@ def test_other_frames_of_a_group_leak_too(_finished_run: Path, parquet_source: P
             "phase1.teacher", "group of its row train/")  # fmt: skip
 
 
+def test_what_taught_a_teacher_counts_too(_finished_run: Path, tiny_recipe_file: Path, tmp_path: Path) -> None:
+    """A teacher with other pictures, whose own teacher has learned what is measured here; or nobody knows what."""
+    source = write_parquet_source(tmp_path / "source", seed=11)
+    content = TINY_RECIPE | {"data": {**TINY_RECIPE["data"], "source": str(source), "group_by": None}}
+    recipe = write_recipe(tmp_path / "tiny.yaml", content)
+    bundle = shutil.copytree(_finished_run / "phase6_export" / "bundle", tmp_path / "bundle")
+    for number, reference in enumerate((_finished_run, bundle)):
+        between = student(recipe, tmp_path / f"between-{number}", f"phase1.teacher={reference}", phases=(1, 2))
+        given = [f"phase1.teacher={between}", "data.seed=9"]
+        if reference is bundle:
+            run = student(tiny_recipe_file, tmp_path / "run", *given)
+            assert f"bundle, which taught {between.name}" in (run / "run.log").read_text(encoding="utf-8")
+            taught = read_json(run / "phase1_baseline" / "manifest.json")["metrics"]["taught"]
+            assert taught["teachers"][0]["splits_known"] is False
+        else:
+            refused(UsageError, lambda given=given: student(tiny_recipe_file, tmp_path / "none", *given),
+                    "phase1.teacher", between.name, "run finished, which it comes from")  # fmt: skip
+
+
+def test_a_start_that_has_learned_what_is_measured_is_refused(
+    _finished_run: Path, tiny_recipe_file: Path, tmp_path: Path
+) -> None:
+    """Whether PROFIT continues it or it gets a fresh classifier layer. Another question is another matter."""
+    profit = ["phase1.profit={}", "phase1.max_steps=2"]
+    start = ["model.config={}", f"model.backbone={_finished_run}"]
+    for given in ([], profit):
+        refused(UsageError, lambda given=given: student(
+            tiny_recipe_file, tmp_path / "run", *start, *given, "data.seed=9"),
+            "model.backbone", "finished", "rows that this run measures on", "train/")  # fmt: skip
+    student(tiny_recipe_file, tmp_path / "same rows", *start, *profit)
+    student(tiny_recipe_file, tmp_path / "asks", *start, "data.seed=9", "data.labels={no: Nothing, yes: Cones}")
+    bundle = shutil.copytree(_finished_run / "phase6_export" / "bundle", tmp_path / "bundle")
+    far = student(tiny_recipe_file, tmp_path / "far", start[0], f"model.backbone={bundle}", *profit, "data.seed=9")
+    logs = {run: (tmp_path / run / "run.log").read_text(encoding="utf-8") for run in ("same rows", "asks", "far")}
+    assert {run for run, log in logs.items() if "nothing is known" in log} == {far.name}
+
+
 @pytest.mark.parametrize("what", ["nowhere", "itself", "no champion", "labels", "damaged", "changed"])
 def test_what_cannot_teach_is_refused_before_any_work(
     what: str, finished_run: Path, tiny_recipe_file: Path, tmp_path: Path
