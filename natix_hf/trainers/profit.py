@@ -15,7 +15,7 @@ the new loss made d: a loss that is linear between w and w + d would not be lear
 **Batches.** With `a` batches to accumulate, an optimizer step reads (n + 1) * a batches of the epoch, the last `a` of
 them for g. To transformers all of them are batches to accumulate, so steps, epochs and a resume count them, and no row
 is read twice. Where an epoch leaves fewer batches, the first reference steps are left out: the last step of an epoch
-may be a plain one.
+may be a plain one. If an epoch has too few batches for one whole step, a line says so.
 
 **Numbers.** d is summed apart from w: next to a weight, float32 could not tell it. Inner products run over all trained
 weights together. Clipping, weight decay, schedules, `layer_decay` and `head_learning_rate` concern the optimizer's
@@ -34,6 +34,7 @@ from transformers import PreTrainedModel
 
 from natix_hf.errors import UsageError
 from natix_hf.models.classifier import head_of
+from natix_hf.terminal import LABEL, tell
 from natix_hf.trainers.profit_config import ProfitConfig
 from natix_hf.trainers.rates import RatedTrainer
 
@@ -53,6 +54,7 @@ class ProfitTrainer(RatedTrainer):
     def __init__(self, *args: Any, profit: ProfitConfig | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._profit = profit
+        self._tells = self.args.should_save and not kwargs.get("quiet")
         self.projected = 0  # optimizer steps of this process in which a part of the gradient was left out
         self._due: list[tuple[int, bool, bool]] = []
         self._start: list[torch.Tensor] = []
@@ -80,6 +82,13 @@ class ProfitTrainer(RatedTrainer):
             self._return()  # from a step that ran out of memory (auto_find_batch_size)
             parts = divide_batches(len(found[0]), self._accumulated)
             last = len(parts) - 1
+            wanted, whole = self._profit.reference_steps, self.args.gradient_accumulation_steps
+            if self.state.global_step == 0 and last < wanted and self._tells:
+                tell(
+                    f"{' ' * LABEL}profit: an epoch has {len(found[0])} batches and a step reads {whole}, so a step "
+                    f"makes {last} of {wanted} reference steps: lower per_device_train_batch_size",
+                    hang=LABEL,
+                )
             self._due = [
                 (size, batch == size - 1, part == last) for part, size in enumerate(parts) for batch in range(size)
             ]

@@ -14,7 +14,7 @@ from natix_hf.data.asked import ask
 from natix_hf.data.config import Augment, AugmentConfig, ViewsOn
 from natix_hf.data.plain import class_names, is_plain, prepared, rows_of, tensors_only
 from natix_hf.data.rows import Rows
-from natix_hf.data.taught import TEACHER
+from natix_hf.data.taught import TEACHER, TaughtViews
 from natix_hf.data.views import AskedViews
 from natix_hf.errors import UsageError
 from natix_hf.labels import names_in
@@ -161,14 +161,16 @@ class RoadworkTrainer(ProfitTrainer):
         given = {"model": model, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
         given |= {"class_weights": class_weights, "adalora": adalora}
         how = distil if isinstance(distil, DistilConfig) else DistilConfig.build(distil or {}, "distil")
-        answered = teacher is None and how is distil  # by make_stage: train_dataset holds the answers
+        answered = isinstance(train_dataset, TaughtViews)  # by make_stage, which read distil
         own_rate: dict[str, Any] = {"learning_rate": arguments.learning_rate} if profit is not None else {}
         config = SupervisedConfig(
             adapter=adapter, adapter_options=adapter_options or {}, feature_views=feature_views, prior_by=prior_by,
             ema_decay=ema_decay, layer_decay=layer_decay, head_learning_rate=head_learning_rate, mixup=mixup,
             profit=profit,  # type: ignore[arg-type]  # a section takes a mapping, too
             teacher=teacher_names(teacher), distil=DistilConfig() if answered else how,
-            extra={"optim": arguments.optim}, where=_WHERE, **own_rate,
+            per_device_train_batch_size=arguments.per_device_train_batch_size,
+            extra={"optim": arguments.optim, "label_smoothing_factor": arguments.label_smoothing_factor},
+            where=_WHERE, **own_rate,
         )  # fmt: skip
         self._mixup, self._batch_of_step = mixup, 0
         if not isinstance(args, TrainingArguments):

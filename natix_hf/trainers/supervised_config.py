@@ -22,6 +22,8 @@ from natix_hf.trainers.config import (
 from natix_hf.trainers.distil_config import DistilConfig
 from natix_hf.trainers.profit_config import ProfitConfig, with_reference_batches
 
+_NO_LABELS = "left out: distil.mix is 1, so labels have no part in the loss"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedConfig(TrainingSection):
@@ -124,6 +126,8 @@ class SupervisedConfig(TrainingSection):
         self.require(decay is None or 0 < decay < 1, "ema_decay", "a share between 0 and 1, or null")
         self.require_within("early_stopping_patience", 1, 10**6)
         self.require_within("mixup", 0.001, 1000)  # numpy draws no Beta from much smaller numbers
+        alone = "null with per_device_train_batch_size 1: a row is mixed with others of its batch"
+        self.require(self.mixup is None or self.per_device_train_batch_size > 1, "mixup", alone)
         self.require_within("folds", 2, 1000)
         frozen = self.adapter == "none"
         for key in COMPILING:
@@ -180,6 +184,9 @@ class SupervisedConfig(TrainingSection):
         self.require(self.where != "phase4.supervised", "teacher", alone)
         out_of_fold = "null with phase1.teacher, which has seen the labels of every fold"
         self.require(self.folds is None, "folds", out_of_fold)
+        heard = self.distil.mix < 1 or not self.extra.get("label_smoothing_factor")
+        require(heard, self.key("label_smoothing_factor"), self.extra.get("label_smoothing_factor"), _NO_LABELS)
+        self.require(self.distil.mix < 1 or self.prior_by == "sampler", "prior_by", _NO_LABELS)
         views, by = self.distil.views, "left out: with adapter none feature_views decides"
         require(views is None or self.adapter != "none", "phase1.distil.views", views, by)
 

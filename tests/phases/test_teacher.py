@@ -24,6 +24,7 @@ from natix_hf.runs.folders import RUN_FILE
 from natix_hf.runs.graph import PHASES
 from natix_hf.runs.teachers import _find
 from natix_hf.runs.verify import run_problems
+from natix_hf.trainers.distil_config import DistilConfig
 from natix_hf.trainers.roadwork import RoadworkTrainer
 from natix_hf.trainers.teacher import Answers, teacher_of
 
@@ -230,7 +231,9 @@ def test_from_python(bundle: Path, parquet_source: Path, pretrained: Path, tmp_p
     assert (trainer._row_loss.mix, trainer._row_loss.temperature) == (0.8, 2.0) and trainer.proof is not None
     assert trainer._stage is not None and trainer._stage.taught is not None
     assert trainer._stage.taught["teachers"][0]["sha256"] == teacher_of(str(bundle)).sha256
-    refused(UsageError, lambda: RoadworkTrainer(str(pretrained), args, **given, distil={"mix": 0.8}), "teacher")
+    for alone in ({"mix": 0.8}, DistilConfig(mix=0.8)):
+        refused(UsageError, lambda alone=alone: RoadworkTrainer(str(pretrained), args, **given, distil=alone),
+                "distil", "teacher")  # fmt: skip
     refused(UsageError, lambda: RoadworkTrainer(
         str(pretrained), args, **given, teacher=bundle, distil={"unlabelled": ["x"]}), "unlabelled")  # fmt: skip
     others = rows.select(range(40)).cast_column("label", datasets.ClassLabel(names=["a", "b"]))

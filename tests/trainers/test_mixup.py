@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 
 from natix_hf.data.rows import ImageData
 from natix_hf.errors import RecipeError
+from natix_hf.recipe import parse_recipe
 from natix_hf.trainers.loss import draw_mixture
 from natix_hf.trainers.roadwork import RoadworkTrainer
 
@@ -121,3 +122,12 @@ def test_a_resumed_training_is_bit_equal_and_mixup_changes_it(
 @pytest.mark.parametrize("value", [0, -1, 1e9, float("nan")])
 def test_what_is_no_alpha_is_refused(value: float, tmp_path: Path) -> None:
     refused(RecipeError, lambda: linear_trainer(tmp_path, mixup=value), "RoadworkTrainer.mixup", value)
+
+
+def test_a_row_is_not_mixed_with_itself(tmp_path: Path) -> None:
+    """Batches of one row would train as without mixup."""
+    alone, facts = {"mixup": 0.2, "per_device_train_batch_size": 1}, ("mixup", 0.2, "per_device_train_batch_size")
+    for section in (alone, alone | {"gradient_accumulation_steps": 64}):
+        refused(RecipeError, lambda section=section: parse_recipe({"phase1": section}), *facts)
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=1)
+    refused(RecipeError, lambda: RoadworkTrainer(Linear(), args, [], None, mixup=0.2), "RoadworkTrainer", *facts)

@@ -34,6 +34,7 @@ from natix_hf.provenance.files import read_json
 from natix_hf.recipe import parse_recipe
 from natix_hf.resources import resource_folder
 from natix_hf.runs.graph import PHASES
+from natix_hf.trainers import profit
 from natix_hf.trainers.profit import divide_batches
 from natix_hf.trainers.profit_config import START_ELSEWHERE
 from natix_hf.trainers.roadwork import RoadworkTrainer
@@ -225,6 +226,19 @@ def test_steps_epochs_and_estimates_count_the_batches_of_the_reference_steps(
     assert facts["history"][-1]["epoch"] == 2 and facts["pace"]["rows_a_step"] == 48
     assert config.plain()["training"]["gradient_accumulation_steps"] == 2, "the manifest has what was asked for"
     assert parse_recipe({"phase1": config.mapping()}).phase1 == config
+
+
+def test_an_epoch_shorter_than_a_step_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """27 rows. With one batch an epoch every step would be a plain one, with two it makes one reference step."""
+    told: list[str] = []
+    monkeypatch.setattr(profit, "tell", lambda line, hang=0: told.append(line))
+    for rows, lines in ((27, ["1 batches", "0 of 3"]), (14, ["2 batches", "1 of 3"]), (7, [])):
+        args = {"output_dir": str(tmp_path / str(rows)), "per_device_train_batch_size": rows, "max_steps": 2,
+                "dataloader_num_workers": 0, "save_strategy": "no"}  # fmt: skip
+        for quiet in (True, False):
+            told.clear()
+            RoadworkTrainer(trained(), args, Keyed(), profit={"reference_steps": 3}, quiet=quiet).train()
+            assert len(told) == (bool(lines) and not quiet) and all(fact in told[0] for fact in lines if told)
 
 
 def test_fp16_gradients_are_unscaled_and_an_overflow_moves_nothing(tmp_path: Path) -> None:
