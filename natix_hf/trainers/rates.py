@@ -34,7 +34,8 @@ class RatedTrainer(BaseTrainer):
         args, kwargs: Arguments of `BaseTrainer`.
 
     Raises:
-        UsageError: If `optimizers` are given too. In training, if there is no classifier with a backbone.
+        UsageError: If `optimizers` are given too. In training, if there is no classifier with a backbone in blocks, if
+            its weights are spread over devices, or if the checkpoint to resume from was trained at other rates.
     """
 
     def __init__(
@@ -61,11 +62,29 @@ class RatedTrainer(BaseTrainer):
             scale_bounds(schedule, schedule.optimizer.param_groups)
         return schedule
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        # A checkpoint holds the rates of its groups, and they would replace those that were asked for.
+        optimizer: Any = self.optimizer
+        asked = _scales(optimizer)
+        other = f"{checkpoint} was trained with another layer_decay or head_learning_rate: give it the same ones"
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError:
+            if self._rates is None:
+                raise
+            raise UsageError(other) from None
+        if _scales(optimizer) != asked:
+            raise UsageError(other)
+
     def _get_learning_rate(self) -> float:
         # Trainer logs the rate of the first group. With an adapter and a head rate no group may have the base rate.
         optimizer: Any = self.optimizer
         scale: float = optimizer.param_groups[0].get(SCALE, 1.0)
         return super()._get_learning_rate() / scale
+
+
+def _scales(optimizer: torch.optim.Optimizer) -> list[float]:
+    return [group.get(SCALE, 1.0) for group in optimizer.param_groups]
 
 
 def set_rates(
@@ -85,9 +104,16 @@ def set_rates(
         head_learning_rate: The peak rate of the classifier layer. None: `learning_rate`.
 
     Raises:
-        UsageError: If there is no classifier with a backbone in the model.
+        UsageError: If there is no classifier with a backbone in the model, or the optimizer has other parameters than
+            the model. Also if a rate would be 0.
     """
     rates = rates_by_id(model, learning_rate, layer_decay, head_learning_rate)
+    own = {id(parameter) for parameter in model.parameters()}
+    if any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise UsageError(
+            "layer_decay and head_learning_rate know no depth of this optimizer's parameters, which are not those of "
+            "the model, as with FSDP and DeepSpeed: leave them out"
+        )
     divided = []
     for group in optimizer.param_groups:
         by_rate: dict[float, list[nn.Parameter]] = {}
@@ -130,6 +156,10 @@ def rates_by_id(
     rates = {id(parameter): head_learning_rate or learning_rate for parameter in head_of(plain).parameters()}
     if layer_decay is not None:
         depths, blocks = _depths(plain.base_model)
+        if not blocks:
+            raise UsageError(f"layer_decay: a {type(plain).__name__} has no blocks that stand in a list: leave it out")
+        if learning_rate * layer_decay ** (blocks + 1) == 0 < learning_rate:
+            raise UsageError(f"layer_decay is {layer_decay:g}: with {blocks} blocks the lowest rate is 0, choose more")
         rates |= {key: learning_rate * layer_decay ** (blocks + 1 - depth) for key, depth in depths.items()}
     return rates
 

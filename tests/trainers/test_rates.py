@@ -23,7 +23,7 @@ from natix_hf.models.config import ModelConfig
 from natix_hf.models.tuner import Adapted
 from natix_hf.recipe import parse_recipe
 from natix_hf.trainers.config import Schedule
-from natix_hf.trainers.rates import RatedTrainer
+from natix_hf.trainers.rates import RatedTrainer, set_rates
 from natix_hf.trainers.roadwork import RoadworkTrainer
 
 RATE, DECAY, HEAD = 0.02, 0.5, 0.3
@@ -220,6 +220,18 @@ def test_the_bake_off_trains_at_these_rates(
     assert len(seen) > 4 and all(rates == pytest.approx([1e-3, 2e-3, 4e-3]) for rates in seen)
 
 
+def test_a_checkpoint_of_other_rates_is_refused(tmp_path: Path) -> None:
+    """It holds its own, which a training with other ones would go on with."""
+    args = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    trainer_of(classifier("vit"), tmp_path, args).train()
+    for changed in ({"layer_decay": 0.6}, {"head_learning_rate": 0.2}, {"head_learning_rate": None}):
+        again = trainer_of(classifier("vit"), tmp_path, args | {"max_steps": 3}, BOTH | changed)
+        refused(UsageError, lambda again=again: again.train(str(tmp_path / "checkpoint-2")), "checkpoint-2", *changed)
+    trainer = trainer_of(classifier("vit"), tmp_path, args | {"max_steps": 3})
+    trainer.train(str(tmp_path / "checkpoint-2"))
+    assert trainer.state.global_step == 3
+
+
 @pytest.mark.parametrize(("section", "facts"), [
     ({"layer_decay": 0}, ("phase1.layer_decay", "0")),
     ({"layer_decay": 1.5}, ("phase1.layer_decay", "1.5")),
@@ -243,6 +255,13 @@ def test_what_a_trainer_refuses(tmp_path: Path) -> None:
             "RoadworkTrainer.optim", "galore_adamw")  # fmt: skip
     trainer = trainer_of(torch.nn.Linear(3, 2), tmp_path)
     refused(UsageError, trainer.create_optimizer, "layer_decay", "Linear")
+    of_others = torch.optim.SGD(copy.deepcopy(model).parameters(), lr=0.1)
+    refused(UsageError, lambda: set_rates(of_others, model, 0.1, 0.5, None), "layer_decay", "FSDP")
+    low = trainer_of(model, tmp_path, rates={"layer_decay": 1e-150, "head_learning_rate": 0.1})
+    refused(UsageError, low.create_optimizer, "layer_decay", "1e-150", "lowest rate is 0")
+    whole = classifier("vit")
+    whole.vit.layers = torch.nn.Sequential(*whole.vit.layers)
+    refused(UsageError, trainer_of(whole, tmp_path, rates={"layer_decay": 0.5}).create_optimizer, "no blocks")
     for key, value in (("layer_decay", -1), ("head_learning_rate", 0)):
         refused(RecipeError, lambda key=key, value=value: trainer_of(model, tmp_path, rates={key: value}),
                 f"RoadworkTrainer.{key}", value)  # fmt: skip
