@@ -29,6 +29,7 @@ LoggingSteps = Annotated[float, Argument("Optimizer steps between two log entrie
 SaveLimit = Annotated[int | None, Argument("Number of checkpoints to keep while training; null keeps all.")]
 Workers = Annotated[int, Argument("Processes per device that prepare batches; 0 prepares them in the main process.")]
 
+_SPREADS = "it spreads a model over devices, and exact resume and the proof of a merge need whole weights"
 # Keys that the run folder, the export phase or the base Trainer decides.
 TRAINING_REFUSED: dict[str, str] = {
     "hub_token": "a token never belongs in a recipe: log in with `hf auth login` or set HF_TOKEN",
@@ -40,6 +41,7 @@ TRAINING_REFUSED: dict[str, str] = {
     "data_seed": "`seed` decides the order of the rows and all their views",
     "batch_eval_metrics": "an evaluation scores all logits at once",
     "prediction_loss_only": "an evaluation needs the logits",
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "parallelism_config"), _SPREADS),
 }
 # The scores that `EvaluationMetrics` and the Trainer offer for choosing the best epoch.
 SCORES = ("mcc", "mcc_at_half", "auroc", "nll", "loss")
