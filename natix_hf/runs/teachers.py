@@ -11,6 +11,7 @@ from natix_hf.data.rows import Rows
 from natix_hf.data.splits import Splits
 from natix_hf.data.unlabelled import unlabelled_rows
 from natix_hf.errors import UsageError, VerificationError, shortened
+from natix_hf.models.preprocess import Preprocess
 from natix_hf.provenance.hub import is_repo_id
 from natix_hf.recipe import Recipe
 from natix_hf.results.decision import Decision
@@ -58,8 +59,21 @@ def distillation_of(context: PhaseContext, stage: SupervisedConfig) -> Distillat
             if left_out:
                 row, why = next(iter(left_out.items()))
                 context.tell(f"{len(left_out)} unlabelled rows left out, the first is {row} ({why})")
+    _tell_of_small_copies(context, stage, teachers)
     context.tell(f"learning from {', '.join(teacher.name for teacher in teachers)}, whose answers are computed once")
     return Distillation(tuple(teachers), tuple(parts))
+
+
+def _tell_of_small_copies(context: PhaseContext, stage: SupervisedConfig, teachers: list[Teacher]) -> None:
+    """Views are cut from the decoded copies, and only the first of `adapter: none` is the picture itself."""
+    copy = context.recipe.data.cache_px
+    sizes = {Preprocess(teacher.processor).image_size: teacher.name for teacher in teachers}
+    of_copies = stage.adapter != "none" or stage.feature_views > 1
+    if of_copies and max(sizes) > max(copy, context.recipe.model.image_size):
+        context.tell(
+            f"{sizes[max(sizes)]} sees {max(sizes)} px, but its training views are enlarged from copies of {copy} px: "
+            f"set data.cache_px={max(sizes)} for sharper ones"
+        )
 
 
 def _on_hub(reference: str) -> bool:

@@ -15,6 +15,9 @@ from natix_hf.data.asked import ask
 from natix_hf.data.config import DataConfig
 from natix_hf.data.rows import load_image_data
 from natix_hf.errors import UsageError
+from natix_hf.models.classifier import build_classifier, save_model
+from natix_hf.models.config import ModelConfig
+from natix_hf.models.preprocess import make_processor
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import read_json
 from natix_hf.report.page import write_report
@@ -188,6 +191,16 @@ def test_a_start_that_has_learned_what_is_measured_is_refused(
     far = student(tiny_recipe_file, tmp_path / "far", start[0], f"model.backbone={bundle}", *profit, "data.seed=9")
     logs = {run: (tmp_path / run / "run.log").read_text(encoding="utf-8") for run in ("same rows", "asks", "far")}
     assert {run for run, log in logs.items() if "nothing is known" in log} == {far.name}
+
+
+def test_a_teacher_of_sharper_pictures_than_the_copies_is_told(tiny_recipe_file: Path, tmp_path: Path) -> None:
+    """With the answers to whole pictures alone there is nothing to tell."""
+    config = ModelConfig(config=TINY_RECIPE["model"]["config"], image_size=56)
+    save_model(tmp_path / "large", build_classifier(config, seed=0), make_processor(config))
+    for number, given in enumerate((["data.cache_px=28"], ["data.cache_px=56"], ["phase1.adapter=none"])):
+        run = student(tiny_recipe_file, tmp_path / str(number), f"phase1.teacher={tmp_path / 'large'}", *given)
+        log = (run / "run.log").read_text(encoding="utf-8")
+        assert ("large sees 56 px" in log and "data.cache_px=56" in log) == (number == 0)
 
 
 @pytest.mark.parametrize("what", ["nowhere", "itself", "no champion", "labels", "damaged", "changed"])
