@@ -17,9 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from natix_hf.errors import MergeMismatchError, UsageError, cut
+from natix_hf.errors import MergeMismatchError, UsageError, VerificationError, cut
 from natix_hf.models.classifier import load_classifier, share_weights
 from natix_hf.models.preprocess import Preprocess, load_processor
+from natix_hf.provenance.durable import remove_folder
 from natix_hf.provenance.files import atomic_folder, read_json
 
 _WEIGHTS, _CONFIG, _PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
@@ -76,7 +77,7 @@ def average_models(folders: Sequence[str | Path], to: str | Path) -> Path:
     Raises:
         UsageError: If there are no folders, a folder differs from the first in settings, names, shapes or types, or
             holds NaN, or if `to` is one of them or holds anything but a model.
-        MergeMismatchError: If the saved model does not hold the mean.
+        MergeMismatchError: If the saved model does not hold the mean. It is then removed.
 
     Example:
 
@@ -130,7 +131,11 @@ def _leave(folders: list[Path], to: Path, shares: Callable[[str], list[int]]) ->
             shutil.copyfile(folders[-1] / name, temporary / name)
         save_file(_mean(folders, shares), temporary / _WEIGHTS, metadata={"format": "pt"})
         share_weights(temporary)
-    _prove(to, folders, shares)
+    try:
+        _prove(to, folders, shares)
+    except (MergeMismatchError, VerificationError):
+        remove_folder(to)  # nobody shall take it for the mean
+        raise
     return to
 
 

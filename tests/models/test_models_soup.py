@@ -106,6 +106,7 @@ def test_a_file_that_does_not_hold_the_mean(
     real = soup.mean_tensor
     monkeypatch.setattr(soup, "mean_tensor", lambda *args: real(*args) + 1e-6)
     refused(MergeMismatchError, lambda: average_models(folders, tmp_path / "soup"), tmp_path / "soup", "mean")
+    assert not (tmp_path / "soup").exists(), "nobody takes it for the mean"
 
 
 def _other_config(folder: Path) -> None:
