@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,6 +111,22 @@ def class_names(dataset: Any, label_column: str = "label") -> list[str] | None:
 
     feature = dataset.features.get(label_column) if isinstance(dataset, datasets.Dataset) else None
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+
+def shared_names(train: Any, others: Sequence[Any], label_column: str) -> list[str] | None:
+    """`class_names` of the rows to train on.
+
+    Raises:
+        DataError: If other rows have the same names for other labels.
+    """
+    names = class_names(train, label_column)
+    for each in (class_names(other, label_column) for other in others):
+        if names is not None and each is not None and sorted(each) == sorted(names) and each != names:
+            raise DataError(
+                f"{cut(label_column)} of train_dataset names 0 {names[0]} and 1 {names[1]}, and that of an "
+                "eval_dataset the other way round: use its align_labels_with_mapping"
+            )
+    return names
 
 
 def _table(dataset: Any, image_column: str) -> Dataset:

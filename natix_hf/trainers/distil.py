@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from natix_hf.data.taught import TaughtViews
 from natix_hf.data.unlabelled import joined
 from natix_hf.data.views import VIEWS_VERSION, AskedViews, TrainViews, choose_place
 from natix_hf.errors import UsageError
-from natix_hf.labels import LabelNames
+from natix_hf.labels import names_in
 from natix_hf.metrics import select_threshold
 from natix_hf.models.preprocess import Preprocess
 from natix_hf.provenance.files import ids_sha256
@@ -47,8 +47,13 @@ class Distillation:
         return replace(joined([train, *self.unlabelled]), labels=labels)
 
 
-def find_distillation(config: SupervisedConfig, labels: LabelNames, where: str) -> Distillation | None:
+def find_distillation(
+    config: SupervisedConfig, names: Sequence[str] | Mapping[int, str], where: str
+) -> Distillation | None:
     """Find the teachers of a trainer; None if it has none. A run looks for its own, with what is known of their rows.
+
+    Args:
+        names: The names of label 0 and label 1: of the rows where these name them, else of the model.
 
     Raises:
         UsageError, VerificationError: As `teacher_of` and `require_same_answers` do.
@@ -60,6 +65,7 @@ def find_distillation(config: SupervisedConfig, labels: LabelNames, where: str) 
             f"{where}: distil has unlabelled, which works only in a recipe: leave it out, or run a recipe"
         )
     teachers = tuple(map(teacher_of, config.teachers))
+    labels = names_in(dict(names) if isinstance(names, Mapping) else dict(enumerate(names)))
     require_same_answers(teachers, labels, f"{where}.teacher")
     return Distillation(teachers)
 

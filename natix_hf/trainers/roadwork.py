@@ -12,12 +12,11 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from natix_hf.data.asked import ask
 from natix_hf.data.config import Augment, AugmentConfig, ViewsOn
-from natix_hf.data.plain import class_names, is_plain, prepared, rows_of, tensors_only
+from natix_hf.data.plain import is_plain, prepared, rows_of, shared_names, tensors_only
 from natix_hf.data.rows import Rows
 from natix_hf.data.taught import TEACHER, TaughtViews
 from natix_hf.data.views import AskedViews
 from natix_hf.errors import UsageError
-from natix_hf.labels import names_in
 from natix_hf.models.adapters import AUTO
 from natix_hf.models.classifier import load_classifier, save_model
 from natix_hf.models.preprocess import Preprocess
@@ -179,7 +178,7 @@ class RoadworkTrainer(ProfitTrainer):
         if pictures or adapter != "full" or not isinstance(model, nn.Module) or teacher is not None:
             if adapter == AUTO:
                 raise UsageError(f"{_WHERE}: adapter='auto' works only in a recipe: name an adapter, or run a recipe")
-            names = class_names(train_dataset, label_column)
+            names = shared_names(train_dataset, evaluations, label_column)
             model, processing_class = start_classifier(
                 model, processing_class, image_size, arguments.seed, names, _WHERE, config.profit is not None
             )
@@ -188,7 +187,7 @@ class RoadworkTrainer(ProfitTrainer):
                 train = prepared(train_dataset, "train", *self._columns)
                 several = isinstance(eval_dataset, dict)
                 evaluation = None if several else prepared(eval_dataset, "eval", *self._columns)
-                distillation = find_distillation(config, names_in(model.config.id2label), _WHERE)
+                distillation = find_distillation(config, names or model.config.id2label, _WHERE)
             scored = ask(evaluation) if isinstance(evaluation, Rows) else evaluation
             views = AugmentConfig() if augment is None else augment
             rest = (views, target_prior, arguments, views_on)

@@ -40,7 +40,8 @@ def start_classifier(
         keep_head: Keep the head of an id or folder, which must be a classifier with these labels.
 
     Raises:
-        UsageError, RecipeError: If there is no such model, or it is not a classifier with two labels.
+        UsageError, RecipeError: If there is no such model, it is not a classifier with two labels, or it has the names
+            of the rows for other labels.
     """
     if isinstance(model, str | os.PathLike):
         config = model_config(os.fspath(model), processor, image_size)
@@ -57,6 +58,12 @@ def start_classifier(
         raise UsageError(
             f"{where}: {type(model).__name__} is not a classifier with two labels: give a model id, or load it with "
             "AutoModelForImageClassification.from_pretrained(..., num_labels=2)"
+        )
+    theirs = model.config.id2label or {}
+    if names is not None and [theirs.get(1), theirs.get(0)] == names:
+        raise UsageError(
+            f"{where}: the rows name 0 {names[0]} and 1 {names[1]}, and the model the other way round: give "
+            "model.config.id2label the names of the rows, or use their align_labels_with_mapping"
         )
     _free_of_mask_token(model)
     return model, processor or make_processor(_config_of(model, image_size))

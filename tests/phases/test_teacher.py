@@ -251,8 +251,10 @@ def test_from_python(bundle: Path, parquet_source: Path, pretrained: Path, tmp_p
         str(pretrained), args, **given, teacher=bundle, distil={"unlabelled": ["x"]}), "unlabelled")  # fmt: skip
     others = rows.select(range(40)).cast_column("label", datasets.ClassLabel(names=["a", "b"]))
     named = given | {"train_dataset": others}
-    refused(UsageError, lambda: RoadworkTrainer(str(pretrained), args, **named, teacher=bundle),
-            "RoadworkTrainer.teacher", "Roadwork", "b (yes)")  # fmt: skip
+    model = build_classifier(ModelConfig(backbone=str(pretrained), image_size=28), seed=0)
+    for start in (str(pretrained), model):  # the names of the rows count, not those of a classifier
+        refused(UsageError, lambda start=start: RoadworkTrainer(start, args, **named, teacher=bundle),
+                "RoadworkTrainer.teacher", "Roadwork", "b (yes)")  # fmt: skip
 
 
 def test_phase_4_learns_from_it_too_and_its_control_is_phase_1(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import Killed, kill_at, striped_image, tiny_backbone
 from facts import tells
+from refusals import refused
 from safetensors.torch import load_file
 from stages import QUICK, save_in
 from transformers import AutoModelForImageClassification
@@ -21,6 +22,7 @@ from natix_hf.data.asked import ask
 from natix_hf.data.config import AugmentConfig
 from natix_hf.data.plain import rows_of
 from natix_hf.errors import DataError, NatixError, RunError, UsageError
+from natix_hf.labels import LabelNames
 from natix_hf.models.classifier import build_classifier, load_backbone, load_classifier
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import make_processor
@@ -189,6 +191,20 @@ def test_models_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         RoadworkTrainer("nowhere/nothing", train_dataset=TRAIN)
     assert tells(caught.value, "nowhere/nothing")
+
+
+def test_names_the_other_way_round_are_refused(pretrained: Path, tmp_path: Path) -> None:
+    """A model would learn, or be scored on, the opposite of what it then answers. Other names may be synonyms."""
+    reverse = TEST.cast_column("label", datasets.ClassLabel(names=["yes", "no"]))
+    for test in (reverse, {"here": TEST, "there": reverse}):
+        refused(DataError, lambda test=test: _trainer(pretrained, tmp_path, test=test), "eval_dataset", "no", "yes")
+    config, args = ModelConfig(backbone=str(pretrained), image_size=28), QUICK | {"output_dir": str(tmp_path)}
+    for names in (LabelNames(no="yes", yes="no"), LabelNames(no="no", yes="yes"), LabelNames()):
+        model = build_classifier(config, seed=0, labels=names)
+        if names.yes == "no":
+            refused(UsageError, lambda model=model: RoadworkTrainer(model, args, TRAIN), "RoadworkTrainer", "id2label")
+        else:
+            RoadworkTrainer(model, args, TRAIN, quiet=True)
 
 
 # Without labels.
