@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from natix_hf.data.decode import decode_once
 from natix_hf.data.rows import Rows
 from natix_hf.errors import DataError, cut
 from natix_hf.intake.columns import undecoded
+from natix_hf.provenance.files import json_sha256
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,6 +76,9 @@ def rows_of(
         labels = _labels(table, label_column, what)
     ids = [f"{role}/{index}" for index in range(len(table))]
     source = undecoded(table, image_column, what)
+    files = _files_of(source, image_column)
+    if files:  # a path says nothing about what is in the file: the keys of all caches must change with it
+        source._fingerprint = json_sha256([source._fingerprint, files])[:32]
     decoded = decode_once(source, ids, image_column, cache_px, on_bad_image="skip")
     problem = next((problem for problem in decoded["problem"] if problem is not None), None)
     if problem is not None:
@@ -127,6 +133,16 @@ def shared_names(train: Any, others: Sequence[Any], label_column: str) -> list[s
                 "eval_dataset the other way round: use its align_labels_with_mapping"
             )
     return names
+
+
+def _files_of(source: Any, column: str) -> list[tuple[str, int, int]]:
+    """What `stat` says of the files that the cells name. Stored bytes keep the name of a file that is not there."""
+    found = []
+    for name in source.select_columns([column]).flatten()[f"{column}.path"]:
+        with suppress(OSError, ValueError, TypeError):
+            facts = os.stat(name)
+            found.append((str(name), facts.st_size, facts.st_mtime_ns))
+    return found
 
 
 def _table(dataset: Any, image_column: str) -> Dataset:

@@ -39,6 +39,24 @@ def test_one_reading_of_many_forms(dataset: Any) -> None:
     assert list(rows.decoded["sha256"]) == list(rows_of(_dataset(), "other").decoded["sha256"])
 
 
+def test_a_picture_that_was_written_again_is_read_again(tmp_path: Any) -> None:
+    """The rows name the same files as before, so only the files tell that all that was kept of them is old."""
+    paths = [str(tmp_path / f"{i}.png") for i in range(4)]
+    given = [{"image": path, "label": i % 2} for i, path in enumerate(paths)]
+    forms = given, _dataset(images=paths), _dataset(images=paths).select([3, 2, 1, 0])
+    found = []
+    for pictures in (PICTURES, PICTURES, PICTURES[::-1]):
+        for path, picture in zip(paths, pictures, strict=True):
+            if not found or pictures is not PICTURES:
+                picture.save(path)
+        read = [rows_of(rows, "train") for rows in forms]
+        found.append([(rows.decoded._fingerprint, rows.source._fingerprint) for rows in read])
+        assert [[p.tobytes() for p in rows.images()] for rows in read[:2]] == [[p.tobytes() for p in pictures]] * 2
+        assert all(len(set(rows.decoded["sha256"])) == 4 for rows in read)
+    first, again, later = found
+    assert first == again and not {key for pair in first for key in pair} & {key for pair in later for key in pair}
+
+
 def test_other_columns_by_name_and_no_labels(tmp_path: Any) -> None:
     rows = _dataset().rename_columns({"image": "photo", "label": "answer"})
     assert rows_of(rows, "train", "photo", "answer").labels.sum() == 2
