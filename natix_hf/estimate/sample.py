@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from natix_hf.data.sources import load_unlabelled
 from natix_hf.estimate.source import Source
 from natix_hf.recipe import Recipe
+from natix_hf.runs.seen import run_of_start
 from natix_hf.trainers.config import TrainingSection
 from natix_hf.trainers.distil_config import DistilConfig
 from natix_hf.trainers.supervised_config import SupervisedConfig
@@ -65,9 +67,14 @@ def small_recipe(recipe: Recipe, source: Source, parameters: int, folder: Path) 
             samples.append(str(folder / f"unlabelled-{number}"))
             _save(images.select(range(min(len(images), SAMPLE_OF_SOURCE))), {}, Path(samples[-1]))
         phase4 = replace(phase4, unlabelled=samples)
+    model = recipe.model
+    if run_of_start(model.backbone) is not None:  # a sample has other splits than a run: nothing is measured on it
+        shutil.copytree(Path(str(model.backbone)).expanduser(), folder / "backbone")
+        model = replace(model, backbone=str(folder / "backbone"))
     made = replace(
         recipe,
         data=small,
+        model=model,
         phase1=replace(_few_scored_steps(recipe.phase1, least).alone, teacher=None, distil=DistilConfig()),
         phase2=replace(recipe.phase2, from_="val_select", soup="none", soup_of=[]),
         phase3=replace(recipe.phase3, from_="val_select"),

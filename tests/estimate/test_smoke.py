@@ -22,6 +22,7 @@ from natix_hf.estimate.source import list_source
 from natix_hf.estimate.table import Forecast, Row
 from natix_hf.estimate.work import Work
 from natix_hf.recipe import Recipe, load_recipe
+from natix_hf.runs.seen import run_of_start
 
 
 def exit_code(*arguments: str) -> int:
@@ -98,6 +99,20 @@ def test_the_small_recipe_keeps_what_is_tried(tmp_path: Path, parquet_source: Pa
     read = list_source(DataConfig(source=small.data.source, group_by="group", slices=small.data.slices))
     assert read is not None and set(read.rows.columns) == {"scene_level_tags.weather"}
     assert sorted(read.splits.labels) == sorted(source.splits.labels)  # a source smaller than a sample is whole
+
+
+def test_a_start_that_knows_the_source_can_be_tried(_finished_run: Path, parquet_source: Path, tmp_path: Path) -> None:
+    """A sample is divided in another way than the run that the start comes from, and nothing is measured on it."""
+    content: dict[str, Any] = TINY_RECIPE | {
+        "data": TINY_RECIPE["data"] | {"source": str(parquet_source)},
+        "model": {"backbone": str(_finished_run), "image_size": 28},
+    }
+    recipe = Recipe.build(content)
+    source, start = list_source(recipe.data), Path(str(recipe.model.backbone))
+    assert source is not None and run_of_start(str(start)) is not None
+    copy = Path(str(small_recipe(recipe, source, 10**8, tmp_path).model.backbone))
+    assert run_of_start(str(copy)) is None
+    assert (copy / "model.safetensors").read_bytes() == (start / "model.safetensors").read_bytes()
 
 
 def test_a_disk_that_is_too_small_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
