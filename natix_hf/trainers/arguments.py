@@ -16,6 +16,7 @@ from transformers.training_args import OptimizerNames
 
 from natix_hf.errors import RecipeError, UsageError, cut, first_line
 from natix_hf.models.device import runs_on_cpu
+from natix_hf.trainers.compiled import require_compiler
 from natix_hf.trainers.config import CHECKPOINTS, NEED_A_MODEL, count_steps
 
 # Trackers that an extra of this package installs.
@@ -114,7 +115,7 @@ def require_one_device(arguments: TrainingArguments) -> None:
 
 
 def check_training(training: dict[str, Any], output_dir: Path, where: str = "phase1") -> None:
-    """Check optimizer, schedule and reporting now. transformers would check them only when training begins.
+    """Check optimizer, schedule, reporting and compiler now. They would fail only when training begins.
 
     Raises:
         RecipeError, UsageError: As `training_arguments` does.
@@ -130,6 +131,8 @@ def check_training(training: dict[str, Any], output_dir: Path, where: str = "pha
             get_scheduler(schedule, optimizer, arguments.get_warmup_steps(100), 100, extra)
     except (TypeError, ValueError, ImportError, RuntimeError) as error:
         raise training_refused(error, where) from None
+    if arguments.torch_compile:
+        require_compiler(arguments, f"{where}.torch_compile")
 
 
 def _require_tracker(tracker: str, where: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.config as limits
 from conftest import STAGED, TINY, TINY_RECIPE, explora_recipe, tiny_backbone
 from facts import tells
 from refusals import refused
@@ -222,6 +223,17 @@ def test_the_blocks_of_every_stage_are_compiled_and_answer_equally(name: str, tm
     for key, gradient in gradients().items():
         torch.testing.assert_close(gradient, eager[key], atol=1e-6, rtol=1e-4, msg=key)
     assert list(model.state_dict()) == names
+
+
+def test_no_block_is_left_uncompiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block has its own rate of drop path, and so its own graph: PyTorch would stop at 8."""
+    model = tiny("convnextv2", hidden_sizes=[8, 16], depths=[4, 5], num_stages=2, drop_path_rate=0.1)
+    torch.compiler.reset()
+    monkeypatch.setattr(limits, "recompile_limit", 8)
+    monkeypatch.setattr(limits, "fail_on_recompile_limit_hit", True)
+    compile_blocks(model, TrainingArguments(str(tmp_path), torch_compile_backend="aot_eager", use_cpu=True))
+    model.train()(pixel_values=torch.randn(4, 3, 28, 28)).logits.sum().backward()
+    assert all(weights.grad is not None for weights in model.parameters())
 
 
 @every_one

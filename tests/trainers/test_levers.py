@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config as inductor
 from conftest import TINY, tiny_backbone
 from refusals import refused
 from safetensors.torch import load_file
@@ -169,6 +170,20 @@ def test_what_is_compiled(data: ImageData, tmp_path: Path, monkeypatch: pytest.M
     rows = torch.utils.data.TensorDataset(torch.zeros(4, 3))
     refused(UsageError, lambda: RoadworkTrainer(
         torch.nn.Linear(3, 2), {"output_dir": str(tmp_path / "own"), **COMPILED}, rows), "torch_compile")  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own
+@pytest.mark.parametrize("mode", [None, "fastest"])
+def test_what_cannot_be_compiled_is_refused_before_any_work(
+    mode: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a box without a C++ compiler, and in a mode that PyTorch does not know."""
+    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(inductor, "force_disable_caches", True)  # what other runs have compiled
+    torch.compiler.reset()
+    given = {"torch_compile": True, "torch_compile_mode": mode}
+    refused(UsageError, lambda: arguments.check_training(given, tmp_path, "phase4"),
+            "phase4.torch_compile", "inductor", mode or "C++")  # fmt: skip
 
 
 def test_a_compiled_training_resumes(data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
