@@ -58,12 +58,13 @@ class DoranLinear(LoraLinear):
 class DoranMagnitude(nn.Module):
     """m [out] and τ of one layer: what W0 + s·BA [out, in] is multiplied by, one factor [out] for each row.
 
-    It starts at m = ‖W0 + s·BA‖ + τ, so that every factor is 1. τ is `tau` times the exponential of a number that
-    starts at 0: it stays above 0, and weight decay draws it back to its start.
+    It starts at m = ‖W0 + s·BA‖ + τ, in float32 at least, so that every factor is 1. τ is `tau` times the exponential
+    of a number that starts at 0: it stays above 0, and weight decay draws it back to its start.
     """
 
     def __init__(self, weight: torch.Tensor, tau: float) -> None:
         super().__init__()
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))  # PEFT trains half weights in float32
         self.start = tau
         self.log_tau_change = nn.Parameter(torch.zeros(1, device=weight.device, dtype=weight.dtype))
         self.weight = nn.Parameter(self._denominator(weight).detach())

@@ -82,6 +82,16 @@ def test_it_is_its_formula_and_has_its_gradient() -> None:
             torch.testing.assert_close(tensor.grad, reference.grad, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_it_starts_at_a_base_of_half_precision(dtype: torch.dtype) -> None:
+    """PEFT trains its own parameters in float32: m may not keep the digits of the base."""
+    stock = _classifier().to(dtype)
+    wanted = stock(pixel_values=IMAGES.to(dtype)).logits
+    model = add_adapter(stock, "doran", {}, total_steps=9, seed=0)
+    assert {p.dtype for name, p in model.named_parameters() if "lora" in name} == {torch.float32}
+    assert torch.equal(model(pixel_values=IMAGES.to(dtype)).logits, wanted)
+
+
 def test_it_starts_at_the_very_base_and_costs_one_number_a_layer_more_than_dora() -> None:
     stock = _classifier()
     wanted = stock(pixel_values=IMAGES).logits
@@ -107,7 +117,7 @@ def test_dropout_acts_on_the_input_of_a_alone() -> None:
     assert not torch.allclose(found, layer.eval()(x), atol=1e-2)
 
 
-def test_a_row_of_zeros_stays_one() -> None:
+def test_a_row_of_zeros_starts_as_one_and_is_trained() -> None:
     """Where DoRA divides by nothing."""
     stock = _classifier()
     with torch.no_grad():
@@ -115,7 +125,9 @@ def test_a_row_of_zeros_stays_one() -> None:
     model = add_adapter(stock, "doran", {"tau": TAU}, total_steps=9, seed=0)
     cross_entropy(model(pixel_values=IMAGES).logits, LABELS).backward()
     assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
-    merged = model.merge_and_unload().dinov2.encoder.layer[0].attention.v_proj.weight
+    layer = model.get_base_model().dinov2.encoder.layer[0].attention.v_proj
+    assert layer.lora_B["default"].weight.grad[3].any()
+    merged = copy.deepcopy(model).merge_and_unload().dinov2.encoder.layer[0].attention.v_proj.weight
     assert not merged[3].any() and bool(merged.isfinite().all())
 
 
