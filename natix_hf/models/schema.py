@@ -51,6 +51,10 @@ def _or_null(rule: Rule) -> Rule:
     return Rule(lambda value: value is None or rule.holds(value), f"{rule.allowed}, or null")
 
 
+def _or_zero(rule: Rule) -> Rule:
+    return Rule(lambda value: (type(value) is int and value == 0) or rule.holds(value), f"0 or {rule.allowed}")
+
+
 def _list(rule: Rule, low: int, high: int) -> Rule:
     def holds(value: Any) -> bool:
         return isinstance(value, list) and low <= len(value) <= high and all(map(rule.holds, value))
@@ -96,7 +100,7 @@ _STAGES: dict[str, Rule] = {
     "embed_dim": _whole(1, 2**14),
     "num_heads": _list(_whole(1, 2**10), 1, _MOST_STAGES),
     "window_size": _whole(1, _LARGEST_WINDOW),
-    "pretrained_window_sizes": _list(_whole(0, _LARGEST_WINDOW), 1, _MOST_STAGES),
+    "pretrained_window_sizes": _list(_or_zero(_whole(2, _LARGEST_WINDOW)), 1, _MOST_STAGES),  # 1 would give NaN
 }
 _COMMON: dict[str, Rule] = {
     "architectures": Rule(

@@ -94,6 +94,7 @@ FAULTS: list[tuple[str, dict[str, Any], list[object]]] = [
     *(("swinv2", {"window_size": wrong}, ["window_size"]) for wrong in (0, 10**6, [2, 2], None)),
     ("swinv2", {"pretrained_window_sizes": [0]}, ["pretrained_window_sizes"]),
     ("swinv2", {"pretrained_window_sizes": [0, 10**9]}, ["pretrained_window_sizes"]),
+    ("swinv2", {"pretrained_window_sizes": [0, 1]}, ["pretrained_window_sizes", "from 2 to 32"]),  # divided by zero
     ("swinv2", {"hidden_size": 32}, ["hidden_size", 32, 64]),
     ("swinv2", {"embed_dim": 10**30}, ["embed_dim"]),
     ("swinv2", {"mlp_ratio": 1e9}, ["mlp_ratio"]),
