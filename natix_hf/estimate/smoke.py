@@ -35,6 +35,7 @@ from natix_hf.terminal import minutes, tell
 _ANSWERS = (32, 160)
 _GATE_STEP_S = 0.002  # a gate has a few thousand weights
 _WORDS_OF_ERROR = 300
+_STEP_BYTES, _SAVED_BYTES = 16, 12  # of a trained weight: itself, its moments in AdamW, and in a step its gradient
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class _Measured:
     answer_s: float
     few: Few
     rates: CoreRates
+    further: int = 0  # weights that phase 4 trains on all images beyond those on the sample: diet has a class for each
 
 
 def smoke(recipe: Recipe, phases: Sequence[int] | None, price_per_hour: float | None, cpu: bool) -> Forecast:
@@ -67,6 +69,7 @@ def smoke(recipe: Recipe, phases: Sequence[int] | None, price_per_hour: float | 
     """
     import torch
 
+    from natix_hf.estimate.stages import trained_weights
     from natix_hf.models.classifier import check_model
     from natix_hf.models.device import default_device
     from natix_hf.models.preprocess import make_processor
@@ -93,6 +96,9 @@ def smoke(recipe: Recipe, phases: Sequence[int] | None, price_per_hour: float | 
         of_sample = _counts_of(folder)
         few = few_pictures(recipe.data, source)
         rates = core_rates(recipe, make_processor(recipe.model), model, few, default_device())
+        whole, tried = (
+            trained_weights(recipe, n.train + n.unlabelled) if 4 in wanted else 0 for n in (counts, of_sample)
+        )
         found = _Measured(
             durations=took,
             paces=_paces(folder),
@@ -103,6 +109,7 @@ def smoke(recipe: Recipe, phases: Sequence[int] | None, price_per_hour: float | 
             answer_s=_answer_s(recipe, folder, few),
             few=few,
             rates=rates,
+            further=max(0, whole - tried),
         )
     return _project(recipe, counts, of_sample, found, devices, price_per_hour, small)
 
@@ -224,7 +231,11 @@ def _project(
         seconds = sum(part.amount * known[_key(part)] for part in of_phase) + rest
         trained = [part for part in of_phase if part.kind == "train" and part.model != "head"]
         speeds = [part.pictures / known[_key(part)] for part in trained]
-        peaks = [max(found.paces[part.stage]["memory"].values()) for part in trained if part.stage in found.paces]
+        peaks = [
+            max(found.paces[part.stage]["memory"].values()) + _STEP_BYTES * found.further * (part.stage == "phase4")
+            for part in trained
+            if part.stage in found.paces
+        ]
         of_rows, others = found.left[number]
         left = round(of_rows * grows + others) + (found.source + round(found.caches * grows) if number == 0 else 0)
         left += found.model * {1: members_of(recipe.phase1), 2: recipe.phase2.soup != "none"}.get(number, 0)
@@ -233,6 +244,9 @@ def _project(
         rows.append(Row(title, speed, max(peaks, default=None), (seconds, seconds), left))
         checkpoints = max([checkpoints, *(_checkpoints(part, whole, recipe, found) for part in trained)])
     lines = [*_loader_lines(whole, recipe, found, devices), *_not_checked(recipe)]
+    if found.further:
+        more = as_size(_STEP_BYTES * found.further)
+        lines.append(f"phase4   {more} more for a class for each image: counted in memory and disk, not in the time")
     forecast = Forecast(rows, checkpoints, lines, [], price_per_hour)
     return replace(forecast, faults=_disk_faults(forecast))
 
@@ -267,7 +281,8 @@ def _checkpoints(part: Work, whole: Sequence[Work], recipe: Recipe, found: _Meas
     """Bytes of the checkpoints that a training keeps, with the one that is being written."""
     saves = next((other.amount for other in whole if other.kind == "save" and _same_stage(other, part)), 0)
     limit = stage_of(recipe, part.stage).training_fields().get("save_total_limit") or saves
-    return min(saves, limit + 1) * int(found.paces.get(part.stage, {}).get("checkpoint_bytes", 0))
+    further = _SAVED_BYTES * found.further * (part.stage == "phase4")
+    return min(saves, limit + 1) * (int(found.paces.get(part.stage, {}).get("checkpoint_bytes", 0)) + further)
 
 
 def _same_stage(one: Work, other: Work) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from natix_hf.estimate.shapes import Footprint, step_footprint
 from natix_hf.models.adapters import AUTO, add_adapter
 from natix_hf.models.classifier import check_model
 from natix_hf.models.resolved import resolved_config
-from natix_hf.models.tuner import Adapted
+from natix_hf.models.tuner import Adapted, count_trainable
 from natix_hf.recipe import Recipe
 from natix_hf.ssl.objectives import default_objective, objective_class, settings_of
 from natix_hf.trainers.arguments import training_arguments
@@ -85,16 +86,20 @@ def _supervised(recipe: Recipe, section: Any) -> _Parts:
 
 
 def _objective(recipe: Recipe, processor: Any, few: Few, images: int) -> _Parts:
-    config = recipe.phase4
     views = objective_views(recipe, processor, check_model(recipe.model), few.rows)
     item = FirstEpoch(views, keyed=True)[0]
+    return partial(_stock_objective, recipe, images), item, lambda model, batch: model(**batch)["loss"]
 
-    def make() -> nn.Module:
-        backbone = stock_classifier(recipe).base_model
-        cls = objective_class(config.objective or default_objective(backbone.config.model_type))
-        made: nn.Module = make_objective(
-            backbone, config, recipe.model.image_size, config.seed, None, images, settings_of(cls, config)
-        )
-        return made
 
-    return make, item, lambda model, batch: model(**batch)["loss"]
+def _stock_objective(recipe: Recipe, images: int) -> nn.Module:
+    config, backbone = recipe.phase4, stock_classifier(recipe).base_model
+    cls = objective_class(config.objective or default_objective(backbone.config.model_type))
+    settings = settings_of(cls, config)
+    made: nn.Module = make_objective(backbone, config, recipe.model.image_size, config.seed, None, images, settings)
+    return made
+
+
+def trained_weights(recipe: Recipe, images: int) -> int:
+    """The number of weights that phase 4 trains on so many different images, with what is thrown away."""
+    with torch.device("meta"):
+        return count_trainable(_stock_objective(recipe, images))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +20,9 @@ from natix_hf.estimate.pictures import CoreRates
 from natix_hf.estimate.sample import small_recipe
 from natix_hf.estimate.smoke import smoke
 from natix_hf.estimate.source import list_source
+from natix_hf.estimate.stages import trained_weights
 from natix_hf.estimate.table import Forecast, Row
-from natix_hf.estimate.work import Work
+from natix_hf.estimate.work import Counts, Work
 from natix_hf.recipe import Recipe, load_recipe
 from natix_hf.runs.seen import run_of_start
 
@@ -80,8 +82,7 @@ def test_a_phase_is_not_tried_without_what_it_needs(parquet_source: Path) -> Non
 
 def test_the_small_recipe_keeps_what_is_tried(tmp_path: Path, parquet_source: Path) -> None:
     content: dict[str, Any] = TINY_RECIPE | {
-        "data": TINY_RECIPE["data"]
-        | {"source": str(parquet_source), "exam": True, "label_rule": "scene_description"},
+        "data": TINY_RECIPE["data"] | {"source": str(parquet_source), "exam": True, "label_rule": "scene_description"},
         "phase1": {**TINY_RECIPE["phase1"], "adapter": "dora", "ema_decay": 0.9, "early_stopping_patience": 1},
         "phase4": STAGE_A | {"supervised": {"adapter": "lora", "num_train_epochs": 50}},
     }
@@ -137,3 +138,24 @@ def test_pictures_are_waited_for_only_where_they_are_made() -> None:
     for model, seconds in (("classifier", 4.0), ("head", 0.5)):
         step = Work(1, "train", 7, model, "phase1", pictures=40)  # type: ignore[arg-type]
         assert module._unit_s(step, {}, recipe, found, devices=1) == seconds
+
+
+def test_a_class_for_each_image_is_counted_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """diet's layer of a sample is small: cls token and mean patch, of 32 features each, for every further image."""
+    of = {name: Recipe.build(TINY_RECIPE | {"phase4": STAGE_A | {"objective": name}}) for name in ("diet", "mae")}
+    assert trained_weights(of["diet"], 10**6) - trained_weights(of["diet"], 400) == 2 * 32 * (10**6 - 400)
+    assert trained_weights(of["mae"], 10**6) == trained_weights(of["mae"], 400)
+    pace = {"step_s": 1.0, "memory": {"cpu": 10**9}, "checkpoint_bytes": 500}
+    found: Any = SimpleNamespace(
+        paces={"phase4": pace}, further=10**9, durations={0: 1.0, 4: 9.0}, left={0: (0, 0), 4: (0, 0)},
+        source=0, caches=0, model=0,
+    )  # fmt: skip
+    train, save = (Work(4, kind, 7, "objective", "phase4", pictures=8) for kind in ("train", "save"))  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "work_of", lambda *_: [train, save])
+    monkeypatch.setattr(module, "_unit_s", lambda *_: 1.0)
+    monkeypatch.setattr(module, "_loader_lines", lambda *_: [])
+    recipe = replace(of["diet"], phases=[4])
+    forecast = module._project(recipe, Counts(9, 9, 9, 9), Counts(1, 1, 1, 1), found, 1, None, recipe)
+    assert forecast.rows[1].memory == 10**9 + 16 * 10**9
+    assert forecast.checkpoints == 3 * (500 + 12 * 10**9)
+    assert any("16 GB" in line.replace("16.0", "16") and "not in the time" in line for line in forecast.lines)
