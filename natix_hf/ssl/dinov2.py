@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
@@ -29,6 +30,7 @@ from natix_hf.ssl.explora import freeze_parts, plain_backbone
 from natix_hf.ssl.heads import ProjectionHead
 from natix_hf.ssl.losses import Centre, centred_targets, dino_loss, ibot_loss, koleo_loss, sinkhorn_targets
 from natix_hf.ssl.objective import PlainObjective
+from natix_hf.terminal import tell
 
 # Parts of the module that get no gradient.
 _UNTRAINED = ("teacher.", "teacher_heads.", "centres.")
@@ -160,9 +162,15 @@ class DinoV2Objective(PlainObjective):
         low, high = self.settings.teacher_temperature
         warmup = self.settings.temperature_warmup * total_steps
         self.teacher_temperature = high if step >= warmup else low + (high - low) * step / warmup
-        first, last = self.settings.ema
-        if self.settings.ema_keeps is not None:
-            first = first_momentum(first, last, total_steps, self.settings.ema_keeps)
+        given, last = self.settings.ema
+        keeps, first = self.settings.ema_keeps, given
+        if keeps is not None:
+            first = first_momentum(given, last, total_steps, keeps)
+        if step == 0 and first < given and PartialState().is_main_process:
+            tell(
+                f"dinov2: ema begins at {first:.4g}, not at {given:g}, so that the teacher keeps {keeps:g} of its "
+                f"initial weights in {total_steps:,} steps (phase4.dinov2.ema_keeps)"
+            )
         self.momentum = _cosine(first, last, step, total_steps)
 
     def on_gradients(self, step: int, total_steps: int) -> None:

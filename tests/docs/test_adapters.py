@@ -14,6 +14,7 @@ from transformers import AutoModelForImageClassification, Dinov2Config
 from natix_hf.models.adapters import ADAPTERS, add_adapter
 from natix_hf.models.classifier import head_of
 from natix_hf.models.tuner import count_trainable
+from natix_hf.trainers.profit_config import START_ELSEWHERE
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")
 SIZES = {name: int(size.replace(",", "")) for name, size in re.findall(r"^\| `(\w+)` \| ([\d,]+) \|", PAGE, re.M)}
@@ -40,6 +41,12 @@ def _size(model: Any, name: str) -> int:
 def test_every_adapter_is_on_the_page_once() -> None:
     rest = re.findall(r"`(\w+)`", PAGE[PAGE.index("no reason to prefer them") : PAGE.index("## Auto")])
     assert sorted([*SIZES, *rest]) == sorted(ADAPTERS)
+
+
+def test_the_page_names_those_that_do_not_begin_at_the_base() -> None:
+    """`tests/trainers/test_profit.py` looks at where each begins."""
+    named = PAGE[PAGE.index("stock one.") : PAGE.index("begin with random numbers")]
+    assert sorted(re.findall(r"`(\w+)`", named)) == sorted(START_ELSEWHERE)
 
 
 @pytest.mark.parametrize("name", SIZES)

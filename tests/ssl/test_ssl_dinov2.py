@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY
+from facts import tells
 from refusals import refused
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, ViTConfig, ViTModel
 
 from natix_hf.errors import RecipeError, VerificationError
-from natix_hf.ssl import apply_explora
+from natix_hf.ssl import apply_explora, dinov2
 from natix_hf.ssl.dinov2 import DinoV2Objective
 from natix_hf.ssl.dinov2_config import DinoV2Config
 from natix_hf.ssl.losses import dino_loss, ibot_loss, koleo_loss, sinkhorn_targets
@@ -203,6 +204,18 @@ def test_little_of_the_initial_weights_is_left_in_the_teacher(ema: list[float]) 
     third = make(ema=ema, ema_keeps=0.3)
     third.on_step_begin(0, 1)
     assert third.momentum == pytest.approx(0.3)
+
+
+def test_a_lowered_average_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who has set `ema` hears that another value is taken; where it is taken, nothing is said."""
+    told: list[str] = []
+    monkeypatch.setattr(dinov2, "tell", told.append)
+    given = make(ema=[0.99, 1.0], ema_keeps=None)
+    for objective, total in ((make(ema=[0.99, 1.0]), 100), (given, 100), (make(), 9999)):
+        for number in range(3):
+            objective.on_step_begin(number, total)
+    [line] = told
+    tells(line, "ema_keeps", "0.942", "0.99", 100)
 
 
 def test_the_share_that_is_left_is_that_of_the_weights() -> None:
