@@ -25,6 +25,15 @@ def fold_into(head: nn.Linear, policy: Policy) -> None:
     head.bias.copy_(head.bias.double() + torch.tensor([half, -half], dtype=torch.float64, device=head.bias.device))
 
 
+@torch.no_grad()
+def unfold(head: nn.Linear, policy: Policy) -> None:
+    """Undo `fold_into`, but for rounding to float32: the logit difference is z again."""
+    half = policy.folded_shift / 2
+    head.bias.copy_(head.bias.double() - torch.tensor([half, -half], dtype=torch.float64, device=head.bias.device))
+    for parameter in (head.weight, head.bias):
+        parameter.copy_(parameter.double() / policy.folded_slope)
+
+
 def folding_problems(bundle: Path, candidate: Path) -> list[str]:
     """Compare every tensor of a bundle with the candidate's, after folding the candidate's classifier layer, and every
     value of its configs."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from natix_hf.data.asked import Asked
 from natix_hf.errors import MergeMismatchError, UsageError
-from natix_hf.models.classifier import build_classifier, save_model
+from natix_hf.models.classifier import save_model
 from natix_hf.models.features import weights_sha256
 from natix_hf.models.preprocess import make_processor
 from natix_hf.models.soup import average_models, greedy_soup, interpolate_models
@@ -21,6 +21,7 @@ from natix_hf.results.soup import SOUP, WISE_SHARES, Soup, SoupMember, member_an
 from natix_hf.runs.context import PhaseContext
 from natix_hf.runs.graph import PHASES
 from natix_hf.runs.trained import Trained, models_of_other_run
+from natix_hf.trainers.converged import start_of_training
 
 
 def make_soup(context: PhaseContext, tables: dict[str, LogitTable]) -> tuple[Candidate, LogitTable, Soup]:
@@ -170,7 +171,7 @@ def _start(context: PhaseContext, model: Trained) -> Path:
         stage = recipe.phase4.supervised or recipe.phase1
         context.inputs.take(PHASES[4], BACKBONE)
         source = adapted_model(context.run_dir, recipe.model)
-    start = build_classifier(source, stage.seed, recipe.data.labels, keep_head=stage.profit is not None)
+    start = start_of_training(source, stage.seed, recipe.data.labels, keep_head=stage.profit is not None)
     if weights_sha256(start, with_head=True) != model.start_sha256:
         raise UsageError(
             f"phase2.soup is wise, but the start of {model.name} cannot be made again here: this version of torch or "

@@ -17,7 +17,7 @@ from natix_hf.data.config import DataConfig
 from natix_hf.data.rows import Rows
 from natix_hf.data.views import AskedViews
 from natix_hf.errors import RunError
-from natix_hf.models.classifier import build_classifier, save_model
+from natix_hf.models.classifier import save_model
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.device import loader_workers
 from natix_hf.models.features import weights_sha256
@@ -28,6 +28,7 @@ from natix_hf.results.candidate import START, Candidate
 from natix_hf.results.logits import LogitTable, write_logits
 from natix_hf.results.teachers import compare_with_teachers
 from natix_hf.terminal import LABEL, tell
+from natix_hf.trainers.converged import start_of_training
 from natix_hf.trainers.distil import Distillation
 from natix_hf.trainers.supervised import train_classifier
 from natix_hf.trainers.supervised_config import SupervisedConfig
@@ -63,7 +64,7 @@ def leave_candidate(
         teachers and student here.
     """
     seed = stage.seed if start_seed is None else start_seed
-    classifier = build_classifier(model, seed, data.labels, keep_head=stage.profit is not None)
+    classifier = start_of_training(model, seed, data.labels, keep_head=stage.profit is not None)
     start = {START: weights_sha256(classifier, with_head=True)}
     processor = make_processor(model)
     parameters = sum(p.numel() for p in classifier.parameters())

@@ -14,6 +14,7 @@ from natix_hf.models.classifier import answered_labels, build_backbone, build_cl
 from natix_hf.models.config import ModelConfig, bundle_of_run
 from natix_hf.models.preprocess import Preprocess, make_processor
 from natix_hf.models.resolved import resolve_backbone
+from natix_hf.trainers.converged import start_of_training
 
 _USUAL_PX = 224
 
@@ -47,7 +48,7 @@ def start_classifier(
         config = model_config(os.fspath(model), processor, image_size)
         if keep_head:
             own = names_in(dict(enumerate(names))) if names is not None else answered_labels(config)
-            return build_classifier(config, seed, own, keep_head), processor or make_processor(config)
+            return start_of_training(config, seed, own, keep_head), processor or make_processor(config)
         built = build_classifier(config, seed)
         if names is not None:
             built.config.id2label = dict(enumerate(names))

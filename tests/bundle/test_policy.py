@@ -12,7 +12,7 @@ import torch
 from conftest import refused
 from torch import nn
 
-from natix_hf.bundle.folding import fold_into
+from natix_hf.bundle.folding import fold_into, unfold
 from natix_hf.bundle.policy import GateUse, Half, MadeFrom, Policy, read_policy, write_policy
 from natix_hf.calibration import Calibration, Promise
 from natix_hf.errors import VerificationError
@@ -67,6 +67,8 @@ def test_fold_and_unfold(threshold: float, calibration: Calibration, fold: Any) 
     np.testing.assert_array_equal((folded > policy.folded_threshold)[clear], policy.decide(z)[clear])
     if fold == "calibration":
         np.testing.assert_allclose(1 / (1 + np.exp(-folded)), policy.probability(z), atol=1e-6)
+    unfold(head, policy)
+    np.testing.assert_allclose(_z(head, features), z, atol=1e-9, rtol=1e-12)
 
 
 @pytest.mark.parametrize(

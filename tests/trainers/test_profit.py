@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,28 +14,31 @@ import torch
 from conftest import TINY, TINY_RECIPE, write_recipe
 from ranks import launch
 from refusals import refused
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from stages import QUICK, killed_after, save_in, striped_data
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
+from natix_hf.bundle.policy import read_policy
 from natix_hf.data.asked import ask
 from natix_hf.data.config import AugmentConfig
 from natix_hf.data.rows import ImageData
 from natix_hf.data.sampler import EpochSampler
 from natix_hf.errors import RecipeError, UsageError
 from natix_hf.estimate.work import rows_a_step, steps_of
+from natix_hf.labels import stored_names
 from natix_hf.models.adapters import ADAPTERS, add_adapter
 from natix_hf.models.classifier import build_classifier
 from natix_hf.models.config import ModelConfig
 from natix_hf.models.preprocess import make_processor
 from natix_hf.pipeline import run_recipe
 from natix_hf.preflight import check_trainings
-from natix_hf.provenance.files import read_json
+from natix_hf.provenance.files import file_sha256, read_json
 from natix_hf.recipe import parse_recipe
 from natix_hf.resources import resource_folder
 from natix_hf.runs.graph import PHASES
 from natix_hf.trainers import profit
+from natix_hf.trainers.converged import start_of_training
 from natix_hf.trainers.profit import divide_batches
 from natix_hf.trainers.profit_config import START_ELSEWHERE
 from natix_hf.trainers.roadwork import RoadworkTrainer
@@ -276,12 +280,29 @@ def test_a_finished_run_goes_on_with_its_own_head(
         "phase1": TINY_RECIPE["phase1"] | {"learning_rate": 1e-7, "max_steps": 2, "profit": {}},
     }
     run = run_recipe(str(write_recipe(tmp_path / "on.yaml", content)), [1], tmp_path / "run")
-    before, after = (load_file(folder / "model.safetensors") for folder in (bundle, run / "phase1_baseline" / "model"))
+    policy = read_policy(bundle / "policy.json")
+    assert abs(policy.folded_shift) > 1e-4, "the threshold is in the bundle's head"
+    [candidate] = [folder for folder in finished_run.glob("phase*/model")
+                   if file_sha256(folder / "model.safetensors") == policy.candidate_sha256]  # fmt: skip
+    learned = run / "phase1_baseline" / "model"
+    before, after = (load_file(folder / "model.safetensors") for folder in (candidate, learned))
     assert all(0 <= float((after[name] - before[name]).abs().max()) < 1e-6 for name in before)
     assert not torch.equal(before["classifier.weight"], after["classifier.weight"]), "it was trained"
     manifest = read_json(run / "phase1_baseline" / "manifest.json")
     assert manifest["section"]["phase1"]["profit"] == {"reference_steps": 1, "reference_learning_rate": None}
     assert manifest["section"]["model"]["backbone"] == str(bundle), "a run stands for its bundle"
+
+
+def test_a_policy_of_other_weights_is_no_start(finished_run: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(finished_run / PHASES[6].folder / "bundle", bundle)
+    weights = load_file(bundle / "model.safetensors")
+    weights["classifier.bias"] += 1
+    save_file(weights, bundle / "model.safetensors", metadata={"format": "pt"})
+    config, labels = ModelConfig(backbone=str(bundle), image_size=28), stored_names(bundle)
+    refused(UsageError, lambda: start_of_training(config, 0, labels, keep_head=True), "other weights", bundle)
+    (bundle / "policy.json").unlink()
+    assert start_of_training(config, 0, labels, keep_head=True), "a plain classifier"
 
 
 @pytest.mark.xdist_group("ranks")  # which are forked from one process
