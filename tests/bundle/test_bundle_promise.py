@@ -193,7 +193,8 @@ def test_a_stock_pipeline_follows_the_fold(promised_run: Path) -> None:
     a, b = policy["calibration"]["slope"], policy["calibration"]["intercept"]
     if policy["fold"] == "decision":
         np.testing.assert_array_equal(scores > 0.5, table.logits > threshold)
-        assert ((table.logits > threshold) != (table.logits > 0)).any()
+        np.testing.assert_allclose(scores, 1 / (1 + np.exp(-a * (table.logits - threshold))), atol=1e-5)
+        assert abs(a * threshold) > 0.01, "the scores show the threshold"
     else:
         np.testing.assert_allclose(scores, 1 / (1 + np.exp(-(a * table.logits + b))), atol=1e-5)
         np.testing.assert_array_equal(scores > 1 / (1 + np.exp(-(a * threshold + b))), table.logits > threshold)
