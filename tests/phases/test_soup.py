@@ -108,7 +108,7 @@ def test_further_seeds_share_the_start(
     assert trained == [42, 43, 44] and [one.name for one in trained_models(alone)] == names[:2]
     # The same, by hand: the start of seed 42, and all else of seed 44.
     first = lambda model, seed, labels, keep_head: build_classifier(model, 42, labels, keep_head)  # noqa: E731
-    monkeypatch.setattr(answers, "build_classifier", first)
+    monkeypatch.setattr(answers, "start_of_training", first)
     run = run_recipe(recipe, [1], tmp_path / "by hand", overrides=_on(pretrained, ["phase1.seed=44"]))
     assert Candidate(run / PHASE1).sha256 == hashes[2]
     members = read(again / PHASE1 / "manifest.json")["metrics"]["members"]
@@ -196,7 +196,7 @@ def test_wise_lies_between_the_start_and_the_champion(again: Path, recipe: str, 
 def test_another_start_is_refused(again: Path, recipe: str, pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If what is built now is not what the training began with, nothing lies between them."""
     other = lambda model, *rest, keep_head: build_classifier(model, 5)  # noqa: E731
-    monkeypatch.setattr(phase2_soup, "build_classifier", other)
+    monkeypatch.setattr(phase2_soup, "start_of_training", other)
     wise = _on(pretrained, [*SEEDS, "phase2.soup=wise"])
     refused(UsageError, lambda: run_recipe(recipe, [2], again, overrides=wise), "phase2.soup", PHASE1, "start")
 
