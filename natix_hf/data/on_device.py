@@ -21,7 +21,7 @@ from natix_hf.data.pixels import STEPS, Steps, blur_radius, change, packed, weig
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Px of a picture between two samples: bilinear interpolation sees all of them.
+# Px of a picture between two samples: bilinear interpolation sees all of them, cubic more than these.
 _STRIDE = 1.6
 # Samples that are held at once.
 _AT_ONCE = 2**23
@@ -116,8 +116,8 @@ def cut_all(
     """
     n, views, _ = places.shape
     height, width = copies.shape[1:3]
-    reach = 2.0 if cubic else 1.0  # px of the view that a px sees to each side of its centre
-    margin = math.ceil((reach - 0.5) * finer) if cubic else finer // 2
+    # A px of the view also sees half of its neighbours; with the cubic kernel one and a half of them.
+    margin = math.ceil(1.5 * finer) if cubic else finer // 2
     count = size * finer + 2 * margin
     at = (torch.arange(count, device=copies.device, dtype=torch.float32) - margin + 0.5) / finer
     a, b, x, c, d, y, own_width, own_height = places[..., None, None].unbind(dim=2)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import PreTrainedModel
-from transformers.utils.hub import cached_file
 
 from natix_hf.bundle.folding import unfold
 from natix_hf.bundle.names import POLICY, WEIGHTS
@@ -26,7 +27,8 @@ def start_of_training(config: ModelConfig, seed: int, labels: LabelNames, keep_h
     `build_classifier`.
 
     Raises:
-        UsageError: With `keep_head`, also if the `policy.json` beside the weights belongs to others.
+        UsageError: With `keep_head`, also if the `policy.json` beside the weights belongs to others, or if nobody can
+            tell whether there is one.
         VerificationError: With `keep_head`, if it is damaged.
     """
     model = build_classifier(config, seed, labels, keep_head)
@@ -45,7 +47,18 @@ def start_of_training(config: ModelConfig, seed: int, labels: LabelNames, keep_h
 
 
 def _beside(config: ModelConfig, name: str) -> Path | None:
-    """A file of the backbone's folder or Hub repository, if it is there."""
+    """A file of the backbone's folder or Hub repository, if it has one."""
     source = resolve_backbone(str(config.backbone))
-    found = cached_file(source, name, revision=config.revision, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else Path(found)
+    if Path(source).is_dir():
+        return Path(source, name) if Path(source, name).is_file() else None
+    if try_to_load_from_cache(source, name, revision=config.revision) is _CACHED_NO_EXIST:
+        return None
+    try:
+        return Path(hf_hub_download(source, name, revision=config.revision))
+    except LocalEntryNotFoundError:  # a kind of EntryNotFoundError that says nothing about the repository
+        raise UsageError(
+            f"model.backbone: profit needs to know whether {source} has a {name}, and neither the cache nor the Hub "
+            "says so now: try again online"
+        ) from None
+    except EntryNotFoundError:
+        return None
