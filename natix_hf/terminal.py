@@ -152,6 +152,10 @@ def errors_in_one_line(debug: bool) -> Iterator[None]:
         if debug:
             raise
         fail(error)
+    except ModuleNotFoundError as error:  # of an installation without what only other commands need
+        if debug or error.name is None or error.name.partition(".")[0] == "natix_hf":
+            raise
+        fail(NatixError(f"{error.name} is not installed, and this needs the whole package: pip install natix_hf"))
     except Exception as error:
         disk = disk_error(error)
         if disk is not None and not debug:

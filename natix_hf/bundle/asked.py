@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from numbers import Integral
 from os import PathLike
@@ -12,10 +11,10 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image
 
-from natix_hf.bundle.inference import Backend, Precision
-from natix_hf.bundle.names import ONNX
-from natix_hf.errors import UsageError, cut
-from natix_hf.models.device import default_device, usable_device
+from natix_hf.bundle.backends import Backend, Precision, is_installed, kind_of_device
+from natix_hf.bundle.names import ONNX, POLICY
+from natix_hf.bundle.policy import read_policy
+from natix_hf.errors import UsageError, VerificationError, cut
 
 _IMAGES = "a path, a PIL image, a uint8 array, encoded bytes or a cell of a datasets column"
 # As git names branches, tags, commits and pull requests.
@@ -107,10 +106,35 @@ def choose_backend(
     exact, on_cpu = precision == "float32", str(device).partition(":")[0] == "cpu"
     if backend == "onnx" and has_onnx and not (exact and (on_cpu or device is None)):
         raise UsageError(f"{ONNX} runs only in float32 on the CPU: leave out backend, or device and precision")
-    found = usable_device(device) if device is not None else default_device()
-    if backend is None:
-        fits = has_onnx and found.type == "cpu" and exact and importlib.util.find_spec("onnxruntime") is not None
-        return "onnx" if fits else "torch"
     if backend == "onnx" and not has_onnx:
         raise UsageError(f"{folder} has no {ONNX}: export it with phase6.onnx=true, or leave backend out")
-    return backend
+    if backend == "onnx":
+        return backend
+    kind = kind_of_device(device)
+    if backend is None and has_onnx and kind == "cpu" and exact and is_installed("onnxruntime"):
+        return "onnx"
+    if not is_installed("torch"):
+        raise UsageError(_why_torch(folder, has_onnx, exact))
+    return "torch"
+
+
+def runs_safetensors(folder: Path, device: str | None, backend: Backend | None, precision: Precision) -> bool:
+    """Whether the safetensors of a bundle would be run, which is asked before it is verified.
+
+    Raises:
+        UsageError: as `choose_backend`.
+    """
+    try:
+        has_onnx = read_policy(folder / POLICY).onnx is not None
+    except VerificationError:  # the verification says so
+        return False
+    return choose_backend(folder, has_onnx, device, backend, precision) != "onnx"
+
+
+def _why_torch(folder: Path, has_onnx: bool, exact: bool) -> str:
+    """Why a bundle cannot be answered without PyTorch, which is not here."""
+    if not exact:
+        return "PyTorch is not installed, and only it computes in bfloat16: leave precision out, or install torch"
+    if has_onnx:
+        return f"{folder} needs onnxruntime (its {ONNX}) or PyTorch, and neither is here: pip install onnxruntime"
+    return f"{folder} has no {ONNX}, and PyTorch is not installed: export it with phase6.onnx=true, or install torch"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from natix_hf.models.gate import gate_inputs, load_gate
+from natix_hf.models.gate_file import gate_inputs, read_gate
 
 
 class Confidence:
@@ -19,7 +19,7 @@ class Confidence:
 
     def __init__(self, threshold: float, gate: Path | None = None) -> None:
         self.threshold = threshold
-        self._gate = load_gate(gate) if gate is not None else None
+        self._gate = read_gate(gate) if gate is not None else None
 
     @property
     def kind(self) -> str:

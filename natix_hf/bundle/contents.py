@@ -18,7 +18,7 @@ from natix_hf.bundle.policy import read_policy
 from natix_hf.errors import UsageError, VerificationError, shortened
 from natix_hf.labels import names_in
 from natix_hf.models.fits import gate_problems, weights_problems
-from natix_hf.models.gate import GATE
+from natix_hf.models.gate_file import GATE
 from natix_hf.models.schema import config_faults, processor_faults
 from natix_hf.provenance.durable import TEMPORARY_PREFIX
 from natix_hf.provenance.files import check_files, file_sha256
@@ -45,11 +45,13 @@ def most_bytes(name: str) -> int:
     return _MOST.get(name, _MOST_OF_A_PLOT)
 
 
-def bundle_problems(folder: Path, expected: str | None = None) -> list[str]:
+def bundle_problems(folder: Path, expected: str | None = None, runs_weights: bool = True) -> list[str]:
     """One line per problem with a bundle's files; an empty list if the bundle is intact.
 
     Args:
         expected: The sha256 that `bundle_manifest.json` must have, if the bundle was pinned.
+        runs_weights: False if the ONNX file answers. Whether the safetensors make the model of `config.json` is then
+            not asked, because that takes torch. Their hashes and their header are checked in any case.
     """
     path = folder / BUNDLE_MANIFEST
     try:
@@ -74,24 +76,26 @@ def bundle_problems(folder: Path, expected: str | None = None) -> list[str]:
     described = {name: facts for name, facts in allowed.items() if name not in huge}
     large = {name: described.pop(name) for name in (WEIGHTS, ONNX) if name in described}
     problems += check_files(folder, described)
-    formed = form_problems(folder)
+    formed = form_problems(folder, runs_weights)
     problems += [] if problems else formed
     problems += [] if formed else check_files(folder, large)
     return problems or policy_problems(folder, {name: facts["sha256"] for name, facts in named.items()})
 
 
-def decisive_problems(folder: Path) -> list[str]:
+def decisive_problems(folder: Path, runs_weights: bool = True) -> list[str]:
     """One line per problem with what decides an answer: policy, configs, weights, gate and ONNX file, each by itself
-    and by the hashes in the policy. Neither the manifest nor another file is looked at."""
+    and by the hashes in the policy. Neither the manifest nor another file is looked at. For `runs_weights` see
+    `bundle_problems`."""
     for name in _too_large(folder, (WEIGHTS, GATE, ONNX)):
         return [f"{folder / name} is larger than the {most_bytes(name):,} bytes that it may have"]
     present = [name for name in (WEIGHTS, GATE, ONNX) if (folder / name).is_file()]
-    problems = form_problems(folder)
+    problems = form_problems(folder, runs_weights)
     return problems or policy_problems(folder, {name: file_sha256(folder / name) for name in present})
 
 
-def form_problems(folder: Path) -> list[str]:
-    """The problems of what decides an answer that show before a weight is read."""
+def form_problems(folder: Path, runs_weights: bool = True) -> list[str]:
+    """The problems of what decides an answer that show before a weight is read. For `runs_weights` see
+    `bundle_problems`."""
     try:
         policy, config = read_policy(folder / POLICY), read_strictly(folder / CONFIG)
         processor = read_strictly(folder / PROCESSOR)
@@ -112,7 +116,7 @@ def form_problems(folder: Path) -> list[str]:
     for name, bound in ((CONFIG, policy.config_sha256), (PROCESSOR, policy.processor_sha256)):
         if bound is not None and file_sha256(folder / name) != bound:
             return [f"{folder / POLICY} belongs to another {name}: download the bundle again"]
-    problems = weights_problems(folder / WEIGHTS, config, most_bytes(WEIGHTS))
+    problems = weights_problems(folder / WEIGHTS, config, most_bytes(WEIGHTS), runs_weights)
     if not problems and policy.gate.kind == "learned":
         problems = gate_problems(folder / GATE, folder / WEIGHTS, most_bytes(GATE))
     if not problems and (folder / ONNX).is_file():
@@ -193,9 +197,10 @@ def _is_stray_link(folder: Path, name: str) -> bool:
     return not (links == [folder / name] and in_cache)
 
 
-def require_intact(folder: Path, expected: str | None = None) -> None:
-    """Raise a `VerificationError` with the first problem of a bundle, if there is one."""
-    problems = bundle_problems(folder, expected)
+def require_intact(folder: Path, expected: str | None = None, runs_weights: bool = True) -> None:
+    """Raise a `VerificationError` with the first problem of a bundle, if there is one. The arguments are those of
+    `bundle_problems`."""
+    problems = bundle_problems(folder, expected, runs_weights)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise VerificationError(problems[0] + more)

@@ -70,7 +70,9 @@ def _cached(repo_id: str, revision: str | None, cache: Path | None) -> Path | No
         return None
 
 
-def require_intact_snapshot(snapshot: Path, repo_id: str, expected: str | None = None) -> None:
+def require_intact_snapshot(
+    snapshot: Path, repo_id: str, expected: str | None = None, runs_weights: bool = True
+) -> None:
     """Check the folder that `fetch_bundle` returned, and remove damaged files from the cache.
 
     The next attempt then downloads them again.
@@ -78,7 +80,7 @@ def require_intact_snapshot(snapshot: Path, repo_id: str, expected: str | None =
     Raises:
         VerificationError: with the first problem, if there is one.
     """
-    problems = snapshot_problems(snapshot, expected)
+    problems = snapshot_problems(snapshot, expected, runs_weights)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         first = problems[0].replace(f"{snapshot}/", "")
@@ -86,9 +88,9 @@ def require_intact_snapshot(snapshot: Path, repo_id: str, expected: str | None =
         raise VerificationError(f"{repo_id} at {snapshot.name[:12]}: {first}{more}; {again}")
 
 
-def snapshot_problems(snapshot: Path, expected: str | None = None) -> list[str]:
+def snapshot_problems(snapshot: Path, expected: str | None = None, runs_weights: bool = True) -> list[str]:
     """The problems of the folder that `fetch_bundle` returned. A file damaged in transit is removed from the cache."""
-    problems = bundle_problems(snapshot, expected)
+    problems = bundle_problems(snapshot, expected, runs_weights)
     if problems:
         try:
             _forget_damage(snapshot)

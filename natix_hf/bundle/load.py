@@ -6,25 +6,27 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 
-from natix_hf.bundle.asked import check_batch_size, check_load, choose_backend
+from natix_hf.bundle.asked import check_batch_size, check_load, choose_backend, runs_safetensors
+from natix_hf.bundle.backends import Backend, Precision
 from natix_hf.bundle.confidence import Confidence
 from natix_hf.bundle.contents import decisive_problems, require_intact
 from natix_hf.bundle.fetch import fetch_bundle, require_intact_snapshot
-from natix_hf.bundle.inference import Backend, Inference, Precision
+from natix_hf.bundle.inference import Inference
 from natix_hf.bundle.names import BUNDLE_MANIFEST, CONFIG, POLICY, PROCESSOR, bundle_of_run
 from natix_hf.bundle.policy import read_policy
 from natix_hf.bundle.stream import TIMEOUT_S, BadImage, batches
 from natix_hf.errors import DataError, UsageError, VerificationError, cut
 from natix_hf.labels import ABSTAIN
-from natix_hf.models.gate import GATE
+from natix_hf.models.gate_file import GATE
 from natix_hf.models.preprocess import Preprocess
 from natix_hf.provenance.hub import is_repo_id
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
 
 _Read = TypeVar("_Read")
 
@@ -91,9 +93,9 @@ class Bundle:
     def logits(self, images: Iterable[Any], batch_size: int = 32) -> np.ndarray:
         """The candidate's logits (unfolded), float64 [n]. Takes images and raises errors as `predict` does."""
         parts = [np.zeros(0)]
-        for batch in batches(images, self.preprocess, batch_size):
+        for batch in batches(images, self.preprocess.pixels, batch_size):
             pixels = [_require_read(image) for image in batch]
-            parts.append(self.policy.unfold(self._inference.answer(torch.stack(pixels))[0]))
+            parts.append(self.policy.unfold(self._inference.answer(np.stack(pixels))[0]))
         return np.concatenate(parts)
 
     def predict(self, images: Iterable[Any], batch_size: int = 32) -> list[Prediction]:
@@ -144,7 +146,7 @@ class Bundle:
             ...     print(answer)
         """
         # refuses bad arguments now, not at the first answer
-        read = batches(images, self.preprocess, batch_size, timeout_s)
+        read = batches(images, self.preprocess.pixels, batch_size, timeout_s)
         return (answer for batch in read for answer in self._answers(batch))
 
     def stream_beside(
@@ -157,15 +159,15 @@ class Bundle:
         Yields:
             Pairs of answers as in `stream`, first this bundle's, then the other's.
         """
-        read = batches(images, self.preprocess, batch_size)
+        read = batches(images, self.preprocess.pixels, batch_size)
         return (pair for batch in read for pair in zip(self._answers(batch), other._answers(batch), strict=True))
 
-    def _answers(self, batch: list[torch.Tensor | BadImage]) -> list[Answer]:
+    def _answers(self, batch: list[np.ndarray | BadImage]) -> list[Answer]:
         read = [pixels for pixels in batch if not isinstance(pixels, BadImage)]
-        answers = iter(self._predictions(torch.stack(read)) if read else [])
+        answers = iter(self._predictions(np.stack(read)) if read else [])
         return [image if isinstance(image, BadImage) else next(answers) for image in batch]
 
-    def _predictions(self, pixel_values: torch.Tensor) -> list[Prediction]:
+    def _predictions(self, pixel_values: np.ndarray) -> list[Prediction]:
         folded, features = self._inference.answer(pixel_values)
         z = self.policy.unfold(folded)
         accepted = self.policy.accepts(z, self._confidence(z, features))
@@ -277,12 +279,13 @@ def load_bundle(
     """
     check_load(path_or_repo_id, revision, verify, expected)
     folder = find_bundle(path_or_repo_id, revision)
+    runs_weights = runs_safetensors(folder, device, backend, precision)
     if verify and is_from_hub(path_or_repo_id):
-        require_intact_snapshot(folder, str(path_or_repo_id), expected)
+        require_intact_snapshot(folder, str(path_or_repo_id), expected, runs_weights)
     elif verify:
-        require_intact(folder, expected)
+        require_intact(folder, expected, runs_weights)
     else:
-        for problem in decisive_problems(folder):
+        for problem in decisive_problems(folder, runs_weights):
             raise VerificationError(problem)
     bundle = Bundle(folder, device, backend, precision)
     if not bundle.policy.binds_configs and expected is None:

@@ -13,7 +13,6 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from natix_hf.bundle.asked import check_batch_size, check_images, check_timeout
@@ -42,10 +41,10 @@ class BadImage:
 
 def batches(
     images: Iterable[Any],
-    preprocess: Callable[[Image.Image], torch.Tensor],
+    preprocess: Callable[[Image.Image], np.ndarray],
     batch_size: int,
     timeout_s: float | None = TIMEOUT_S,
-) -> Iterator[list[torch.Tensor | BadImage]]:
+) -> Iterator[list[np.ndarray | BadImage]]:
     """Yield batches of `pixel_values` [3, H, W] in the order of the images. The last batch may be smaller.
 
     At most two batches are taken from `images` at any moment. Threads open files, encoded bytes and cells one batch
@@ -65,8 +64,8 @@ def batches(
 
 
 def _batches(
-    images: Iterable[Any], preprocess: Callable[[Image.Image], torch.Tensor], batch_size: int, timeout_s: float | None
-) -> Iterator[list[torch.Tensor | BadImage]]:
+    images: Iterable[Any], preprocess: Callable[[Image.Image], np.ndarray], batch_size: int, timeout_s: float | None
+) -> Iterator[list[np.ndarray | BadImage]]:
     taken: deque[_Task] = deque()
     readers = _Readers(preprocess, timeout_s)
     try:
@@ -91,7 +90,7 @@ class _Task:
     image: Any
     name: str
     begun: float | None = None
-    answer: torch.Tensor | BadImage | None = None
+    answer: np.ndarray | BadImage | None = None
     error: BaseException | None = None
     done: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
@@ -105,7 +104,7 @@ class _Readers:
     the stream nor the end of the process, which waits for the threads of `concurrent.futures`.
     """
 
-    def __init__(self, preprocess: Callable[[Image.Image], torch.Tensor], timeout_s: float | None) -> None:
+    def __init__(self, preprocess: Callable[[Image.Image], np.ndarray], timeout_s: float | None) -> None:
         self.preprocess = preprocess
         self.timeout_s = timeout_s
         self.queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
@@ -158,7 +157,7 @@ class _Readers:
             self._start()
         task.done.wait()
 
-    def result(self, task: _Task) -> torch.Tensor | BadImage:
+    def result(self, task: _Task) -> np.ndarray | BadImage:
         """The answer for an image, as soon as there is one."""
         self.wait(task)
         if task.error is not None:
@@ -184,7 +183,7 @@ def each(images: Iterable[Any]) -> Iterable[Any]:
     return [images] if single else images
 
 
-def _prepare(image: Any, name: str, preprocess: Callable[[Image.Image], torch.Tensor]) -> torch.Tensor | BadImage:
+def _prepare(image: Any, name: str, preprocess: Callable[[Image.Image], np.ndarray]) -> np.ndarray | BadImage:
     try:
         return preprocess(open_image(image, name))
     except DataError as error:

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -29,6 +28,7 @@ from natix_hf.models.architectures import ARCHITECTURES, VIT_MAE, loading_option
 from natix_hf.models.bars import no_loading_bars
 from natix_hf.models.checkpoint import refuse_repo
 from natix_hf.models.config import ModelConfig
+from natix_hf.models.logit import logit_difference as logit_difference  # its place from before
 from natix_hf.models.resolved import one_line, resolve_backbone, resolved_config, stock_config
 from natix_hf.models.vit_mae import encoder_of, load_decoder
 
@@ -242,18 +242,6 @@ def head_of(model: nn.Module) -> nn.Linear:
     if not isinstance(head, nn.Linear):
         raise RecipeError(f"the head of {type(model).__name__} is a {type(head).__name__}, not a linear layer")
     return head
-
-
-def logit_difference(logits: np.ndarray) -> np.ndarray:
-    """Return z, the logit of label 1 minus that of label 0, which every threshold is compared with.
-
-    Args:
-        logits (`np.ndarray` of shape `(n, 2)`): Any float type.
-
-    Returns:
-        `np.ndarray` of float64, of shape `(n,)`.
-    """
-    return logits[:, 1].astype(np.float64) - logits[:, 0].astype(np.float64)
 
 
 @no_loading_bars()

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from natix_hf.errors import VerificationError, first_line
+from natix_hf.models.gate_file import GATE, gate_inputs, gate_shapes
 
-GATE = "gate.safetensors"
+__all__ = ["GATE", "Gate", "gate_inputs", "gate_shapes", "load_gate", "save_gate"]
 
 
 class Gate(nn.Module):
@@ -46,29 +47,6 @@ class Gate(nn.Module):
         self.eval()
         logits: torch.Tensor = self(torch.from_numpy(inputs).to(self.mean.device))["logits"]
         return logits.double().cpu().numpy()
-
-
-def gate_inputs(features: np.ndarray, logits: np.ndarray, threshold: float) -> np.ndarray:
-    """Join the inputs of a gate: features, signed distance to the decision threshold, and its absolute value.
-
-    The absolute value is the margin, so a gate can always represent the margin itself.
-
-    Args:
-        features (`np.ndarray` of shape `(n, d)`): The input of the classifier layer.
-        logits (`np.ndarray` of shape `(n,)`): Logit differences.
-        threshold (`float`): The decision threshold, a logit.
-
-    Returns:
-        `np.ndarray` of float32, of shape `(n, d + 2)`.
-    """
-    distance = np.asarray(logits, dtype=np.float64) - threshold
-    return np.column_stack([features, distance, np.abs(distance)]).astype(np.float32)
-
-
-def gate_shapes(width: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors of a gate, by name."""
-    first: dict[str, tuple[int, ...]] = {"layers.0.weight": (hidden, width), "layers.0.bias": (hidden,)}
-    return {"mean": (width,), "std": (width,), **first, "layers.2.weight": (1, hidden), "layers.2.bias": (1,)}
 
 
 def save_gate(path: Path, gate: Gate) -> None:

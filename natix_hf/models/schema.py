@@ -3,6 +3,7 @@
 Both files come from strangers, and every value in them can change an answer or a machine's memory. So a key that this
 module does not know is refused, and a size has a bound before anything is made of it. That sizes fit the weights is
 the work of `natix_hf.models.fits`. An architecture needs no row here: the fields of its config class are its keys.
+`natix_hf.models.fields` has those of each, so that neither torch nor transformers is needed to check a bundle.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from natix_hf.errors import UsageError, cut
 from natix_hf.labels import names_in
 from natix_hf.models.architectures import ARCHITECTURES, has_fixed_size, size_step
+from natix_hf.models.fields import FIELDS
 
 LARGEST_IMAGE = 2048  # px
 MOST_PATCHES = 2**14  # tokens of one image: 1792 px in patches of 14
@@ -152,13 +154,39 @@ _PROCESSOR: dict[str, Rule] = {
 @functools.lru_cache
 def _own_rules(model_type: str) -> dict[str, Rule]:
     """The rules of the fields that the config class of an architecture has and others have not."""
+    if model_type not in FIELDS:
+        return _rules_of_class(model_type)
+    return _rules({name: kind for kind, names in FIELDS[model_type].items() for name in names.split()}, model_type)
+
+
+@functools.lru_cache
+def _rules_of_class(model_type: str) -> dict[str, Rule]:
+    """The same by the class of the transformers that is installed; without it, no rules."""
+    try:
+        kinds = kinds_of_class(model_type)
+    except ImportError:
+        return {}
+    return _rules(kinds, model_type)
+
+
+def kinds_of_class(model_type: str) -> dict[str, str]:
+    """The fields that the config class of an architecture has and others have not, by the kind of their defaults."""
     from transformers import CONFIG_MAPPING, PreTrainedConfig
 
     of_all, default = PreTrainedConfig().to_dict(), CONFIG_MAPPING[model_type]().to_dict()
+    return {key: _kind(value) for key, value in default.items() if key not in of_all}
+
+
+def _kind(default: Any) -> str:
+    kinds = {bool: "flag", int: "whole", str: "text", list: "list", float: "number"}
+    return kinds.get(type(default), "number or null")
+
+
+def _rules(kinds: dict[str, str], model_type: str) -> dict[str, Rule]:
     closer = _OWN | _shape(model_type)
-    if isinstance(default.get("mlp_ratio"), float):
+    if kinds.get("mlp_ratio") == "number":
         closer["mlp_ratio"] = _number(1, 64)
-    return {key: closer.get(key) or _rule_like(value) for key, value in default.items() if key not in of_all}
+    return {key: closer.get(key) or _OF_KIND[kind] for key, kind in kinds.items()}
 
 
 def _shape(model_type: str) -> dict[str, Rule]:
@@ -171,20 +199,20 @@ def _needed(model_type: str) -> dict[str, Rule]:
     return _NEEDED | {key: rule for key, rule in _own_rules(model_type).items() if key in decisive}
 
 
-def _rule_like(default: Any) -> Rule:
-    """A rule for values of the type of a default."""
-    if isinstance(default, bool):
-        return _FLAG
-    if isinstance(default, int):
-        return _whole(0, 2**17)
-    if isinstance(default, str):
-        return _TEXT
-    return _number(-1e6, 1e6) if default is not None else _or_null(_number(-1e6, 1e6))
+# The rule of a field by the kind of its default. A list needs one of its own.
+_OF_KIND: dict[str, Rule] = {
+    "flag": _FLAG,
+    "whole": _whole(0, 2**17),
+    "text": _TEXT,
+    "number": _number(-1e6, 1e6),
+    "list": _number(-1e6, 1e6),
+    "number or null": _or_null(_number(-1e6, 1e6)),
+}
 
 
 def config_keys(model_type: str) -> set[str]:
     """The keys that an exported `config.json` of an architecture may hold."""
-    return {*_NEEDED, *_COMMON, *_own_rules(model_type)}
+    return {*_NEEDED, *_COMMON, *_own_rules(model_type), *_rules_of_class(model_type)}
 
 
 def processor_keys() -> set[str]:
@@ -200,7 +228,10 @@ def config_faults(content: Any) -> Iterator[str]:
     elif not isinstance(kind, str) or kind not in ARCHITECTURES:
         yield f"model_type is {cut(kind)}: it must be {_NEEDED['model_type'].allowed}"
     else:
-        found = list(_faults(content, _needed(kind), _COMMON | _IDLE | _own_rules(kind)))
+        known = _COMMON | _IDLE | _own_rules(kind)
+        if any(key not in known and key not in _NEEDED for key in content):  # of a later transformers
+            known = _rules_of_class(kind) | known
+        found = list(_faults(content, _needed(kind), known))
         yield from found or _config_disagreements(content)
 
 

@@ -7,7 +7,7 @@ from transformers import EvalPrediction
 
 from natix_hf.errors import RunError
 from natix_hf.metrics import compute_metrics, prior_weights, select_threshold
-from natix_hf.models.classifier import logit_difference
+from natix_hf.models.logit import logit_difference
 
 
 class EvaluationMetrics:

@@ -187,12 +187,12 @@ def test_the_fastest_exact_one_that_is_present(
     assert load_bundle(bundle, device="cpu").backend == "onnx"
     assert load_bundle(bundle, backend="torch").backend == "torch"
     assert load_bundle(bundle, precision="bfloat16").backend == "torch"
-    monkeypatch.setattr(asked, "default_device", lambda: torch.device("meta"))  # as if there were an accelerator
+    monkeypatch.setattr(asked, "kind_of_device", lambda device: device or "cuda")  # as if there were an accelerator
     assert asked.choose_backend(bundle, True, None, None, "float32") == "torch"
     assert asked.choose_backend(bundle, True, None, "onnx", "float32") == "onnx"  # asked for
     assert asked.choose_backend(bundle, True, "cpu", None, "float32") == "onnx"
     monkeypatch.undo()
-    monkeypatch.setattr(asked.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(asked, "is_installed", lambda name: name != "onnxruntime")
     assert load_bundle(bundle).backend == "torch"
 
 

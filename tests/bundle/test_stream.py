@@ -20,7 +20,7 @@ from conftest import SHARED, TINY, png_bytes, refused, striped_image
 from facts import tells
 from PIL import Image
 
-from natix_hf.bundle import inference, stream
+from natix_hf.bundle import stream
 from natix_hf.bundle.inference import Inference, torch_forward
 from natix_hf.bundle.load import Bundle, Flips, Prediction, count_flips, load_bundle
 from natix_hf.bundle.stream import BadImage, batches
@@ -310,7 +310,7 @@ def test_one_image_costs_no_loader(bundle: Bundle, files: list[Path], monkeypatc
     passes: list[int] = []
     real = Inference.answer
     monkeypatch.setattr(Inference, "answer", lambda self, pixels: passes.append(len(pixels)) or real(self, pixels))
-    monkeypatch.setattr(inference, "DataLoader", None)
+    monkeypatch.setattr(torch.utils.data, "DataLoader", None)
     bundle.predict(files[0])
     assert passes == [1]
     passes.clear()
