@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from natix_hf import calibration, metrics, ssl, subnet
     from natix_hf.api import Run, run
+    from natix_hf.bundle.explain import Explanation
     from natix_hf.bundle.load import Bundle, Prediction, count_flips, load_bundle
     from natix_hf.bundle.stream import BadImage
     from natix_hf.deploy import bundle_of
@@ -28,6 +29,7 @@ _MODULES = ("calibration", "metrics", "ssl", "subnet")
 _PLACES = {
     "BadImage": "bundle.stream",
     "Bundle": "bundle.load",
+    "Explanation": "bundle.explain",
     "ExploraTrainer": "trainers.explora",
     "MergeValidationCallback": "trainers.merge_validation",
     "Prediction": "bundle.load",
@@ -47,6 +49,7 @@ _PLACES = {
 __all__ = [
     "BadImage",
     "Bundle",
+    "Explanation",
     "ExploraTrainer",
     "MergeValidationCallback",
     "Prediction",

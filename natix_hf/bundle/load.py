@@ -28,6 +28,8 @@ from natix_hf.provenance.hub import is_repo_id
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
+    from natix_hf.bundle.explain import Explanation
+
 _Read = TypeVar("_Read")
 
 
@@ -148,6 +150,14 @@ class Bundle:
         # refuses bad arguments now, not at the first answer
         read = batches(images, self.preprocess.pixels, batch_size, timeout_s)
         return (answer for batch in read for answer in self._answers(batch))
+
+    def explain(self, image: Any, method: str = "gradient") -> Explanation:
+        """Answer one image, and show which places moved the answer (docs/explain.md). `method` is `"gradient"`, or for
+        a model with attention `"rollout"`. Images and errors are those of `predict`; [`UsageError`] if it cannot be.
+        """
+        from natix_hf.bundle.explain import explain
+
+        return explain(self, image, method)
 
     def stream_beside(
         self, other: Bundle, images: Iterable[Any], batch_size: int = 32

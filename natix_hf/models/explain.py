@@ -1,0 +1,166 @@
+"""Why a classifier answered as it did: which places of the picture moved its answer, as a heatmap.
+
+`"gradient"` is integrated gradients (Sundararajan, Taly and Yan 2017, arXiv 1703.01365) from a blurred copy of the
+picture (Fong and Vedaldi 2017, arXiv 1704.03296) to the picture itself, summed over the pixels of each cell.
+`"rollout"` is attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928): where the model looked, whatever it
+answered.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from natix_hf.errors import UsageError, cut
+from natix_hf.models.architectures import ARCHITECTURES, architecture_of, prefix_tokens
+from natix_hf.models.classifier import load_classifier
+from natix_hf.models.positions import fix_positions
+
+METHODS = ("gradient", "rollout")
+_STEPS = 32  # points on the way from the blurred picture to the picture
+_AT_ONCE = 8  # of them in one pass, which bounds the memory
+_BLUR = 0.1  # standard deviation of the blur, as a share of the side: no object is left, the colours are
+
+
+def check_method(method: Any, model_type: str | None = None) -> None:
+    """Refuse a method that there is not, or that a model does not have.
+
+    Raises:
+        [`UsageError`]: with the methods, or the architectures, that there are.
+    """
+    if not isinstance(method, str) or method not in METHODS:
+        raise UsageError(f"method is {cut(method)}: allowed is {' | '.join(METHODS)}")
+    if model_type is None:
+        return
+    found = architecture_of(model_type)
+    if found is None:
+        raise UsageError(f"a {cut(model_type)} cannot be explained here: supported are {', '.join(ARCHITECTURES)}")
+    if method == "rollout" and found.stages:
+        raise UsageError(
+            f'method="rollout" needs attention from every place to every other, which a {model_type} lacks: use '
+            'method="gradient"'
+        )
+
+
+class Explainer:
+    """A copy of a merged model in float32, for heatmaps alone. The model that answers stays as it is.
+
+    Several threads may share it.
+
+    Args:
+        folder (`Path`): A candidate or a bundle.
+        image_size (`int`): Height and width of its views, in px.
+        device (`torch.device`, *optional*): Defaults to the CPU.
+
+    Raises:
+        [`UsageError`]: its architecture is not supported.
+        [`VerificationError`]: it cannot be loaded.
+    """
+
+    def __init__(self, folder: Path, image_size: int, device: torch.device | str = "cpu") -> None:
+        # The caller may be in inference mode, and weights that are made there can have no gradient pass through them.
+        with torch.inference_mode(False):
+            self.model: Any = load_classifier(folder)
+        self.model_type = str(self.model.config.model_type)
+        check_method("gradient", self.model_type)
+        if not ARCHITECTURES[self.model_type].stages:
+            self.model.set_attn_implementation("eager")  # the only one that gives its attention away
+        self.image_size = image_size
+        self.model.requires_grad_(False).eval().to(device)
+        with torch.inference_mode(False):
+            fix_positions(self.model, image_size)
+        self.device = torch.device(device)
+        self._lock = threading.Lock()  # one at a time: a pass with gradients takes several times the memory
+
+    def evidence(self, pixel_values: np.ndarray, yes: bool, method: str = "gradient") -> np.ndarray:
+        """What each cell of a view did for an answer.
+
+        Args:
+            pixel_values (`np.ndarray` of float32 [3, S, S]): The view, as the processor makes it.
+            yes (`bool`): The answer: True for label 1.
+            method (`str`, defaults to `"gradient"`): `"gradient"` or `"rollout"`.
+
+        Returns:
+            `np.ndarray` of float64 [g, g]: for `"gradient"` the part of the logit difference of that answer over the
+            other one that the cell accounts for. Positive speaks for the answer, negative against it, and the sum is
+            the difference between the picture and its blurred copy. For `"rollout"` the share of the attention, whose
+            sum is at most 1.
+
+        Raises:
+            [`UsageError`]: the model does not have the method.
+        """
+        check_method(method, self.model_type)
+        # Whatever mode the caller is in. No process-wide setting is touched: other threads answer meanwhile.
+        with self._lock, torch.inference_mode(False), torch.enable_grad():
+            pixels = torch.tensor(np.asarray(pixel_values, dtype=np.float32), device=self.device)
+            if method == "rollout":
+                return self._rollout(pixels)
+            return self._integrated(pixels, 1.0 if yes else -1.0)
+
+    def _integrated(self, pixels: torch.Tensor, sign: float) -> np.ndarray:
+        start = blurred(pixels)
+        way = pixels - start
+        total = torch.zeros_like(pixels, dtype=torch.float64)
+        shares = (torch.arange(_STEPS, device=self.device, dtype=torch.float32) + 0.5) / _STEPS
+        for part in torch.split(shares, _AT_ONCE):
+            points = (start + part[:, None, None, None] * way).requires_grad_(True)
+            logits = self.model(pixel_values=points).logits
+            [gradient] = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), points)
+            total += gradient.double().sum(dim=0)
+        moved = sign * (total / _STEPS) * way.double()
+        cell = self.cell
+        per_cell = functional.avg_pool2d(moved.sum(dim=0)[None], cell, ceil_mode=True, divisor_override=1)[0]
+        return np.asarray(per_cell.cpu().numpy())
+
+    def _rollout(self, pixels: torch.Tensor) -> np.ndarray:
+        with torch.no_grad():
+            layers = self.model(pixel_values=pixels[None], output_attentions=True).attentions
+        joint = torch.eye(layers[0].shape[-1], device=self.device, dtype=torch.float64)
+        for layer in layers:  # [1, heads, tokens, tokens]
+            mean = layer[0].double().mean(dim=0)
+            # half is the block's residual path, which hands each token on as it is
+            joint = (0.5 * mean + 0.5 * torch.eye(len(mean), device=self.device, dtype=torch.float64)) @ joint
+        patches = joint[0, prefix_tokens(self.model.config) :].cpu().numpy()
+        side = round(len(patches) ** 0.5)
+        return np.asarray(patches.reshape(side, side))
+
+    @property
+    def cell(self) -> int:
+        """Side of a cell in px: a patch; in a model with stages, what the last stage but one sees as one place."""
+        config = self.model.config
+        stages = len(config.depths) if ARCHITECTURES[self.model_type].stages else 0
+        return int(config.patch_size) << max(0, stages - 2)
+
+
+def blurred(pixels: torch.Tensor) -> torch.Tensor:
+    """A view without objects: [3, S, S] after a Gaussian blur, edges repeated."""
+    sigma = _BLUR * pixels.shape[-1]
+    reach = int(np.ceil(3 * sigma))
+    at = torch.arange(-reach, reach + 1, device=pixels.device, dtype=torch.float64)
+    kernel = torch.exp(-0.5 * (at / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).to(pixels.dtype)
+    padded = functional.pad(pixels[:, None], (reach, reach, reach, reach), mode="replicate")
+    rows = functional.conv2d(padded, kernel[None, None, None, :])
+    return functional.conv2d(rows, kernel[None, None, :, None])[:, 0]
+
+
+def heat_of(evidence: np.ndarray, image_size: int) -> np.ndarray:
+    """The heat of a view from the evidence of its cells: what speaks for the answer, 1 at the most, 0 for the rest.
+
+    Returns:
+        `np.ndarray` of float32 [S, S], between the cells' centres interpolated linearly. All 0 if nothing speaks for
+        the answer.
+    """
+    positive = np.clip(evidence, 0.0, None)
+    most = float(positive.max(initial=0.0))
+    if not most > 0.0 or not np.isfinite(most):
+        return np.zeros((image_size, image_size), dtype=np.float32)
+    cells = torch.from_numpy(positive / most)[None, None]
+    smooth = functional.interpolate(cells, size=(image_size, image_size), mode="bilinear", align_corners=False)
+    found = smooth[0, 0].numpy()
+    return np.asarray(found / found.max(), dtype=np.float32)
