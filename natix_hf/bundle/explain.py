@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -121,6 +122,31 @@ def _opened(image: Any) -> Image.Image:
     picture: Any = read
     opened: Image.Image = picture
     return opened
+
+
+def explained_by(model: Path) -> Callable[[Image.Image, bool], Image.Image]:
+    """What draws heatmaps of a model's answers: from a picture and the answer, True for label 1, to `overlay`.
+
+    Args:
+        model: The folder of a merged model.
+
+    Raises:
+        UsageError: if it cannot be explained.
+        VerificationError: if it cannot be loaded.
+    """
+    from natix_hf.models.device import default_device
+    from natix_hf.models.explain import Explainer, heat_of
+    from natix_hf.models.preprocess import Preprocess, load_processor
+
+    preprocess = Preprocess(load_processor(model))
+    explainer = Explainer(model, preprocess.image_size, default_device())
+
+    def drawn(picture: Image.Image, yes: bool) -> Image.Image:
+        pixels = np.asarray(preprocess(picture), dtype=np.float32)
+        heat = heat_of(explainer.evidence(pixels, yes), pixels.shape[-1])
+        return overlay(view_of(pixels, preprocess.processor), heat)
+
+    return drawn
 
 
 def view_of(pixels: np.ndarray, processor: Any) -> Image.Image:

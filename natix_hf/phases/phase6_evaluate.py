@@ -80,7 +80,8 @@ def evaluate_champion(context: PhaseContext, decision: Decision, champion: Candi
     synthetic = _ask_generated(context, champion, generated) if generated is not None else None
     evaluation = evaluate(table, policy, accepted, columns, prior, recipe.phase6.n_resamples, known, synthetic)
     evaluation.write(context.folder)
-    write_examples(context.folder, Answered(table, policy, confidence, accepted, columns), evaluation.slices)
+    hard = Answered(table, policy, confidence, accepted, columns)
+    write_examples(context.folder, hard, evaluation.slices, champion.model)
     plots.test_scores(context.folder / SCORES_PLOT, table.logits, table.labels, policy.threshold_logit, policy.labels)
     chosen = np.random.default_rng(recipe.data.seed).permutation(len(asked))[:_COMPARED_IMAGES]
     return Evaluated(policy, gate, evaluation, [asked.picture(int(i)) for i in chosen], table.logits[chosen])

@@ -190,6 +190,8 @@ def _content(facts: RunFacts) -> dict[str, Any]:
             for kind in (examples.kinds if examples is not None else [])
             if kind.rows
         ],
+        "heats": any(row.heat for kind in (examples.kinds if examples is not None else []) for row in kind.rows),
+        "no_heat": examples.no_heat if examples is not None else None,
         "kind_names": {kind: words.format(yes=labels.yes, no=labels.no) for kind, words in _KINDS.items()},
         "plots": [_plot(facts, name, *told) for name, told in _PLOTS.items() if _has(facts, name)]
         + [_plot(facts, name, Path(name).stem.replace("_", " "), "") for name in _other_plots(facts)],
@@ -231,8 +233,11 @@ def _plot(facts: RunFacts, name: str, title: str, alt: str) -> dict[str, str]:
 
 def _with_pictures(facts: RunFacts, rows: list[Example]) -> list[dict[str, Any]]:
     folder = facts.folder / PHASES[6].folder / EXAMPLES
-    uris = [_data_uri(folder / Path(row.file).name, "jpeg") if row.file is not None else None for row in rows]
-    return [to_json(row) | {"uri": uri} for row, uri in zip(rows, uris, strict=True)]
+
+    def uri(file: str | None) -> str | None:
+        return _data_uri(folder / Path(file).name, "jpeg") if file is not None else None
+
+    return [to_json(row) | {"uri": uri(row.file), "heat_uri": uri(row.heat)} for row in rows]
 
 
 def _data_uri(path: Path, kind: str) -> str:

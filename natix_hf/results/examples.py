@@ -5,7 +5,7 @@ They stay in the folder of phase 6 and out of the bundle, because the photograph
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -13,9 +13,10 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
+from natix_hf.bundle.explain import explained_by
 from natix_hf.bundle.policy import Policy
 from natix_hf.data.images import shrink, tame_aspect
-from natix_hf.errors import DataError
+from natix_hf.errors import DataError, NatixError, first_line, shortened
 from natix_hf.labels import ABSTAIN
 from natix_hf.provenance.files import atomic_folder
 from natix_hf.provenance.stored import OPTIONAL, Stored
@@ -31,7 +32,8 @@ Slices = dict[str, dict[str, SliceFigures]]
 
 @dataclass(frozen=True)
 class Example:
-    """One answer to look at. `file` is its thumbnail, or None if it could not be drawn."""
+    """One answer to look at. `file` is its thumbnail, or None if it could not be drawn. `heat` is the file with the
+    places that moved the answer, or None if it was not made."""
 
     row: str
     file: str | None
@@ -41,6 +43,7 @@ class Example:
     decision: str
     level: int | None
     slices: dict[str, str]
+    heat: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,13 @@ class ExampleKind:
 
 @dataclass(frozen=True)
 class Examples(Stored):
-    """The hard test rows by kind. The file lies beside the thumbnails that it names."""
+    """The hard test rows by kind. The file lies beside the thumbnails that it names. `no_heat` says why there are no
+    heatmaps, or none from some row on."""
 
     FILE: ClassVar[str] = "examples.json"
 
     kinds: list[ExampleKind]
+    no_heat: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -107,29 +112,31 @@ class Chosen:
     mcc: float | None = None
 
 
-def write_examples(folder: Path, answered: Answered, slices: Slices) -> None:
-    """Write `examples.json` and its thumbnails to `folder/examples`.
+def write_examples(folder: Path, answered: Answered, slices: Slices, model: Path | None = None) -> None:
+    """Write `examples.json`, its thumbnails and their heatmaps to `folder/examples`.
 
     Args:
         slices: The figures of each value, by column.
+        model: The folder of the model that answered, for the heatmaps. None: there are none.
     """
     chosen = choose_examples(answered, slices)
     wanted = dict.fromkeys(i for kind in chosen for i in kind.at)
     columns = {name: answered.column(name) for name in slices}
     with atomic_folder(folder / EXAMPLES) as temporary:
         files = {i: _write_thumbnail(temporary, number, answered, i) for number, i in enumerate(wanted)}
+        heats, no_heat = _write_heats(temporary, answered, files, model)
         kinds = [
             ExampleKind(
                 kind.kind,
                 kind.total,
-                [_describe(answered, i, files[i], columns) for i in kind.at],
+                [_describe(answered, i, files[i], heats.get(i), columns) for i in kind.at],
                 kind.column,
                 kind.value,
                 kind.mcc,
             )
             for kind in chosen
         ]
-        Examples(kinds).write(temporary)
+        Examples(kinds, no_heat).write(temporary)
 
 
 def choose_examples(answered: Answered, slices: Slices) -> list[Chosen]:
@@ -175,7 +182,9 @@ def _first_of_groups(answered: Answered, of_kind: np.ndarray, key: np.ndarray) -
     return [int(i) for i in at[np.sort(first)[:_SHOWN]]]
 
 
-def _describe(answered: Answered, i: int, file: str | None, columns: dict[str, np.ndarray]) -> Example:
+def _describe(
+    answered: Answered, i: int, file: str | None, heat: str | None, columns: dict[str, np.ndarray]
+) -> Example:
     asked, labels = answered.table.asked, answered.policy.labels
     answer = labels.name(answered.positive[i])
     return Example(
@@ -187,6 +196,7 @@ def _describe(answered: Answered, i: int, file: str | None, columns: dict[str, n
         decision=answer if answered.accepted[i] else ABSTAIN,
         level=int(asked.levels[i]) if asked.exam is not None else None,
         slices={name: str(values[i]) for name, values in columns.items()},
+        heat=heat,
     )
 
 
@@ -199,6 +209,30 @@ def _write_thumbnail(folder: Path, number: int, answered: Answered, i: int) -> s
     except (DataError, MemoryError, ValueError):
         return None
     return name
+
+
+def _write_heats(
+    folder: Path, answered: Answered, files: Mapping[int, str | None], model: Path | None
+) -> tuple[dict[int, str], str | None]:
+    """Write a heatmap for each thumbnail: what moved the answer that was given. No heatmap must stop an export.
+
+    Returns:
+        The names of the files by answer, and why some or all are missing.
+    """
+    heats: dict[int, str] = {}
+    shown = {i: Path(file) for i, file in files.items() if file is not None}
+    if model is None or not shown:
+        return heats, None
+    try:
+        explained: Callable[[Image.Image, bool], Image.Image] = explained_by(model)
+        for i, file in shown.items():
+            name = f"{file.stem}_heat.jpg"
+            heat = explained(answered.table.asked.picture(i), bool(answered.positive[i]))
+            heat.save(folder / name, format="JPEG", quality=80, optimize=True)
+            heats[i] = name
+    except (NatixError, RuntimeError, MemoryError, ValueError) as error:  # torch's out-of-memory is a RuntimeError
+        return heats, shortened(str(first_line(error)), 200)
+    return heats, None
 
 
 def thumbnail(image: Image.Image) -> Image.Image:
