@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,7 @@ def explain(bundle: Bundle, image: Any, method: str = "gradient") -> Explanation
     explain_on = _explainer(bundle, method)
     picture = _opened(image)
     [prediction] = bundle.predict([picture])
-    pixels = np.asarray(bundle.preprocess(picture), dtype=np.float32)
+    pixels = bundle.preprocess.pixels(picture)
     return explain_on(pixels, prediction)
 
 
@@ -136,23 +136,23 @@ def explained_by(model: Path) -> Callable[[Image.Image, bool], Image.Image]:
     """
     from natix_hf.models.device import default_device
     from natix_hf.models.explain import Explainer, heat_of
-    from natix_hf.models.preprocess import Preprocess, load_processor
+    from natix_hf.models.preprocess import Preprocess, read_settings
 
-    preprocess = Preprocess(load_processor(model))
+    preprocess = Preprocess(read_settings(model))
     explainer = Explainer(model, preprocess.image_size, default_device())
 
     def drawn(picture: Image.Image, yes: bool) -> Image.Image:
-        pixels = np.asarray(preprocess(picture), dtype=np.float32)
+        pixels = preprocess.pixels(picture)
         heat = heat_of(explainer.evidence(pixels, yes), pixels.shape[-1])
         return overlay(view_of(pixels, preprocess.processor), heat)
 
     return drawn
 
 
-def view_of(pixels: np.ndarray, processor: Any) -> Image.Image:
-    """The picture that a model sees, from its `pixel_values` float32 [3, S, S]."""
-    mean, std = (np.asarray(of, dtype=np.float64)[:, None, None] for of in (processor.image_mean, processor.image_std))
-    values = (pixels.astype(np.float64) * std + mean) / processor.rescale_factor
+def view_of(pixels: np.ndarray, settings: Mapping[str, Any]) -> Image.Image:
+    """The picture that a model sees, from its `pixel_values` float32 [3, S, S] and its `preprocessor_config.json`."""
+    mean, std = (np.asarray(settings[key], dtype=np.float64)[:, None, None] for key in ("image_mean", "image_std"))
+    values = (pixels.astype(np.float64) * std + mean) / settings["rescale_factor"]
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
