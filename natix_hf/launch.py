@@ -53,12 +53,12 @@ def phase_script(number: int, arguments: Sequence[str] | None = None) -> None:
     with errors_in_one_line(debug=False):
         refuse_secrets(sys.argv[1:] if arguments is None else arguments)
     given = parser.parse_intermixed_args(arguments)
-    with errors_in_one_line(given.debug), interrupt.catching(), _ending_together():
+    with errors_in_one_line(given.debug), interrupt.catching(), ending_together():
         _run_on_every_rank(number, given)
 
 
 @contextmanager
-def _ending_together() -> Iterator[None]:
+def ending_together() -> Iterator[None]:
     """End one of several ranks as one rank ends: with the exit code of a signal, and without the traceback of a
     connection that another rank has closed because it ended. The launcher ends all ranks when one has ended."""
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1

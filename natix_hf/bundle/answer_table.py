@@ -1,4 +1,4 @@
-"""Tables of answers in csv, jsonl and parquet: rows, parts that a kill cannot halve, and the whole joined from parts."""
+"""Tables of answers in csv, jsonl and parquet: rows, parts that a kill cannot halve, and the whole, joined."""
 
 from __future__ import annotations
 
@@ -24,6 +24,35 @@ Row = dict[str, Any]
 _ROWS_OF_A_GROUP = 65_536
 _PIECE = 1 << 20
 _PART = re.compile(r"part-(\d{4,})-(\d{12,})-(\d{12,})")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a bulk call leaves.
+
+    Args:
+        out (`Path`): The table.
+        pictures (`int`): Pictures that were answered or failed, in this call and those before it.
+        failed (`int`): Pictures that could not be answered. Their rows say why.
+        decisions (`dict[str, int]`): The number of answers by decision, `"abstain"` among them.
+        rows (`int`): Rows of the table; less than `pictures` where `only` leaves some out.
+        now (`int`): Pictures that this call answered.
+        seconds (`float`): How long this call took.
+        copied (`int`): Pictures that this call copied; those that were there already do not count.
+        explained (`int`): Heatmaps that this call wrote.
+        already (`bool`): The table was complete before this call.
+    """
+
+    out: Path
+    pictures: int
+    failed: int
+    decisions: dict[str, int]
+    rows: int
+    now: int = 0
+    seconds: float = 0.0
+    copied: int = 0
+    explained: int = 0
+    already: bool = False
 
 
 def table_kind(path: Path) -> TableKind:

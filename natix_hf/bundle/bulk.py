@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 import natix_hf
 from natix_hf import terminal
-from natix_hf.bundle.answer_table import COLUMNS, parts_in, table_kind
+from natix_hf.bundle.answer_table import COLUMNS, Summary, parts_in, table_kind
 from natix_hf.bundle.asked import check_batch_size
-from natix_hf.bundle.bulk_call import Call, Summary, processes, whole_name
+from natix_hf.bundle.bulk_call import Call, whole_name
+from natix_hf.bundle.bulk_copies import require_apart
 from natix_hf.bundle.bulk_rows import Columns
+from natix_hf.bundle.bulk_team import processes
 from natix_hf.bundle.bulk_work import Desk, Task, wanted_decisions, work
 from natix_hf.bundle.names import BUNDLE_MANIFEST, POLICY
 from natix_hf.bundle.stream import TIMEOUT_S
@@ -53,8 +55,8 @@ def answer_all(
     Args:
         bundle ([`Bundle`]): Answers the pictures.
         sources (`str`, `Path` or several): Folders (with all below them), patterns such as `"dir/**/*.jpg"`, pictures,
-            `.txt` lists of paths, parquet or arrow files, archives, `save_to_disk` folders, Hub datasets as `org/name`,
-            or `"-"` for names on standard input.
+            `.txt` lists of paths, parquet or arrow files, archives, `save_to_disk` folders, Hub datasets as
+            `org/name`, or `"-"` for names on standard input.
         out (`str` or `Path`): The table: `.csv`, `.jsonl` or `.parquet`.
         batch_size (`int`, defaults to 32): Images per forward pass.
         only (`str` or several, *optional*): The decisions to keep: `"abstain"`, `"yes"`, `"no"`, or their names in the
@@ -91,8 +93,9 @@ def answer_all(
     columns = tuple(name for name in COLUMNS if exact is not None or name != "float32_decision")
     if not arguments:
         raise UsageError("there are no sources: name a folder of pictures")
-    if explain is not None and not hasattr(bundle, "explain"):
-        raise UsageError("--explain: this bundle cannot explain its answers: leave it out")
+    if explain is not None:
+        require_explain(bundle)
+    require_apart(arguments, folders["copy_to"], folders["explain"], labels)
     question = {
         "bundle": _sha256(bundle),
         "backend": bundle.backend,
@@ -127,6 +130,16 @@ def answer_all(
                 call.clean_up(summary is not None)
     assert summary is not None
     return summary
+
+
+def require_explain(bundle: Bundle) -> None:
+    """Refuse a bundle that cannot explain its answers.
+
+    Raises:
+        UsageError: if it cannot.
+    """
+    if not hasattr(bundle, "explain"):
+        raise UsageError("--explain: this bundle cannot explain its answers: leave it out")
 
 
 def _folder(path: str | Path | None) -> Path | None:

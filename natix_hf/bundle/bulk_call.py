@@ -7,22 +7,20 @@ far. Afterwards `answers.csv.about.json` says what the table answers.
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from natix_hf.bundle.answer_table import TableKind, join, parts_in, require_whole
-from natix_hf.bundle.bulk_copies import decision_folders, require_apart
+from natix_hf.bundle.answer_table import Summary, TableKind, join, parts_in, require_whole
+from natix_hf.bundle.bulk_copies import decision_folders
 from natix_hf.bundle.bulk_plan import Plan, Segment, Stock
 from natix_hf.bundle.bulk_rows import Columns, Rows, safe
-from natix_hf.bundle.bulk_sources import STDIN, File, Source, files_of, find_sources
+from natix_hf.bundle.bulk_sources import STDIN, File, Source, files_of, find_sources, left_out
 from natix_hf.bundle.bulk_work import FAILED, Done, Task
 from natix_hf.disk import FULL, OF_A_DISK, as_size, disk_error, free_bytes, refused_write
 from natix_hf.errors import NatixError, UsageError, cut
@@ -36,35 +34,6 @@ _HEADER, _SCHEMA = "header.json", 1
 _WORDS = {"bundle": "the manifest of the bundle", "lists": "the content of a list", "only": "--only"}
 _WORDS |= {"copy_to": "--copy-to", "explain": "--explain", "image_column": "--image-column", "split": "--split"}
 _WORDS |= {"config": "--config", "batch_size": "--batch-size", "version": "the version of natix_hf"}
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a bulk call leaves.
-
-    Args:
-        out (`Path`): The table.
-        pictures (`int`): Pictures that were answered or failed, in this call and those before it.
-        failed (`int`): Pictures that could not be answered. Their rows say why.
-        decisions (`dict[str, int]`): The number of answers by decision, `"abstain"` among them.
-        rows (`int`): Rows of the table; less than `pictures` where `only` leaves some out.
-        now (`int`): Pictures that this call answered.
-        seconds (`float`): How long this call took.
-        copied (`int`): Pictures that this call copied; those that were there already do not count.
-        explained (`int`): Heatmaps that this call wrote.
-        already (`bool`): The table was complete before this call.
-    """
-
-    out: Path
-    pictures: int
-    failed: int
-    decisions: dict[str, int]
-    rows: int
-    now: int = 0
-    seconds: float = 0.0
-    copied: int = 0
-    explained: int = 0
-    already: bool = False
 
 
 class Call:
@@ -181,8 +150,7 @@ class Call:
                     path.unlink()
         else:
             self._require_same(header["question"], f"{self.parts} holds the beginning of another call")
-        remove_temporaries(self.parts)
-        self._require_apart(task)
+        self._tidy(task)
 
         def forget(stock: Stock) -> None:
             if header is not None:
@@ -193,26 +161,19 @@ class Call:
         stock = self.plan.take_stock(self._files(), self.tables, forget)
         self._tell(stock, header is not None)
         if stock.pictures == 0 and not any(source.kind == "list" for source in self.sources):
-            raise UsageError(f"{', '.join(self.arguments[:3])}: no pictures{_left_out(self.sources)}")
+            raise UsageError(f"{', '.join(self.arguments[:3])}: no pictures{left_out(self.sources)}")
         if header is None:
             facts = {"question": self.question, "lists": self.lists, "commits": self.columns.commits}
             write_json(self.parts / _HEADER, {"schema": _SCHEMA, **facts, "replaces": self.replaces})
 
-    def _require_apart(self, task: Task) -> None:
-        places = [
-            source.argument for source in self.sources if source.kind != "list" and os.path.exists(source.argument)
-        ]
-        places += [_fixed_part(source.argument) for source in self.sources if source.kind == "glob"]
+    def _tidy(self, task: Task) -> None:
+        """Remove what interrupted writes have left."""
+        folders = [self.parts] + ([task.explain] if task.explain is not None else [])
         if task.copy_to is not None:
-            written = [task.copy_to / name for name in decision_folders(task.bundle.policy.labels).values()]
-            require_apart(task.copy_to, "--copy-to", written, places)
-            for folder in written:
-                if folder.is_dir():
-                    remove_temporaries(folder)
-        if task.explain is not None:
-            require_apart(task.explain, "--explain", [task.explain], places)
-            if task.explain.is_dir():
-                remove_temporaries(task.explain)
+            folders += [task.copy_to / name for name in decision_folders(task.bundle.policy.labels).values()]
+        for folder in folders:
+            if folder.is_dir():
+                remove_temporaries(folder)
 
     def _files(self) -> Iterator[File]:
         alone = len(self.sources) == 1
@@ -255,7 +216,7 @@ class Call:
 
     def _tell(self, stock: Stock, again: bool) -> None:
         for source in self.sources:
-            self.tell(f"source   {source.argument}: {source.said}{_left_out([source])}")
+            self.tell(f"source   {source.argument}: {source.said}{left_out([source])}")
         pictures = (
             "a number of pictures that is known at their end" if stock.pictures is None else f"{stock.pictures:,}"
         )
@@ -326,21 +287,6 @@ class Call:
                 f"{place} could not be written ({disk.strerror}; {free} free): {way_out}, then the same command "
                 "goes on"
             ) from error
-
-
-def _left_out(sources: Sequence[Source]) -> str:
-    counts = sum((source.left_out for source in sources), Counter[str]())
-    shown = ", ".join(f"{count:,} x {reason}" for reason, count in counts.most_common(6))
-    others = ", and others" if len(counts) > 6 else ""
-    return f"; {counts.total():,} files left out: {shown}{others}" if counts else ""
-
-
-def _fixed_part(pattern: str) -> str:
-    """The folder of a pattern above its first wildcard."""
-    folder = os.path.dirname(os.path.expanduser(pattern))
-    while glob.has_magic(folder):
-        folder = os.path.dirname(folder)
-    return folder or "."
 
 
 def whole_name(argument: str) -> str:

@@ -4,12 +4,13 @@ overwritten, and what is there already with the same content is done."""
 from __future__ import annotations
 
 import filecmp
+import glob
 import hashlib
 import io
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +37,27 @@ def _folder_name(label: str, otherwise: str) -> str:
     return label if plain and not _RESERVED.fullmatch(label) else otherwise
 
 
-def require_apart(folder: Path, option: str, written: Iterable[Path], sources: Iterable[str]) -> None:
-    """Refuse to write pictures where pictures are read: they would be read as sources by the next call.
+def require_apart(arguments: Iterable[str], copy_to: Path | None, explain: Path | None, labels: LabelNames) -> None:
+    """Refuse to write pictures where pictures are read: the next call would read them.
 
     Args:
-        folder: What was asked for.
-        written: The folders that are written to.
-        sources: The files and folders that are read.
+        arguments: The sources. Those that are no paths say nothing.
 
     Raises:
-        UsageError: if one lies in the other.
+        UsageError: if a folder that is written to lies in a source, or a source in it.
     """
-    for source in sources:
+    written = [] if copy_to is None else [("--copy-to", copy_to, copy_to / name) for name in names]
+    written += [] if explain is None else [("--explain", explain, explain)]
+    for argument in arguments:
+        source = os.path.expanduser(argument)
+        while glob.has_magic(source) and not os.path.lexists(source):  # the folder above the first wildcard
+            source = os.path.dirname(source) or "."
         place = Path(os.path.realpath(source))
-        for target in (Path(os.path.realpath(path)) for path in written):
-            if place == target or (place.is_dir() and place in target.parents) or target in place.parents:
-                raise UsageError(f"{option} {folder} lies in the source {source}, or holds it: name another folder")
+        for option, folder, target in written:
+            inside = Path(os.path.realpath(target))
+            within = place == inside or inside in place.parents or (place.is_dir() and place in inside.parents)
+            if os.path.lexists(source) and within:
+                raise UsageError(f"{option} {folder} lies in the source {argument}, or holds it: name another folder")
 
 
 def flat_name(name: str) -> str:
@@ -68,11 +74,8 @@ def flat_name(name: str) -> str:
     return flat
 
 
-def deposit(folder: Path, name: str, write: Callable[[Path], None]) -> bool:
+def deposit(folder: Path, name: str, content: bytes) -> bool:
     """Put a file into a folder under a name that is free, or see that it is there already.
-
-    Args:
-        write: Writes the content into the path that it is given.
 
     Returns:
         False if a file of this name and content was there.
@@ -82,8 +85,10 @@ def deposit(folder: Path, name: str, write: Callable[[Path], None]) -> bool:
     temporary = temporary_sibling(folder / "picture")
     stem, ending = os.path.splitext(name)
     try:
-        write(temporary)
-        _flush(temporary)
+        with temporary.open("xb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
         for number in range(1, 1_000_000):
             target = folder / (f"{stem}{ending}" if number == 1 else f"{stem}-{number}{ending}")
             if _put(temporary, target):
@@ -94,11 +99,6 @@ def deposit(folder: Path, name: str, write: Callable[[Path], None]) -> bool:
         raise NatixError(f"{folder} holds a million files called {name}: name another folder")
     finally:
         discard(temporary)
-
-
-def _flush(path: Path) -> None:
-    with path.open("r+b") as handle:
-        os.fsync(handle.fileno())
 
 
 def _put(temporary: Path, target: Path) -> bool:
@@ -122,7 +122,7 @@ def copy_picture(folder: Path, item: Item) -> bool:
     name, suffix = flat_name(item.name), item.suffix(content)
     if suffix and not name.lower().endswith(suffix):
         name += suffix
-    return deposit(folder, name, lambda path: path.write_bytes(content) and None)
+    return deposit(folder, name, content)
 
 
 def explain_picture(folder: Path, item: Item, bundle: Any) -> bool:
@@ -130,4 +130,4 @@ def explain_picture(folder: Path, item: Item, bundle: Any) -> bool:
     picture = bundle.explain(item.cell).picture()
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    return deposit(folder, f"{flat_name(item.name)}.png", lambda path: path.write_bytes(buffer.getvalue()) and None)
+    return deposit(folder, f"{flat_name(item.name)}.png", buffer.getvalue())

@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS file (
     seen INTEGER, PRIMARY KEY (segment, place)
 ) WITHOUT ROWID;
 """
+_ITEMS = "SELECT name, path, problem FROM file WHERE segment = ? AND place >= ? AND place < ? ORDER BY place"
 _CALLS = "CREATE TABLE IF NOT EXISTS call (id INTEGER PRIMARY KEY)"
 
 
@@ -121,8 +122,7 @@ class Plan:
         with closing(_open(self.path, "ro")) as base:
             while stop is None or start < stop:
                 end = start + _AT_ONCE if stop is None else min(stop, start + _AT_ONCE)
-                query = "SELECT name, path, problem FROM file WHERE segment = ? AND place >= ? AND place < ? ORDER BY place"
-                found = base.execute(query, (segment.number, start, end)).fetchall()
+                found = base.execute(_ITEMS, (segment.number, start, end)).fetchall()
                 for name, path, problem in found:
                     yield Item(name, None if problem is not None else os.fsdecode(path), problem)
                 if len(found) < end - start:
@@ -176,8 +176,8 @@ def _add_files(base: sqlite3.Connection, files: Iterable[File], call: int, first
         if (size, mtime_ns) != (file.size, file.mtime_ns):
             stock.changed += 1
             stock.stale.append((segment, at))
-        values = (file.size, file.mtime_ns, call, segment, at)
-        base.execute("UPDATE file SET size = ?, mtime_ns = ?, seen = ? WHERE segment = ? AND place = ?", values)
+        facts = (file.size, file.mtime_ns, call, segment, at)
+        base.execute("UPDATE file SET size = ?, mtime_ns = ?, seen = ? WHERE segment = ? AND place = ?", facts)
     if number is not None:
         base.execute("UPDATE segment SET count = ? WHERE id = ?", (place, number))
         stock.new = 0 if first else place

@@ -159,7 +159,8 @@ def _read_parquet(path: Path, name: str, column: str, start: int) -> Iterator[It
 
     try:
         with parquet.ParquetFile(path) as opened:
-            at, groups = 0, []
+            at = 0
+            groups: list[int] = []
             for group in range(opened.metadata.num_row_groups):
                 rows = opened.metadata.row_group(group).num_rows
                 if groups or at + rows > start:
@@ -266,7 +267,7 @@ def _read_hub(images: Any, repo_id: str, split: str, column: str, start: int) ->
 def rows_of_archive(path: Path, before: str, left_out: Counter[str]) -> Rows:
     """The pictures in a zip or tar archive, in stored order, named by their path in it."""
     members, refused = list_members(path)
-    for name, reason in [*refused, *((m.name, _why_no_picture(m.name)) for m in members)]:
+    for _, reason in [*refused, *((m.name, _why_no_picture(m.name)) for m in members)]:
         if reason is not None:
             left_out[reason if len(reason) < 60 else f"{reason[:60]}…"] += 1
     count = sum(_why_no_picture(member.name) is None for member in members)

@@ -76,21 +76,22 @@ class Source:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def find_sources(arguments: Iterable[str], columns: Columns, absent: bool = True) -> list[Source]:
+def find_sources(arguments: Iterable[str], columns: Columns, strict: bool = True) -> list[Source]:
     """Look at each argument: a folder, a glob, a picture, a list of names, a table, an archive or a data set.
 
     A path that exists comes before a glob or a data set of that name.
 
     Args:
-        absent: Take a missing file that is called like a picture for a picture, which is then answered with an error.
+        strict: Refuse what is not there, unless it is called like a picture: then its row has an error. Without it
+            every missing file has one.
 
     Raises:
         UsageError: If an argument is a URL, is not there, or is a file that holds no pictures.
     """
-    return [_source(argument, columns, absent) for argument in arguments]
+    return [_source(argument, columns, strict) for argument in arguments]
 
 
-def _source(argument: str, columns: Columns, absent: bool) -> Source:
+def _source(argument: str, columns: Columns, strict: bool) -> Source:
     if argument == STDIN:
         return Source(argument, "list", "names from standard input")
     if (url := _url(argument)) is not None:
@@ -112,7 +113,7 @@ def _source(argument: str, columns: Columns, absent: bool) -> Source:
         if isinstance(found, Path):
             return Source(str(found), "folder", f"pictures of the data set {argument} on the Hub")
         return Source(argument, "rows", "a data set of the Hub", found)
-    if absent and kind_of(argument) == "picture":
+    if not strict or kind_of(argument) == "picture":
         return Source(argument, "file", "a file that is not there")
     raise UsageError(f"there is no folder, file or data set {argument} (seen from {Path.cwd()}): check the path")
 
@@ -231,6 +232,14 @@ def _of_glob(source: Source, ours: Callable[[str], bool]) -> Iterator[File]:
         else:
             named = reason not in ("columns", "archive")
             source.left_out[reason if named else f"{reason} in a pattern: name it as a source of its own"] += 1
+
+
+def left_out(sources: Iterable[Source]) -> str:
+    """What is left out of sources, in words that go on a line, or ""."""
+    counts = sum((source.left_out for source in sources), Counter[str]())
+    shown = ", ".join(f"{count:,} x {reason}" for reason, count in counts.most_common(6))
+    others = ", and others" if len(counts) > 6 else ""
+    return f"; {counts.total():,} files left out: {shown}{others}" if counts else ""
 
 
 def names_of(argument: str) -> Iterator[str]:

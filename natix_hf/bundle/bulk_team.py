@@ -33,6 +33,13 @@ class Team:
 
         return list(gather_object([value]))
 
+    def part(self) -> None:
+        """Leave the others, at the end of this process."""
+        if self.world > 1:
+            from accelerate import PartialState
+
+            PartialState().destroy_process_group()
+
 
 @contextmanager
 def processes() -> Iterator[Team]:

@@ -5,7 +5,7 @@ Heavy imports are inside the commands that need them, so that --help answers at 
 
 from __future__ import annotations
 
-from natix_hf.cli import audit, bundles, certify, data, forecast, housekeeping, planning, running, subnet
+from natix_hf.cli import audit, bundles, certify, data, forecast, housekeeping, planning, predict, running, subnet
 from natix_hf.cli.app import app, main
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "housekeeping",
     "main",
     "planning",
+    "predict",
     "running",
     "subnet",
 ]

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import test_interruption as single
 
 from natix_hf import interrupt
-from natix_hf.launch import _ending_together
+from natix_hf.launch import ending_together
 from natix_hf.terminal import say
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     hit = [single.At(step, single.send(signum), "on_step_begin")] if signum and rank == to_rank else []
     trained: Any = single.trainer(folder, *hit, per_device_train_batch_size=2)
     kept = single.newest_complete_checkpoint(folder)
-    with interrupt.catching(), _ending_together():
+    with interrupt.catching(), ending_together():
         try:
             result = trained.train(str(kept) if kept else None)
             say(f"loss {result.training_loss!r} weights {single.weights(trained)!r}")
