@@ -25,7 +25,7 @@ from natix_hf.bundle.bulk_work import FAILED, Done, Task
 from natix_hf.disk import FULL, OF_A_DISK, as_size, disk_error, free_bytes, refused_write
 from natix_hf.errors import NatixError, UsageError, cut
 from natix_hf.intake.columns import on_hub
-from natix_hf.provenance.durable import remove_folder, replace, settle_file
+from natix_hf.provenance.durable import make_folder, remove_folder, replace, settle_file
 from natix_hf.provenance.files import check_guards, file_sha256, read_json, remove_temporaries, write_json
 from natix_hf.provenance.owner import at_work
 
@@ -84,6 +84,7 @@ class Call:
         if header is not None and not restart:
             self.columns.commits.update(header["commits"])
         self.sources = find_sources(self.arguments, self.columns)
+        make_folder(self.parts)
         return None
 
     def _require_ours(self, way_out: str) -> str:
