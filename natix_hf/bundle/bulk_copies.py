@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from natix_hf.bundle.bulk_rows import Item
+from natix_hf.bundle.bulk_sources import fixed_part
 from natix_hf.errors import NatixError, UsageError
 from natix_hf.labels import ABSTAIN, LabelNames
 from natix_hf.provenance.durable import discard, make_folder, sync_folder, temporary_sibling
@@ -46,12 +47,14 @@ def require_apart(arguments: Iterable[str], copy_to: Path | None, explain: Path 
     Raises:
         UsageError: if a folder that is written to lies in a source, or a source in it.
     """
-    written = [] if copy_to is None else [("--copy-to", copy_to, copy_to / name) for name in names]
+    written: list[tuple[str, Path, Path]] = []
+    if copy_to is not None:
+        written += [("--copy-to", copy_to, copy_to / name) for name in decision_folders(labels).values()]
     written += [] if explain is None else [("--explain", explain, explain)]
     for argument in arguments:
         source = os.path.expanduser(argument)
-        while glob.has_magic(source) and not os.path.lexists(source):  # the folder above the first wildcard
-            source = os.path.dirname(source) or "."
+        if not os.path.lexists(source) and glob.has_magic(source):
+            source = fixed_part(source)
         place = Path(os.path.realpath(source))
         for option, folder, target in written:
             inside = Path(os.path.realpath(target))

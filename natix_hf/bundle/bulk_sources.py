@@ -5,6 +5,7 @@ Nothing is decoded here. Every source has a stable order, so that a call that wa
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import re
@@ -222,8 +223,7 @@ def _head(path: str) -> bytes:
 
 
 def _of_glob(source: Source, ours: Callable[[str], bool]) -> Iterator[File]:
-    pattern = os.path.expanduser(source.argument)
-    for path in sorted(glob.iglob(pattern, recursive=True)):
+    for path in matched(os.path.expanduser(source.argument)):
         if os.path.isdir(path) or ours(os.path.abspath(path)):
             continue
         reason = _why_not(os.path.basename(path), path)
@@ -232,6 +232,36 @@ def _of_glob(source: Source, ours: Callable[[str], bool]) -> Iterator[File]:
         else:
             named = reason not in ("columns", "archive")
             source.left_out[reason if named else f"{reason} in a pattern: name it as a source of its own"] += 1
+
+
+def fixed_part(pattern: str) -> str:
+    """The folder of a pattern above its first wildcard."""
+    while glob.has_magic(pattern):
+        pattern = os.path.dirname(pattern)
+    return pattern or "."
+
+
+def matched(pattern: str) -> Iterator[str]:
+    """The paths that a pattern matches, in order. `**` stands for any folders, and a link that leads round in a circle
+    is followed once, which `glob` would follow until the system refuses."""
+    root = fixed_part(pattern)
+    parts = re.split(
+        r"[\\/]" if os.name == "nt" else "/", pattern if root == "." else pattern[len(root) :].lstrip("/\\")
+    )
+    if "**" not in parts:
+        yield from sorted(glob.iglob(pattern))
+    elif os.path.isdir(root):
+        for name, _ in walk(Path(root)):
+            if _matches(name.split("/"), [part for part in parts if part]):
+                yield name if root == "." else os.path.join(root, name)
+
+
+def _matches(names: list[str], parts: list[str]) -> bool:
+    if not parts:
+        return not names
+    if parts[0] == "**":
+        return _matches(names, parts[1:]) or (bool(names) and _matches(names[1:], parts))
+    return bool(names) and fnmatch.fnmatch(names[0], parts[0]) and _matches(names[1:], parts[1:])
 
 
 def left_out(sources: Iterable[Source]) -> str:

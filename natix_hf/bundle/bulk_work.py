@@ -17,7 +17,8 @@ from natix_hf.bundle.bulk_copies import copy_picture, decision_folders, explain_
 from natix_hf.bundle.bulk_plan import Plan, Segment
 from natix_hf.bundle.bulk_rows import Item, safe
 from natix_hf.bundle.stream import TIMEOUT_S, BadImage
-from natix_hf.errors import DataError, UsageError, cut
+from natix_hf.data.images import name_in_message
+from natix_hf.errors import DataError, UsageError, cut, printable
 from natix_hf.labels import ABSTAIN, LabelNames
 from natix_hf.terminal import Verbosity, minutes, verbosity
 
@@ -109,9 +110,10 @@ def _checked(answer: Answer, item: Item) -> Answer:
     if isinstance(answer, BadImage):
         if item.problem is not None:
             return BadImage(item.name, item.problem)
-        if not isinstance(item.cell, str):  # the stream only knows the place of a cell
-            return BadImage(item.name, f"{item.name}{answer.problem.removeprefix(answer.name)}")
-        return answer
+        # The stream knows the whole path of a file, and of a cell nothing but its place.
+        name = name_in_message(answer.name)
+        named = answer.problem.startswith(name)
+        return BadImage(item.name, f"{printable(item.name)}{answer.problem[len(name) :]}" if named else answer.problem)
     if not math.isfinite(answer.probability):
         return BadImage(item.name, f"{item.name}: the model answers {answer.probability}, which is no probability")
     return answer

@@ -211,7 +211,7 @@ def _live(arguments: list[str], columns: Any) -> Iterator[Item]:
                 count += 1
                 yield item
         if source.left_out and verbosity() > Verbosity.QUIET:
-            typer.echo(f"{source.argument}{left_out([source])}", err=True)
+            typer.echo(f"{source.argument}: {source.said}{left_out([source])}", err=True)
         if not count and source.kind in ("folder", "glob"):
             raise UsageError(f"{source.argument}: {source.said} without pictures{left_out([source])}")
 

@@ -44,9 +44,7 @@ def open_image(
     Raises:
         DataError: If it cannot be read as an image, whatever the reason. The message is one line and holds `name`.
     """
-    name = _plain(name)
-    if len(name) > _LONGEST_NAME:
-        name = f"…{name[-_LONGEST_NAME:]}"
+    name = name_in_message(name)
     try:
         if isinstance(value, Image.Image):
             _check_opened(value, max_megapixels)
@@ -66,6 +64,12 @@ def open_image(
         reason = _plain(first_line(error))
         cut = f"{reason[:_LONGEST_REASON]}…" if len(reason) > _LONGEST_REASON else reason
         raise DataError(f"{name} cannot be read as an image ({cut})") from None
+
+
+def name_in_message(name: str) -> str:
+    """The name of an image as the messages of `open_image` begin with it."""
+    name = _plain(name)
+    return f"…{name[-_LONGEST_NAME:]}" if len(name) > _LONGEST_NAME else name
 
 
 def _plain(text: str) -> str:
