@@ -223,10 +223,12 @@ def _head(path: str) -> bytes:
 
 
 def _of_glob(source: Source, ours: Callable[[str], bool]) -> Iterator[File]:
-    for path in matched(os.path.expanduser(source.argument)):
+    pattern = os.path.expanduser(source.argument)
+    root = fixed_part(pattern)
+    for path in matched(pattern):
         if os.path.isdir(path) or ours(os.path.abspath(path)):
             continue
-        reason = _why_not(os.path.basename(path), path)
+        reason = _why_not(path.removeprefix(root).replace(os.sep, "/").lstrip("/"), path)
         if reason is None:
             yield described(path.replace(os.sep, "/"), path)
         else:
@@ -284,7 +286,7 @@ def names_of(argument: str) -> Iterator[str]:
             start = handle.read(2)
             if start in (b"\xff\xfe", b"\xfe\xff"):  # what PowerShell's > writes
                 text = (start + handle.read()).decode("utf-16", "replace")
-                yield from _lines(text.splitlines())
+                yield from _lines(text.split("\n"))
                 return
             handle.seek(0)
             yield from _lines(handle)
