@@ -23,6 +23,7 @@ COLUMNS = ("image", "decision", "label", "probability", "threshold", "accepted",
 Row = dict[str, Any]
 _ROWS_OF_A_GROUP = 65_536
 _PIECE = 1 << 20
+_QUOTING = (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
 _PART = re.compile(r"part-(\d{4,})-(\d{12,})-(\d{12,})")
 
 
@@ -72,9 +73,11 @@ def encoded(rows: Sequence[Row], columns: Sequence[str], kind: TableKind) -> byt
     jsonl."""
     if kind == "csv":
         text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
+        sparing, all_quoted = (csv.writer(text, quoting=kind, lineterminator="\n") for kind in _QUOTING)
         for row in rows:
-            writer.writerow([_cell(row[name]) for name in columns])
+            cells = [_cell(row[name]) for name in columns]
+            bare = any(isinstance(cell, str) and "\r" in cell for cell in cells)  # older csv modules leave it unquoted
+            (all_quoted if bare else sparing).writerow(cells)
         return text.getvalue().encode("utf-8")
     lines = (json.dumps({name: row[name] for name in columns}, ensure_ascii=False, allow_nan=False) for row in rows)
     return "".join(f"{line}\n" for line in lines).encode("utf-8")

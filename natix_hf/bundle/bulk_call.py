@@ -7,8 +7,10 @@ far. Afterwards `answers.csv.about.json` says what the table answers.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +24,12 @@ from natix_hf.bundle.bulk_plan import Plan, Segment, Stock
 from natix_hf.bundle.bulk_rows import Columns, Rows, safe
 from natix_hf.bundle.bulk_sources import STDIN, File, Source, files_of, find_sources, left_out
 from natix_hf.bundle.bulk_work import FAILED, Done, Task
-from natix_hf.disk import FULL, OF_A_DISK, as_size, disk_error, free_bytes, refused_write
+from natix_hf.disk import FULL, OF_A_DISK, as_size, disk_error, free_bytes
 from natix_hf.errors import NatixError, UsageError, cut
 from natix_hf.intake.columns import on_hub
-from natix_hf.provenance.durable import make_folder, remove_folder, replace, settle_file
+from natix_hf.provenance.durable import TEMPORARY_PREFIX, discard, make_folder, remove_folder, replace, settle_file
 from natix_hf.provenance.files import check_guards, file_sha256, read_json, remove_temporaries, write_json
-from natix_hf.provenance.owner import at_work
+from natix_hf.provenance.owner import OWNER, at_work
 
 _HEADER, _SCHEMA = "header.json", 1
 # How a line calls what may differ between two calls.
@@ -68,8 +70,9 @@ class Call:
             raise UsageError(f"--out {self.target} is a folder: name a file")
         if (process := at_work(self.parts)) is not None:
             raise UsageError(f"{process} is at work on {self.target}: wait for it or end it, or name another --out")
-        if (error := refused_write(self.target.parent)) is not None:
-            raise UsageError(f"--out {self.target} cannot be written ({error.strerror}): name another place")
+        for name in (self.parts.name, self.about.name):  # what a call that was killed was about to remove or write
+            for path in self.target.parent.glob(f"{glob.escape(f'{TEMPORARY_PREFIX}{name}')}-*"):
+                discard(path)
         exists = os.path.lexists(self.target)
         header = self._header()
         if restart:
@@ -84,7 +87,12 @@ class Call:
         if header is not None and not restart:
             self.columns.commits.update(header["commits"])
         self.sources = find_sources(self.arguments, self.columns)
-        make_folder(self.parts)
+        try:
+            make_folder(self.parts)
+        except OSError as error:
+            if error.errno in OF_A_DISK and error.errno != errno.EROFS:
+                raise
+            raise UsageError(f"--out {self.target} cannot be written ({error.strerror}): name another place") from None
         return None
 
     def _require_ours(self, way_out: str) -> str:
@@ -271,6 +279,9 @@ class Call:
         """Remove the parts once the table is there, and what a refused call has left."""
         if self.parts.is_dir() and (complete or not (self.parts / _HEADER).is_file()):
             remove_folder(self.parts)
+        # On a full disk the mark could not say that this process has left.
+        elif (process := at_work(self.parts)) is not None and process.startswith(f"process {os.getpid()} on "):
+            shutil.rmtree(self.parts / OWNER, ignore_errors=True)
 
     @contextmanager
     def naming_the_disk(self) -> Iterator[None]:

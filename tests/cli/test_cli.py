@@ -208,7 +208,6 @@ def test_an_end_from_outside(
         (("verify", "."), "policy.json"),
         (("predict", "nothing", "PICTURE"), "nothing"),
         (("predict", "nothing", "absent.png"), "absent.png"),
-        (("predict", "nothing", "."), "."),
     ],
 )
 def test_bad_input_is_one_line(
@@ -244,14 +243,14 @@ def test_predict_reports_a_bad_image_in_its_place(
         assert second.startswith(str(bad)) and "Roadwork" not in second.removeprefix(str(bad))
 
 
-def test_predict_answers_beside_what_is_no_file(command: Command, finished_run: Path, picture: Path) -> None:
-    bad = [picture.parent / "nowhere.jpg", picture.parent]
-    code, out, err = command("predict", finished_run, *bad, picture)
-    lines = out.splitlines()
-    assert code == 1 and tells(_one_line(err), 2, 3) and len(lines) == 3 and str(picture) in lines[2]
-    assert all(tells(line, path, "error") for line, path in zip(lines, bad, strict=False))
-    code, _, err = command("predict", finished_run, picture.parent)
-    assert code == 2 and tells(_one_line(err), picture.parent, "folder")
+def test_predict_answers_beside_what_is_not_there(command: Command, finished_run: Path, picture: Path) -> None:
+    bad, empty = picture.parent / "nowhere.jpg", picture.parent / "empty"
+    code, out, err = command("predict", finished_run, bad, picture)
+    first, second = out.splitlines()
+    assert code == 1 and tells(_one_line(err), 1, 2) and tells(first, bad, "error") and str(picture) in second
+    empty.mkdir()
+    code, out, err = command("predict", finished_run, empty)
+    assert (code, out) == (2, "") and tells(_one_line(err), empty, "folder")
 
 
 def test_predict_reads_names_as_they_come(
