@@ -147,10 +147,19 @@ def torch_forward(model: nn.Module, device: torch.device, precision: Precision =
 
     def forward(pixel_values: Any) -> tuple[np.ndarray, np.ndarray]:
         with one_at_a_time, torch.inference_mode(), full_float32():
-            logits = model(pixel_values=torch.as_tensor(pixel_values).to(device, dtype)).logits
-            return logits.cpu().numpy(), seen.pop().cpu().numpy()
+            model(pixel_values=torch.as_tensor(pixel_values).to(device, dtype))
+            features = seen.pop().cpu().numpy()
+            return _head_row_by_row(head, features), features
 
     return forward
+
+
+def _head_row_by_row(head: nn.Linear, features: np.ndarray) -> np.ndarray:
+    """The logits, float32 [n, 2]. A matrix product sums in another order for one row than for several: an image would
+    answer differently, in the last bits, alone and in a batch."""
+    weight, bias = head.weight.detach().cpu().numpy(), head.bias.detach().cpu().numpy()
+    products = features[:, None, :].astype(np.float64) * weight
+    return np.asarray(products.sum(axis=2) + bias, dtype=np.float32)
 
 
 def onnx_forward(path: Path) -> Forward:
