@@ -5,7 +5,19 @@ Heavy imports are inside the commands that need them, so that --help answers at 
 
 from __future__ import annotations
 
-from natix_hf.cli import audit, bundles, certify, data, forecast, housekeeping, planning, predict, running, subnet
+from natix_hf.cli import (
+    audit,
+    bundles,
+    certify,
+    data,
+    forecast,
+    housekeeping,
+    planning,
+    predict,
+    running,
+    serve,
+    subnet,
+)
 from natix_hf.cli.app import app, main
 
 __all__ = [
@@ -20,5 +32,6 @@ __all__ = [
     "planning",
     "predict",
     "running",
+    "serve",
     "subnet",
 ]

@@ -29,6 +29,7 @@ _ORDER = (
     "smoke",
     "estimate",
     "predict",
+    "serve",
     "verify",
     "push",
     "pull",

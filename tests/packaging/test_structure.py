@@ -24,6 +24,7 @@ FLOORS = (
     "recipe",
     "results",
     "trainers",
+    "serve",
     "bundle",
     "ssl",
     "models",
