@@ -40,9 +40,7 @@ def serve(
     max_megapixels: Annotated[float, typer.Option(min=0.001, max=128, help="Refuse a larger image.")] = 128.0,
     max_images: Annotated[int, typer.Option(min=1, max=10000, help="Refuse a request with more images.")] = 64,
     queue: Annotated[int, typer.Option(min=1, max=100000, help="Let at most so many images wait.")] = 256,
-    timeout: Annotated[
-        float, typer.Option(min=0.1, max=3600, help="Give an image so many seconds to be read.")
-    ] = 30.0,
+    timeout: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds in which an image must be read.")] = 30.0,
     grace: Annotated[
         float, typer.Option(min=0, max=3600, help="Give accepted requests so many seconds to end.")
     ] = 30.0,

@@ -90,12 +90,9 @@ def make_app(service: Service) -> Asgi:
 
     @app.exception_handler(HTTPException)
     async def known(_: Request, error: HTTPException) -> Response:
-        line = {404: "there is no such page: see /", 405: "this method is not taken here: see /"}
-        return JSONResponse(
-            {"error": line.get(error.status_code, str(error.detail))},
-            error.status_code,
-            _HEADERS | (error.headers or {}),
-        )
+        lines = {404: "there is no such page: see /", 405: "this method is not taken here: see /"}
+        told = {"error": lines.get(error.status_code, str(error.detail))}
+        return JSONResponse(told, error.status_code, _HEADERS | dict(error.headers or {}))
 
     @app.exception_handler(Exception)
     async def unknown(_: Request, error: Exception) -> Response:
@@ -142,7 +139,7 @@ def _logged(app: Asgi) -> Asgi:
             spent = (time.perf_counter() - begun) * 1000
             path = shortened(printable(scope["path"]), _LONGEST_PATH)
             pictures = scope.get("natix_hf.images")
-            count = f"  {pictures} pictures, {scope.get('natix_hf.bytes', 0):,} bytes" if pictures else ""
+            count = f"  pictures {pictures}, bytes {scope.get('natix_hf.bytes', 0)}" if pictures else ""
             stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             tell(f"{stamp}  {scope['method'][:10]} {path}  {status}  {spent:.0f} ms{count}")
 

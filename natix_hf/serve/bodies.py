@@ -126,7 +126,7 @@ class Body:
         if not parser.ended:
             form_problem = "the multipart body ends before its last boundary"
             raise RefusedError(400, form_problem)
-        found = []
+        found: list[Sent] = []
         for key, value in form.multi_items():
             if not isinstance(value, UploadFile):
                 raise RefusedError(400, f"the field {cut(key)} is no file: send files named images")

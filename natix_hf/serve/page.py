@@ -40,7 +40,7 @@ def page(policy: dict[str, Any], limits: Limits, asks_token: bool) -> str:
         "YES": policy["labels"]["yes"],
         "NO": policy["labels"]["no"],
         "THRESHOLD": f"{policy['threshold']:.3f}",
-        "PROMISE": policy["promise"]["in_words"],
+        "PROMISE": policy["promise"]["in_words"].rstrip("."),
         "LIMITS": f"at most {limits.images} pictures and {limits.megabytes:g} MB in a request, "
         f"{limits.megapixels:g} megapixels in a picture",
         "EXAMPLE": example_base64(),

@@ -49,8 +49,8 @@ class _Task:
 class Readers:
     """Threads that turn encoded pictures into the views of a model, first come, first served.
 
-    A picture that takes longer than `timeout_s` is a [`BadImage`], and its thread is replaced: nothing can stop it, and
-    nothing waits for it.
+    A picture that takes longer than `timeout_s` is a [`SlowImage`], and its thread is replaced: nothing can stop it,
+    and nothing waits for it.
     """
 
     def __init__(

@@ -126,7 +126,7 @@ async def _run(
     ready: Callable[[], None] | None,
 ) -> None:
     config = uvicorn.Config(
-        make_app(service),  # type: ignore[arg-type]
+        make_app(service),
         http=Connection,
         ws="none",
         lifespan="off",

@@ -1,4 +1,4 @@
-"""What the routes share: the bundle, the threads that read and answer, what is waiting, and whether the end has begun."""
+"""What the routes share: the bundle, the threads that read and answer, what is waiting, whether the end has begun."""
 
 from __future__ import annotations
 
