@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from natix_hf.models.config import PACKAGED_PREFIX
 from natix_hf.provenance.files import read_json
 from natix_hf.provenance.manifest import read_manifest
 from natix_hf.recipe import Recipe
+from natix_hf.report.errors_told import errors_by_level, errors_by_value, told_errors
 from natix_hf.report.reading import ReadInShort, in_markdown, read_in_short
 from natix_hf.resources import resource_folder
 from natix_hf.results.candidate import Candidate
@@ -102,6 +104,9 @@ def render_card(facts: CardFacts) -> str:
         labels=labels,
         cell=lambda text: text.replace("|", "\\|"),
         in_markdown=in_markdown,
+        errors_by_level=errors_by_level,
+        errors_by_value=partial(errors_by_value, facts.evaluation),
+        told_errors=told_errors(facts.evaluation, labels),
         grouped=any(count["groups"] != count["rows"] for count in facts.counts.values()),
     )
     return str(card)

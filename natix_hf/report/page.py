@@ -13,6 +13,7 @@ from natix_hf.labels import LabelNames
 from natix_hf.metrics.table import METRICS, told_metrics
 from natix_hf.provenance.files import write_text
 from natix_hf.provenance.stored import from_json, to_json
+from natix_hf.report.errors_told import errors_by_level, errors_by_value, told_errors
 from natix_hf.report.facts import RunFacts, read_run
 from natix_hf.report.findings import find_promise, find_warnings, percent
 from natix_hf.report.reading import ReadInShort, read_in_short
@@ -179,6 +180,9 @@ def _content(facts: RunFacts) -> dict[str, Any]:
         if evaluation is not None
         else [],
         "metric_titles": {name: metric.named(labels) for name, metric in METRICS.items()},
+        "errors_by_level": errors_by_level,
+        "errors_by_value": lambda column: errors_by_value(evaluation, column) if evaluation is not None else [],
+        "told_errors": told_errors(evaluation, labels) if evaluation is not None else "",
         "promise": find_promise(facts),
         "warnings": find_warnings(facts),
         "exported": facts.metrics(6),

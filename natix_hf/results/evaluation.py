@@ -12,6 +12,7 @@ from natix_hf.bundle.policy import Policy
 from natix_hf.calibration import losses_for
 from natix_hf.calibration.risk_rows import Loss
 from natix_hf.metrics import Interval, compute_metrics, group_weights, metric_intervals, prior_weights
+from natix_hf.metrics.confusion import Confusion, count_answers
 from natix_hf.metrics.intervals import share_interval
 from natix_hf.metrics.table import BY_CLASS, interval_names, measured_scores, rates
 from natix_hf.provenance.stored import OPTIONAL, Stored, formerly
@@ -74,6 +75,7 @@ class SliceFigures:
 
     Args:
         intervals (`dict[str, Interval]`): 95% intervals of mcc, recall and specificity; None in older files.
+        confusion (`Confusion`): The counts behind the rates; None in older files.
     """
 
     n: float
@@ -83,6 +85,7 @@ class SliceFigures:
     specificity: float | None
     coverage: float
     intervals: dict[str, Interval] | None = field(default=None, metadata=OPTIONAL)
+    confusion: Confusion | None = field(default=None, metadata=OPTIONAL)
 
     def figure(self, name: str) -> Figure:
         """A figure with its interval, or with the reason why it has none."""
@@ -104,6 +107,7 @@ class Evaluation(Stored):
             if there are none.
         exam (`ExamMarks`): Figures of the subnet's exam; None without one.
         synthetic_half (`SyntheticHalf`): The generated pictures of the exam's other half; None without them.
+        confusion (`Confusion`): All answers by label and answer; None in older files.
     """
 
     FILE: ClassVar[str] = "evaluation.json"
@@ -119,6 +123,7 @@ class Evaluation(Stored):
     exam: ExamMarks | None = field(default=None, metadata=OPTIONAL)
     slices_left_out: dict[str, dict[str, int]] | None = field(default=None, metadata=OPTIONAL)
     synthetic_half: SyntheticHalf | None = field(default=None, metadata=OPTIONAL)
+    confusion: Confusion | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def groups_known(self) -> bool:
@@ -199,8 +204,8 @@ def evaluate(
     left_out = {name: small for name, values in slices.items() if (small := small_values(values))}
     marks = None
     if asked.exam is not None:
-        other = _exam_answers(synthetic[0]) if synthetic is not None else None
-        marks = mark_exam(_exam_answers(table), policy.threshold_logit, other, n_resamples)
+        other = _exam_answers(synthetic[0], _accepted_by_margin(synthetic[0], policy)) if synthetic else None
+        marks = mark_exam(_exam_answers(table, accepted), policy.threshold_logit, other, n_resamples)
     return Evaluation(
         rows=len(asked.row_ids),
         views=asked.views,
@@ -212,12 +217,20 @@ def evaluate(
         exam=marks,
         slices_left_out=left_out or None,
         synthetic_half=synthetic[1] if synthetic is not None else None,
+        confusion=count_answers(policy.decide(table.logits), table.labels, table.groups, accepted, n_resamples),
     )
 
 
-def _exam_answers(table: LogitTable) -> ExamAnswers:
+def _exam_answers(table: LogitTable, accepted: np.ndarray | None) -> ExamAnswers:
     asked = table.asked
-    return ExamAnswers(table.logits, asked.labels, asked.levels, asked.groups, asked.views)
+    return ExamAnswers(table.logits, asked.labels, asked.levels, asked.groups, asked.views, accepted)
+
+
+def _accepted_by_margin(table: LogitTable, policy: Policy) -> np.ndarray | None:
+    """What the policy accepts, bool [n]; None with a learned gate, which reads features that were not kept."""
+    if policy.gate.kind != "margin":
+        return None
+    return policy.accepts(table.logits, np.abs(table.logits - policy.threshold_logit))
 
 
 def _column(table: LogitTable, policy: Policy, prior: float | None, n_resamples: int) -> Column:
@@ -313,5 +326,6 @@ def evaluate_slice(
                 specificity=finite(answers["specificity"]),
                 coverage=float(accepted[at].mean()),
                 intervals=intervals,
+                confusion=count_answers(decided[at] > 0.5, labels, groups, accepted[at], n_resamples),
             )
     return result

@@ -85,7 +85,7 @@ def recomputed_problems(run_dir: Path, manifests: Manifests, note: Callable[[str
             continue
         drawn_alike = all(manifest["packages"].get(name) == versions[name] for name in _DRAWING)
         redrawn = drawn_alike and recompute is not _calibration
-        other = difference(recorded.content(), again.content(), () if redrawn else _DRAWN)
+        other = difference(recorded.content(), again.content(), _unlike(recorded) + (() if redrawn else _DRAWN))
         if other is not None:
             problems.append(
                 f"{run_dir / folder / recorded.FILE} does not follow from the stored answers: {other}: "
@@ -96,6 +96,12 @@ def recomputed_problems(run_dir: Path, manifests: Manifests, note: Callable[[str
                 f"{folder} was made with other versions of {' or '.join(_DRAWING)}, so its intervals were not redrawn"
             )
     return problems
+
+
+def _unlike(recorded: Stored) -> tuple[str, ...]:
+    """Keys that an older file lacks."""
+    lacks = isinstance(recorded, Evaluation) and recorded.confusion is None
+    return ("confusion",) if lacks else ()
 
 
 def difference(recorded: Any, again: Any, without: tuple[str, ...] = (), where: str = "") -> str | None:

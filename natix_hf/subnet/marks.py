@@ -11,6 +11,7 @@ import numpy as np
 
 from natix_hf.errors import DataError
 from natix_hf.metrics import Interval, metric_intervals, rates_from_counts
+from natix_hf.metrics.confusion import Confusion, count_answers
 from natix_hf.metrics.table import BY_CLASS
 from natix_hf.provenance.stored import OPTIONAL
 from natix_hf.subnet.challenge import LEVELS
@@ -32,6 +33,8 @@ class LevelRates:
         tpr, tnr, mcc (`float`): None where no answer has the label that the rate is about.
         answers, positives (`int`): Number of answers, and of answers about pictures with label 1; None in older files.
         intervals (`dict[str, Interval]`): 95% intervals of tpr, tnr and mcc, where they are defined.
+        confusion (`Confusion`): The counts behind the rates. None in older files, and for both halves together, where
+            the answers do not weigh alike.
     """
 
     tpr: float | None
@@ -40,6 +43,7 @@ class LevelRates:
     answers: int | None = field(default=None, metadata=OPTIONAL)
     positives: int | None = field(default=None, metadata=OPTIONAL)
     intervals: dict[str, Interval] | None = field(default=None, metadata=OPTIONAL)
+    confusion: Confusion | None = field(default=None, metadata=OPTIONAL)
 
     def bounds(self, name: str) -> tuple[float | None, float | None]:
         """The interval of a rate; (None, None) if it has none."""
@@ -114,6 +118,7 @@ class ExamAnswers:
         levels (`np.ndarray`): Level of each view, 0 to 3.
         groups (`np.ndarray` of str): Pictures of one group are resampled together.
         views (`int`): Number of views per picture.
+        accepted (`np.ndarray` of bool, *optional*): True where the policy accepts the answer; None: not known.
     """
 
     logits: np.ndarray
@@ -121,6 +126,7 @@ class ExamAnswers:
     levels: np.ndarray
     groups: np.ndarray
     views: int
+    accepted: np.ndarray | None = None
 
 
 def rate_notes(rates: Mapping[str, LevelRates]) -> list[str]:
@@ -165,6 +171,7 @@ def mark_exam(
     weights = np.concatenate([_half_weights(half.labels) for half in (real, synthetic)])
     one_sided = [label for label in (0, 1) if not all((half.labels == label).any() for half in (real, synthetic))]
     both = _mark(joined, weights, threshold_logit, n_resamples, one_sided)
+    both = replace(both, levels={name: replace(rates, confusion=None) for name, rates in both.levels.items()})
     return replace(marks, others={SYNTHETIC: alone, BOTH: both})
 
 
@@ -247,7 +254,7 @@ def _rates(
     without: Sequence[int] = (),
 ) -> LevelRates:
     """Rates of some of the answers, with intervals from resampled groups."""
-    called, labels, weights = called[at], answers.labels[at], weights[at]
+    called, labels, weights, groups = called[at], answers.labels[at], weights[at], answers.groups[at]
     tpr, tnr = _shares(called, labels, weights, without)
     mcc = None
     if tpr is not None and tnr is not None:
@@ -258,11 +265,11 @@ def _rates(
     intervals = None
     if n_resamples and defined:
         wanted = [_RATES[name] for name in defined]
-        found = metric_intervals(
-            called.astype(np.float64), labels, answers.groups[at], 0.5, weights, n_resamples, metrics=wanted
-        )
+        found = metric_intervals(called.astype(np.float64), labels, groups, 0.5, weights, n_resamples, metrics=wanted)
         intervals = {name: found[_RATES[name]] for name in defined}
-    return LevelRates(tpr, tnr, mcc, len(labels), int(labels.sum()), intervals)
+    accepted = None if answers.accepted is None else answers.accepted[at]
+    counted = count_answers(called, labels, groups, accepted, n_resamples) if len(labels) else None
+    return LevelRates(tpr, tnr, mcc, len(labels), int(labels.sum()), intervals, counted)
 
 
 def _paid(tpr: float | None, tnr: float | None) -> Paid:
