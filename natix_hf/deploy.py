@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from natix_hf.bundle.build import build_bundle
+from natix_hf.bundle.licences import LICENCES, OTHER
 from natix_hf.bundle.policy import Fold, Policy
 from natix_hf.bundle.push import REPO_PLACEHOLDER
 from natix_hf.calibration.temperature import Method
@@ -23,7 +24,9 @@ from natix_hf.labels import names_in
 from natix_hf.metrics import select_threshold
 from natix_hf.metrics.table import told_metrics
 from natix_hf.models.architectures import architecture_of
+from natix_hf.provenance.hub import is_repo_id
 from natix_hf.provenance.manifest import git_state, package_versions
+from natix_hf.report.metadata import card_metadata, told_licence
 from natix_hf.resources import resource_folder
 from natix_hf.results.answers import compute_answers, save_candidate
 from natix_hf.results.calibration import fit_on
@@ -52,6 +55,7 @@ def bundle_of(
     calibration: Method = "temperature",
     fold: Fold = "decision",
     model_name: str = "A yes/no image classifier",
+    license: str | None = None,
 ) -> Bundle:
     """Build a bundle from a classifier that a [`RoadworkTrainer`] has trained.
 
@@ -75,13 +79,15 @@ def bundle_of(
         fold (`str`, defaults to `"decision"`): What a plain cut at 0.5 follows: `"decision"` (the fitted threshold),
             `"calibration"` (the calibrated probability) or `"none"`.
         model_name (`str`): The title of the model card.
+        license (`str`, *optional*): Licence of the model, an identifier of the Hub such as `"apache-2.0"`. Without one
+            the card says that none was stated.
 
     Returns:
         [`Bundle`]: Loaded from the folder after every file was checked.
 
     Raises:
-        [`UsageError`]: if the trainer holds no plain two-label model, if there are no evaluation rows, or if the
-            folder exists.
+        [`UsageError`]: if the trainer holds no plain two-label model, if there are no evaluation rows, if the folder
+            exists, or if the Hub knows no such licence.
         [`DataError`]: if the rows cannot be used.
         [`RunError`]: if the bundle does not answer like the model.
 
@@ -100,6 +106,10 @@ def bundle_of(
     target = Path(folder)
     if target.exists():
         raise UsageError(f"bundle_of: {target} already exists: name a new folder")
+    if license is not None and license not in LICENCES - {OTHER}:
+        raise UsageError(
+            f"bundle_of: license is {cut(str(license))}: give an identifier of the Hub, such as apache-2.0"
+        )
     model: Any = trainer.model
     if not isinstance(model, PreTrainedModel) or getattr(model.config, "num_labels", 0) != 2:
         raise UsageError(
@@ -140,7 +150,7 @@ def bundle_of(
             candidate.model,
             policy,
             evaluation=measured.content() if measured is not None else {"schema": Evaluation.SCHEMA, "rows": 0},
-            card=_card(model_name, policy, len(asked), chosen.value, measured, trainer),
+            card=_card(model_name, policy, len(asked), chosen.value, measured, trainer, license),
             model_card=None,
             plots=[],
             lineage=made_by | {"git": git_state(), "packages": package_versions()},
@@ -164,8 +174,13 @@ def _card(
     eval_mcc: float,
     measured: Evaluation | None,
     trainer: RoadworkTrainer,
+    licence: str | None,
 ) -> str:
-    architecture = str(trainer.model.config.model_type)  # type: ignore[union-attr]  # it was checked
+    config: Any = trainer.model.config  # type: ignore[union-attr]  # it was checked
+    architecture, base = str(config.model_type), str(getattr(config, "_name_or_path", ""))
+    # Only what came from the Hub has a commit: a folder of this machine may be called org/name too.
+    base_model = base if is_repo_id(base) and getattr(config, "_commit_hash", None) else None
+    stated = {"license": licence} if licence is not None else None
     environment = Environment(
         loader=FileSystemLoader(resource_folder("model_cards")), undefined=StrictUndefined, keep_trailing_newline=True
     )
@@ -180,6 +195,11 @@ def _card(
         rows=table_rows(measured) if measured else [],
         notes=measured.notes({name: name.replace("_", " ") for name in told_metrics(card=True)}) if measured else [],
         architecture=architecture,
+        card_data=card_metadata(
+            labels=policy.labels, architecture=architecture, evaluation=measured, licence=stated, base_model=base_model
+        ).to_yaml(),
+        told_licence=told_licence(stated),
+        base_model=base_model,
         settings=trainer.args,
         repo=REPO_PLACEHOLDER,
         packages=package_versions(),

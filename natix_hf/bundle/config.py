@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
+from natix_hf.bundle.licences import KNOWN, LICENCES, OTHER, is_licence_name, is_public_address
 from natix_hf.provenance.hub import is_repo_id, is_tag
-from natix_hf.section import Section
+from natix_hf.section import LATER, Section
 from natix_hf.subnet.hotkey import is_hotkey
 
 
@@ -34,6 +35,20 @@ class ExportConfig(Section):
     repo_id: Annotated[str | None, "The repository to publish to, as org/name."] = None
     private: Annotated[bool, "Make the repository private if it does not exist yet."] = False
     tag: Annotated[str | None, "Tag of the published commit, such as v1.0.0."] = None
+    license: Annotated[
+        str | None,
+        "Licence of the model, an identifier of the Hub such as apache-2.0. With null the card states none.",
+    ] = field(default=None, metadata=LATER)
+    license_name: Annotated[str | None, "Name of the licence, if phase6.license is other."] = field(
+        default=None, metadata=LATER
+    )
+    license_link: Annotated[str | None, "Address of its text (https), if phase6.license is other."] = field(
+        default=None, metadata=LATER
+    )
+    widget: Annotated[
+        list[str],
+        "Addresses (https) of public pictures that the Hub's page offers to try the model on. Nothing is uploaded.",
+    ] = field(default_factory=list, metadata=LATER)
 
     def check(self) -> None:
         hotkey, repo_id, tag = self.submitted_by, self.repo_id, self.tag
@@ -47,3 +62,14 @@ class ExportConfig(Section):
         for name in ("repo_id", "private", "tag"):
             self.require(self.push or not getattr(self, name), name, "left out unless phase6.push is true")
         self.require(tag is None or is_tag(tag), "tag", "a name of letters, digits, dots and dashes, or null")
+        self.require(self.license is None or self.license in LICENCES, "license", KNOWN)
+        called, link = self.license_name, self.license_link
+        asked, other = f"given if phase6.license is {OTHER}, else left out", self.license == OTHER
+        self.require((called is not None) == other, "license_name", asked)
+        self.require((link is not None) == other, "license_link", asked)
+        self.require(
+            called is None or is_licence_name(called), "license_name", "lower-case letters, digits, dots, dashes"
+        )
+        self.require(link is None or is_public_address(link), "license_link", "a public https address")
+        public = all(map(is_public_address, self.widget))
+        self.require(public, "widget", "public https addresses, without a user name or anything behind a ? or #")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
 from natix_hf.bundle.policy import Policy
 from natix_hf.bundle.push import REPO_PLACEHOLDER
@@ -19,11 +19,12 @@ from natix_hf.models.config import PACKAGED_PREFIX
 from natix_hf.provenance.files import read_json
 from natix_hf.provenance.manifest import read_manifest
 from natix_hf.recipe import Recipe
-from natix_hf.report.errors_told import errors_by_level, errors_by_value, told_errors
+from natix_hf.report.errors_told import errors_by_level, told_errors, told_risk
+from natix_hf.report.metadata import card_metadata, told_licence
 from natix_hf.report.reading import ReadInShort, in_markdown, read_in_short
 from natix_hf.resources import resource_folder
 from natix_hf.results.candidate import Candidate
-from natix_hf.results.card_figures import hub_figures, table_rows
+from natix_hf.results.card_figures import table_rows
 from natix_hf.results.decision import Decision
 from natix_hf.results.evaluation import Evaluation
 from natix_hf.results.figures import Gain
@@ -41,6 +42,8 @@ class CardFacts:
     description: str
     question: str
     version: str
+    licence: dict[str, str] | None  # `license`, `license_name`, `license_link`; None: none was stated
+    widget: list[str]
     # from the recipe and the splits
     architecture: str
     backbone: str
@@ -67,29 +70,20 @@ class CardFacts:
 
 def render_card(facts: CardFacts) -> str:
     """Render the text of README.md, with the metadata block that the Hub reads."""
-    labels = facts.policy.labels
-    results = [
-        EvalResult(
-            task_type="image-classification",
-            task_name=f"{labels.yes} or {labels.no}",
-            dataset_type=facts.dataset.lower().replace(" ", "-"),
-            dataset_name=facts.dataset,
-            dataset_split="test",
-            metric_type=name,
-            metric_name=name.replace("_", " "),
-            metric_value=value,
-        )
-        for name, value in hub_figures(facts.evaluation).items()
-    ]
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-classification",
-        tags=["natix_hf", *(["streetvision", "roadwork"] if labels.of_subnet else []), facts.architecture],
-        model_name=facts.model_name,
-        base_model=_repo(facts.origins["backbone"]),
-        datasets=[origin["repo"] for origin in (facts.origins["dataset"], *facts.sources, *facts.unlabelled) if origin]
-        or None,
-        eval_results=results,
+    labels, origins, model = facts.policy.labels, facts.origins, facts.origins["backbone"]
+    data = card_metadata(
+        labels=labels,
+        architecture=facts.architecture,
+        evaluation=facts.evaluation,
+        licence=facts.licence,
+        base_model=model["repo"] if model is not None else None,
+        datasets=[origin["repo"] for origin in (origins["dataset"], *facts.sources, *facts.unlabelled) if origin],
+        widget=facts.widget,
+        model_index={
+            "model": facts.model_name,
+            "dataset": facts.dataset,
+            "type": origins["dataset"]["repo"] if origins["dataset"] else facts.dataset.lower().replace(" ", "-"),
+        },
     )
     card = ModelCard.from_template(
         data,
@@ -105,15 +99,17 @@ def render_card(facts: CardFacts) -> str:
         cell=lambda text: text.replace("|", "\\|"),
         in_markdown=in_markdown,
         errors_by_level=errors_by_level,
-        errors_by_value=partial(errors_by_value, facts.evaluation),
+        told_licence=told_licence(facts.licence),
+        told_risk=lambda name: in_markdown(told_risk(name, labels)),
         told_errors=told_errors(facts.evaluation, labels),
         grouped=any(count["groups"] != count["rows"] for count in facts.counts.values()),
     )
-    return str(card)
+    return re.sub(r"\n{3,}", "\n\n", str(card)) + "\n"
 
 
-def _repo(origin: dict[str, Any] | None) -> str | None:
-    return origin["repo"] if origin is not None else None
+def _licence(recipe: Recipe) -> dict[str, str] | None:
+    stated = {key: getattr(recipe.phase6, key) for key in ("license", "license_name", "license_link")}
+    return {key: value for key, value in stated.items() if value is not None} or None
 
 
 def card_facts(
@@ -145,6 +141,8 @@ def card_facts(
         description=recipe.section("phase6.description"),
         question=recipe.data.asked_question,
         version=recipe.phase6.version,
+        licence=_licence(recipe),
+        widget=recipe.phase6.widget,
         architecture=read_json(champion.model / "config.json")["model_type"],
         backbone=public_name(backbone, hub["backbone"]) if backbone else "random weights",
         backbone_packaged=bool(backbone) and backbone.startswith(PACKAGED_PREFIX),

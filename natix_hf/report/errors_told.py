@@ -53,6 +53,16 @@ def _row(name: str, of: Confusion) -> ErrorsRow:
     )
 
 
+def told_risk(name: str, labels: LabelNames) -> str:
+    """A promised risk in words, by its name in evaluation.json."""
+    told = {
+        "error": "wrong answers",
+        "fnr": f'pictures labelled "{labels.yes}" answered "{labels.no}"',
+        "fpr": f'pictures labelled "{labels.no}" answered "{labels.yes}"',
+    }
+    return told.get(name) or f"wrong answers, {name.removeprefix('error of ')} alone"
+
+
 def told_errors(evaluation: Evaluation, labels: LabelNames) -> str:
     """All answers in one paragraph: right and wrong, which kind of error is the more frequent, and what abstains."""
     found, of = evaluation.as_found.metrics, evaluation.confusion

@@ -408,6 +408,7 @@ def test_phase2(finished_run: Path, tiny_recipe_file: Path, monkeypatch: pytest.
 def test_phase6(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All keys of the section in one run: each leaves its own trace."""
     import yaml
+    from huggingface_hub import ModelCard
 
     from natix_hf.pipeline import run_recipe
     from natix_hf.results import evaluation
@@ -415,6 +416,8 @@ def test_phase6(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     changed = {
         "fold": "none", "n_resamples": 150, "model_name": "Own name", "description": "What a question.",
         "version": "3.2.1", "submitted_by": "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY", "onnx": True,
+        "license": "other", "license_name": "own-terms-1", "license_link": "https://example.org/terms.txt",
+        "widget": ["https://example.org/pictures/road_works.jpg"],
     }  # fmt: skip
     resamples: list[int] = []
     real = evaluation.metric_intervals
@@ -449,3 +452,8 @@ def test_phase6(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     card = (bundle / "README.md").read_text(encoding="utf-8")
     assert "# Own name\n" in card and "What a question. Version 3.2.1." in card and "*not* folded in" in card
     assert "model.onnx" in card and "model.onnx" not in before_card
+    stated, unstated = ModelCard(card).data.to_dict(), ModelCard(before_card).data.to_dict()
+    assert (stated["license"], stated["license_name"]) == ("other", "own-terms-1")
+    assert stated["license_link"] == "https://example.org/terms.txt" and "(https://example.org/terms.txt)" in card
+    assert stated["widget"] == [{"src": changed["widget"][0], "example_title": "road works"}]
+    assert not {"license", "license_name", "license_link", "widget"} & set(unstated)
