@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from natix_hf import interrupt
 from natix_hf.errors import UsageError
-from natix_hf.pipeline import OUTPUTS, continuable, data_loader, run_phase, why_run
+from natix_hf.pipeline import OUTPUTS, continuable, data_loader, leaving_page, run_phase, why_run
 from natix_hf.preflight import check_trainings, require_caches, require_gpu, require_labels, require_whole_models
 from natix_hf.provenance.durable import temporary_sibling
 from natix_hf.provenance.owner import TOKEN, owning
@@ -124,10 +124,10 @@ def _owning(run_dir: Path, number: int, given: argparse.Namespace) -> Iterator[N
     """Rank 0 owns the run. What `natix-hf run` has launched does not say how to continue: its parent does."""
     with owning(run_dir), log_to(run_dir / LOG):
         if os.environ.get(TOKEN):
-            yield
+            yield  # the parent leaves the page, too
             return
         arguments = ["--recipe", given.recipe, "--run-dir", str(run_dir), *given.overrides]
-        with continuable([*_launcher(), f"recipes/phase{number}.py", *arguments]):
+        with continuable([*_launcher(), f"recipes/phase{number}.py", *arguments]), leaving_page(run_dir):
             yield
 
 

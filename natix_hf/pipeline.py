@@ -23,6 +23,7 @@ from natix_hf.preflight import SPREAD, check_run
 from natix_hf.provenance.manifest import read_manifest
 from natix_hf.provenance.owner import TOKEN, owning, token_of
 from natix_hf.recipe import Recipe, load_recipe
+from natix_hf.report.page import REPORT, leave_page
 from natix_hf.resources import resource_folder
 from natix_hf.runs.attempt import Attempt, restore_set_aside, tidy
 from natix_hf.runs.context import Outcome, PhaseContext
@@ -95,7 +96,7 @@ def run_phases(
     chosen = ["--phases", ",".join(map(str, wanted))] if phases is not None else []
     config = ["--accelerate-config", str(accelerate_config)] if accelerate_config is not None else []
     command = ["natix-hf", "run", *given, *chosen, *config, "--run-dir", str(folder)]
-    with interrupt.catching(), owning(folder), log_to(folder / LOG), continuable(command):
+    with interrupt.catching(), owning(folder), log_to(folder / LOG), continuable(command), leaving_page(folder):
         tell(f"device   {device_line()}")
         say(f"run      {folder}")
         load_data = data_loader(recipe, folder)
@@ -111,6 +112,20 @@ def run_phases(
             if left and took.keys() >= set(left):
                 tell(f"left     about {minutes(sum(took[n] for n in left))}, if it takes as long as the last run")
     return folder
+
+
+@contextmanager
+def leaving_page(run_dir: Path) -> Iterator[None]:
+    """Leave the one page about a run when the block ends, however it ends. A failure of the page is only told where
+    nothing worse is."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            leave_page(run_dir)
+        raise
+    if (problem := leave_page(run_dir)) is not None:
+        say(problem)
 
 
 @contextmanager
@@ -179,6 +194,7 @@ def run_phase(
         tell()
         tell(f"phase {phase.number}  {phase.title}" + ("" if reason == NOT_FINISHED else f" ({reason})"), hang=LABEL)
         attempt = Attempt(context, keep=module.finished_parts(context) if hasattr(module, "finished_parts") else ())
+        (run_dir / REPORT).unlink(missing_ok=True)  # a run that is killed leaves no page about what no longer holds
     wait_for_everyone()  # no rank may look for a checkpoint before rank 0 has removed stale ones
     import torch
     from safetensors import SafetensorError

@@ -83,10 +83,13 @@ def verify(
     The exit code is 1 if there is a problem.
     """
     from natix_hf.provenance.owner import at_work
+    from natix_hf.report.page import stale_page
     from natix_hf.runs.verify import find_problems
 
     problems = find_problems(reference, note=lambda line: say(f"note: {line}"))
     worker = at_work(Path(reference))
+    if worker is None and (stale := stale_page(Path(reference))):
+        say(f"note: {stale}")
     for problem in problems:
         say(problem)
     found = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}" if problems else "intact"

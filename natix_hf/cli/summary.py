@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from natix_hf.bundle.names import bundle_of_run
+from natix_hf.report.page import REPORT
 from natix_hf.results.evaluation import Evaluation
 from natix_hf.runs.collected import read_results
 from natix_hf.runs.freshness import finished_digest, is_stale
@@ -18,6 +19,7 @@ def summarise(run_dir: Path) -> Iterator[str]:
     """The closing lines, one at a time."""
     if finished_digest(run_dir, PHASES[6]) is None or is_stale(run_dir, PHASES[6]):
         yield f"done     {run_dir}"
+        yield from _of_page(run_dir)
         return
     results, bundle = read_results(run_dir), bundle_of_run(run_dir)
     assert results.evaluation is not None and results.policy is not None
@@ -32,8 +34,13 @@ def summarise(run_dir: Path) -> Iterator[str]:
         yield f"promise  risk at most {promise.alpha:g}; on test: {found}, {covered}"
     elif promise.alpha is not None:
         yield f"promise  none: no threshold could be certified for a risk of {promise.alpha:g}"
-    yield f"report   {bundle.parent / 'report.html'}"
+    yield from _of_page(run_dir)
     yield f"predict  natix-hf predict {bundle} image.jpg"
+
+
+def _of_page(run_dir: Path) -> Iterator[str]:
+    if (run_dir / REPORT).is_file():
+        yield f"report   {run_dir / REPORT}"
 
 
 def _of_test(evaluation: Evaluation) -> Iterator[str]:

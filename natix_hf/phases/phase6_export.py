@@ -15,10 +15,9 @@ from natix_hf.labels import SUBNET, LabelNames
 from natix_hf.models.architectures import is_unknown_to_the_miner
 from natix_hf.phases.phase6_evaluate import SCORES_PLOT, Evaluated, evaluate_champion
 from natix_hf.phases.phase6_evaluate import finished_parts as finished_parts
-from natix_hf.provenance.files import file_sha256, read_json, write_text
+from natix_hf.provenance.files import file_sha256, read_json
 from natix_hf.recipe import Recipe
 from natix_hf.report.card import card_facts, render_card
-from natix_hf.report.page import REPORT, render_report
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.decision import Decision
 from natix_hf.runs.context import Outcome, PhaseContext
@@ -31,7 +30,7 @@ _SUBNET_SOURCE = "natix-network-org/roadwork"
 
 
 def run(context: PhaseContext) -> Outcome:
-    """Leave the evaluation, the bundle and the page about the run."""
+    """Leave the evaluation and the bundle."""
     config = context.recipe.phase6
     decision = context.decision()
     champion = context.champion(decision)
@@ -41,8 +40,7 @@ def run(context: PhaseContext) -> Outcome:
 
 
 def export(context: PhaseContext, decision: Decision, champion: Candidate, measured: Evaluated) -> Outcome:
-    """Build the bundle of an evaluated champion, publish it if the recipe says so, and write the page about the
-    run."""
+    """Build the bundle of an evaluated champion, and publish it if the recipe says so."""
     recipe, config, bundle = context.recipe, context.recipe.phase6, context.folder / BUNDLE
     _warn_of_the_miner(recipe, read_json(champion.model / "config.json")["model_type"], measured.policy.labels)
     lineage = bundle_lineage(context, champion, decision)
@@ -83,11 +81,8 @@ def export(context: PhaseContext, decision: Decision, champion: Candidate, measu
         "test_mcc": as_found.metrics["mcc"],
         "test_mcc_interval": list(as_found.intervals["mcc"]),
     }
-    exported = {"section": recipe.sections("phase6", "data.question"), "metrics": metrics}
-    exported |= {key: lineage[key] for key in ("git", "packages")}
-    write_text(context.folder / REPORT, render_report(context.run_dir, exported))
     mcc = "undefined" if metrics["test_mcc"] is None else f"{metrics['test_mcc']:.3f}"
-    of_the_attempt = (REPORT, *(f"{BUNDLE}/{name}" for name in (README, MODEL_CARD, BUNDLE_MANIFEST)))
+    of_the_attempt = tuple(f"{BUNDLE}/{name}" for name in (README, MODEL_CARD, BUNDLE_MANIFEST))
     return Outcome(metrics, f"MCC {mcc} on test; bundle built, reloaded and compared", of_the_attempt)
 
 

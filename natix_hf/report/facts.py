@@ -21,7 +21,7 @@ from natix_hf.runs.graph import CANDIDATE_PHASES, ORDER, PHASES, Phase
 from natix_hf.runs.lineage import public_name, public_sources
 from natix_hf.runs.pins import PINS
 
-FINISHED, WRITING, NOT_FINISHED, DAMAGED, NOT_RUN = "finished", "being written", "not finished", "damaged", "not run"
+FINISHED, NOT_FINISHED, DAMAGED, NOT_RUN = "finished", "not finished", "damaged", "not run"
 
 
 @dataclass
@@ -40,7 +40,7 @@ class PhaseFacts:
     @property
     def counts(self) -> bool:
         """True if the page may show the files of the phase."""
-        return self.state in (FINISHED, WRITING)
+        return self.state == FINISHED
 
 
 @dataclass
@@ -108,19 +108,13 @@ class RunFacts:
         return origin
 
 
-def read_run(run_dir: Path, exported: dict[str, Any] | None = None) -> RunFacts:
+def read_run(run_dir: Path) -> RunFacts:
     """Read a run folder.
-
-    Args:
-        exported: The part of its own manifest that phase 6 passes before it is written: `section`, `metrics`, `git`,
-            `packages`.
 
     Raises:
         UsageError: if it is no run folder, or if no phase has finished.
     """
     known = {number: _phase_facts(run_dir, PHASES[number]) for number in ORDER}
-    if exported is not None:
-        known[6] = PhaseFacts(PHASES[6], WRITING, manifest=exported)
     if not (run_dir / RUN_FILE).is_file() and not any(facts.manifest for facts in known.values()):
         raise UsageError(f"{run_dir} is not a run folder: name one that natix-hf run has made")
     if not any(facts.manifest for facts in known.values()):

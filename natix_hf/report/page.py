@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
-from natix_hf.errors import UsageError, VerificationError
+from natix_hf.errors import UsageError, VerificationError, first_line
 from natix_hf.labels import LabelNames
 from natix_hf.metrics.table import METRICS, told_metrics
 from natix_hf.provenance.files import write_text
@@ -93,18 +94,45 @@ def write_report(run_dir: Path, to: Path | None = None) -> Path:
     return path
 
 
-def render_report(run_dir: Path, exported: dict[str, Any] | None = None) -> str:
-    """Render the page about a run, finished or not. It depends on the files of the folder alone.
+def leave_page(run_dir: Path) -> str | None:
+    """Leave the page about a run as it now is, for the end of a run, however it ends.
 
-    Args:
-        exported: The part of its own manifest that phase 6 passes before it is written: `section`, `metrics`, `git`,
-            `packages`.
+    Returns:
+        None, or one line that says why there is no page. That must not fail a run: its results are there.
+    """
+    path = run_dir / REPORT
+    try:
+        write_report(run_dir)
+    except UsageError:  # no phase has finished yet
+        path.unlink(missing_ok=True)
+    except (VerificationError, OSError) as error:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        return f"warning: {path} could not be written ({first_line(error)}): natix-hf report {run_dir} tries again"
+    return None
+
+
+def stale_page(run_dir: Path) -> str | None:
+    """One line if the page in a run folder is not the one that the run's files make; None if it is, or there is
+    none."""
+    path = run_dir / REPORT
+    if not path.is_file():
+        return None
+    try:
+        same = path.read_bytes() == render_report(run_dir).encode()
+    except (UsageError, VerificationError):
+        same = False
+    return None if same else f"{path} is not the page of these files: natix-hf report {run_dir} writes it anew"
+
+
+def render_report(run_dir: Path) -> str:
+    """Render the page about a run, finished or not. It depends on the files of the folder alone.
 
     Raises:
         UsageError: if it is no run folder, or if no phase has finished.
         VerificationError: if a file is damaged or was written by another version.
     """
-    facts = read_run(run_dir, exported)
+    facts = read_run(run_dir)
     try:
         return page_environment().get_template(_TEMPLATE).render(_content(facts))
     except (AttributeError, IndexError, KeyError, TypeError, UndefinedError, ValueError) as error:

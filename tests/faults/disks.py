@@ -234,7 +234,7 @@ def try_one(reference: Reference, trial: Trial, seed: int) -> tuple[str, str]:
 
 def _try_damage(reference: Reference, run: Path, rng: random.Random) -> tuple[str, str]:
     """A file of a finished phase is cut short or changed before the later phases run."""
-    files = [path for path in sorted(run.glob("phase*/**/*")) if path.is_file() and path.name != "report.html"]
+    files = [path for path in sorted(run.glob("phase*/**/*")) if path.is_file()]
     damaged = rng.choice([path for path in files if path.stat().st_size])
     data = bytearray(damaged.read_bytes())
     if rng.random() < 0.5:

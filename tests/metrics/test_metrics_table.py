@@ -58,7 +58,7 @@ def test_a_row_reaches_evaluation_calibration_page_and_cards(finished_run: Path,
     assert list(old.items())[:17] == list(before.as_found.metrics.items())[:17]  # decisions are not calibrated
     fitted = CalibrationReport.read(finished_run / "phase5_scrc")
     assert "sharpness" in fitted.before and "sharpness" in fitted.after and "youden" not in fitted.before
-    page = (export / "report.html").read_text(encoding="utf-8")
+    page = (finished_run / "report.html").read_text(encoding="utf-8")
     assert page.count(">Youden J<") == 1 and page.count(">Sharpness<") == 2  # on test, and before and after
     card = (export / "bundle" / "README.md").read_text(encoding="utf-8")
     assert "| youden |" in card and "| sharpness |" in card

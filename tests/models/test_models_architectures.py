@@ -83,7 +83,7 @@ def test_a_row_is_enough_for_a_whole_run(deit: dict[str, Any], tmp_path: Path) -
     assert find_problems(str(run)) == []
     card = (run / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
     assert "A deit image classifier" in card and "does not know deit" in card
-    assert "cannot load a deit" in (run / "phase6_export" / "report.html").read_text(encoding="utf-8")
+    assert "cannot load a deit" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_checkpoint_is_its_encoder() -> None:

@@ -315,8 +315,8 @@ def test_the_synthetic_half_is_measured_and_nothing_else(
 
 
 def test_page_and_card_name_the_halves(exam_run: tuple[dict[str, str], Path], half_run: Path) -> None:
-    for name in ("report.html", "bundle/README.md"):
-        alone, both = ((run / "phase6_export" / name).read_text(encoding="utf-8") for run in (exam_run[1], half_run))
+    for name in ("report.html", "phase6_export/bundle/README.md"):
+        alone, both = ((run / name).read_text(encoding="utf-8") for run in (exam_run[1], half_run))
         assert "real half" in alone.lower() and "Both halves" not in alone
         assert all(told in both for told in ("The real half", "The synthetic half", "Both halves", "of sdxl", "4 x "))
         paid = read(half_run / "phase6_export" / "evaluation.json")["exam"]["others"]["both"]["rewards"]["fitted"]
@@ -358,8 +358,8 @@ def test_phase_2_may_choose_by_reward(
     chosen = select_threshold(table.logits, table.labels, reward_of_counts)
     assert (decision.objective, decision.threshold_logit) == ("reward", chosen.threshold)
     assert decision.val_select_optimistic["reward"] == pytest.approx(float(mean_reward(chosen.tpr, chosen.tnr)))
-    for name in ("report.html", "bundle/README.md"):
-        assert "maximises the subnet's expected reward" in (run / "phase6_export" / name).read_text(
+    for name in ("report.html", "phase6_export/bundle/README.md"):
+        assert "maximises the subnet's expected reward" in (run / name).read_text(
             encoding="utf-8"
         ).replace("&#39;", "'")
 

@@ -60,7 +60,7 @@ def _bundle(run: Path) -> Path:
 
 def test_every_file_has_the_names_and_none_the_subnets(own: Path) -> None:
     assert find_problems(str(own)) == find_problems(str(_bundle(own))) == []
-    for path in [*_bundle(own).rglob("*"), own / "phase6_export" / "report.html", *own.rglob("*.json")]:
+    for path in [*_bundle(own).rglob("*"), own / "report.html", *own.rglob("*.json")]:
         if path.is_file():
             assert b"oadwork" not in path.read_bytes(), path
     for model in (own / "phase1_baseline" / "model", _bundle(own)):
@@ -83,7 +83,7 @@ def test_page_and_card_name_question_and_answers(own: Path) -> None:
     assert tells(card.replace("\n", " "), QUESTION, "`cracked` (yes) or `intact` (no)", "name: cracked or intact",
                  "labelled cracked", "labelled `cracked`", "answers cracked, intact")  # fmt: skip
     assert "streetvision" not in card and "subnet" not in card
-    page = (own / "phase6_export" / "report.html").read_text(encoding="utf-8")
+    page = (own / "report.html").read_text(encoding="utf-8")
     assert tells(page.replace("\n", " "), QUESTION, '"cracked" (yes) and "intact" (no)', "P(cracked)",
                  "TPR: share of cracked found", "TNR: share of intact confirmed", 'labelled "cracked"')  # fmt: skip
     shutil.rmtree(own / "phase6_export")

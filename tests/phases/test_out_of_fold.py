@@ -180,7 +180,7 @@ def test_threshold_and_temperature_come_from_all_rows(folded: tuple[Path, list[d
 
 def test_page_and_card_say_what_it_was_fitted_to(folded: tuple[Path, list[dict[str, Any]]]) -> None:
     decision = Decision.read(folded[0] / "phase2_threshold")
-    page = (folded[0] / "phase6_export" / "report.html").read_text(encoding="utf-8")
+    page = (folded[0] / "report.html").read_text(encoding="utf-8")
     card = (folded[0] / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8")
     rows = len(read_out_of_fold(folded[0] / "phase1_baseline").asked.row_ids)
     assert f"{rows} rows of train and val_select" in card

@@ -240,7 +240,7 @@ def test_a_soup_that_wins_goes_all_the_way(winner: Path) -> None:
     assert run_problems(winner) == []
     for text in (
         (winner / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8"),
-        (winner / "phase6_export" / "report.html").read_text(encoding="utf-8"),
+        (winner / "report.html").read_text(encoding="utf-8"),
     ):
         assert soup.told in text and "optimistic" in text and f"{soup.score:.3f}" in text
         assert all(f"{member.score:.3f}" in text and member.candidate_sha256[:12] in text for member in soup.members)

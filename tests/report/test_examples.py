@@ -158,5 +158,5 @@ def test_a_picture_that_gives_no_thumbnail_kills_nothing(
     kinds = json.loads((folder / "examples.json").read_text(encoding="utf-8"))["kinds"]
     rows = [row for kind in kinds for row in kind["rows"]]
     assert rows and all(row["file"] is None for row in rows) and not list(folder.glob("*.jpg"))
-    page = read_page(folder.parent / "report.html")
+    page = read_page(finished_run / "report.html")
     assert all(row["row"] in page.text for row in rows) and page.of("img")

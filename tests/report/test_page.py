@@ -18,17 +18,19 @@ from typing import Any
 import pytest
 from conftest import Command, explora_recipe, refused, striped_image
 from document import Document, read_page
+from facts import tells
 from PIL import Image
 
-from natix_hf.errors import UsageError, VerificationError
+from natix_hf.errors import RunError, UsageError, VerificationError
 from natix_hf.labels import LabelNames
 from natix_hf.metrics.table import METRICS
+from natix_hf.phases import phase2_threshold
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import write_json
 from natix_hf.report import page
-from natix_hf.report.facts import FINISHED, NOT_FINISHED, NOT_RUN, WRITING, read_run
+from natix_hf.report.facts import FINISHED, NOT_FINISHED, NOT_RUN, read_run
 from natix_hf.report.findings import find_promise, find_warnings
-from natix_hf.report.page import render_report, write_report
+from natix_hf.report.page import render_report, stale_page, write_report
 from natix_hf.runs.verify import find_problems
 
 
@@ -60,12 +62,57 @@ def _shown(value: float, bounds: list[float] | None = None) -> str:
 # --- what lies where ---
 
 
-def test_phase_6_leaves_the_page_under_its_manifest(whole_run: Path) -> None:
-    path = whole_run / "phase6_export" / "report.html"
+def test_a_run_leaves_one_page_and_verify_knows_it(whole_run: Path, command: Command) -> None:
+    assert [path.relative_to(whole_run).as_posix() for path in whole_run.rglob("report.html")] == ["report.html"]
+    path = whole_run / "report.html"
+    assert path.read_text(encoding="utf-8") == render_report(whole_run) and stale_page(whole_run) is None
     assert find_problems(str(whole_run)) == []
-    assert {"report.html", "examples/examples.json"} <= set(_read(path.with_name("manifest.json"))["files"])
+    code, out, _ = command("verify", whole_run)
+    assert code == 0 and "report.html" not in out
     path.write_bytes(path.read_bytes().replace(b"MCC", b"MCD"))
-    assert any("report.html" in problem for problem in find_problems(str(whole_run)))
+    code, out, _ = command("verify", whole_run)
+    assert code == 0 and tells(out.splitlines()[0], str(path), "natix-hf report")
+
+
+def test_the_page_of_a_run_that_stops_is_of_what_there_is(
+    finished_run: Path, tiny_recipe_file: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    """A phase that fails, is interrupted, is refused, or ends with others stale: the page is always the present one,
+    and a run that is killed has none."""
+    path, seen = finished_run / "report.html", list[bool]()
+
+    def stop(error: BaseException) -> None:
+        def run(_: Any) -> None:
+            seen.append(path.exists())
+            raise error
+
+        monkeypatch.setattr(phase2_threshold, "run", run)
+
+    changed = [str(tiny_recipe_file), [2], finished_run, None, ["phase2.n_resamples=123"]]
+    for error, state in ((RunError("it failed"), NOT_FINISHED), (KeyboardInterrupt(), NOT_FINISHED)):
+        stop(error)
+        with pytest.raises(type(error)):
+            run_recipe(*changed)
+        assert path.read_text(encoding="utf-8") == render_report(finished_run)
+        assert next(row for row in _page(finished_run).rows if row[0].startswith("2: "))[-1] == state
+    assert seen == [False, False], "while a phase works there is no page of what it replaces"
+    monkeypatch.undo()
+    again = ("--phases", "2", "--run-dir", finished_run, "phase2.n_resamples=123")
+    code, out, _ = command("run", tiny_recipe_file, *again)
+    assert code == 0 and f"report   {path}" in out
+    assert path.read_text(encoding="utf-8") == render_report(finished_run)
+
+
+def test_a_page_that_cannot_be_written_fails_no_run(
+    finished_run: Path, tiny_recipe_file: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(page, "write_text", full)
+    code, out, err = command("run", tiny_recipe_file, "--run-dir", finished_run)
+    assert code == 0 and tells(next(line for line in (out + err).splitlines() if "warning" in line), "report.html")
+    assert not (finished_run / "report.html").exists() and "report   " not in out
 
 
 def test_the_bundle_holds_no_picture_of_the_data(whole_run: Path) -> None:
@@ -203,24 +250,13 @@ def test_times_rows_and_proofs_are_those_of_the_manifests(whole_run: Path) -> No
     assert _has_row(document, str(proof["images"]), str(proof["merged_layers"]))
 
 
-def test_phase_6_cannot_know_its_own_time(whole_run: Path) -> None:
-    document = read_page(whole_run / "phase6_export" / "report.html")
-    assert next(row for row in document.rows if row[0].startswith("6: "))[1:] == ["", "", WRITING]
-    later = _page(whole_run)
-    for fact in ("Road watch", "Cones?", "tiny", "dinov2", "28"):
-        assert fact in document.text.partition("natix-hf predict")[0]
-    assert document.row(METRICS["mcc"].title) == later.row(METRICS["mcc"].title)
-    assert document.headings == later.headings
-    manifest = _read(whole_run / "phase6_export" / "manifest.json")["metrics"]["bundle_manifest_sha256"]
-    assert _has_row(document, manifest) and _has_row(later, manifest)
-
-
-def test_where_it_was_published(whole_run: Path) -> None:
-    manifest = _read(whole_run / "phase6_export" / "manifest.json")
+def test_where_it_was_published(whole_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = read_run(whole_run)
+    assert facts.metrics(6)["published"] is None
     published = {"repo_id": "lab/roads", "commit": "c0ffee", "manifest_sha256": "f00d", "tag": "v1.0.0"}
-    assert manifest["metrics"]["published"] is None
-    exported = {"section": manifest["section"], "metrics": manifest["metrics"] | {"published": published}}
-    assert all(fact in Document(render_report(whole_run, exported)).text for fact in ("lab/roads", "c0ffee", "v1.0.0"))
+    facts.phases[6].manifest["metrics"]["published"] = published
+    monkeypatch.setattr(page, "read_run", lambda _: facts)
+    assert tells(" ".join(_page(whole_run).text.split()), "lab/roads", "c0ffee", "v1.0.0")
 
 
 def test_an_undefined_figure_says_so(whole_run: Path) -> None:
@@ -280,7 +316,7 @@ def test_the_exam(whole_run: Path) -> None:
 
 
 def test_a_run_without_phases_3_4_and_5(finished_run: Path) -> None:
-    document = read_page(finished_run / "phase6_export" / "report.html")
+    document = read_page(finished_run / "report.html")
     assert find_promise(read_run(finished_run)).words in document.text
     assert len(document.row(METRICS["mcc"].title)) == 1
     assert {"numbers", "plots", "phases", "training", "lineage"} <= set(document.headings)

@@ -47,7 +47,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _texts(run: Path) -> dict[str, str]:
     export = run / "phase6_export"
-    files = (export / "bundle" / "README.md", export / "report.html", run / "run.log")
+    files = (export / "bundle" / "README.md", run / "report.html", run / "run.log")
     texts = {path.name: path.read_text(encoding="utf-8") for path in files if path.is_file()}
     return texts | {"summary": "\n".join(summarise(run))}
 
