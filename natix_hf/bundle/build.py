@@ -14,9 +14,10 @@ from natix_hf.bundle.contents import require_intact
 from natix_hf.bundle.folding import fold_into
 from natix_hf.bundle.inference import Backend, ImageList, Inference
 from natix_hf.bundle.manifest import write_bundle_manifest
-from natix_hf.bundle.names import CONFIG, EVALUATION, MODEL_CARD, ONNX, POLICY, PROCESSOR, WEIGHTS
+from natix_hf.bundle.names import CONFIG, EVALUATION, MODEL_CARD, ONNX, POLICY, PROCESSOR, READ_POLICY, WEIGHTS
 from natix_hf.bundle.onnx_export import ONNX_TOLERANCE, export_onnx, onnx_difference
 from natix_hf.bundle.policy import OnnxCopy, Policy, write_policy
+from natix_hf.bundle.shipped import shipped_source
 from natix_hf.errors import RunError
 from natix_hf.models.classifier import head_of, load_classifier, save_model
 from natix_hf.models.gate import GATE
@@ -86,6 +87,7 @@ def build_bundle(
         if gate is not None:
             shutil.copyfile(gate, folder / GATE)
         write_policy(folder / POLICY, policy)
+        write_text(folder / READ_POLICY, shipped_source())
         write_json(folder / EVALUATION, evaluation)
         for plot in plots:
             (folder / "plots").mkdir(exist_ok=True)

@@ -15,6 +15,7 @@ from natix_hf.bundle.manifest import is_allowed, read_bundle_manifest
 from natix_hf.bundle.names import BUNDLE_MANIFEST, CONFIG, EVALUATION, MODEL_CARD, ONNX, POLICY, PROCESSOR, WEIGHTS
 from natix_hf.bundle.onnx_check import onnx_problems
 from natix_hf.bundle.policy import read_policy
+from natix_hf.bundle.shipped import shipped_problems
 from natix_hf.errors import UsageError, VerificationError, shortened
 from natix_hf.labels import names_in
 from natix_hf.models.fits import gate_problems, weights_problems
@@ -76,6 +77,7 @@ def bundle_problems(folder: Path, expected: str | None = None, runs_weights: boo
     described = {name: facts for name, facts in allowed.items() if name not in huge}
     large = {name: described.pop(name) for name in (WEIGHTS, ONNX) if name in described}
     problems += check_files(folder, described)
+    problems += shipped_problems(folder, described)
     formed = form_problems(folder, runs_weights)
     problems += [] if problems else formed
     problems += [] if formed else check_files(folder, large)

@@ -17,7 +17,7 @@ _READ = (1, 2)  # 1 has neither digest nor seal
 _MOST_BYTES = 4 * 2**20
 _ALLOWED = re.compile(
     r"config\.json|model\.safetensors|preprocessor_config\.json|README\.md|model_card\.json|policy\.json"
-    r"|evaluation\.json|gate\.safetensors|model\.onnx|plots/[a-z0-9_]+\.png"
+    r"|evaluation\.json|gate\.safetensors|model\.onnx|read_policy\.py|plots/[a-z0-9_]+\.png"
 )
 _KEYS = {1: {"schema", "files", "lineage"}, 2: {"schema", "files", "lineage", "digest", "seal"}}
 # What is another in every run: the subnet's card names the time, and README.md the run.

@@ -14,6 +14,7 @@ POLICY = "policy.json"
 EVALUATION = "evaluation.json"
 README = "README.md"
 MODEL_CARD = "model_card.json"  # the subnet's
+READ_POLICY = "read_policy.py"  # answers by the policy where natix_hf cannot be installed
 BUNDLE = "bundle"  # in the folder of the phase that exports
 BUNDLE_IN_RUN = f"phase6_export/{BUNDLE}"
 

@@ -189,6 +189,7 @@ def test_no_such_bundle(reference: str, tmp_path: Path) -> None:
 def test_only_what_is_allowed(rich_run: Path, _finished_run: Path) -> None:
     common = {
         "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "policy.json", "evaluation.json",
+        "read_policy.py",
         "plots/test_scores.png", "plots/threshold.png", "bundle_manifest.json",
     }  # fmt: skip
     assert set(list_files(_finished_run / "phase6_export" / "bundle")) == common
