@@ -23,6 +23,7 @@ COLUMNS = ("image", "decision", "label", "probability", "threshold", "accepted",
 Row = dict[str, Any]
 _ROWS_OF_A_GROUP = 65_536
 _PIECE = 1 << 20
+_QUOTING: tuple[Literal[0], Literal[1]] = (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
 _PART = re.compile(r"part-(\d{4,})-(\d{12,})-(\d{12,})")
 
 
@@ -72,8 +73,7 @@ def encoded(rows: Sequence[Row], columns: Sequence[str], kind: TableKind) -> byt
     jsonl."""
     if kind == "csv":
         text = io.StringIO(newline="")
-        sparing = csv.writer(text, quoting=csv.QUOTE_MINIMAL, lineterminator="\n")
-        all_quoted = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
+        sparing, all_quoted = (csv.writer(text, quoting=kind, lineterminator="\n") for kind in _QUOTING)
         for row in rows:
             cells = [_cell(row[name]) for name in columns]
             bare = any(isinstance(cell, str) and "\r" in cell for cell in cells)  # older csv modules leave it unquoted

@@ -1,0 +1,17 @@
+"""One rank of tests/distributed/test_bulk_two_ranks.py, under a launcher: `bulk_rank.py ARGUMENTS of natix-hf`."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from natix_hf import cli
+from natix_hf.bundle import bulk_work
+
+torch.set_num_threads(1)
+bulk_work._CHUNK = 6
+bulk_work._KEEP_S = 0.0
+
+if __name__ == "__main__":
+    cli.main(sys.argv[1:])
