@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from natix_hf import calibration, metrics, ssl, subnet
     from natix_hf.api import Run, run
+    from natix_hf.bundle.bulk import answer_all
     from natix_hf.bundle.explain import Explanation
     from natix_hf.bundle.load import Bundle, Prediction, count_flips, load_bundle
     from natix_hf.bundle.stream import BadImage
@@ -38,6 +39,7 @@ _PLACES = {
     "Run": "api",
     "SelectiveAnswers": "selective.classifier",
     "SelectiveClassifier": "selective.classifier",
+    "answer_all": "bundle.bulk",
     "apply_explora": "ssl.explora",
     "average_models": "models.soup",
     "bundle_of": "deploy",
@@ -59,6 +61,7 @@ __all__ = [
     "SelectiveAnswers",
     "SelectiveClassifier",
     "__version__",
+    "answer_all",
     "apply_explora",
     "average_models",
     "bundle_of",
