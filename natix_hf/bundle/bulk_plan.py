@@ -161,14 +161,16 @@ def _add_files(base: sqlite3.Connection, files: Iterable[File], call: int, first
     known = "SELECT segment, place, size, mtime_ns, seen FROM file WHERE path = ?"
     for file in files:
         path = os.fsencode(file.path if file.problem is not None else _one_path(file.path))
-        row = base.execute(known, (path,)).fetchone()
+        # Of the first call nothing is known: a file is there only if it was named before.
+        row = None if first else base.execute(known, (path,)).fetchone()
         if row is None:
             if number is None:
                 number = base.execute("INSERT INTO segment (count) VALUES (0)").lastrowid
             values = (number, place, file.name, path, file.size, file.mtime_ns, file.problem, call)
-            base.execute("INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
-            place += 1
-            continue
+            if base.execute("INSERT OR IGNORE INTO file VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values).rowcount:
+                place += 1
+                continue
+            row = base.execute(known, (path,)).fetchone()
         segment, at, size, mtime_ns, seen = row
         if seen == call:
             stock.repeated += 1

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from natix_hf.bundle.load import Answer, Bundle
 
 FAILED = ""  # the decision of a picture that has none, in counts
-_KEEP_S, _KEEP_ROWS = 10.0, 8192  # so much is lost at the most when a process is killed
+_KEEP_S, _KEEP_ROWS = 5.0, 8192  # so much is lost at the most when a process is killed
 _CHUNK = 1024  # pictures that one of several processes takes at a time
 _LINE_S = 60.0  # between two lines about the progress where there is no terminal
 _SHOWN = 20
