@@ -276,8 +276,8 @@ class Call:
         return Summary(self.target, pictures, failed, dict(counts), rows, now, seconds, copied, explained)
 
     def clean_up(self, complete: bool) -> None:
-        """Remove the parts once the table is there, and what a refused call has left."""
-        if self.parts.is_dir() and (complete or not (self.parts / _HEADER).is_file()):
+        """Remove the parts once the table is there, or while they hold no answer."""
+        if self.parts.is_dir() and (complete or not any(self.parts.glob("part-*"))):
             remove_folder(self.parts)
         # On a full disk the mark could not say that this process has left.
         elif (process := at_work(self.parts)) is not None and process.startswith(f"process {os.getpid()} on "):

@@ -127,7 +127,9 @@ def leave(task: Task, item: Item, answer: Answer, exact: Answer, done: Done) -> 
         if task.only is None:
             return True
         done.noted += 1
-        if done.noted <= _SHOWN:
+        if done.noted == _SHOWN + 1:
+            task.note("failed   others are counted and not shown")
+        elif done.noted <= _SHOWN:
             task.note(f"failed   {answer.problem if isinstance(answer, BadImage) else item.name}")
         return False
     done.counts[answer.decision] += 1
@@ -185,7 +187,7 @@ def work(task: Task, desk: Desk, plan: Plan, segments: Sequence[Segment], parts:
     done = Done()
     left = [_Left(segment, parts, desk, task.batch_size) for segment in segments]
     counts = [each.count for each in left]
-    with closing(_Progress(None if None in counts else sum(count or 0 for count in counts))) as progress:
+    with closing(_Progress(None if None in counts else sum(count or 0 for count in counts), desk.rank)) as progress:
         for each in left:
             if each.count != 0:
                 _answer_segment(task, desk, plan, each, done, progress)
@@ -290,12 +292,12 @@ class _Left:
 
 
 class _Progress:
-    """A bar on a terminal, and a line now and then elsewhere. `--quiet` hides both."""
+    """A bar on a terminal, and a line now and then elsewhere, of the first process. `--quiet` hides both."""
 
-    def __init__(self, total: int | None) -> None:
+    def __init__(self, total: int | None, rank: int) -> None:
         from tqdm.auto import tqdm
 
-        quiet = verbosity() == Verbosity.QUIET
+        quiet = verbosity() == Verbosity.QUIET or rank > 0
         self.total, self.begun, self.told = total, time.monotonic(), time.monotonic()
         self.bar = tqdm(total=total, unit=" pictures", disable=True if quiet else None, leave=False, file=sys.stderr)
         self.lines = not quiet and self.bar.disable

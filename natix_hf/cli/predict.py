@@ -136,8 +136,7 @@ def _into_table(
     with _together(), processes() as team:  # before the bundle: each process then has a device of its own
         try:
             loaded, exact = _loaded(reference, revision, bf16)
-            quiet: Any = {} if team.first else {"tell": lambda line: None}
-            summary = answer_all(loaded, sources, out, exact=exact, **settings, **quiet)
+            summary = answer_all(loaded, sources, out, exact=exact, **settings)
         except (KeyboardInterrupt, SystemExit):
             if team.first:
                 interrupt.tell_end("natix-hf: interrupted; the same command goes on")
