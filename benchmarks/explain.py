@@ -7,16 +7,16 @@ has not been trained on. Half of those drawn are answered yes, if there are as m
 
 Deletion: the cells of a view are replaced one after the other, in the order of the heatmap's evidence, and the logit
 difference towards the answer is followed. The area under that curve, from nothing to everything deleted, is in logits;
-small is good. A deleted cell shows a blurred copy of the view, or its mean colour; the default method begins with both
-of them. Other orders: five random ones, averaged; from the middle outwards (a Gaussian of a quarter of the side), because
-photographers put things in the middle; and each cell by what deleting it alone does, which costs a pass for each cell.
+small is good. A deleted cell shows the view blurred, its mean colour, black, or white; the default method begins with
+the same four. Other orders: five random ones, averaged; from the middle outwards (a Gaussian of a quarter of the
+side), because photographers put things there; and each cell by what deleting it alone does, at a pass for each cell.
 Differences are paired by picture, with 95% intervals from a bootstrap of the groups.
 
 Randomised weights (Adebayo et al. 2018, arXiv 1810.03292): the values of each tensor of the model are shuffled, and
 the evidence for the same answer is compared with the trained model's, by rank correlation. Also with the classifier
 layer alone shuffled.
 
-It fails where the default method does not beat random by the interval under both replacements.
+It fails where the default method does not beat random by the interval under every replacement.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,10 @@ from natix_hf.data.images import open_image
 from natix_hf.data.sources import load_unlabelled
 from natix_hf.errors import DataError
 from natix_hf.models.architectures import ARCHITECTURES
-from natix_hf.models.explain import METHODS, Explainer, blurred, mean_colour
+from natix_hf.models.explain import METHODS, Explainer
 
 STEPS, RANDOM, RESAMPLES = 12, 5, 2000
-REPLACED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"blur": blurred, "mean": mean_colour}
+REPLACED = ("blur", "mean", "black", "white")
 Orders = dict[str, list[np.ndarray]]
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     bundle = load_bundle(given.bundle)
     rng = np.random.default_rng(given.seed)
     cells, groups = draw(bundle, given.source, given.pictures, given.group_by, rng)
-    explainer = Explainer(bundle.folder, bundle.preprocess.image_size)
+    explainer = Explainer(bundle.folder)
     methods = [name for name in METHODS if name == "gradient" or not ARCHITECTURES[explainer.model_type].stages]
     shuffled = {"all": shuffle(explainer, rng, ""), "classifier": shuffle(explainer, rng, "classifier.")}
     areas: dict[str, dict[str, list[float]]] = {how: {} for how in REPLACED}
@@ -82,8 +82,8 @@ def main() -> None:
         orders["random"] = [rng.permutation(side * side) for _ in range(RANDOM)]
         orders["centre"] = [from_the_middle(side)]
         view = torch.from_numpy(pixels)
-        for how, replaced in REPLACED.items():
-            delete = Deletion(explainer, view, replaced(view), side, 1.0 if yes else -1.0)
+        for how, replacement in explainer.starts(view).items():
+            delete = Deletion(explainer, view, replacement, side, 1.0 if yes else -1.0)
             ordered = orders | {"each alone": [ranked(delete.alone())]}
             for name, of_name in ordered.items():
                 areas[how].setdefault(name, []).append(delete.area(of_name))

@@ -109,7 +109,7 @@ def _model_of(bundle: Bundle) -> Explainer:
                         f"{bundle.folder / name} has changed since the bundle was loaded: load it again"
                     )
             device = getattr(bundle._inference, "device", "cpu") if bundle.backend == "torch" else "cpu"
-            _models[bundle] = Explainer(bundle.folder, bundle.preprocess.image_size, device)
+            _models[bundle] = Explainer(bundle.folder, device)
         return _models[bundle]
 
 
@@ -136,10 +136,9 @@ def explained_by(model: Path) -> Callable[[Image.Image, bool], Image.Image]:
     """
     from natix_hf.models.device import default_device
     from natix_hf.models.explain import Explainer, heat_of
-    from natix_hf.models.preprocess import Preprocess, read_settings
 
-    preprocess = Preprocess(read_settings(model))
-    explainer = Explainer(model, preprocess.image_size, default_device())
+    explainer = Explainer(model, default_device())
+    preprocess = explainer.preprocess
 
     def drawn(picture: Image.Image, yes: bool) -> Image.Image:
         pixels = preprocess.pixels(picture)

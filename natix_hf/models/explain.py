@@ -1,8 +1,9 @@
 """Why a classifier answered as it did: which places of the picture moved its answer, as a heatmap.
 
 `"gradient"` is integrated gradients (Sundararajan, Taly and Yan 2017, arXiv 1703.01365), summed over the pixels of
-each cell, and averaged over two pictures to begin with, as Erion et al. (2021, arXiv 1906.10670) average over many: a
-blurred copy, and one of the mean colour. With one of them alone, what it shares with a place would count for nothing.
+each cell. It is averaged over four pictures to begin with, as Erion et al. (2021, arXiv 1906.10670) average over many:
+the view blurred, in its mean colour, black, and white. What a view shares with its beginning counts for nothing: with
+the first two alone a model that goes by a colour was explained wrongly, because that colour is in them.
 `"rollout"` is attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928): where the model looked, whatever it
 answered. `benchmarks/explain.py` measures both.
 """
@@ -21,11 +22,12 @@ from natix_hf.errors import UsageError, cut
 from natix_hf.models.architectures import ARCHITECTURES, architecture_of, prefix_tokens
 from natix_hf.models.classifier import load_classifier
 from natix_hf.models.positions import fix_positions
+from natix_hf.models.preprocess import Preprocess, load_processor
 
 METHODS = ("gradient", "rollout")
-_STEPS = 8  # points on the way from each of the two to the picture: 32 gave the same order of places
+_STEPS = 8  # points on the way from each beginning to the picture: 16 gave curves that were not better
 _AT_ONCE = 8  # pictures in one pass, which bounds the memory
-_BLUR = 0.1  # standard deviation of the blur, as a share of the side: no object is left, the colours are
+_BLUR = 0.1  # standard deviation of the blur, as a share of the side
 
 
 def check_method(method: Any, model_type: str | None = None) -> None:
@@ -54,8 +56,7 @@ class Explainer:
     Several threads may share it.
 
     Args:
-        folder (`Path`): A candidate or a bundle.
-        image_size (`int`): Height and width of its views, in px.
+        folder (`Path`): A candidate or a bundle, with its image processor.
         device (`torch.device`, *optional*): Defaults to the CPU.
 
     Raises:
@@ -63,7 +64,7 @@ class Explainer:
         [`VerificationError`]: it cannot be loaded.
     """
 
-    def __init__(self, folder: Path, image_size: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         # The caller may be in inference mode, and weights that are made there can have no gradient pass through them.
         with torch.inference_mode(False):
             self.model: Any = load_classifier(folder)
@@ -71,10 +72,10 @@ class Explainer:
         check_method("gradient", self.model_type)
         if not ARCHITECTURES[self.model_type].stages:
             self.model.set_attn_implementation("eager")  # the only one that gives its attention away
-        self.image_size = image_size
+        self.preprocess = Preprocess(load_processor(folder))
         self.model.requires_grad_(False).eval().to(device)
         with torch.inference_mode(False):
-            fix_positions(self.model, image_size)
+            fix_positions(self.model, self.preprocess.image_size)
         self.device = torch.device(device)
         self._lock = threading.Lock()  # one at a time: a pass with gradients takes several times the memory
 
@@ -89,7 +90,7 @@ class Explainer:
         Returns:
             `np.ndarray` of float64 [g, g]: for `"gradient"` the part of the logit difference of that answer over the
             other one that the cell accounts for. Positive speaks for the answer, negative against it, and the sum is
-            about what the picture has beyond the mean of its two empty copies. For `"rollout"` the share of the
+            about what the picture has beyond the mean of its four beginnings. For `"rollout"` the share of the
             attention, whose sum is at most 1.
 
         Raises:
@@ -106,8 +107,8 @@ class Explainer:
     def _integrated(self, pixels: torch.Tensor, sign: float) -> np.ndarray:
         moved = torch.zeros_like(pixels, dtype=torch.float64)
         shares = (torch.arange(_STEPS, device=self.device, dtype=torch.float32) + 0.5) / _STEPS
-        starts = (blurred(pixels), mean_colour(pixels))
-        for start in starts:
+        starts = self.starts(pixels)
+        for start in starts.values():
             way = pixels - start
             for part in torch.split(shares, _AT_ONCE):
                 points = (start + part[:, None, None, None] * way).requires_grad_(True)
@@ -116,6 +117,17 @@ class Explainer:
                 moved += gradient.double().sum(dim=0) * way.double() / (_STEPS * len(starts))
         of_cells = functional.avg_pool2d(moved.sum(dim=0)[None], self.cell, ceil_mode=True, divisor_override=1)[0]
         return np.asarray(sign * of_cells.cpu().numpy())
+
+    def starts(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The pictures without objects that a view [3, S, S] is compared with, by name."""
+        processor = self.preprocess.processor
+        mean, std = (pixels.new_tensor(of)[:, None, None] for of in (processor.image_mean, processor.image_std))
+        return {
+            "blur": blurred(pixels),
+            "mean": pixels.mean(dim=(1, 2), keepdim=True).expand_as(pixels),
+            "black": ((0.0 - mean) / std).expand_as(pixels),
+            "white": ((1.0 - mean) / std).expand_as(pixels),
+        }
 
     def _rollout(self, pixels: torch.Tensor) -> np.ndarray:
         with torch.no_grad():
@@ -138,7 +150,7 @@ class Explainer:
 
 
 def blurred(pixels: torch.Tensor) -> torch.Tensor:
-    """A view without objects: [3, S, S] after a Gaussian blur, edges repeated."""
+    """A view without edges: [3, S, S] after a Gaussian blur, edges repeated."""
     sigma = _BLUR * pixels.shape[-1]
     reach = int(np.ceil(3 * sigma))
     at = torch.arange(-reach, reach + 1, device=pixels.device, dtype=torch.float64)
@@ -147,11 +159,6 @@ def blurred(pixels: torch.Tensor) -> torch.Tensor:
     padded = functional.pad(pixels[:, None], (reach, reach, reach, reach), mode="replicate")
     rows = functional.conv2d(padded, kernel[None, None, None, :])
     return functional.conv2d(rows, kernel[None, None, :, None])[:, 0]
-
-
-def mean_colour(pixels: torch.Tensor) -> torch.Tensor:
-    """A view without anything: [3, S, S] of the view's mean colour."""
-    return pixels.mean(dim=(1, 2), keepdim=True).expand_as(pixels)
 
 
 def heat_of(evidence: np.ndarray, image_size: int) -> np.ndarray:
