@@ -88,10 +88,10 @@ class Explainer:
             method (`str`, defaults to `"gradient"`): `"gradient"` or `"rollout"`.
 
         Returns:
-            `np.ndarray` of float64 [g, g]: for `"gradient"` the part of the logit difference of that answer over the
-            other one that the cell accounts for. Positive speaks for the answer, negative against it, and the sum is
-            about what the picture has beyond the mean of its four beginnings. For `"rollout"` the share of the
-            attention, whose sum is at most 1.
+            `np.ndarray` of float64 [g, g]. For `"gradient"` the part of the logit difference of that answer over the
+            other one that the cell accounts for: positive speaks for the answer, negative against it. Eight steps give
+            the order of the places well and the sum roughly. For `"rollout"` the share of the attention, whose sum is
+            at most 1.
 
         Raises:
             [`UsageError`]: the model does not have the method.
