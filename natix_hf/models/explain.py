@@ -22,7 +22,7 @@ from natix_hf.errors import UsageError, cut
 from natix_hf.models.architectures import ARCHITECTURES, architecture_of, prefix_tokens
 from natix_hf.models.classifier import load_classifier
 from natix_hf.models.positions import fix_positions
-from natix_hf.models.preprocess import Preprocess, load_processor
+from natix_hf.models.preprocess import Preprocess, read_settings
 
 METHODS = ("gradient", "rollout")
 _STEPS = 8  # points on the way from each beginning to the picture: 16 gave curves that were not better
@@ -72,7 +72,7 @@ class Explainer:
         check_method("gradient", self.model_type)
         if not ARCHITECTURES[self.model_type].stages:
             self.model.set_attn_implementation("eager")  # the only one that gives its attention away
-        self.preprocess = Preprocess(load_processor(folder))
+        self.preprocess = Preprocess(read_settings(folder))
         self.model.requires_grad_(False).eval().to(device)
         with torch.inference_mode(False):
             fix_positions(self.model, self.preprocess.image_size)
@@ -120,8 +120,8 @@ class Explainer:
 
     def starts(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """The pictures without objects that a view [3, S, S] is compared with, by name."""
-        processor = self.preprocess.processor
-        mean, std = (pixels.new_tensor(of)[:, None, None] for of in (processor.image_mean, processor.image_std))
+        settings = self.preprocess.processor
+        mean, std = (pixels.new_tensor(settings[key])[:, None, None] for key in ("image_mean", "image_std"))
         return {
             "blur": blurred(pixels),
             "mean": pixels.mean(dim=(1, 2), keepdim=True).expand_as(pixels),
