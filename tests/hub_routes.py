@@ -32,7 +32,7 @@ class Call:
     user: User | None
 
     def repo(self, kind: str | None, repo_id: str, write: bool = False) -> Repo:
-        return self.state.repo("dataset" if (kind or "").startswith("dataset") else "model", repo_id, self.user, write)
+        return self.state.repo((kind or "model").strip("/").removesuffix("s"), repo_id, self.user, write)
 
     def json(self) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(self.body or b"{}")
@@ -41,8 +41,8 @@ class Call:
 
 Route = Callable[..., Any]
 ROUTES: list[tuple[str, re.Pattern[str], Route]] = []
-API = "/api/(models|datasets)/([^/]+/[^/]+)"
-GIT = "/(datasets/)?([^/]+/[^/]+)"
+API = "/api/(models|datasets|spaces)/([^/]+/[^/]+)"
+GIT = "/((?:datasets|spaces)/)?([^/]+/[^/]+)"
 
 
 def route(method: str, pattern: str) -> Callable[[Route], Route]:
@@ -54,7 +54,7 @@ def route(method: str, pattern: str) -> Callable[[Route], Route]:
 
 
 def url_of(call: Call, repo: Repo) -> str:
-    return f"{call.endpoint}/{'datasets/' if repo.kind == 'dataset' else ''}{repo.id}"
+    return f"{call.endpoint}/{'' if repo.kind == 'model' else f'{repo.kind}s/'}{repo.id}"
 
 
 @route("GET", "/api/whoami-v2")

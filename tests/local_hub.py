@@ -207,17 +207,17 @@ class LocalHub:
             return self.repo(repo_id, kind).add(changes).sha
 
     def repo(self, repo_id: str, kind: str | None = None) -> Repo:
-        """The model of that id, or the dataset."""
-        found = [self.state.repos.get((one, repo_id)) for one in ([kind] if kind else ["model", "dataset"])]
+        """The model of that id, or the dataset, or the Space."""
+        found = [self.state.repos.get((one, repo_id)) for one in ([kind] if kind else ["model", "dataset", "space"])]
         return next(repo for repo in found if repo)
 
-    def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
+    def files(self, repo_id: str, revision: str = "main", kind: str | None = None) -> dict[str, bytes]:
         """What stands at a revision, `.gitattributes` included."""
-        return {path: blob.data for path, blob in self.repo(repo_id).at(revision).files.items()}
+        return {path: blob.data for path, blob in self.repo(repo_id, kind).at(revision).files.items()}
 
-    def commits(self, repo_id: str) -> list[str]:
+    def commits(self, repo_id: str, kind: str | None = None) -> list[str]:
         """The shas, newest first; the last is the commit that created it."""
-        return [commit.sha for commit in self.repo(repo_id).at("main").history()]
+        return [commit.sha for commit in self.repo(repo_id, kind).at("main").history()]
 
     def tags(self, repo_id: str) -> dict[str, str]:
         return dict(self.repo(repo_id).tags)

@@ -22,6 +22,16 @@ def push(
         bool, typer.Option("--private", help="Make the repository private if it is created now.")
     ] = False,
     tag: Annotated[str | None, typer.Option(help="Give the commit this tag, such as v1.0.0.")] = None,
+    space: Annotated[
+        bool, typer.Option("--space", help="Publish a Space too, a page that answers pictures with this bundle.")
+    ] = False,
+    space_name: Annotated[
+        str | None, typer.Option(metavar="ORG/SPACE", help="Name the Space so. Default: as the bundle's repository.")
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="ORG/NAME", help="Publish the handler of an Inference Endpoint too, in this repository."),
+    ] = None,
 ) -> None:
     """Publish a bundle on the Hub in one verified commit.
 
@@ -29,13 +39,23 @@ def push(
     """
     from natix_hf.bundle.load import find_local_bundle
     from natix_hf.bundle.names import run_of_bundle
-    from natix_hf.bundle.push import push_bundle, say_published
+    from natix_hf.bundle.push import check_push, push_bundle, say_published
+    from natix_hf.bundle.space import Kind, check_space, push_space
     from natix_hf.runs.verify import find_problems
 
     bundle = find_local_bundle(reference)
     for problem in find_problems(str(run_of_bundle(bundle) or reference)):
         raise VerificationError(f"{problem}; nothing was published")
-    say_published(push_bundle(bundle, repo_id, private, tag))
+    beside: dict[Kind, str] = {"space": space_name or repo_id} if space or space_name else {}
+    beside |= {"endpoint": endpoint} if endpoint else {}
+    if beside:
+        check_push(repo_id, tag)
+    for kind, name in beside.items():
+        check_space(kind, name, repo_id)
+    done = push_bundle(bundle, repo_id, private, tag)
+    say_published(done)
+    for kind, name in beside.items():
+        say(f"{kind:9s} {name} at {push_space(kind, done, name, private)}, read back")
 
 
 @app.command(cls=Command)
