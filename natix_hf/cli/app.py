@@ -33,6 +33,7 @@ _ORDER = (
     "verify",
     "push",
     "pull",
+    "deploy",
     "report",
     "runs",
     "clean",
