@@ -8,6 +8,7 @@ OLDEST := .venv-torch-oldest
 # What a change of PyTorch can break.
 CORE := tests/models tests/data tests/trainers tests/ssl tests/calibration tests/bundle tests/phases tests/estimate
 MINER := .venv-miner
+MINER_FAST := .venv-miner-fast
 
 .PHONY: quickstart test test-wheel test-lowest test-newest test-torch-oldest test-miner faults check docs clean
 
@@ -41,8 +42,9 @@ test-newest: $(NEWEST)/installed-dev
 test-torch-oldest: $(OLDEST)/installed-dev
 	$(OLDEST)/bin/pytest -n 2 --dist loadgroup $(CORE)
 
-# Bundles in the hands of the subnet's official miner: transformers 4.45.2, which needs a Python below 3.12.
-test-miner: $(VENV)/installed-dev $(MINER)/installed
+# Bundles in the hands of the subnet's official miner: transformers 4.45.2, which needs a Python below 3.12. Once without
+# torchvision, and once with it and torch 2.6.0, as a miner runs it (5.5 GB on Linux).
+test-miner: $(VENV)/installed-dev $(MINER)/installed $(MINER_FAST)/installed
 	$(BIN)/pytest tests/miner
 
 # The long forms of the fault tests, one after the other: damages, kills, full disks, hostile files. Hours on two cores.
@@ -94,11 +96,13 @@ $(OLDEST)/installed-dev: pyproject.toml constraints.txt tests/packaging/lowest.p
 	touch $@
 
 $(MINER)/installed: tests/miner/requirements.txt
+$(MINER_FAST)/installed: tests/miner/requirements-fast.txt
+$(MINER)/installed $(MINER_FAST)/installed:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 12))' || \
 	{ echo "the official miner runs on Python 3.11: make test-miner PYTHON=python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv --clear $(MINER)
-	$(MINER)/bin/pip install --quiet --requirement $<
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet --requirement $<
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(NEWEST) $(OLDEST) $(MINER) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) $(OLDEST) $(MINER) $(MINER_FAST) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

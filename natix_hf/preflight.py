@@ -14,6 +14,8 @@ from natix_hf.recipe import Recipe
 from natix_hf.runs.graph import PHASES, Phase
 from natix_hf.runs.pins import pinned_model
 from natix_hf.runs.trained import other_run
+from natix_hf.subnet.official import IMAGE_SIZE, size_line
+from natix_hf.terminal import say
 
 SPREAD = (
     "a model that is spread over devices (FSDP, DeepSpeed) is refused, because exact resume and the proof of a merge "
@@ -36,6 +38,8 @@ def check_run(recipe: Recipe, wanted: Sequence[int], run_dir: Path | None, train
     """
     require_gpu(recipe, wanted)
     require_labels(recipe, wanted)
+    if any(PHASES[number].trains for number in wanted):
+        warn_of_the_size(recipe)
     require_caches(recipe)
     if 4 in wanted:
         require_unlabelled(recipe.phase4.unlabelled)
@@ -57,6 +61,13 @@ def check_run(recipe: Recipe, wanted: Sequence[int], run_dir: Path | None, train
         check_push(str(recipe.phase6.repo_id), recipe.phase6.tag)
     if 6 in wanted and recipe.phase6.onnx:
         check_onnx_export(recipe)
+
+
+def warn_of_the_size(recipe: Recipe) -> None:
+    """Say before the training that a model for the subnet, which has a hotkey, takes pictures of another size."""
+    for_subnet = recipe.phase6.submitted_by is not None and recipe.data.labels.of_subnet
+    if for_subnet and recipe.model.image_size != IMAGE_SIZE:
+        say(f"warning  {size_line(recipe.model.image_size)}")
 
 
 def require_gpu(recipe: Recipe, wanted: Sequence[int]) -> None:

@@ -25,7 +25,7 @@ from natix_hf.provenance.strict import read_strictly
 from natix_hf.subnet.challenge import challenge_image
 from natix_hf.subnet.checks import Check, either
 from natix_hf.subnet.hotkey import is_hotkey
-from natix_hf.subnet.official import CLASSIFIERS, IMAGE_SIZE, PROCESSORS, TIMEOUT_S, TRANSFORMERS
+from natix_hf.subnet.official import CLASSIFIERS, IMAGE_SIZE, PROCESSORS, TIMEOUT_S, TRANSFORMERS, size_line
 
 if TYPE_CHECKING:
     from natix_hf.bundle.policy import Policy
@@ -34,15 +34,6 @@ _FIELDS = ("model_name", "description", "version", "submitted_by", "submission_t
 _DAY = 24 * 3600
 CLOSE = 1e-4  # of scores: rounding moves one by some 1e-7, other pixels by more
 _HALF_OF_THE_TIME = 0.5  # an answer that takes more has little room for a slower box
-
-
-def size_line(image_size: int) -> str:
-    """Why a model of another size than the subnet's pictures answers otherwise in the miner's box."""
-    return (
-        f"the model takes {image_size} px and a validator sends {IMAGE_SIZE}: the official miner resizes with "
-        "torchvision, whose pixels differ (logits of a 64 px model by up to 0.03), so that answers near the threshold "
-        f"flip: train with model.image_size={IMAGE_SIZE}"
-    )
 
 
 def bundle_checks(folder: Path, policy: Policy, hotkey: str | None = None) -> list[Check]:

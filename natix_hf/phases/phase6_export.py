@@ -23,6 +23,7 @@ from natix_hf.results.decision import Decision
 from natix_hf.runs.context import Outcome, PhaseContext
 from natix_hf.runs.lineage import bundle_lineage
 from natix_hf.runs.verify import run_problems
+from natix_hf.subnet.official import IMAGE_SIZE, size_line
 from natix_hf.subnet.submission import five_fields
 from natix_hf.terminal import say
 
@@ -98,6 +99,8 @@ def _warn_of_the_miner(recipe: Recipe, architecture: str, labels: LabelNames) ->
             )
     elif is_unknown_to_the_miner(architecture):
         say(f"warning: the subnet's official miner (transformers 4.45.2) cannot load a {architecture}")
+    if labels.of_subnet and recipe.phase6.submitted_by is not None and recipe.model.image_size != IMAGE_SIZE:
+        say(f"warning: {size_line(recipe.model.image_size)}")
 
 
 def _five_fields(context: PhaseContext) -> dict[str, Any] | None:

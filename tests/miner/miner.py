@@ -1,13 +1,14 @@
 """What the subnet's official miner makes of repositories: `python -I miner.py IMAGES OUT REPO...` prints it as JSON.
 
-Runs in the environment of requirements.txt beside it, where there is no natix_hf, and loads as the miner does:
+Runs in the environments of requirements.txt and requirements-fast.txt beside it, where there is no natix_hf, and
+loads as the miner does:
 
     pipeline("image-classification", model=AutoModelForImageClassification.from_pretrained(repo),
              feature_extractor=AutoImageProcessor.from_pretrained(repo, use_fast=True))
 
-The fast processor needs torchvision, which is not there either. That the call asks for it shows that its class was
-found; the slow one of the same file then takes its place. OUT gets `N.npy`: the first image as repository N's model
-sees it.
+The fast processor needs torchvision, which only the environment of requirements-fast.txt has. In the other one, that
+the call asks for it shows that its class was found; the slow one of the same file then takes its place.
+OUT gets `N.npy`: the first image as repository N's model sees it.
 """
 
 from __future__ import annotations

@@ -75,21 +75,21 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def run_miner(
-    images: list[Path], out: Path, repos: list[str], environment: dict[str, str]
+    images: list[Path], out: Path, repos: list[str], environment: dict[str, str], box: Path = ENVIRONMENT
 ) -> subprocess.CompletedProcess[str]:
     out.mkdir()
-    command = [str(ENVIRONMENT / "bin" / "python"), "-I", str(Path(__file__).with_name("miner.py"))]
+    command = [str(box / "bin" / "python"), "-I", str(Path(__file__).with_name("miner.py"))]
     command += [str(images[0].parent), str(out), *repos]
     return subprocess.run(
         command, cwd=out, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300
     )
 
 
-def answers_of(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+def answers_of(done: subprocess.CompletedProcess[str], present: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """What the miner said of each repository; it is the version that the subnet runs, and has nothing of ours."""
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
-    assert (said["transformers"], said["present"]) == ("4.45.2", [])
+    assert (said["transformers"], said["present"]) == ("4.45.2", list(present))
     answers: list[dict[str, Any]] = said["answers"]
     return answers
 
@@ -98,10 +98,10 @@ def offline(home: Path) -> dict[str, str]:
     return os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
 
 
-def make_candidate(folder: Path, fields: dict[str, Any], backbone: Path | None = None) -> Candidate:
-    """A random model of 224 pixels that answers differently to different images."""
+def make_candidate(folder: Path, fields: dict[str, Any], backbone: Path | None = None, size: int = 224) -> Candidate:
+    """A random model that answers differently to different images."""
     source = str(backbone) if backbone else None
-    config = ModelConfig(source, None, {"initializer_range": 0.2} | fields, image_size=224)
+    config = ModelConfig(source, None, {"initializer_range": 0.2} | fields, image_size=size)
     model = build_classifier(config, seed=0)
     with torch.no_grad():
         for weights in model.parameters():  # what starts at zero, such as ConvNeXt V2's GRN, takes part too

@@ -183,8 +183,25 @@ def test_a_bundle_for_the_subnet_with_other_names_is_warned_about(
         changed = load_recipe(str(recipe), overrides)
         phase6_export._warn_of_the_miner(changed, "dinov2", LabelNames(**NAMES))
         assert len(said) == warned and (not warned or tells(said[0], '"Roadwork"', '"cracked"', "data.labels"))
+        said.clear()
         phase6_export._warn_of_the_miner(changed, "dinov2", LabelNames())
-        assert len(said) == warned
+        assert len(said) == warned and (not warned or tells(said[0], "28 px", "224", "model.image_size=224"))
+
+
+def test_another_size_than_the_subnets_is_said_before_the_training(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from natix_hf import preflight
+
+    said: list[str] = []
+    monkeypatch.setattr(preflight, "say", said.append)
+    hotkey = "phase6.submitted_by=5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"
+    names = ["data.labels.no=None", "data.labels.yes=Roadwork"]
+    for overrides in ([], [hotkey], names, [hotkey, *names, "model.image_size=224"]):
+        preflight.warn_of_the_size(load_recipe(str(recipe), overrides))
+    assert said == []
+    preflight.warn_of_the_size(load_recipe(str(recipe), [hotkey, *names]))
+    assert len(said) == 1 and tells(said[0], "28 px", "224", "model.image_size=224")
 
 
 def test_names_of_any_kind_in_plots_and_on_the_page(own: Path, tmp_path: Path) -> None:
