@@ -21,7 +21,7 @@ from natix_hf.provenance.manifest import read_manifest
 from natix_hf.recipe import Recipe
 from natix_hf.report.errors_told import errors_by_level, told_errors, told_risk
 from natix_hf.report.metadata import card_metadata, told_licence
-from natix_hf.report.reading import ReadInShort, in_markdown, read_in_short
+from natix_hf.report.reading import ReadInShort, in_cell, in_markdown, read_in_short
 from natix_hf.resources import resource_folder
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.card_figures import table_rows
@@ -96,7 +96,7 @@ def render_card(facts: CardFacts) -> str:
         head=ARCHITECTURES[facts.architecture].head,
         unknown_to_the_miner=labels.of_subnet and is_unknown_to_the_miner(facts.architecture),
         labels=labels,
-        cell=lambda text: text.replace("|", "\\|"),
+        cell=in_cell,
         in_markdown=in_markdown,
         errors_by_level=errors_by_level,
         told_licence=told_licence(facts.licence),

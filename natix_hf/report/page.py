@@ -17,6 +17,7 @@ from natix_hf.provenance.stored import from_json, to_json
 from natix_hf.report.errors_told import errors_by_level, errors_by_value, told_errors
 from natix_hf.report.facts import RunFacts, read_run
 from natix_hf.report.findings import find_promise, find_warnings, percent
+from natix_hf.report.label_next import find_steps
 from natix_hf.report.reading import ReadInShort, read_in_short
 from natix_hf.resources import resource_folder
 from natix_hf.results.evaluation import Evaluation
@@ -102,7 +103,8 @@ def leave_page(run_dir: Path) -> str | None:
     """
     path = run_dir / REPORT
     try:
-        write_report(run_dir)
+        if not path.is_file() or path.read_bytes() != render_report(run_dir).encode():
+            write_report(run_dir)
     except UsageError:  # no phase has finished yet
         path.unlink(missing_ok=True)
     except (VerificationError, OSError) as error:
@@ -213,6 +215,7 @@ def _content(facts: RunFacts) -> dict[str, Any]:
         "told_errors": told_errors(evaluation, labels) if evaluation is not None else "",
         "promise": find_promise(facts),
         "warnings": find_warnings(facts),
+        "steps": find_steps(facts),
         "exported": facts.metrics(6),
         "exam": evaluation.exam if evaluation is not None else None,
         "ways": _WAYS,

@@ -9,6 +9,7 @@ from typing import Any
 from natix_hf.data.reading import Reading, reading_facts
 from natix_hf.runs.lineage import public_text
 
+_LONGEST = 16
 _TITLES = {
     "files": "files",
     "label 0": "label 0",
@@ -45,3 +46,10 @@ def in_markdown(text: str) -> str:
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     escaped = re.sub(r"[\\`*_{}\[\]<>|~&$#]", r"\\\g<0>", line)
     return re.sub(r"(?i)(?<=\bwww)(?=\.)|(?=://)|(?=@)", r"\\", escaped)
+
+
+def in_cell(text: str) -> str:
+    """Escape a text for a cell of a Markdown table. A name without blanks may break after every 16 characters, so that
+    the table fits a narrow window."""
+    words = (re.findall(f".{{1,{_LONGEST}}}", word) for word in " ".join(text.split()).split(" "))
+    return " ".join("<wbr>".join(in_markdown(part) for part in parts) for parts in words)

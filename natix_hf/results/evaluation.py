@@ -19,7 +19,7 @@ from natix_hf.provenance.stored import OPTIONAL, Stored, formerly
 from natix_hf.results.figures import Bounds, Figure, GroupCounts, finite, interval_notes
 from natix_hf.results.logits import LogitTable
 from natix_hf.results.synthetic_half import SyntheticHalf
-from natix_hf.subnet.marks import ExamAnswers, ExamMarks, mark_exam, small_values
+from natix_hf.subnet.marks import SLICE_ROWS, ExamAnswers, ExamMarks, mark_exam, small_values
 
 _NAMED_VALUES = 12
 
@@ -171,7 +171,7 @@ class Evaluation(Stored):
         small = sorted(((self.slices_left_out or {}).get(column) or {}).items(), key=lambda found: -found[1])
         named = ", ".join(f"{value} ({rows})" for value, rows in small[:_NAMED_VALUES])
         more = f" and {len(small) - _NAMED_VALUES} more values" if len(small) > _NAMED_VALUES else ""
-        return f"left out, too few rows: {named}{more}" if small else ""
+        return f"left out, too few rows (figures need {SLICE_ROWS}): {named}{more}" if small else ""
 
     @property
     def columns(self) -> dict[str, Column]:

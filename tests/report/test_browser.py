@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browser import Page, find_browser, open_browser
 
 from natix_hf.report.page import write_report
+from natix_hf.results.evaluation import Evaluation
+from natix_hf.subnet.marks import ExamAnswers, mark_exam
 
 BROWSER = find_browser()
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt-get install chromium")
@@ -48,6 +52,27 @@ def test_the_page(width: int, dark: bool, whole_run: Path, page: Page) -> None:
     if "NATIX_HF_SCREENSHOTS" in os.environ:
         name = f"report-{width}{'-dark' if dark else ''}.png"
         page.screenshot(Path(os.environ["NATIX_HF_SCREENSHOTS"]) / name, whole=True)
+
+
+def test_in_a_narrow_window_every_table_fits(whole_run: Path, page: Page) -> None:
+    """At 500 px no table scrolls, slices, levels and lineage included. A name without blanks wraps."""
+    folder = whole_run / "phase6_export"
+    rng = np.random.default_rng(0)
+    labels, levels = rng.integers(0, 2, 800), np.arange(800) % 4
+    views = ExamAnswers(labels + rng.normal(size=800), labels, levels, np.arange(800) // 4, 4, rng.random(800) < 0.5)
+    evaluation = Evaluation.read(folder)
+    [values] = evaluation.slices.values()
+    long = "construction_site_with_heavy_machinery_and_barriers"
+    slices = {"weather": {f"{long}_{value}": row for value, row in values.items()}}
+    assert slices["weather"]
+    replace(evaluation, exam=mark_exam(views, 0.5, n_resamples=100), slices=slices).write(folder)
+    page.open(write_report(whole_run).as_uri(), 500)
+    wide = (
+        "[...document.querySelectorAll('table')].filter(t => t.scrollWidth > t.closest('.scroll').clientWidth)"
+        ".map(t => [t.scrollWidth, t.textContent.trim().slice(0, 60)])"
+    )
+    assert page.evaluate(wide) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == 500
 
 
 def test_on_paper_nothing_scrolls_and_nothing_is_cut_off(whole_run: Path, page: Page) -> None:
