@@ -23,11 +23,10 @@ from natix_hf.preflight import SPREAD, check_run
 from natix_hf.provenance.manifest import read_manifest
 from natix_hf.provenance.owner import TOKEN, owning, token_of
 from natix_hf.recipe import Recipe, load_recipe
-from natix_hf.report.page import REPORT, leave_page
 from natix_hf.resources import resource_folder
 from natix_hf.runs.attempt import Attempt, restore_set_aside, tidy
 from natix_hf.runs.context import Outcome, PhaseContext
-from natix_hf.runs.folders import LOG, new_run, open_run, runs_of
+from natix_hf.runs.folders import LOG, REPORT, new_run, open_run, runs_of
 from natix_hf.runs.freshness import NOT_FINISHED, require_upstream, why_not_current
 from natix_hf.runs.graph import PHASES, Phase, order_phases
 from natix_hf.runs.pins import pinned_data
@@ -118,6 +117,8 @@ def run_phases(
 def leaving_page(run_dir: Path) -> Iterator[None]:
     """Leave the one page about a run when the block ends, however it ends. A failure of the page is only told where
     nothing worse is."""
+    from natix_hf.report.page import leave_page
+
     try:
         yield
     except BaseException:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from natix_hf.bundle.names import bundle_of_run
-from natix_hf.report.page import REPORT
 from natix_hf.results.evaluation import Evaluation
 from natix_hf.runs.collected import read_results
+from natix_hf.runs.folders import REPORT
 from natix_hf.runs.freshness import finished_digest, is_stale
 from natix_hf.runs.graph import PHASES
 

@@ -42,7 +42,7 @@ class Confusion:
 
     Args:
         answers (`Cells`): Every answer, as the threshold decides it, accepted or not.
-        abstained (`Cells`, *optional*): Those of them that are not accepted. None: nothing says which are.
+        abstained (`Cells`, *optional*): Those of them that are not accepted. None: all are, or nothing says which.
         groups (`int`): Number of groups that the answers are about.
         missed (`float`, *optional*): Share of the wrong answers that are misses (label 1, answered 0). None: no answer
             is wrong.

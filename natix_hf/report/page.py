@@ -23,9 +23,9 @@ from natix_hf.resources import resource_folder
 from natix_hf.results.evaluation import Evaluation
 from natix_hf.results.examples import EXAMPLES, Example
 from natix_hf.results.figures import Gain
+from natix_hf.runs.folders import REPORT
 from natix_hf.runs.graph import CANDIDATE_PHASES, ORDER, PHASES
 
-REPORT = "report.html"
 _TEMPLATE = "report.html.jinja"
 _UNDEFINED = "undefined"
 # The plots of the phases, each with a caption and a text for people who cannot see it.

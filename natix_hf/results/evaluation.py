@@ -200,12 +200,12 @@ def evaluate(
         groups_known: Something says which rows belong together. False: each row counts as a group.
         synthetic: Answers to the exam's views of generated pictures, and the facts about these.
     """
-    asked = table.asked
+    asked, taken = table.asked, accepted if policy.promise.feasible else None
     left_out = {name: small for name, values in slices.items() if (small := small_values(values))}
     marks = None
     if asked.exam is not None:
         other = _exam_answers(synthetic[0], _accepted_by_margin(synthetic[0], policy)) if synthetic else None
-        marks = mark_exam(_exam_answers(table, accepted), policy.threshold_logit, other, n_resamples)
+        marks = mark_exam(_exam_answers(table, taken), policy.threshold_logit, other, n_resamples)
     return Evaluation(
         rows=len(asked.row_ids),
         views=asked.views,
@@ -217,7 +217,7 @@ def evaluate(
         exam=marks,
         slices_left_out=left_out or None,
         synthetic_half=synthetic[1] if synthetic is not None else None,
-        confusion=count_answers(policy.decide(table.logits), table.labels, table.groups, accepted, n_resamples),
+        confusion=count_answers(policy.decide(table.logits), table.labels, table.groups, taken, n_resamples),
     )
 
 
@@ -227,8 +227,9 @@ def _exam_answers(table: LogitTable, accepted: np.ndarray | None) -> ExamAnswers
 
 
 def _accepted_by_margin(table: LogitTable, policy: Policy) -> np.ndarray | None:
-    """What the policy accepts, bool [n]; None with a learned gate, which reads features that were not kept."""
-    if policy.gate.kind != "margin":
+    """What the policy accepts, bool [n]. None if it accepts everything, and with a learned gate, which reads features
+    that were not kept."""
+    if policy.gate.kind != "margin" or not policy.promise.feasible:
         return None
     return policy.accepts(table.logits, np.abs(table.logits - policy.threshold_logit))
 
@@ -315,6 +316,7 @@ def evaluate_slice(
         if value not in small:
             labels = table.labels[at]
             answers = compute_metrics(decided[at], labels)
+            taken = accepted[at] if policy.promise.feasible else None
             groups, wanted = table.groups[at], tuple(BY_CLASS)
             intervals = metric_intervals(decided[at], labels, groups, n_resamples=n_resamples, metrics=wanted)
             result[str(value)] = SliceFigures(
@@ -326,6 +328,6 @@ def evaluate_slice(
                 specificity=finite(answers["specificity"]),
                 coverage=float(accepted[at].mean()),
                 intervals=intervals,
-                confusion=count_answers(decided[at] > 0.5, labels, groups, accepted[at], n_resamples),
+                confusion=count_answers(decided[at] > 0.5, labels, groups, taken, n_resamples),
             )
     return result

@@ -14,6 +14,7 @@ from natix_hf.provenance.files import read_json, write_json
 
 RUN_FILE = "run.json"
 IN_PROGRESS = "in_progress.json"  # in the folder of a phase that an attempt has begun
+REPORT = "report.html"  # the one page about the run
 LOG = "run.log"
 _RUN_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 
