@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image
 
-from natix_hf.bundle.backends import Backend, Precision, is_installed, kind_of_device
+from natix_hf.bundle.backends import AUTO, Backend, Precision, is_installed, kind_of_device
 from natix_hf.bundle.names import ONNX, POLICY
 from natix_hf.bundle.policy import read_policy
 from natix_hf.errors import UsageError, VerificationError, cut
@@ -20,6 +21,7 @@ _IMAGES = "a path, a PIL image, a uint8 array, encoded bytes or a cell of a data
 # As git names branches, tags, commits and pull requests.
 _REVISION = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
 _LONGEST_REVISION = 200
+MANY = 1000  # images, from which on the seconds that torch takes to import are nothing
 
 
 def check_load(reference: Any, revision: Any, verify: Any, expected: Any) -> None:
@@ -93,7 +95,7 @@ def _may_be_image(value: Any) -> bool:
 
 
 def choose_backend(
-    folder: Path, has_onnx: bool, device: str | None, backend: Backend | None, precision: Precision
+    folder: Path, has_onnx: bool, device: str | None, backend: str | None, precision: Precision
 ) -> Backend:
     """The backend that was asked for, or by default "onnx" if `model.onnx` can run here and "torch" if not.
 
@@ -102,39 +104,80 @@ def choose_backend(
     """
     for name, given, known in (("backend", backend, get_args(Backend)), ("precision", precision, get_args(Precision))):
         if not (given is None and name == "backend") and (not isinstance(given, str) or given not in known):
-            raise UsageError(f"{name} is {cut(given)}: allowed is {' | '.join(known)}")
-    exact, on_cpu = precision == "float32", str(device).partition(":")[0] == "cpu"
-    if backend == "onnx" and has_onnx and not (exact and (on_cpu or device is None)):
-        raise UsageError(f"{ONNX} runs only in float32 on the CPU: leave out backend, or device and precision")
-    if backend == "onnx" and not has_onnx:
-        raise UsageError(f"{folder} has no {ONNX}: export it with phase6.onnx=true, or leave backend out")
-    if backend == "onnx":
-        return backend
-    kind = kind_of_device(device)
+            more = f" | {AUTO}" if name == "backend" else ""
+            raise UsageError(f"{name} is {cut(given)}: allowed is {' | '.join(known)}{more}")
+    exact, on_cpu = precision == "float32", device is None or str(device).partition(":")[0] == "cpu"
+    if backend in ("onnx", "openvino"):
+        if has_onnx and not on_cpu:
+            raise UsageError(f"{ONNX} runs only on the CPU (onnx: in float32): leave out backend, or device")
+        if backend == "onnx" and has_onnx and not exact:
+            raise UsageError(f"{ONNX} runs only in float32 on the CPU: leave out backend, or device and precision")
+        if not has_onnx:
+            raise UsageError(f"{folder} has no {ONNX}: export it with phase6.onnx=true, or leave backend out")
+        return "onnx" if backend == "onnx" else "openvino"
+    if backend == "compile" and not (exact and on_cpu):
+        raise UsageError("backend compile is for float32 on the CPU: leave out backend, or device and precision")
+    kind = "cpu" if backend == "compile" else kind_of_device(device)
     if backend is None and has_onnx and kind == "cpu" and exact and is_installed("onnxruntime"):
         return "onnx"
     if not is_installed("torch"):
         raise UsageError(_why_torch(folder, has_onnx, exact))
-    return "torch"
+    return "compile" if backend == "compile" else "torch"
 
 
-def runs_safetensors(folder: Path, device: str | None, backend: Backend | None, precision: Precision) -> bool:
-    """Whether the safetensors of a bundle would be run, which is asked before it is verified.
+def candidate_backends(
+    folder: Path,
+    has_onnx: bool,
+    device: str | None,
+    backend: str | None,
+    precision: Precision,
+    expected_images: int | None = None,
+) -> tuple[Backend, ...]:
+    """The backends that may answer: one, or for "auto" all that are here and may pay, to be measured.
+
+    torch is among them if nothing else can run, if it is loaded already, or if many images are expected, since its
+    import alone takes seconds. An accelerator is taken without measuring.
 
     Raises:
-        UsageError: as `choose_backend`.
+        UsageError: as `choose_backend`, and if `expected_images` is no whole number of at least 1.
+    """
+    if expected_images is not None and (backend != AUTO or type(expected_images) is not int or expected_images < 1):
+        told = f"expected_images is {cut(expected_images)}: it must be a whole number of at least 1"
+        raise UsageError(f"{told}, and goes with backend='{AUTO}'")
+    if backend != AUTO:
+        return (choose_backend(folder, has_onnx, device, backend, precision),)
+    exact = precision == "float32"
+    if kind_of_device(device) != "cpu" or precision not in get_args(Precision):
+        return (choose_backend(folder, has_onnx, device, None, precision),)
+    found: list[Backend] = ["onnx"] if has_onnx and exact and is_installed("onnxruntime") else []
+    found += ["openvino"] if has_onnx and is_installed("openvino") else []
+    many = expected_images is not None and expected_images >= MANY
+    if not found or (is_installed("torch") and (many or "torch" in sys.modules)):
+        found.append(choose_backend(folder, False, device, None, precision))  # torch, or why there is none
+        found += ["compile"] if exact and many else []
+    return tuple(found)
+
+
+def runs_safetensors(
+    folder: Path, device: str | None, backend: str | None, precision: Precision, expected_images: int | None
+) -> bool:
+    """Whether the safetensors of a bundle may be run, which is asked before it is verified.
+
+    Raises:
+        UsageError: as `candidate_backends`.
     """
     try:
         has_onnx = read_policy(folder / POLICY).onnx is not None
     except VerificationError:  # the verification says so
         return False
-    return choose_backend(folder, has_onnx, device, backend, precision) != "onnx"
+    found = candidate_backends(folder, has_onnx, device, backend, precision, expected_images)
+    return not {"torch", "compile"}.isdisjoint(found)
 
 
 def _why_torch(folder: Path, has_onnx: bool, exact: bool) -> str:
     """Why a bundle cannot be answered without PyTorch, which is not here."""
     if not exact:
-        return "PyTorch is not installed, and only it computes in bfloat16: leave precision out, or install torch"
+        return "PyTorch is not installed: leave precision out, or compute in bfloat16 with backend='openvino'"
     if has_onnx:
         return f"{folder} needs onnxruntime (its {ONNX}) or PyTorch, and neither is here: pip install onnxruntime"
     return f"{folder} has no {ONNX}, and PyTorch is not installed: export it with phase6.onnx=true, or install torch"

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from natix_hf.errors import UsageError, cut
 
@@ -14,10 +14,17 @@ if TYPE_CHECKING:
     import torch
 
 # What runs the model of a bundle, and in which precision.
-Backend = Literal["torch", "onnx"]
+Backend = Literal["torch", "compile", "onnx", "openvino"]
+AUTO = "auto"
 Precision = Literal["float32", "bfloat16"]
+_OTHER_NAMES = {"bf16": "bfloat16", "fp32": "float32"}
 # What shows that an accelerator may be here: the nodes of NVIDIA, AMD, Intel, Habana, Ascend and others, and of WSL.
 _NODES = ("nvidia*", "kfd", "dri/renderD*", "dxg", "accel*", "davinci*", "hl[0-9]*")
+
+
+def precision_named(name: Any) -> Any:
+    """A precision by its full name."""
+    return _OTHER_NAMES.get(name, name) if isinstance(name, str) else name
 
 
 def is_installed(package: str) -> bool:

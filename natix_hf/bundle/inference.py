@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from natix_hf.bundle.backends import Backend, Precision, threads
+from natix_hf.bundle.compiled import compiled_forward
 from natix_hf.bundle.names import ONNX
+from natix_hf.bundle.openvino import openvino_forward
 from natix_hf.data.images import open_image
 from natix_hf.errors import UsageError, VerificationError, first_line
 from natix_hf.models.logit import logit_difference
@@ -57,8 +59,9 @@ class Inference:
 
     Args:
         device: A torch device; None takes the accelerator if there is one.
-        backend: "torch" runs the safetensors in PyTorch, "onnx" runs `model.onnx` on the CPU in onnxruntime.
-        precision: "bfloat16" computes everything but the classifier layer in bfloat16. Only PyTorch supports it.
+        backend: "torch" runs the safetensors in PyTorch, "compile" the same compiled for the CPU. "onnx" runs
+            `model.onnx` on the CPU in onnxruntime, "openvino" in OpenVINO.
+        precision: "bfloat16" computes everything but the classifier layer in bfloat16. "torch" and "openvino" can.
     """
 
     def __init__(
@@ -74,13 +77,21 @@ class Inference:
         if backend == "onnx":
             self._forward = onnx_forward(folder / ONNX)
             return
+        if backend == "openvino":
+            self._forward = openvino_forward(folder, precision)
+            return
         from natix_hf.models.classifier import load_classifier
         from natix_hf.models.device import default_device, usable_device
         from natix_hf.models.positions import fix_positions
 
-        self.device = usable_device(device) if device is not None else default_device()
+        asked = "cpu" if backend == "compile" else device
+        self.device = usable_device(asked) if asked is not None else default_device()
         self.model: nn.Module = load_classifier(folder)
         self.model.eval().to(self.device)
+        if backend == "compile":
+            fix_positions(self.model, image_size)
+            self._forward = compiled_forward(self.model, image_size)
+            return
         self._forward = torch_forward(self.model, self.device, precision)
         fix_positions(self.model, image_size)  # after the cast, so in that precision
 

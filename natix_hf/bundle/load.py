@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from natix_hf.bundle.asked import check_batch_size, check_load, choose_backend, runs_safetensors
-from natix_hf.bundle.backends import Backend, Precision
+from natix_hf.bundle.asked import candidate_backends, check_batch_size, check_load, runs_safetensors
+from natix_hf.bundle.backends import Precision, precision_named
 from natix_hf.bundle.confidence import Confidence
 from natix_hf.bundle.contents import decisive_problems, require_intact
+from natix_hf.bundle.fastest import fastest
 from natix_hf.bundle.fetch import fetch_bundle, require_intact_snapshot
-from natix_hf.bundle.inference import Inference
 from natix_hf.bundle.names import BUNDLE_MANIFEST, CONFIG, POLICY, PROCESSOR, bundle_of_run
 from natix_hf.bundle.policy import read_policy
 from natix_hf.bundle.stream import TIMEOUT_S, BadImage, batches
@@ -64,21 +64,23 @@ class Bundle:
     Attributes:
         policy ([`Policy`]): How the bundle decides: threshold, calibration, gate and guarantee. `policy.labels` has
             the names of the answers.
-        backend (`str`): What runs the model, `"torch"` or `"onnx"`.
+        backend (`str`): What runs the model: `"torch"`, `"compile"`, `"onnx"` or `"openvino"`.
     """
 
     def __init__(
         self,
         folder: Path,
         device: str | None = None,
-        backend: Backend | None = None,
+        backend: str | None = None,
         precision: Precision = "float32",
+        expected_images: int | None = None,
     ) -> None:
         self.folder = folder
         self.policy = read_policy(folder / POLICY)
-        self.backend = choose_backend(folder, self.policy.onnx is not None, device, backend, precision)
-        self.precision = precision
-        self._inference = Inference(folder, device, self.backend, precision)
+        self.precision: Precision = precision_named(precision)
+        asked = (folder, self.policy.onnx is not None, device, backend, self.precision, expected_images)
+        self._inference = fastest(folder, device, candidate_backends(*asked), self.precision, expected_images)
+        self.backend = self._inference.backend
         learned = folder / GATE if self.policy.gate.kind == "learned" else None
         self._confidence = Confidence(self.policy.threshold_logit, learned)
 
@@ -250,8 +252,9 @@ def load_bundle(
     verify: bool = True,
     expected: str | None = None,
     device: str | None = None,
-    backend: Backend | None = None,
-    precision: Precision = "float32",
+    backend: str | None = None,
+    precision: str = "float32",
+    expected_images: int | None = None,
 ) -> Bundle:
     """Load a bundle from a folder or the Hub. Nothing is unpickled and no remote code runs.
 
@@ -265,11 +268,15 @@ def load_bundle(
             together.
         expected (`str`, *optional*): The sha256 that the manifest must have, which pins every file. Needs `verify`.
         device (`str`, *optional*): A torch device. Defaults to the accelerator, or the CPU if there is none.
-        backend (`str`, *optional*): `"torch"` runs the safetensors, `"onnx"` runs the bundle's `model.onnx` on the
-            CPU. Both are exact. Defaults to `"onnx"` where it can run; `bundle.backend` says which one runs.
-        precision (`str`, defaults to `"float32"`): `"bfloat16"` is faster on hardware that supports it, but it flips
-            some decisions near the threshold. Count them on your own pictures first, with [`Bundle.stream_beside`] and
-            [`count_flips`] or with `natix-hf predict --bf16`.
+        backend (`str`, *optional*): `"torch"` runs the safetensors, `"compile"` the same compiled for the CPU;
+            `"onnx"` and `"openvino"` run the bundle's `model.onnx` there. All are exact. `"auto"` measures those that
+            are installed and takes the fastest. Defaults to `"onnx"` where it can run, else `"torch"`, unmeasured.
+            `bundle.backend` says which one runs.
+        precision (`str`, defaults to `"float32"`): `"bfloat16"` (or `"bf16"`) is faster on hardware that supports it,
+            but it flips some decisions near the threshold. Count them on your own pictures first, with
+            [`Bundle.stream_beside`] and [`count_flips`] or with `natix-hf predict --bf16`.
+        expected_images (`int`, *optional*): For `"auto"`: how many images will come. Only with many does it import
+            torch, and compile if that pays.
 
     Returns:
         [`Bundle`]: Ready to answer.
@@ -289,7 +296,8 @@ def load_bundle(
     """
     check_load(path_or_repo_id, revision, verify, expected)
     folder = find_bundle(path_or_repo_id, revision)
-    runs_weights = runs_safetensors(folder, device, backend, precision)
+    rounded: Precision = precision_named(precision)
+    runs_weights = runs_safetensors(folder, device, backend, rounded, expected_images)
     if verify and is_from_hub(path_or_repo_id):
         require_intact_snapshot(folder, str(path_or_repo_id), expected, runs_weights)
     elif verify:
@@ -297,7 +305,7 @@ def load_bundle(
     else:
         for problem in decisive_problems(folder, runs_weights):
             raise VerificationError(problem)
-    bundle = Bundle(folder, device, backend, precision)
+    bundle = Bundle(folder, device, backend, rounded, expected_images)
     if not bundle.policy.binds_configs and expected is None:
         warnings.warn(
             f"{folder} is an older bundle: nothing but the whole manifest tells whether its {CONFIG} and {PROCESSOR} "

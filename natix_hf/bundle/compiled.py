@@ -1,0 +1,72 @@
+"""A classifier compiled by PyTorch for the CPU, exact in float32 and checked before it answers."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from natix_hf.errors import UsageError, VerificationError, first_line, shortened
+
+# Fused kernels add in another order, which moves a value by some 1e-6.
+COMPILED_TOLERANCE = 1e-5
+
+
+def compiled_forward(model: Any, image_size: int) -> Any:
+    """Make the forward pass of a classifier on the CPU by `torch.compile`, with its weights frozen into the graph.
+
+    It is compiled for one picture, and a batch is answered picture by picture: so there is one shape and one
+    compilation, and an answer does not depend on its batch. That takes tens of seconds; torch keeps what the C++
+    compiler made in its own cache folder (`TORCHINDUCTOR_CACHE_DIR`), and a second process takes less.
+    The classifier layer is not compiled.
+
+    Args:
+        model: A classifier in eval mode, in float32 on the CPU. Its classifier layer is taken out.
+        image_size: Height and width of the images, in px.
+
+    Raises:
+        UsageError: if it cannot be compiled here; the usual reason is that there is no C++ compiler.
+        VerificationError: if the compiled model differs from the plain one by more than 1e-5.
+    """
+    import torch
+    from torch import nn
+    from torch._inductor import config
+
+    from natix_hf.models.classifier import head_of
+    from natix_hf.models.device import full_float32
+
+    head = head_of(model)
+    model.classifier = nn.Identity()  # what the model answers now are the inputs of its classifier layer
+    noise = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    one_at_a_time = threading.Lock()
+
+    def features_of(pixels: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = model(pixel_values=pixels).logits
+        return features
+
+    with torch.no_grad(), full_float32():
+        exact = features_of(noise)
+        try:
+            with config.patch(freezing=True):
+                fused = torch.compile(features_of, dynamic=False, fullgraph=True)
+                found = fused(noise)
+        except Exception as error:  # of the compiler, of inductor or of dynamo
+            reason = shortened(str(first_line(error)), 200)
+            raise UsageError(
+                f"backend compile cannot be had here ({reason}): it needs a C++ compiler, such as g++: install it, or "
+                "leave backend out"
+            ) from None
+        difference = float((found - exact).abs().max() / exact.abs().max().clamp(min=1))
+        difference = max(difference, float((head(found) - head(exact)).abs().max()))
+    if not difference <= COMPILED_TOLERANCE:
+        raise VerificationError(f"the compiled model answers otherwise, by {difference:.1e}: use backend='torch'")
+
+    def forward(pixel_values: Any) -> tuple[np.ndarray, np.ndarray]:
+        pixels = torch.as_tensor(pixel_values)
+        with one_at_a_time, torch.no_grad(), full_float32():
+            features = torch.cat([fused(picture[None]) for picture in pixels])
+            logits = torch.cat([head(row[None]) for row in features])
+        return logits.numpy(), features.numpy()
+
+    return forward
