@@ -35,8 +35,8 @@ import torch
 from PIL import Image
 from results import record
 
+from natix_hf.bulk.answer_all import answer_all
 from natix_hf.bundle.build import build_bundle
-from natix_hf.bundle.bulk import answer_all
 from natix_hf.bundle.inference import ImageList, Inference
 from natix_hf.bundle.load import load_bundle
 from natix_hf.bundle.policy import Policy

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from natix_hf import calibration, metrics, ssl, subnet
     from natix_hf.api import Run, run
-    from natix_hf.bundle.bulk import answer_all
+    from natix_hf.bulk.answer_all import answer_all
     from natix_hf.bundle.explain import Explanation
     from natix_hf.bundle.load import Bundle, Prediction, count_flips, load_bundle
     from natix_hf.bundle.stream import BadImage

@@ -19,9 +19,9 @@ from natix_hf.labels import ABSTAIN
 from natix_hf.terminal import Verbosity, minutes, say, tell, verbosity
 
 if TYPE_CHECKING:
-    from natix_hf.bundle.answer_table import Summary
-    from natix_hf.bundle.bulk_rows import Item
-    from natix_hf.bundle.bulk_work import Done, Task
+    from natix_hf.bulk.rows import Item
+    from natix_hf.bulk.table import Summary
+    from natix_hf.bulk.work import Done, Task
     from natix_hf.bundle.load import Answer, Bundle
 
 
@@ -80,7 +80,7 @@ def predict(
         raise UsageError("--json prints answers, and --out keeps them: name the table .jsonl, and leave out --json")
     if not any(map(_may_be, sources)):
         raise UsageError(f"{sources[0]} is no file, folder, pattern or dataset (seen from {Path.cwd()})")
-    from natix_hf.bundle.bulk_rows import Columns
+    from natix_hf.bulk.rows import Columns
 
     if out is not None:
         _into_table(
@@ -128,9 +128,9 @@ def _loaded(
 def _into_table(
     reference: str, revision: str | None, bf16: bool, sources: list[str], out: Path, **settings: Any
 ) -> None:
-    from natix_hf.bundle.answer_table import table_kind
-    from natix_hf.bundle.bulk import answer_all
-    from natix_hf.bundle.bulk_team import processes
+    from natix_hf.bulk.answer_all import answer_all
+    from natix_hf.bulk.table import table_kind
+    from natix_hf.bulk.team import processes
 
     table_kind(out)
     with _together(), processes() as team:  # before the bundle: each process then has a device of its own
@@ -183,9 +183,9 @@ def _task(
     loaded: Bundle, exact: Bundle | None, sources: list[str], batch_size: int, only: list[str], copy_to: Path | None,
     explain: Path | None,
 ) -> Task:  # fmt: skip
-    from natix_hf.bundle.bulk import require_explain
-    from natix_hf.bundle.bulk_copies import require_apart
-    from natix_hf.bundle.bulk_work import Task, wanted_decisions
+    from natix_hf.bulk.answer_all import require_explain
+    from natix_hf.bulk.copies import require_apart
+    from natix_hf.bulk.work import Task, wanted_decisions
 
     if explain is not None:
         require_explain(loaded)
@@ -196,8 +196,8 @@ def _task(
 
 def _live(arguments: list[str], columns: Any) -> Iterator[Item]:
     """The pictures of every source, as they are found."""
-    from natix_hf.bundle.bulk_rows import Item
-    from natix_hf.bundle.bulk_sources import files_of, find_sources, left_out
+    from natix_hf.bulk.rows import Item
+    from natix_hf.bulk.sources import files_of, find_sources, left_out
 
     found = find_sources(arguments, columns, strict=False)
     for source in found:
@@ -216,7 +216,7 @@ def _live(arguments: list[str], columns: Any) -> Iterator[Item]:
 
 
 def _onto_terminal(task: Task, items: Iterable[Item], as_json: bool) -> None:
-    from natix_hf.bundle.bulk_work import FAILED, Done, answered
+    from natix_hf.bulk.work import FAILED, Done, answered
     from natix_hf.bundle.load import count_flips
 
     done = Done()
@@ -240,7 +240,7 @@ def _told(
     """Print each answer as it comes, with the decision of float32 where it differs, and pass the pairs on."""
     from dataclasses import asdict
 
-    from natix_hf.bundle.bulk_work import leave
+    from natix_hf.bulk.work import leave
     from natix_hf.bundle.stream import BadImage
 
     labels = task.bundle.policy.labels

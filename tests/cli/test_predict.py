@@ -20,7 +20,7 @@ from facts import tells
 from PIL import Image
 
 import natix_hf
-from natix_hf.bundle import bulk_work
+from natix_hf.bulk import work
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_bf16_has_a_column_of_its_own(
 def test_a_line_now_and_then(
     command: Command, finished_run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulk_work, "_LINE_S", 0.0)
+    monkeypatch.setattr(work, "_LINE_S", 0.0)
     words: tuple[Any, ...] = ("predict", finished_run, photos, "--batch-size", 4, "--out")
     _, _, err = command(*words, tmp_path / "a.csv")
     assert tells(err.splitlines()[0], "4 of 12", "pictures/s", "left")

@@ -7,11 +7,11 @@ import sys
 import torch
 
 from natix_hf import cli
-from natix_hf.bundle import bulk_work
+from natix_hf.bulk import work
 
 torch.set_num_threads(1)
-bulk_work._CHUNK = 6
-bulk_work._KEEP_S = 0.0
+work._CHUNK = 6
+work._KEEP_S = 0.0
 
 if __name__ == "__main__":
     cli.main(sys.argv[1:])

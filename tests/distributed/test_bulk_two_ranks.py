@@ -12,8 +12,8 @@ from conftest import striped_image
 from facts import tells
 from ranks import launch
 
-from natix_hf.bundle import bulk_work
-from natix_hf.bundle.bulk import answer_all
+from natix_hf.bulk import work
+from natix_hf.bulk.answer_all import answer_all
 from natix_hf.bundle.load import Bundle, load_bundle
 
 pytestmark = pytest.mark.xdist_group("ranks")  # which are forked from one process
@@ -58,7 +58,7 @@ def test_two_ranks_write_the_table_of_one(
 
     other = tmp_path / "other.csv"
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(bulk_work, "_KEEP_S", 0.0)
+        patch.setattr(work, "_KEEP_S", 0.0)
         patch.setattr(Bundle, "_answers", answers)
         answer_all(bundle, photos, other, 3, tell=lambda line: None)
     told = two_ranks("--out", other)

@@ -13,8 +13,8 @@ from conftest import REPO, Command, png_bytes, striped_image
 from facts import tells
 from local_hub import LocalHub
 
-from natix_hf.bundle import bulk_rows
-from natix_hf.bundle.bulk import answer_all
+from natix_hf.bulk import rows
+from natix_hf.bulk.answer_all import answer_all
 from natix_hf.bundle.load import load_bundle
 
 
@@ -59,8 +59,8 @@ def test_a_streamed_data_set_is_read_at_one_commit_and_continued(
         )
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(bulk_rows, "hub_pictures", lambda repo, revision: None)
-    monkeypatch.setattr(bulk_rows, "hub_origin", lambda repo, kind: {"commit": head[0]})
+    monkeypatch.setattr(rows, "hub_pictures", lambda repo, revision: None)
+    monkeypatch.setattr(rows, "hub_origin", lambda repo, kind: {"commit": head[0]})
     real, calls = type(bundle)._answers, []
 
     def answers(self: Any, batch: list[Any]) -> Any:
@@ -72,7 +72,7 @@ def test_a_streamed_data_set_is_read_at_one_commit_and_continued(
     def call(**more: Any) -> Any:
         return answer_all(bundle, "lab/street", tmp_path / "t.jsonl", 3, tell=lambda line: None, **more)
 
-    monkeypatch.setattr("natix_hf.bundle.bulk_work._KEEP_S", 0.0)
+    monkeypatch.setattr("natix_hf.bulk.work._KEEP_S", 0.0)
     monkeypatch.setattr(type(bundle), "_answers", answers)
     with pytest.raises(KeyboardInterrupt):
         call()

@@ -24,7 +24,7 @@ FLOORS = (
     "recipe",
     "results",
     "trainers",
-    "serve",
+    "bulk serve",
     "bundle",
     "ssl",
     "models",

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from natix_hf.bundle.bulk_rows import Item
-from natix_hf.bundle.bulk_sources import fixed_part
+from natix_hf.bulk.rows import Item
+from natix_hf.bulk.sources import fixed_part
 from natix_hf.errors import NatixError, UsageError
 from natix_hf.labels import ABSTAIN, LabelNames
 from natix_hf.provenance.durable import discard, make_folder, sync_folder, temporary_sibling

@@ -18,12 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from natix_hf.bundle.answer_table import Summary, TableKind, join, parts_in, require_whole
-from natix_hf.bundle.bulk_copies import decision_folders
-from natix_hf.bundle.bulk_plan import Plan, Segment, Stock
-from natix_hf.bundle.bulk_rows import Columns, Rows, safe
-from natix_hf.bundle.bulk_sources import STDIN, File, Source, files_of, find_sources, left_out
-from natix_hf.bundle.bulk_work import FAILED, Done, Task
+from natix_hf.bulk.copies import decision_folders
+from natix_hf.bulk.plan import Plan, Segment, Stock
+from natix_hf.bulk.rows import Columns, Rows, safe
+from natix_hf.bulk.sources import STDIN, File, Source, files_of, find_sources, left_out
+from natix_hf.bulk.table import Summary, TableKind, join, parts_in, require_whole
+from natix_hf.bulk.work import FAILED, Done, Task
 from natix_hf.disk import FULL, OF_A_DISK, as_size, disk_error, free_bytes
 from natix_hf.errors import NatixError, UsageError, cut
 from natix_hf.intake.columns import on_hub

@@ -17,8 +17,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from natix_hf.bundle.bulk_rows import Item, Rows
-from natix_hf.bundle.bulk_sources import File
+from natix_hf.bulk.rows import Item, Rows
+from natix_hf.bulk.sources import File
 from natix_hf.errors import UsageError
 from natix_hf.provenance.files import atomic_file, json_sha256
 

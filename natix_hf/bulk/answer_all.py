@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import natix_hf
 from natix_hf import terminal
-from natix_hf.bundle.answer_table import COLUMNS, Summary, parts_in, table_kind
+from natix_hf.bulk.call import Call, whole_name
+from natix_hf.bulk.copies import require_apart
+from natix_hf.bulk.rows import Columns
+from natix_hf.bulk.table import COLUMNS, Summary, parts_in, table_kind
+from natix_hf.bulk.team import processes
+from natix_hf.bulk.work import Desk, Task, wanted_decisions, work
 from natix_hf.bundle.asked import check_batch_size
-from natix_hf.bundle.bulk_call import Call, whole_name
-from natix_hf.bundle.bulk_copies import require_apart
-from natix_hf.bundle.bulk_rows import Columns
-from natix_hf.bundle.bulk_team import processes
-from natix_hf.bundle.bulk_work import Desk, Task, wanted_decisions, work
 from natix_hf.bundle.names import BUNDLE_MANIFEST, POLICY
 from natix_hf.bundle.stream import TIMEOUT_S
 from natix_hf.errors import UsageError

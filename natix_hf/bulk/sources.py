@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from natix_hf.bundle.bulk_rows import (
+from natix_hf.bulk.rows import (
     FORMULA,
     Columns,
     Rows,

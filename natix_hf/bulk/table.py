@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from natix_hf.bundle.bulk_rows import FORMULA
+from natix_hf.bulk.rows import FORMULA
 from natix_hf.errors import UsageError, VerificationError
 from natix_hf.provenance.files import atomic_file
 

@@ -26,13 +26,13 @@ from PIL import Image
 from pyarrow import parquet
 from refusals import refused
 
-from natix_hf.bundle import bulk_work
-from natix_hf.bundle.answer_table import Part
-from natix_hf.bundle.bulk import answer_all
-from natix_hf.bundle.bulk_copies import decision_folders, flat_name
-from natix_hf.bundle.bulk_plan import Segment
-from natix_hf.bundle.bulk_sources import names_of
-from natix_hf.bundle.bulk_work import Desk, _Left, wanted_decisions
+from natix_hf.bulk import work
+from natix_hf.bulk.answer_all import answer_all
+from natix_hf.bulk.copies import decision_folders, flat_name
+from natix_hf.bulk.plan import Segment
+from natix_hf.bulk.sources import names_of
+from natix_hf.bulk.table import Part
+from natix_hf.bulk.work import Desk, _Left, wanted_decisions
 from natix_hf.bundle.load import Bundle, load_bundle
 from natix_hf.errors import DataError, NatixError, UsageError
 from natix_hf.labels import LabelNames
@@ -158,7 +158,7 @@ def killed(call: Callable[[], Any], step: int) -> bool:
 def test_killed_at_any_write_the_same_call_goes_on(
     bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulk_work, "_KEEP_S", 0.0)  # a part for each batch
+    monkeypatch.setattr(work, "_KEEP_S", 0.0)  # a part for each batch
 
     def call(table: Path) -> Any:
         copies = tmp_path / f"{table.stem}-copies"
@@ -193,7 +193,7 @@ def stop_after(bundle: Bundle, batches: int, monkeypatch: pytest.MonkeyPatch) ->
         sizes.append(len(batch))
         return real(self, batch)
 
-    monkeypatch.setattr(bulk_work, "_KEEP_S", 0.0)
+    monkeypatch.setattr(work, "_KEEP_S", 0.0)
     monkeypatch.setattr(type(bundle), "_answers", answers)
     return sizes
 
@@ -253,7 +253,7 @@ def test_on_a_full_disk_the_same_call_goes_on(code: int, bundle: Bundle, photos:
         real(handle)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bulk_work, "_KEEP_S", 0.0)
+        patch.setattr(work, "_KEEP_S", 0.0)
         patch.setattr(os, "fsync", full)
         refused(NatixError, call, os.strerror(code), "the same command goes on")
     assert not (tmp_path / "t.jsonl").exists()

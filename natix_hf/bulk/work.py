@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from natix_hf.bundle.answer_table import Part, Row, TableKind, encoded, write_part
-from natix_hf.bundle.bulk_copies import copy_picture, decision_folders, explain_picture
-from natix_hf.bundle.bulk_plan import Plan, Segment
-from natix_hf.bundle.bulk_rows import Item, safe
+from natix_hf.bulk.copies import copy_picture, decision_folders, explain_picture
+from natix_hf.bulk.plan import Plan, Segment
+from natix_hf.bulk.rows import Item, safe
+from natix_hf.bulk.table import Part, Row, TableKind, encoded, write_part
 from natix_hf.bundle.stream import TIMEOUT_S, BadImage
 from natix_hf.data.images import name_in_message
 from natix_hf.errors import DataError, UsageError, cut, printable

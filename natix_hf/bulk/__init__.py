@@ -1,0 +1,1 @@
+"""Answers to many pictures: folders in, a table out."""
