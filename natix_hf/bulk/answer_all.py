@@ -94,6 +94,8 @@ def answer_all(
     if not arguments:
         raise UsageError("there are no sources: name a folder of pictures")
     if explain is not None:
+        from natix_hf.bundle.explain import require_explain
+
         require_explain(bundle)
     require_apart(arguments, folders["copy_to"], folders["explain"], labels)
     question = {
@@ -130,16 +132,6 @@ def answer_all(
                 call.clean_up(summary is not None)
     assert summary is not None
     return summary
-
-
-def require_explain(bundle: Bundle) -> None:
-    """Refuse a bundle that cannot explain its answers.
-
-    Raises:
-        UsageError: if it cannot.
-    """
-    if not hasattr(bundle, "explain"):
-        raise UsageError("--explain: this bundle cannot explain its answers: leave it out")
 
 
 def _folder(path: str | Path | None) -> Path | None:

@@ -15,7 +15,7 @@ from PIL import Image
 from natix_hf.bundle.names import CONFIG, WEIGHTS
 from natix_hf.bundle.stream import BadImage, batches
 from natix_hf.errors import DataError, UsageError, VerificationError
-from natix_hf.provenance.files import file_sha256
+from natix_hf.provenance.files import file_sha256, read_json
 
 if TYPE_CHECKING:
     from natix_hf.bundle.load import Bundle, Prediction
@@ -63,14 +63,24 @@ def explain(bundle: Bundle, image: Any, method: str = "gradient") -> Explanation
     return explain_on(pixels, prediction)
 
 
-def _explainer(bundle: Bundle, method: str) -> Callable[[np.ndarray, Prediction], Explanation]:
+def require_explain(bundle: Bundle, method: str = "gradient") -> None:
+    """Refuse what cannot be explained, before a model is loaded for it.
+
+    Raises:
+        UsageError: if PyTorch is not here, or if the method or the architecture has no heatmap.
+    """
     try:
-        from natix_hf.models.explain import check_method, heat_of
+        from natix_hf.models.explain import check_method
     except ImportError as error:
         raise UsageError(f"explain needs PyTorch, whatever runs the model: pip install natix_hf ({error})") from None
-    check_method(method)
+    check_method(method, str(read_json(bundle.folder / CONFIG)["model_type"]))
+
+
+def _explainer(bundle: Bundle, method: str) -> Callable[[np.ndarray, Prediction], Explanation]:
+    require_explain(bundle, method)
+    from natix_hf.models.explain import heat_of
+
     explainer = _model_of(bundle)
-    check_method(method, explainer.model_type)
 
     def explained(pixels: np.ndarray, prediction: Prediction) -> Explanation:
         yes = prediction.label == bundle.policy.labels.yes

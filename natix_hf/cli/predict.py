@@ -183,11 +183,12 @@ def _task(
     loaded: Bundle, exact: Bundle | None, sources: list[str], batch_size: int, only: list[str], copy_to: Path | None,
     explain: Path | None,
 ) -> Task:  # fmt: skip
-    from natix_hf.bulk.answer_all import require_explain
     from natix_hf.bulk.copies import require_apart
     from natix_hf.bulk.work import Task, wanted_decisions
 
     if explain is not None:
+        from natix_hf.bundle.explain import require_explain
+
         require_explain(loaded)
     require_apart(sources, copy_to, explain, loaded.policy.labels)
     wanted = wanted_decisions(only, loaded.policy.labels)

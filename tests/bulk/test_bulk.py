@@ -338,7 +338,10 @@ def test_what_cannot_be_answered_is_refused_before_work(bundle: Bundle, photos: 
     refused(UsageError, call(only="maybe"), "maybe", "abstain")
     refused(UsageError, call(copy_to=photos / "sorted"), "--copy-to", photos)
     refused(UsageError, call(photos / "**" / "*.png", copy_to=photos), "--copy-to", photos)
-    refused(UsageError, call(explain=tmp_path / "x"), "--explain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("natix_hf.models.explain.ARCHITECTURES", {})
+        patch.setattr("natix_hf.models.explain.architecture_of", lambda name: None)
+        refused(UsageError, call(explain=tmp_path / "x"), "cannot be explained")
     left = {"empty", "a.csv", "bad.parquet", "two.parquet", "photos"}
     assert {path.name for path in tmp_path.iterdir()} == left
 
@@ -453,17 +456,15 @@ def test_words_for_decisions() -> None:
     refused(UsageError, lambda: wanted_decisions(["no"], LabelNames("dog", "No")), "no", "dog")
 
 
-def test_heatmaps(bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Stood:
-        def picture(self) -> Image.Image:
-            return Image.new("RGB", (4, 4), (9, 9, 9))
-
-    monkeypatch.setattr(type(bundle), "explain", lambda self, image: Stood(), raising=False)
+def test_heatmaps(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     summary = answer_all(
         bundle, photos, tmp_path / "t.csv", BATCH, only="no", explain=tmp_path / "why", tell=lambda line: None
     )
     names = {flat_name(row["image"]) + ".png" for row in read(tmp_path / "t.csv")}
     assert {path.name for path in (tmp_path / "why").iterdir()} == names and summary.explained == len(names) > 0
+    row = read(tmp_path / "t.csv")[0]["image"]
+    made = np.asarray(Image.open(tmp_path / "why" / f"{flat_name(row)}.png"))
+    np.testing.assert_array_equal(made, np.asarray(bundle.explain(photos / row).picture()))
 
 
 # The parts of the work.

@@ -13,7 +13,6 @@ from conftest import REPO, Command, png_bytes, striped_image
 from facts import tells
 from local_hub import LocalHub
 
-from natix_hf.bulk import rows
 from natix_hf.bulk.answer_all import answer_all
 from natix_hf.bundle.load import load_bundle
 
@@ -59,8 +58,8 @@ def test_a_streamed_data_set_is_read_at_one_commit_and_continued(
         )
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(rows, "hub_pictures", lambda repo, revision: None)
-    monkeypatch.setattr(rows, "hub_origin", lambda repo, kind: {"commit": head[0]})
+    monkeypatch.setattr("natix_hf.bulk.rows.hub_pictures", lambda repo, revision: None)
+    monkeypatch.setattr("natix_hf.bulk.rows.hub_origin", lambda repo, kind: {"commit": head[0]})
     real, calls = type(bundle)._answers, []
 
     def answers(self: Any, batch: list[Any]) -> Any:
