@@ -41,7 +41,7 @@ def page(policy: dict[str, Any], limits: Limits, asks_token: bool) -> str:
         "NO": policy["labels"]["no"],
         "THRESHOLD": f"{policy['threshold']:.3f}",
         "PROMISE": policy["promise"]["in_words"].rstrip("."),
-        "LIMITS": f"at most {limits.images} pictures and {limits.megabytes:g} MB in a request, "
+        "LIMITS": f"At most {limits.images} pictures and {limits.megabytes:g} MB in a request, "
         f"{limits.megapixels:g} megapixels in a picture",
         "EXAMPLE": example_base64(),
         "HIDDEN": "" if asks_token else "hidden",

@@ -7,7 +7,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import h11
@@ -162,7 +163,7 @@ async def _run(
 def _most_connections() -> int:
     """Most connections at once, below the files that this process may open."""
     most = 1024
-    with suppress(ImportError, OSError, ValueError):
+    if find_spec("resource") is not None:  # not on Windows
         import resource
 
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

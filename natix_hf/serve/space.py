@@ -31,10 +31,16 @@ def answer_html(answer: Prediction, policy: Policy) -> str:
     )
     return (
         f'<div style="{_WIDTH};overflow-wrap:anywhere"><p style="font-size:1.8rem;font-weight:600;margin:0">'
-        f"{escape(answer.decision)}</p>{bar}"
+        f"{escape(named(answer.decision, policy))}</p>{bar}"
         f"<p>Probability of {escape(labels.yes)}: <b>{p:.3f}</b>, {side} the threshold <b>{cut:.3f}</b> "
         f"(the mark in the bar).{held}</p>{promise_html(policy)}</div>"
     )
+
+
+def named(decision: str, policy: Policy) -> str:
+    """A decision with its meaning where its name does not tell it, such as `Roadwork (yes)`."""
+    meaning = {policy.labels.yes: "yes", policy.labels.no: "no"}.get(decision, decision)
+    return decision if decision.lower() == meaning else f"{decision} ({meaning})"
 
 
 def promise_html(policy: Policy) -> str:
@@ -52,7 +58,8 @@ def heatmap(bundle: Bundle, content: bytes) -> tuple[Any, str]:
     if explain is None:
         return None, "No heatmap: this version of natix_hf makes none."
     try:
-        return explain(content).picture(), "What moved the answer: a small change there moves it most."
+        found = explain(content)
+        return found.picture(), str(getattr(found, "told", "A small change of these places moves the answer most."))
     except NatixError as error:
         return None, f"No heatmap: {error}"
 
@@ -86,25 +93,27 @@ def build(pinned: str | Path = PINNED, bundle: Bundle | None = None) -> Any:
     title = "Yes, no, or abstain"
     told = ""
     if bundle is None:
-        named = read_pinned(Path(pinned))
+        pin = read_pinned(Path(pinned))
         bundle = pinned_bundle(Path(pinned).parent)
-        title = named.repo_id
-        told = f"[{named.repo_id}](https://huggingface.co/{named.repo_id}) at commit `{named.revision[:12]}`. "
-    loaded, labels = bundle, bundle.policy.labels
+        title = pin.repo_id
+        told = f"[{pin.repo_id}](https://huggingface.co/{pin.repo_id}) at commit `{pin.revision[:12]}`. "
+    loaded = bundle
+    yes, no = (named(label, bundle.policy) for label in (bundle.policy.labels.yes, bundle.policy.labels.no))
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
-        gradio.Markdown(f"# {title}\n{told}The answer is **{labels.yes}**, **{labels.no}** or **abstain**.")
+        gradio.Markdown(f"# {title}\n{told}The answer is **{yes}**, **{no}** or **abstain**.")
         with gradio.Row():
             with gradio.Column():
                 # As it was sent, in its own mode: the package decodes it.
-                given = gradio.Image(type="filepath", image_mode=None, label="Picture")
+                given = gradio.Image(type="filepath", image_mode=None, label="Picture", height=320)
                 button = gradio.Button("Answer", variant="primary")
             with gradio.Column():
                 answer = gradio.HTML(promise_html(loaded.policy))
-                heat = gradio.Image(label="What moved the answer", interactive=False, visible=True)
+                heat = gradio.Image(label="What moved the answer", interactive=False, visible=False, height=320)
                 line = gradio.Markdown()
 
         def run(path: str | None) -> tuple[str, Any, str]:
-            return respond(loaded, path)
+            told, picture, below = respond(loaded, path)
+            return told, gradio.update(value=picture, visible=picture is not None), below
 
         button.click(run, given, [answer, heat, line], api_name="answer")
     return page
