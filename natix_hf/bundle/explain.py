@@ -32,8 +32,8 @@ class Explanation:
     Args:
         prediction ([`Prediction`]): The answer, as `predict` gives it.
         heat (`np.ndarray` of float32 [S, S]): From 0 to 1, on the view that the model sees: the centre square at its
-            own size. 1 is the place that speaks most for `prediction.label`, and 0 one that does not speak for it. All
-            0 if no place does.
+            own size. The highest is the place that speaks most for `prediction.label`: 1, or less if the answer stands
+            on what the picture lacks. 0 is a place that does not speak for it; all 0 if none does.
         method (`str`): `"gradient"` or `"rollout"`.
         evidence (`np.ndarray` of float64 [g, g]): What the heat is made of, one value for each cell of the view. With
             `"gradient"` in units of the model's logit difference: positive for the label, negative against it. With
@@ -78,27 +78,32 @@ def require_explain(bundle: Bundle, method: str = "gradient") -> None:
 
 def _explainer(bundle: Bundle, method: str) -> Callable[[np.ndarray, Prediction], Explanation]:
     require_explain(bundle, method)
-    from natix_hf.models.explain import heat_of
+    from natix_hf.models.explain import heat_of, share_of
 
     explainer = _model_of(bundle)
 
     def explained(pixels: np.ndarray, prediction: Prediction) -> Explanation:
         yes = prediction.label == bundle.policy.labels.yes
         evidence = explainer.evidence(pixels, yes, method)
-        heat = heat_of(evidence, pixels.shape[-1])
+        distance = abs(explainer.logit(pixels) - bundle.policy.folded_threshold)
+        share = share_of(evidence, distance) if method == "gradient" else 1.0
+        heat = heat_of(evidence, pixels.shape[-1], share)
         view = view_of(pixels, bundle.preprocess.processor)
-        return Explanation(prediction, heat, method, evidence, view, _told(bundle, prediction, heat, method))
+        return Explanation(prediction, heat, method, evidence, view, _told(bundle, prediction, share, method))
 
     return explained
 
 
-def _told(bundle: Bundle, prediction: Prediction, heat: np.ndarray, method: str) -> str:
+def _told(bundle: Bundle, prediction: Prediction, share: float, method: str) -> str:
     if method == "rollout":
         said = "where the model looked, whatever it answered (attention rollout)"
-    elif heat.any():
+    elif share == 1:
         said = f'what moved the answer towards "{prediction.label}" (gradient)'
     else:
-        said = f'no place of this picture moved the answer towards "{prediction.label}" (gradient)'
+        said = (
+            f'hardly any place of this picture moved the answer towards "{prediction.label}": it stands on what the '
+            "picture lacks, so the heat is faint (gradient)"
+        )
     return said if bundle.precision == "float32" else f"{said}; the heat in float32, the answer in {bundle.precision}"
 
 
@@ -134,26 +139,28 @@ def _opened(image: Any) -> Image.Image:
     return opened
 
 
-def explained_by(model: Path) -> Callable[[Image.Image, bool], Image.Image]:
+def explained_by(model: Path, threshold: float) -> Callable[[Image.Image, bool], Image.Image]:
     """What draws heatmaps of a model's answers: from a picture and the answer, True for label 1, to `overlay`.
 
     Args:
         model: The folder of a merged model.
+        threshold: The logit of that model above which the answer is yes.
 
     Raises:
         UsageError: if it cannot be explained.
         VerificationError: if it cannot be loaded.
     """
     from natix_hf.models.device import default_device
-    from natix_hf.models.explain import Explainer, heat_of
+    from natix_hf.models.explain import Explainer, heat_of, share_of
 
     explainer = Explainer(model, default_device())
     preprocess = explainer.preprocess
 
     def drawn(picture: Image.Image, yes: bool) -> Image.Image:
         pixels = preprocess.pixels(picture)
-        heat = heat_of(explainer.evidence(pixels, yes), pixels.shape[-1])
-        return overlay(view_of(pixels, preprocess.processor), heat)
+        evidence = explainer.evidence(pixels, yes)
+        share = share_of(evidence, abs(explainer.logit(pixels) - threshold))
+        return overlay(view_of(pixels, preprocess.processor), heat_of(evidence, pixels.shape[-1], share))
 
     return drawn
 

@@ -27,6 +27,7 @@ from natix_hf.models.preprocess import Preprocess, read_settings
 METHODS = ("gradient", "rollout")
 _STEPS = 8  # points on the way from each beginning to the picture: 16 gave curves that were not better
 _AT_ONCE = 8  # pictures in one pass, which bounds the memory
+_LITTLE = 0.1  # evidence below this share of the distance to the threshold fades
 _BLUR = 0.1  # standard deviation of the blur, as a share of the side
 
 
@@ -104,6 +105,13 @@ class Explainer:
                 return self._rollout(pixels)
             return self._integrated(pixels, 1.0 if yes else -1.0)
 
+    def logit(self, pixel_values: np.ndarray) -> float:
+        """The logit difference, label 1 over label 0, of a view float32 [3, S, S]."""
+        with self._lock, torch.inference_mode():
+            pixels = torch.tensor(np.asarray(pixel_values, dtype=np.float32), device=self.device)
+            no, yes = self.model(pixel_values=pixels[None]).logits[0].double().tolist()
+        return float(yes - no)
+
     def _integrated(self, pixels: torch.Tensor, sign: float) -> np.ndarray:
         moved = torch.zeros_like(pixels, dtype=torch.float64)
         shares = (torch.arange(_STEPS, device=self.device, dtype=torch.float32) + 0.5) / _STEPS
@@ -161,8 +169,25 @@ def blurred(pixels: torch.Tensor) -> torch.Tensor:
     return functional.conv2d(rows, kernel[None, None, :, None])[:, 0]
 
 
-def heat_of(evidence: np.ndarray, image_size: int) -> np.ndarray:
-    """The heat of a view from the evidence of its cells: what speaks for the answer, 1 at the most, 0 for the rest.
+def share_of(evidence: np.ndarray, distance: float) -> float:
+    """How much of an answer stands on what is in the picture, 0 to 1.
+
+    An answer may stand on what the picture lacks. Then the places that speak for it add up to little, and scaled to
+    full heat they would look like a reason.
+
+    Args:
+        evidence: What `Explainer.evidence` gives for `"gradient"`.
+        distance (`float`): Of the logit to the threshold.
+
+    Returns:
+        1 where the places that speak for the answer add up to a tenth of the distance or more, 0 where none does.
+    """
+    positive = float(np.clip(evidence, 0.0, None).sum())
+    return min(1.0, positive / (_LITTLE * distance)) if distance > 0 else float(positive > 0)
+
+
+def heat_of(evidence: np.ndarray, image_size: int, share: float = 1.0) -> np.ndarray:
+    """The heat of a view from the evidence of its cells: what speaks for the answer, `share` at the most, 0 elsewhere.
 
     Returns:
         `np.ndarray` of float32 [S, S], between the cells' centres interpolated linearly. All 0 if nothing speaks for
@@ -175,4 +200,4 @@ def heat_of(evidence: np.ndarray, image_size: int) -> np.ndarray:
     cells = torch.from_numpy(positive / most)[None, None]
     smooth = functional.interpolate(cells, size=(image_size, image_size), mode="bilinear", align_corners=False)
     found = smooth[0, 0].numpy()
-    return np.asarray(found / found.max(), dtype=np.float32)
+    return np.asarray(share * (found / found.max()), dtype=np.float32)

@@ -5,7 +5,7 @@ They stay in the folder of phase 6 and out of the bundle, because the photograph
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -224,7 +224,7 @@ def _write_heats(
     if model is None or not shown:
         return heats, None
     try:
-        explained: Callable[[Image.Image, bool], Image.Image] = explained_by(model)
+        explained = explained_by(model, answered.policy.threshold_logit)
         for i, file in shown.items():
             name = f"{file.stem}_heat.jpg"
             heat = explained(answered.table.asked.picture(i), bool(answered.positive[i]))

@@ -44,7 +44,7 @@ def test_the_answer_is_that_of_predict_whatever_is_given(bundle: Path, picture: 
             np.testing.assert_array_equal(found.heat, first.heat)
         assert first.prediction == known and first.method == method
         assert first.heat.shape == (PX, PX) and first.heat.dtype == np.float32
-        assert first.heat.min() >= 0 and first.heat.max() == 1
+        assert first.heat.min() >= 0 and 0 < first.heat.max() <= 1
     with path.open("rb") as file:  # which can be read once
         assert loaded.explain(file).prediction == known
 
@@ -122,10 +122,12 @@ def test_the_heat_is_towards_the_answer_that_was_given(bundle: Path) -> None:
         found = loaded.explain(striped_image(n % 2, rng))
         seen.add(found.prediction.label)
         positive = np.clip(found.evidence, 0, None)
+        tells(found.told, found.prediction.label, *(["lacks"] if found.heat.max() < 1 else []))
+        if not found.heat.any():
+            continue
         hottest = np.unravel_index(found.heat.argmax(), found.heat.shape)
         cell = PX // len(positive)
         assert positive[hottest[0] // cell, hottest[1] // cell] == positive.max()
-        tells(found.told, found.prediction.label)
     assert seen == {loaded.policy.labels.no, loaded.policy.labels.yes}, "both answers are tried"
 
 

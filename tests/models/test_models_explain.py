@@ -22,7 +22,7 @@ from natix_hf.models import explain
 from natix_hf.models.architectures import ARCHITECTURES
 from natix_hf.models.classifier import build_classifier
 from natix_hf.models.config import ModelConfig
-from natix_hf.models.explain import Explainer, check_method, heat_of
+from natix_hf.models.explain import Explainer, check_method, heat_of, share_of
 from natix_hf.models.preprocess import make_processor
 
 PX, CELL = 28, 7
@@ -75,32 +75,45 @@ def answered_yes(explainer: Explainer, view: np.ndarray) -> bool:
     return bool(yes > no)
 
 
-def hits(explainer: Explainer, method: str, tint: float, count: int = 20) -> int:
-    """In how many of the views the hottest place lies in the planted cell."""
+def hits(explainer: Explainer, method: str, tint: float, count: int = 20) -> tuple[int, int]:
+    """In how many of the views the hottest place lies in the planted cell, and in how many anything is hot."""
     views, _, places = planted(count, np.random.default_rng(7), tint)
-    found = 0
+    found, hot = 0, 0
     for view, place in zip(views, places, strict=True):
-        heat = heat_of(explainer.evidence(view, answered_yes(explainer, view), method), PX)
-        assert heat.shape == (PX, PX) and heat.dtype == np.float32 and heat.min() >= 0 and heat.max() in (0, 1)
-        found += [at // CELL for at in np.unravel_index(heat.argmax(), heat.shape)] == place.tolist()
-    return found
+        evidence = explainer.evidence(view, answered_yes(explainer, view), method)
+        share = share_of(evidence, abs(explainer.logit(view))) if method == "gradient" else 1.0
+        heat = heat_of(evidence, PX, share)
+        assert heat.shape == (PX, PX) and heat.dtype == np.float32 and heat.min() >= 0 and heat.max() <= 1
+        if heat.max() == 1:
+            hot += 1
+            found += [at // CELL for at in np.unravel_index(heat.argmax(), heat.shape)] == place.tolist()
+    return found, hot
 
 
 @every_one
 def test_the_hottest_place_is_the_planted_one(name: str, trained: Any) -> None:
-    """Of 16 places; by chance 1 in 16."""
-    tint = 0.0 if name == "convnextv2" else 0.8
-    assert hits(trained(name), "gradient", tint) >= 16
+    """Of 16 places; by chance 1 in 16. A model may take the one answer for what it says unless it sees the other
+    colour: then no place speaks for it, and none may look as if it did."""
+    found, hot = hits(trained(name), "gradient", 0.0 if name == "convnextv2" else 0.8)
+    assert hot >= 8 and found >= 0.85 * hot
 
 
 def test_a_colour_that_is_all_over_the_blurred_picture_is_found_too(tmp_path: Path) -> None:
     """A model that goes by a colour alone: begun from the picture's own colours, not one heat was right."""
-    assert hits(Explainer(save(tmp_path, "dinov2", 60, 0.0)), "gradient", 0.0) == 20
+    assert hits(Explainer(save(tmp_path, "dinov2", 60, 0.0)), "gradient", 0.0) == (20, 20)
+
+
+def test_evidence_that_is_little_beside_the_answer_is_faint() -> None:
+    evidence = np.array([[0.02, -3.0], [0.03, 0.0]])
+    for distance, share in ((0.0, 1.0), (0.4, 1.0), (0.5, 1.0), (1.0, 0.5), (50.0, 0.01)):
+        assert share_of(evidence, distance) == pytest.approx(share)
+        assert heat_of(evidence, 8, share_of(evidence, distance)).max() == pytest.approx(share)
+    assert share_of(-np.ones((2, 2)), 1.0) == 0 == share_of(np.zeros((2, 2)), 0.0)
 
 
 @pytest.mark.parametrize("name", ["vit", "dinov2_with_registers"])
 def test_rollout_finds_what_the_cls_token_must_attend_to(name: str, tmp_path: Path) -> None:
-    assert hits(Explainer(save(tmp_path, name, 60, 0.0)), "rollout", 0.0) >= 17
+    assert hits(Explainer(save(tmp_path, name, 60, 0.0)), "rollout", 0.0)[0] >= 17
 
 
 @every_one

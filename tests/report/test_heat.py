@@ -51,8 +51,8 @@ def test_a_run_that_cannot_be_explained_has_a_page_that_says_so(
 ) -> None:
     real = examples.explained_by
 
-    def broken(model: Path) -> Any:
-        draw, left = real(model), iter(range(after))
+    def broken(model: Path, threshold: float) -> Any:
+        draw, left = real(model, threshold), iter(range(after))
         if not after:
             raise UsageError("this model <b>cannot</b> be explained")
 
