@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from typing import Any
 
 import numpy as np
 
-from natix_hf.errors import UsageError, VerificationError, first_line, shortened
+from natix_hf.errors import UsageError, VerificationError, shortened
 
 # Fused kernels add in another order, which moves a value by some 1e-6.
 COMPILED_TOLERANCE = 1e-5
@@ -48,11 +49,12 @@ def compiled_forward(model: Any, image_size: int) -> Any:
     with torch.no_grad(), full_float32():
         exact = features_of(noise)
         try:
-            with config.patch(freezing=True):
+            with config.patch(freezing=True), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns about calls of its own
                 fused = torch.compile(features_of, dynamic=False, fullgraph=True)
                 found = fused(noise)
         except Exception as error:  # of the compiler, of inductor or of dynamo
-            reason = shortened(str(first_line(error)), 200)
+            reason = shortened(" ".join(str(error).split()), 200)  # the first line names only the backend
             raise UsageError(
                 f"backend compile cannot be had here ({reason}): it needs a C++ compiler, such as g++: install it, or "
                 "leave backend out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -95,10 +96,9 @@ def test_openvino_that_is_not_here_is_one_line(bundle: Path, no_openvino: None) 
 
 @pytest.fixture(scope="module")
 def fused(bundle: Path) -> Inference:
-    try:
-        return Inference(bundle, backend="compile")
-    except UsageError as error:
-        pytest.skip(f"no compiler: {error}")
+    if not any(map(shutil.which, ("g++", "clang++"))):
+        pytest.skip("there is no C++ compiler")
+    return Inference(bundle, backend="compile")
 
 
 def test_compiled_answers_as_torch_does_in_any_batch(bundle: Path, fused: Inference) -> None:
