@@ -202,12 +202,12 @@ def flips(folder: Path, bundle: Path, names: list[str]) -> None:
         except Exception as error:  # what is not installed, or what this CPU cannot do
             print(f"{name}: {error}")
             continue
-        flipped = count_flips(other.stream_beside(exact, chosen))
+        differ = count_flips(other.stream_beside(exact, chosen))
         worst = float(np.abs(other.logits(chosen) - z).max())
         record(
             "inference_flips",
-            f"{name}: {flipped.decisions} decisions and {flipped.labels} labels of {flipped.images} photographs "
-            f"differ from torch in float32; logits by {worst:.1e}, probabilities by {flipped.max_difference:.1e} at most",
+            f"{name}: {differ.decisions} decisions and {differ.labels} labels of {differ.images} photographs differ "
+            f"from torch in float32; logits by {worst:.1e}, probabilities by {differ.max_difference:.1e} at most",
             VERSIONS,
         )
 
