@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def render_card(facts: CardFacts) -> str:
         labels=labels,
         cell=in_cell,
         in_markdown=in_markdown,
-        errors_by_level=errors_by_level,
+        errors_by_level=partial(errors_by_level, facts.evaluation),
         told_licence=told_licence(facts.licence),
         told_risk=lambda name: in_markdown(told_risk(name, labels)),
         told_errors=told_errors(facts.evaluation, labels),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from natix_hf.labels import LabelNames
 from natix_hf.metrics.confusion import Cells, Confusion
 from natix_hf.results.evaluation import Evaluation
-from natix_hf.subnet.marks import ExamMarks
 
 
 @dataclass(frozen=True)
@@ -28,18 +26,15 @@ class ErrorsRow:
     abstained: str
 
 
-def errors_by_level(marks: ExamMarks) -> list[ErrorsRow]:
-    """A row for each level of the exam; none for a file of an older version and for both halves together."""
-    return _rows({level: rates.confusion for level, rates in marks.levels.items()})
+def errors_by_level(evaluation: Evaluation, half: str) -> list[ErrorsRow]:
+    """A row for each level of a half of the exam; none for a file of an older version and for both halves together."""
+    return [_row(level, of) for level, of in (evaluation.level_confusion or {}).get(half, {}).items()]
 
 
 def errors_by_value(evaluation: Evaluation, column: str) -> list[ErrorsRow]:
     """A row for each value of a column that has figures."""
-    return _rows({value: row.confusion for value, row in evaluation.slices.get(column, {}).items()})
-
-
-def _rows(counted: Mapping[str, Confusion | None]) -> list[ErrorsRow]:
-    return [_row(name, confusion) for name, confusion in counted.items() if confusion is not None]
+    values = evaluation.slices.get(column, {})
+    return [_row(value, row.confusion) for value, row in values.items() if row.confusion is not None]
 
 
 def _row(name: str, of: Confusion) -> ErrorsRow:

@@ -210,7 +210,7 @@ def _content(facts: RunFacts) -> dict[str, Any]:
         if evaluation is not None
         else [],
         "metric_titles": {name: metric.named(labels) for name, metric in METRICS.items()},
-        "errors_by_level": errors_by_level,
+        "errors_by_level": lambda half: errors_by_level(evaluation, half) if evaluation is not None else [],
         "errors_by_value": lambda column: errors_by_value(evaluation, column) if evaluation is not None else [],
         "told_errors": told_errors(evaluation, labels) if evaluation is not None else "",
         "promise": find_promise(facts),

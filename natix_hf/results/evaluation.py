@@ -16,10 +16,11 @@ from natix_hf.metrics.confusion import Confusion, count_answers
 from natix_hf.metrics.intervals import share_interval
 from natix_hf.metrics.table import BY_CLASS, interval_names, measured_scores, rates
 from natix_hf.provenance.stored import OPTIONAL, Stored, formerly
+from natix_hf.results.exam_confusion import confusion_of_halves, exam_answers
 from natix_hf.results.figures import Bounds, Figure, GroupCounts, finite, interval_notes
 from natix_hf.results.logits import LogitTable
 from natix_hf.results.synthetic_half import SyntheticHalf
-from natix_hf.subnet.marks import SLICE_ROWS, ExamAnswers, ExamMarks, mark_exam, small_values
+from natix_hf.subnet.marks import SLICE_ROWS, ExamMarks, mark_exam, small_values
 
 _NAMED_VALUES = 12
 
@@ -108,6 +109,7 @@ class Evaluation(Stored):
         exam (`ExamMarks`): Figures of the subnet's exam; None without one.
         synthetic_half (`SyntheticHalf`): The generated pictures of the exam's other half; None without them.
         confusion (`Confusion`): All answers by label and answer; None in older files.
+        level_confusion (`dict`): The same by half of the exam, `real` and `synthetic`, and by level; None without one.
     """
 
     FILE: ClassVar[str] = "evaluation.json"
@@ -124,6 +126,7 @@ class Evaluation(Stored):
     slices_left_out: dict[str, dict[str, int]] | None = field(default=None, metadata=OPTIONAL)
     synthetic_half: SyntheticHalf | None = field(default=None, metadata=OPTIONAL)
     confusion: Confusion | None = field(default=None, metadata=OPTIONAL)
+    level_confusion: dict[str, dict[str, Confusion]] | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def groups_known(self) -> bool:
@@ -202,10 +205,13 @@ def evaluate(
     """
     asked, taken = table.asked, accepted if policy.promise.feasible else None
     left_out = {name: small for name, values in slices.items() if (small := small_values(values))}
-    marks = None
+    marks, by_level = None, None
     if asked.exam is not None:
-        other = _exam_answers(synthetic[0], _accepted_by_margin(synthetic[0], policy)) if synthetic else None
-        marks = mark_exam(_exam_answers(table, taken), policy.threshold_logit, other, n_resamples)
+        other = exam_answers(synthetic[0]) if synthetic is not None else None
+        marks = mark_exam(exam_answers(table), policy.threshold_logit, other, n_resamples)
+        by_level = confusion_of_halves(
+            table, policy, taken, synthetic[0] if synthetic is not None else None, n_resamples
+        )
     return Evaluation(
         rows=len(asked.row_ids),
         views=asked.views,
@@ -218,20 +224,8 @@ def evaluate(
         slices_left_out=left_out or None,
         synthetic_half=synthetic[1] if synthetic is not None else None,
         confusion=count_answers(policy.decide(table.logits), table.labels, table.groups, taken, n_resamples),
+        level_confusion=by_level,
     )
-
-
-def _exam_answers(table: LogitTable, accepted: np.ndarray | None) -> ExamAnswers:
-    asked = table.asked
-    return ExamAnswers(table.logits, asked.labels, asked.levels, asked.groups, asked.views, accepted)
-
-
-def _accepted_by_margin(table: LogitTable, policy: Policy) -> np.ndarray | None:
-    """What the policy accepts, bool [n]. None if it accepts everything, and with a learned gate, which reads features
-    that were not kept."""
-    if policy.gate.kind != "margin" or not policy.promise.feasible:
-        return None
-    return policy.accepts(table.logits, np.abs(table.logits - policy.threshold_logit))
 
 
 def _column(table: LogitTable, policy: Policy, prior: float | None, n_resamples: int) -> Column:

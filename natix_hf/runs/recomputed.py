@@ -101,7 +101,7 @@ def recomputed_problems(run_dir: Path, manifests: Manifests, note: Callable[[str
 def _unlike(recorded: Stored) -> tuple[str, ...]:
     """Keys that an older file lacks."""
     lacks = isinstance(recorded, Evaluation) and recorded.confusion is None
-    return ("confusion",) if lacks else ()
+    return ("confusion", "level_confusion", "cells") if lacks else ()
 
 
 def difference(recorded: Any, again: Any, without: tuple[str, ...] = (), where: str = "") -> str | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from natix_hf.errors import DataError
 from natix_hf.metrics import Interval, metric_intervals, rates_from_counts
-from natix_hf.metrics.confusion import Confusion, count_answers
+from natix_hf.metrics.confusion import Cells, Confusion, count_answers
 from natix_hf.metrics.table import BY_CLASS
 from natix_hf.provenance.stored import OPTIONAL
 from natix_hf.subnet.challenge import LEVELS
@@ -33,8 +33,8 @@ class LevelRates:
         tpr, tnr, mcc (`float`): None where no answer has the label that the rate is about.
         answers, positives (`int`): Number of answers, and of answers about pictures with label 1; None in older files.
         intervals (`dict[str, Interval]`): 95% intervals of tpr, tnr and mcc, where they are defined.
-        confusion (`Confusion`): The counts behind the rates. None in older files, and for both halves together, where
-            the answers do not weigh alike.
+        cells (`Cells`): The counts behind the rates. None in older files, and for both halves together, where the
+            answers do not weigh alike.
     """
 
     tpr: float | None
@@ -43,7 +43,7 @@ class LevelRates:
     answers: int | None = field(default=None, metadata=OPTIONAL)
     positives: int | None = field(default=None, metadata=OPTIONAL)
     intervals: dict[str, Interval] | None = field(default=None, metadata=OPTIONAL)
-    confusion: Confusion | None = field(default=None, metadata=OPTIONAL)
+    cells: Cells | None = field(default=None, metadata=OPTIONAL)
 
     def bounds(self, name: str) -> tuple[float | None, float | None]:
         """The interval of a rate; (None, None) if it has none."""
@@ -118,7 +118,6 @@ class ExamAnswers:
         levels (`np.ndarray`): Level of each view, 0 to 3.
         groups (`np.ndarray` of str): Pictures of one group are resampled together.
         views (`int`): Number of views per picture.
-        accepted (`np.ndarray` of bool, *optional*): True where the policy accepts the answer; None: not known.
     """
 
     logits: np.ndarray
@@ -126,7 +125,6 @@ class ExamAnswers:
     levels: np.ndarray
     groups: np.ndarray
     views: int
-    accepted: np.ndarray | None = None
 
 
 def rate_notes(rates: Mapping[str, LevelRates]) -> list[str]:
@@ -171,8 +169,28 @@ def mark_exam(
     weights = np.concatenate([_half_weights(half.labels) for half in (real, synthetic)])
     one_sided = [label for label in (0, 1) if not all((half.labels == label).any() for half in (real, synthetic))]
     both = _mark(joined, weights, threshold_logit, n_resamples, one_sided)
-    both = replace(both, levels={name: replace(rates, confusion=None) for name, rates in both.levels.items()})
+    both = replace(both, levels={name: replace(rates, cells=None) for name, rates in both.levels.items()})
     return replace(marks, others={SYNTHETIC: alone, BOTH: both})
+
+
+def confusion_by_level(
+    answers: ExamAnswers, threshold_logit: float, accepted: np.ndarray | None, n_resamples: int = 1000
+) -> dict[str, Confusion]:
+    """Where the errors at each level come from; a level without answers has no entry.
+
+    Args:
+        accepted: True where the policy accepts the answer, bool [n]; None: nothing says which.
+
+    Returns:
+        The counts of levels "0" to "3" and of "all".
+    """
+    called, found = answers.logits > threshold_logit, {}
+    of = {str(level): answers.levels == level for level in LEVELS} | {"all": np.ones(len(called), dtype=bool)}
+    for name, at in of.items():
+        if at.any():
+            taken = accepted[at] if accepted is not None else None
+            found[name] = count_answers(called[at], answers.labels[at], answers.groups[at], taken, n_resamples)
+    return found
 
 
 def mark_slice(
@@ -254,7 +272,7 @@ def _rates(
     without: Sequence[int] = (),
 ) -> LevelRates:
     """Rates of some of the answers, with intervals from resampled groups."""
-    called, labels, weights, groups = called[at], answers.labels[at], weights[at], answers.groups[at]
+    called, labels, weights = called[at], answers.labels[at], weights[at]
     tpr, tnr = _shares(called, labels, weights, without)
     mcc = None
     if tpr is not None and tnr is not None:
@@ -265,11 +283,12 @@ def _rates(
     intervals = None
     if n_resamples and defined:
         wanted = [_RATES[name] for name in defined]
-        found = metric_intervals(called.astype(np.float64), labels, groups, 0.5, weights, n_resamples, metrics=wanted)
+        found = metric_intervals(
+            called.astype(np.float64), labels, answers.groups[at], 0.5, weights, n_resamples, metrics=wanted
+        )
         intervals = {name: found[_RATES[name]] for name in defined}
-    accepted = None if answers.accepted is None else answers.accepted[at]
-    counted = count_answers(called, labels, groups, accepted, n_resamples) if len(labels) else None
-    return LevelRates(tpr, tnr, mcc, len(labels), int(labels.sum()), intervals, counted)
+    cells = Cells.of(called, labels == 1)
+    return LevelRates(tpr, tnr, mcc, len(labels), int(labels.sum()), intervals, cells)
 
 
 def _paid(tpr: float | None, tnr: float | None) -> Paid:

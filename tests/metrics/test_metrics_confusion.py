@@ -15,7 +15,7 @@ from natix_hf.metrics.intervals import Interval, exact_interval
 from natix_hf.provenance.stored import from_json, to_json
 from natix_hf.results.evaluation import Evaluation, evaluate
 from natix_hf.results.logits import LogitTable
-from natix_hf.subnet.marks import ExamAnswers, mark_exam
+from natix_hf.subnet.marks import ExamAnswers, confusion_by_level, mark_exam
 
 
 def _drawn(seed: int, n: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -62,20 +62,24 @@ def test_levels_agree_with_their_rates_and_add_up() -> None:
     called, labels, groups, accepted = _drawn(7, 480)
     levels = np.arange(480) % 4
     logits = np.where(called, 1.0, -1.0)
-    real = ExamAnswers(logits, labels, levels, groups, 4, accepted)
-    marks = mark_exam(real, 0.0, replace(real, groups=np.char.add("s", groups), accepted=None), 100)
-    of = {name: rates.confusion for name, rates in marks.levels.items()}
+    real = ExamAnswers(logits, labels, levels, groups, 4)
+    marks = mark_exam(real, 0.0, replace(real, groups=np.char.add("s", groups)), 100)
+    of = confusion_by_level(real, 0.0, accepted, 100)
     for name, rates in marks.levels.items():
-        cells = rates.confusion.answers
+        cells = of[name].answers
         assert rates.tpr == pytest.approx(cells.tp / (cells.tp + cells.fn))
         assert rates.tnr == pytest.approx(cells.tn / (cells.tn + cells.fp))
-        assert (cells.answers, cells.tp + cells.fn) == (rates.answers, rates.positives), name
+        assert (cells.answers, cells.tp + cells.fn) == (rates.answers, rates.positives) and rates.cells == cells
     for part in ("answers", "abstained"):
-        summed = {cell: sum(getattr(getattr(of[str(n)], part), cell) for n in range(4)) for cell in ("tp", "fp", "tn")}
-        assert all(getattr(getattr(of["all"], part), cell) == value for cell, value in summed.items())
+        for cell in ("tp", "fp", "tn", "fn"):
+            counts = [getattr(getattr(of[name], part), cell) for name in ("0", "1", "2", "3", "all")]
+            assert sum(counts[:4]) == counts[4]
+    assert confusion_by_level(real, 0.0, None, 0)["all"].abstained is None
     others = marks.others
-    assert others is not None and others["synthetic"].levels["all"].confusion.abstained is None
-    assert all(rates.confusion is None for rates in others["both"].levels.values()), "answers that weigh unlike"
+    assert others is not None and others["synthetic"].levels["all"].cells == of["all"].answers
+    assert all(rates.cells is None for rates in others["both"].levels.values()), "answers that weigh unlike"
+    one_level = replace(real, levels=np.zeros(480, int))
+    assert list(confusion_by_level(one_level, 0.0, accepted, 100)) == ["0", "all"]
 
 
 def test_a_file_from_before_is_read_and_keeps_its_content() -> None:

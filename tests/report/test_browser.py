@@ -17,7 +17,7 @@ from browser import Page, find_browser, open_browser
 
 from natix_hf.report.page import write_report
 from natix_hf.results.evaluation import Evaluation
-from natix_hf.subnet.marks import ExamAnswers, mark_exam
+from natix_hf.subnet.marks import ExamAnswers, confusion_by_level, mark_exam
 
 BROWSER = find_browser()
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt-get install chromium")
@@ -59,13 +59,15 @@ def test_in_a_narrow_window_every_table_fits(whole_run: Path, page: Page) -> Non
     folder = whole_run / "phase6_export"
     rng = np.random.default_rng(0)
     labels, levels = rng.integers(0, 2, 800), np.arange(800) % 4
-    views = ExamAnswers(labels + rng.normal(size=800), labels, levels, np.arange(800) // 4, 4, rng.random(800) < 0.5)
+    views = ExamAnswers(labels + rng.normal(size=800), labels, levels, np.arange(800) // 4, 4)
     evaluation = Evaluation.read(folder)
     [values] = evaluation.slices.values()
     long = "construction_site_with_heavy_machinery_and_barriers"
     slices = {"weather": {f"{long}_{value}": row for value, row in values.items()}}
     assert slices["weather"]
-    replace(evaluation, exam=mark_exam(views, 0.5, n_resamples=100), slices=slices).write(folder)
+    by_level = {"real": confusion_by_level(views, 0.5, rng.random(800) < 0.5, 100)}
+    exam = mark_exam(views, 0.5, n_resamples=100)
+    replace(evaluation, exam=exam, level_confusion=by_level, slices=slices).write(folder)
     page.open(write_report(whole_run).as_uri(), 500)
     wide = (
         "[...document.querySelectorAll('table')].filter(t => t.scrollWidth > t.closest('.scroll').clientWidth)"
@@ -73,6 +75,26 @@ def test_in_a_narrow_window_every_table_fits(whole_run: Path, page: Page) -> Non
     )
     assert page.evaluate(wide) == []
     assert page.evaluate("document.documentElement.scrollWidth") == 500
+
+
+# As the Hub and GitHub lay out a card: a table scrolls in its own box where it does not fit.
+CARD_CSS = (
+    "body { margin: 0; padding: 16px; font: 16px/1.5 sans-serif } table { border-collapse: collapse; font-size: 14px }"
+    "td, th { padding: 6px 13px; border: 1px solid #ccc } .scroll, pre { overflow: auto } img { max-width: 100% }"
+)
+
+
+def test_the_tables_of_the_card_fit_500_px(whole_run: Path, page: Page, tmp_path: Path) -> None:
+    markdown = pytest.importorskip("markdown_it").MarkdownIt("commonmark", {"html": True}).enable("table")
+    card = (whole_run / "phase6_export" / "bundle" / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2]
+    body = markdown.render(card).replace("</table>", "</table></div>")
+    body = body.replace("<table>", "<div class=scroll><table>")
+    head = f'<!DOCTYPE html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>{CARD_CSS}'
+    (tmp_path / "card.html").write_text(f"{head}</style>{body}", encoding="utf-8")
+    page.open((tmp_path / "card.html").as_uri(), 500)
+    wide = "[...document.querySelectorAll('table')].filter(t => t.scrollWidth > t.parentElement.clientWidth)"
+    assert page.evaluate("document.querySelectorAll('table').length") >= 5
+    assert page.evaluate(f"{wide}.map(t => [t.scrollWidth, t.textContent.trim().slice(0, 60)])") == []
 
 
 def test_on_paper_nothing_scrolls_and_nothing_is_cut_off(whole_run: Path, page: Page) -> None:
