@@ -186,7 +186,7 @@ def answer_alone(name: str, bundle: Path, began: float) -> None:
 
 
 def flips(folder: Path, bundle: Path, names: list[str]) -> None:
-    from natix_hf.bundle.load import count_flips
+    from natix_hf.bundle.flips import count_flips
 
     kinds = {".jpg", ".jpeg", ".png", ".ppm"}
     found = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in kinds)

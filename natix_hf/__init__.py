@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from natix_hf.api import Run, run
     from natix_hf.bulk.answer_all import answer_all
     from natix_hf.bundle.explain import Explanation
-    from natix_hf.bundle.load import Bundle, Prediction, count_flips, load_bundle
+    from natix_hf.bundle.flips import count_flips
+    from natix_hf.bundle.load import Bundle, Prediction, load_bundle
     from natix_hf.bundle.stream import BadImage
     from natix_hf.deploy import bundle_of
     from natix_hf.models.soup import average_models
@@ -43,7 +44,7 @@ _PLACES = {
     "apply_explora": "ssl.explora",
     "average_models": "models.soup",
     "bundle_of": "deploy",
-    "count_flips": "bundle.load",
+    "count_flips": "bundle.flips",
     "load_bundle": "bundle.load",
     "load_recipe": "recipe",
     "run": "api",

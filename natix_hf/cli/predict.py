@@ -218,7 +218,7 @@ def _live(arguments: list[str], columns: Any) -> Iterator[Item]:
 
 def _onto_terminal(task: Task, items: Iterable[Item], as_json: bool) -> None:
     from natix_hf.bulk.work import FAILED, Done, answered
-    from natix_hf.bundle.load import count_flips
+    from natix_hf.bundle.flips import count_flips
 
     done = Done()
     found = count_flips(_told(task, answered(task, items), done, as_json))

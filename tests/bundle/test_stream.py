@@ -21,8 +21,9 @@ from facts import tells
 from PIL import Image
 
 from natix_hf.bundle import stream
+from natix_hf.bundle.flips import Flips, count_flips
 from natix_hf.bundle.inference import Inference, torch_forward
-from natix_hf.bundle.load import Bundle, Flips, Prediction, count_flips, load_bundle
+from natix_hf.bundle.load import Bundle, Prediction, load_bundle
 from natix_hf.bundle.stream import BadImage, batches
 from natix_hf.errors import DataError, UsageError
 from natix_hf.intake.formats import readable_endings
