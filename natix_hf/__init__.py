@@ -40,7 +40,7 @@ _PLACES = {
     "Run": "api",
     "SelectiveAnswers": "selective.classifier",
     "SelectiveClassifier": "selective.classifier",
-    "answer_all": "bundle.bulk",
+    "answer_all": "bulk.answer_all",
     "apply_explora": "ssl.explora",
     "average_models": "models.soup",
     "bundle_of": "deploy",
