@@ -12,7 +12,7 @@ from conftest import TINY_RECIPE, refused
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
-from natix_hf.bundle.licences import LICENCES
+from natix_hf.bundle.licences import LICENCES, is_public_address
 from natix_hf.errors import RecipeError
 from natix_hf.labels import LabelNames
 from natix_hf.models.architectures import ARCHITECTURES
@@ -107,6 +107,13 @@ def test_a_card_of_a_run_names_no_path(finished_run: Path) -> None:
 def test_what_the_hub_would_refuse_or_a_secret_is_refused_before_work(given: Any, facts: tuple[str, ...]) -> None:
     with refused(RecipeError, *facts):
         _export(**given)
+
+
+def test_what_may_be_a_secret_is_no_public_address() -> None:
+    """By itself: recipes refuse what looks like a token before they look at the key."""
+    assert is_public_address("https://example.org/pictures/a%20b.jpg")
+    for address in ("https://example.org/a.jpg?v=2", "https://me@example.org/a.jpg", "https://example.org/a.jpg#x"):
+        assert not is_public_address(address)
 
 
 def test_every_identifier_is_taken() -> None:
