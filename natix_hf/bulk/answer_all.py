@@ -44,7 +44,7 @@ def answer_all(
     restart: bool = False,
     timeout_s: float | None = TIMEOUT_S,
     exact: Bundle | None = None,
-    tell: Callable[[str], None] = terminal.tell,
+    tell: Callable[[str], None] | None = None,
 ) -> Summary:
     """Answer every picture of folders, patterns, lists, tables, archives and data sets in one table.
 
@@ -71,7 +71,7 @@ def answer_all(
             that this function has written.
         timeout_s (`float`, *optional*): An image that is still being read after so many seconds is a bad one.
         exact ([`Bundle`], *optional*): Answers beside `bundle`; the column `float32_decision` holds its decisions.
-        tell (`Callable`, *optional*): Called with lines about what was found.
+        tell (`Callable`, *optional*): Called with lines about what was found. Default: they are printed.
 
     Returns:
         [`Summary`]: Counts, and where the table is.
@@ -81,7 +81,7 @@ def answer_all(
             differs from this call; the line says in what.
         [`NatixError`]: if the disk is full. The same call goes on.
     """
-    begun = time.monotonic()
+    begun, tell = time.monotonic(), tell or terminal.tell
     named = [sources] if isinstance(sources, str | Path) else list(sources)
     arguments = [str(source) for source in named]
     target = Path(out)

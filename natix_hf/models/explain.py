@@ -26,7 +26,7 @@ from natix_hf.models.preprocess import Preprocess, read_settings
 
 METHODS = ("gradient", "rollout")
 _STEPS = 8  # points on the way from each beginning to the picture: 16 gave curves that were not better
-_AT_ONCE = 8  # pictures in one pass, which bounds the memory
+_AT_ONCE = 4  # pictures in one pass, which bounds the memory
 _LITTLE = 0.1  # evidence below this share of the distance to the threshold fades
 _BLUR = 0.1  # standard deviation of the blur, as a share of the side
 
