@@ -164,7 +164,7 @@ def _flat_yaml(raw: bytes) -> dict[str, tuple[str, tuple[int, int]]]:
         if matched is not None:
             if matched["key"] in found:
                 raise UsageError(f"{matched['key']} is there twice")
-            begin = at + len(bare[: matched.start("value")].encode())
+            begin = at + matched.start("value")  # a key is ASCII
             found[matched["key"]] = (_unquoted(matched["value"]), (begin, begin + len(matched["value"].encode())))
         at += len(line.encode())
     try:  # as the miner reads it
