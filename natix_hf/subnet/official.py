@@ -64,6 +64,6 @@ def size_line(image_size: int) -> str:
     """Why a model of another size than the subnet's pictures answers otherwise in the miner's box."""
     return (
         f"the model takes {image_size} px and a validator sends {IMAGE_SIZE}: the official miner resizes with "
-        "torchvision, whose pixels differ (they moved logits of a 48 px model by up to 0.05), so that answers near the "
-        f"threshold flip: train with model.image_size={IMAGE_SIZE}"
+        "torchvision, whose pixels differ (they moved logits of a 48 px model by up to 0.05), so that answers near "
+        f"the threshold flip: train with model.image_size={IMAGE_SIZE}"
     )
