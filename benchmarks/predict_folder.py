@@ -46,7 +46,6 @@ from natix_hf.models.preprocess import make_processor
 from natix_hf.results.answers import save_candidate
 
 A_FOLDER, PX, KILLS, MIB = 1000, 32, 3, 2**20
-START_S = 8.0
 LEAST_SPEED, MOST_GROWTH = 0.95, 0.10
 TINY: dict[str, Any] = {
     "model_type": "vit", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
@@ -112,15 +111,21 @@ def undisturbed(bundle: Path, files: Path, table: Path, count: int) -> tuple[flo
     return quarter, most, time.perf_counter() - first
 
 
+def at_work(parts: Path, pid: int) -> bool:
+    try:
+        return any(f'"pid": {pid},' in mark.read_text(encoding="utf-8") for mark in parts.glob("owner/*.json"))
+    except OSError:  # a mark that was just removed
+        return False
+
+
 def killed(bundle: Path, files: Path, table: Path, draw: random.Random, seconds: float) -> list[int]:
     """Kill and continue. Returns how many answers were kept at each kill."""
     parts, kept = table.with_name(f"{table.name}.parts"), []
-    for number in range(KILLS):
+    for _ in range(KILLS):
         process = start(bundle, files, table)
-        while process.poll() is None and not (parts / "header.json").is_file():
-            time.sleep(0.05)
-        # the seconds that a start takes come on top, but for the first
-        time.sleep(draw.uniform(0.2, 1.0) * seconds / (KILLS + 1) + (START_S if number else 0))
+        while process.poll() is None and not at_work(parts, process.pid):
+            time.sleep(0.05)  # it is still starting
+        time.sleep(draw.uniform(0.2, 1.0) * seconds / (KILLS + 1))
         if process.poll() is not None:
             raise SystemExit("the call ended before it could be killed: take more --files")
         process.kill()

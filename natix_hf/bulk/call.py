@@ -301,6 +301,16 @@ class Call:
             ) from error
 
 
+def begun_backend(target: Path) -> str | None:
+    """The backend that the beginning of a table, or the whole one, was answered with. None: there is none, or nothing
+    tells it. A backend that is measured anew at each start might be another one, whose bits differ."""
+    for path in (target.with_name(f"{target.name}.parts") / _HEADER, target.with_name(f"{target.name}.about.json")):
+        if path.is_file():
+            found = read_json(path).get("question", {}).get("backend")
+            return found if isinstance(found, str) else None
+    return None
+
+
 def whole_name(argument: str) -> str:
     """An argument as another call from another folder would have to name it."""
     return argument if argument == STDIN or on_hub(argument) else safe(os.path.abspath(os.path.expanduser(argument)))

@@ -28,13 +28,14 @@ from refusals import refused
 
 from natix_hf.bulk import work
 from natix_hf.bulk.answer_all import answer_all
+from natix_hf.bulk.call import begun_backend
 from natix_hf.bulk.copies import decision_folders, flat_name
 from natix_hf.bulk.plan import Segment
 from natix_hf.bulk.sources import names_of
-from natix_hf.bulk.table import Part
+from natix_hf.bulk.table import Part, require_whole
 from natix_hf.bulk.work import Desk, _Left, wanted_decisions
 from natix_hf.bundle.load import Bundle, load_bundle
-from natix_hf.errors import DataError, NatixError, UsageError
+from natix_hf.errors import DataError, NatixError, UsageError, VerificationError
 from natix_hf.labels import LabelNames
 
 BATCH = 3
@@ -210,7 +211,9 @@ def test_what_was_answered_is_not_answered_again(
     def call() -> Any:
         return answer_all(bundle, photos, tmp_path / "t.csv", BATCH, tell=lambda line: None)
 
+    assert begun_backend(tmp_path / "t.csv") is None
     interrupted(bundle, call)
+    assert begun_backend(tmp_path / "t.csv") == bundle.backend
     sizes = stop_after(bundle, 99, monkeypatch)
     summary = call()
     assert sizes == [3, 3, 3, 2] and (summary.pictures, summary.now) == (23, 11)
@@ -280,7 +283,7 @@ def test_another_question_is_refused_and_nothing_is_overwritten(
     bundle: Bundle, photos: Path, tmp_path: Path, _finished_run: Path
 ) -> None:
     table, names = tmp_path / "t.csv", tmp_path / "names.txt"
-    names.write_text(f"{photos}/00.png\n", encoding="utf-8")
+    names.write_text("".join(f"{path}\n" for path in walked(photos)), encoding="utf-8")
 
     def call(sources: Any = photos, batch_size: int = BATCH, **more: Any) -> Any:
         return answer_all(bundle, sources, table, batch_size, tell=lambda line: None, **more)
@@ -308,7 +311,7 @@ def test_another_question_is_refused_and_nothing_is_overwritten(
     assert table.read_text(encoding="utf-8") == "mine\n"
 
     table = tmp_path / "listed.csv"
-    interrupted(bundle, lambda: call(names), 0)
+    interrupted(bundle, lambda: call(names), 1)
     names.write_text(f"{photos}/02.png\n", encoding="utf-8")
     refused(UsageError, lambda: call(names), "list")
     call(names, restart=True)
@@ -491,6 +494,17 @@ def test_every_place_is_left_to_one_process() -> None:
             assert own == sorted(own) and left.count == len(own)
             seen += own
         assert sorted(seen) == sorted(set(range(count)) - covered)
+
+
+def test_a_gap_between_parts_is_seen(tmp_path: Path) -> None:
+    def parts(*spans: tuple[int, int]) -> list[Part]:
+        return [Part(Path(), 1, start, stop, Counter(), 0, False) for start, stop in spans]
+
+    require_whole(parts((0, 3), (3, 7)), 1, 7, tmp_path)
+    require_whole([], 1, 0, tmp_path)
+    for given in (parts(), parts((0, 3)), parts((3, 7)), parts((0, 3), (4, 7)), parts((0, 4), (3, 7))):
+        refused(VerificationError, lambda given=given: require_whole(given, 1, 7, tmp_path), tmp_path)
+    refused(VerificationError, lambda: require_whole(parts((0, 3)), 1, None, tmp_path), tmp_path)
 
 
 def test_an_answer_that_is_no_number_fails(
