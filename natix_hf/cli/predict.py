@@ -58,6 +58,10 @@ def predict(
     bf16: Annotated[
         bool, typer.Option("--bf16", help="Answer in bfloat16 and report where float32 would answer differently.")
     ] = False,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="What runs the model: torch, compile, onnx, openvino, or auto: the fastest exact one."),
+    ] = None,
     image_column: Annotated[
         str | None, typer.Option(help="The column of pictures in tables. Default: image, or the only one.")
     ] = None,
@@ -74,6 +78,8 @@ def predict(
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if out is None and world > 1:
         raise UsageError(f"{world} processes need --out FILE: they divide the pictures of one table")
+    if backend == "auto" and world > 1:
+        raise UsageError("--backend auto measures in each process by itself: name one, or leave it out")
     if out is None and restart:
         raise UsageError("--restart needs --out FILE: without a table nothing is continued")
     if out is not None and as_json:
@@ -84,11 +90,11 @@ def predict(
 
     if out is not None:
         _into_table(
-            bundle, revision, bf16, sources, out, batch_size=batch_size, only=only or (), copy_to=copy_to,
+            bundle, revision, bf16, backend, sources, out, batch_size=batch_size, only=only or (), copy_to=copy_to,
             explain=explain, image_column=image_column, split=split, config=config, restart=restart,
         )  # fmt: skip
         return
-    loaded, exact = _loaded(bundle, revision, bf16)
+    loaded, exact = _loaded(bundle, revision, bf16, backend)
     task = _task(loaded, exact, sources, batch_size, only or [], copy_to, explain)
     _onto_terminal(task, _live(sources, Columns(image_column, split, config)), as_json)
 
@@ -109,33 +115,42 @@ def _is_picture(argument: str) -> bool:
     return kind_of(argument) != "other"
 
 
-def _loaded(
-    reference: str, revision: str | None, bf16: bool, device: str | None = None
-) -> tuple[Bundle, Bundle | None]:
+def _loaded(reference: str, revision: str | None, bf16: bool, backend: str | None) -> tuple[Bundle, Bundle | None]:
     from natix_hf.bundle.load import Bundle, load_bundle
 
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always", UserWarning)
-        loaded = load_bundle(reference, revision=revision, device=device, precision="bfloat16" if bf16 else "float32")
+        loaded = load_bundle(
+            reference, revision=revision, backend=backend, precision="bfloat16" if bf16 else "float32"
+        )
     for warning in heard:
         typer.echo(f"warning: {warning.message}", err=True)
-    return loaded, Bundle(loaded.folder, device) if bf16 else None
+    return loaded, Bundle(loaded.folder) if bf16 else None
 
 
 # Into a table.
 
 
 def _into_table(
-    reference: str, revision: str | None, bf16: bool, sources: list[str], out: Path, **settings: Any
+    reference: str,
+    revision: str | None,
+    bf16: bool,
+    backend: str | None,
+    sources: list[str],
+    out: Path,
+    **settings: Any,
 ) -> None:
     from natix_hf.bulk.answer_all import answer_all
+    from natix_hf.bulk.call import begun_backend
     from natix_hf.bulk.table import table_kind
     from natix_hf.bulk.team import processes
 
     table_kind(out)
     with _together(), processes() as team:  # before the bundle: each process then has a device of its own
         try:
-            loaded, exact = _loaded(reference, revision, bf16)
+            # what auto measures may differ from call to call, and a table has one backend
+            chosen = (begun_backend(out) or backend) if backend == "auto" else backend
+            loaded, exact = _loaded(reference, revision, bf16, chosen)
             summary = answer_all(loaded, sources, out, exact=exact, **settings)
         except (KeyboardInterrupt, SystemExit):
             if team.first:

@@ -18,6 +18,7 @@ from natix_hf.terminal import say, tell
 TOKEN_VARIABLE = "NATIX_HF_SERVE_TOKEN"
 _NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
 _SHORTEST_TOKEN = 8
+_MANY = 1_000_000  # the images that a server may be asked in its life
 
 
 @app.command(cls=Command)
@@ -28,6 +29,10 @@ def serve(
     host: Annotated[str, typer.Option(help="Listen at this address. 0.0.0.0: at all of them.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Listen at this port. 0: at a free one.")] = 8000,
     revision: Annotated[str | None, typer.Option(help="Take this branch, tag or commit of the repository.")] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="What runs the model: torch, compile, onnx, openvino, or auto: the fastest exact one."),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, max=1024, help="Put at most so many waiting images in one forward pass.")
     ] = 8,
@@ -66,7 +71,9 @@ def serve(
     made = bound(host, port)  # before the model is loaded: a port that is taken ends it at once
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always", UserWarning)
-        loaded = load_bundle(bundle, revision=revision)
+        # a server answers for hours, so that what takes a minute to start may pay
+        many = _MANY if backend == "auto" else None
+        loaded = load_bundle(bundle, revision=revision, backend=backend, expected_images=many)
     for warning in heard:
         typer.echo(f"warning: {warning.message}", err=True)
     if token is None and not _is_loopback(made.getsockname()[0]):

@@ -167,3 +167,24 @@ def test_an_interrupt_is_told_and_continued(finished_run: Path, photos: Path, tm
     assert process.returncode == 130 and tells(err.strip(), "interrupted", "goes on")
     done = subprocess.run(words, capture_output=True, encoding="utf-8", timeout=120)
     assert done.returncode == 0 and len(rows_of(tmp_path / "a.csv")) == 312
+
+
+def test_a_table_keeps_the_backend_that_began_it(
+    command: Command, finished_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "a.csv"
+    assert command("predict", finished_run, photos, "--out", table, "--backend", "torch")[0] == 0
+    asked: list[str | None] = []
+    real = natix_hf.load_bundle
+
+    def load(reference: object, backend: str | None = None, **more: Any) -> Any:
+        asked.append(backend)
+        return real(reference, backend="torch", **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("natix_hf.bundle.load.load_bundle", load)
+        assert command("predict", finished_run, photos, "--out", table, "--backend", "auto")[0] == 0
+        assert command("predict", finished_run, photos, "--out", tmp_path / "b.csv", "--backend", "auto")[0] == 0
+    assert asked == ["torch", "auto"]
+    code, _, err = command("predict", finished_run, photos, "--out", table, "--backend", "fast")
+    assert code == 2 and tells(err.strip(), "fast", "torch", "compile", "onnx", "openvino", "auto")
