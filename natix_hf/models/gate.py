@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from natix_hf.errors import VerificationError, first_line
-from natix_hf.models.gate_file import GATE, gate_inputs, gate_shapes
+from natix_hf.models.gate_file import GATE, ReadGate, gate_inputs, gate_shapes
 
 __all__ = ["GATE", "Gate", "gate_inputs", "gate_shapes", "load_gate", "save_gate"]
 
@@ -41,12 +41,10 @@ class Gate(nn.Module):
         self.mean.copy_(torch.from_numpy(inputs.mean(axis=0)))
         self.std.copy_(torch.from_numpy(inputs.std(axis=0) + 1e-6))
 
-    @torch.no_grad()
     def confidence(self, inputs: np.ndarray) -> np.ndarray:
-        """Compute the confidence of each row, float64 [n]. It is a logit: a probability would saturate."""
-        self.eval()
-        logits: torch.Tensor = self(torch.from_numpy(inputs).to(self.mean.device))["logits"]
-        return logits.double().cpu().numpy()
+        """Compute the confidence of each row, float64 [n], as the bundle will ([`ReadGate`]). It is a logit: a
+        probability would saturate."""
+        return ReadGate({name: tensor.cpu().numpy() for name, tensor in self.state_dict().items()}).confidence(inputs)
 
 
 def save_gate(path: Path, gate: Gate) -> None:

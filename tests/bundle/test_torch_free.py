@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from bundles import describe, edit
 from conftest import refused
 from facts import tells
@@ -223,12 +224,12 @@ def test_the_gate_in_numpy_is_the_gate_that_was_trained(tmp_path: Path) -> None:
     save_gate(tmp_path / "gate.safetensors", gate)
     read = read_gate(tmp_path / "gate.safetensors")
     found = read.confidence(inputs)
-    np.testing.assert_allclose(found, load_gate(tmp_path / "gate.safetensors").confidence(inputs), atol=1e-6)
-    by_hand = load_gate(tmp_path / "gate.safetensors").double()
-    import torch
-
+    np.testing.assert_array_equal(found, gate.confidence(inputs))
+    trained, by_hand = (load_gate(tmp_path / "gate.safetensors") for _ in range(2))
     with torch.no_grad():
-        wanted = by_hand(torch.from_numpy(inputs).double())["logits"].numpy()
+        rounded = trained(torch.from_numpy(inputs))["logits"].numpy()
+        wanted = by_hand.double()(torch.from_numpy(inputs).double())["logits"].numpy()
+    np.testing.assert_allclose(found, rounded, atol=1e-6)
     np.testing.assert_allclose(found, wanted, atol=1e-12)
     # Alone or in a batch: the same to the last digits, so nothing at the threshold depends on its company.
     alone = np.concatenate([read.confidence(row[None]) for row in inputs])
