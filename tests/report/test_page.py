@@ -109,6 +109,7 @@ def test_a_page_that_cannot_be_written_fails_no_run(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
+    (finished_run / "report.html").unlink()
     monkeypatch.setattr(page, "write_text", full)
     code, out, err = command("run", tiny_recipe_file, "--run-dir", finished_run)
     assert code == 0 and tells(next(line for line in (out + err).splitlines() if "warning" in line), "report.html")
@@ -188,8 +189,8 @@ def test_the_order_is_what_a_reader_wants_first(whole_run: Path) -> None:
     _with_exam(whole_run)
     document = _page(whole_run)
     assert document.headings == [
-        "warnings", "numbers", "plots", "examples", "exam", "read", "phases", "training", "adaptation", "merge",
-        "lineage",
+        "warnings", "numbers", "plots", "examples", "next", "exam", "read", "phases", "training", "adaptation",
+        "merge", "lineage",
     ]  # fmt: skip
     before = " ".join(html.unescape(re.sub("<[^>]*>", " ", render_report(whole_run).partition("<h2")[0])).split())
     evaluation = _read(whole_run / "phase6_export" / "evaluation.json")
