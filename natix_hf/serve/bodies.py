@@ -45,6 +45,7 @@ class Body:
     def __init__(self, request: Request, limits: Limits, held: Held) -> None:
         self._request, self._limits, self._all = request, limits, held
         self.size = 0
+        self._ended = False
 
     def release(self) -> None:
         self._all.now -= self.size
@@ -88,7 +89,8 @@ class Body:
 
     async def drain(self) -> None:
         """Read on, and keep nothing, so that the client of a refused body comes to read the answer."""
-        if self._request.headers.get("expect", "").lower() == "100-continue" and not self.size:
+        waits = self._request.headers.get("expect", "").lower() == "100-continue" and not self.size
+        if self._ended or waits:
             return
         seen = 0
         with suppress(Exception):
@@ -100,7 +102,12 @@ class Body:
                         return
 
     async def _chunks(self) -> AsyncIterator[bytes]:
-        async for chunk in self._request.stream():
+        while not self._ended:
+            message = await self._request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunk = message.get("body", b"")
+            self._ended = not message.get("more_body", False)
             if self.size + len(chunk) > self._limits.body_bytes:
                 raise self._too_large()
             if self._all.now + len(chunk) > self._all.most:

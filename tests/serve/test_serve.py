@@ -173,7 +173,9 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_bad_request_has_its_status_and_one_line(case: str, port: int) -> None:
     kind, body, status, fact = CASES[case]
+    begun = time.monotonic()
     got, told, headers = post(port, kind, body, **({"Content_Encoding": "gzip"} if case == "zipped" else {}))
+    assert time.monotonic() - begun < 2.5  # nobody waits for a body that has come
     assert got == status and tells(told["error"], fact) and headers["Content-Type"] == "application/json"
 
 
