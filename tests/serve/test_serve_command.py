@@ -95,7 +95,7 @@ def test_from_the_cache_without_the_hub(
         server.kill()
 
 
-def test_everybody_may_ask(bundle: Path, tmp_path: Path) -> None:
+def test_nobody_is_warned_about_this_machine_alone(bundle: Path, tmp_path: Path) -> None:
     server = load.Server(str(bundle), tmp_path / "log", "--host", "127.0.0.1")
     server.kill()
     assert "warning" not in (tmp_path / "log").read_text(encoding="utf-8")
