@@ -19,6 +19,7 @@ from natix_hf.bundle.explain import overlay, view_of
 from natix_hf.bundle.load import load_bundle
 from natix_hf.data.images import centre_square
 from natix_hf.errors import DataError, UsageError, VerificationError
+from natix_hf.models.explain import Explainer
 
 PX = 28
 
@@ -119,8 +120,12 @@ def test_the_heat_is_towards_the_answer_that_was_given(bundle: Path) -> None:
     loaded, rng = load_bundle(bundle), np.random.default_rng(2)
     seen = set()
     for n in range(8):
-        found = loaded.explain(striped_image(n % 2, rng))
+        picture = striped_image(n % 2, rng)
+        found = loaded.explain(picture)
         seen.add(found.prediction.label)
+        pixels = np.asarray(loaded.preprocess(picture))
+        wanted = Explainer(bundle, "cpu").evidence(pixels, found.prediction.label == loaded.policy.labels.yes)
+        np.testing.assert_allclose(found.evidence, wanted, rtol=1e-4, atol=1e-6)
         positive = np.clip(found.evidence, 0, None)
         tells(found.told, found.prediction.label, *(["lacks"] if found.heat.max() < 1 else []))
         if not found.heat.any():
