@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import re
 import shutil
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SHARED
+from facts import tells
 
 TUTORIAL = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
 SIGNS = SHARED / "data" / "gtsrb_roadwork" / "data" / "test-00000-of-00001.parquet"
@@ -28,8 +31,8 @@ def blocks(language: str) -> list[str]:
 
 
 def shorter(code: str) -> str:
-    """Two epochs in place of the page's sixteen."""
-    short, count = re.subn(r'(num_train_epochs"?): 16\b', r"\1: 2", code)
+    """Two epochs in place of the page's 32."""
+    short, count = re.subn(r'(num_train_epochs"?): 32\b', r"\1: 2", code)
     assert count == 1, "the page names its epochs once in each language"
     return short
 
@@ -56,7 +59,9 @@ def run(arguments: list[str], desk: Path) -> str:
     (desk / "bin").mkdir()
     command = desk / "bin" / "natix-hf"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m natix_hf "$@"\n', encoding="utf-8")
-    command.chmod(0o755)
+    python = desk / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+    command.chmod(0o755), python.chmod(0o755)
     root = TUTORIAL.parents[1]
     found = {"PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(root)}
     done = subprocess.run(
@@ -73,11 +78,22 @@ def test_the_shell_half(desk: Path) -> None:
     assert (desk / "first-run" / "phase6_export" / "bundle" / "policy.json").is_file()
     assert (desk / "page.html").is_file() and "intact" in said
     answers = [line for line in said.splitlines() if line.startswith("photographs/")]
-    assert len(answers) == 3 and all("P(limit) 0." in line for line in answers)
+    assert len(answers) >= 3 and all("P(limit) 0." in line for line in answers)
+    rows = list(csv.DictReader((desk / "answers.csv").read_text(encoding="utf-8").splitlines()))
+    pictures = list((desk / "photographs").rglob("*.png"))
+    assert len(rows) == len(pictures) and not any(row["error"] for row in rows)
+    sure = [row for row in rows if row["decision"] != "abstain"]
+    assert len(list((desk / "why").glob("*.png"))) == len(rows) - len(sure) == len(answers) - 3
+    served = json.JSONDecoder().raw_decode(said, said.index('{"answers"'))[0]["answers"]
+    [same] = [row for row in rows if row["image"].endswith(served[0]["image"])]
+    assert len(served) == 1 and same["decision"] == served[0]["decision"]
+    [labels] = [line for line in said.splitlines() if line.startswith("wrong    labels")]
+    assert tells(labels, "Roadwork", "limit")
 
 
 def test_the_python_half(desk: Path) -> None:
-    (code,) = blocks("python")
-    assert len(code.splitlines()) <= 45, "the page promises some 40 lines"
-    said = run([sys.executable, "-c", shorter(code)], desk)
+    train, use = blocks("python")
+    assert len(train.splitlines()) <= 45, "the page promises some 40 lines"
+    said = run([sys.executable, "-c", shorter(train) + use], desk)
+    assert "decisions differ" in said and (desk / "why.png").is_file() and (desk / "answers.csv").is_file()
     assert "MCC on test" in said and (desk / "python-run" / "phase6_export" / "bundle" / "policy.json").is_file()
