@@ -40,11 +40,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Digests of the files of a folder, but for the log and the marks of owners, which every command leaves."""
+    """Digests of the files of a folder, but for the log and the marks of owners, which every command leaves, and the
+    page, which says how the last one ended."""
     return {
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in folder.rglob("*")
-        if p.is_file() and not {p.name, p.parent.name} & {"run.log", "owner"}
+        if p.is_file() and not {p.name, p.parent.name} & {"run.log", "owner", "report.html"}
     }
 
 

@@ -293,6 +293,9 @@ def test_the_synthetic_half_is_measured_and_nothing_else(
     assert find_problems(str(half_run)) == []
     before, now = (read(run / "phase6_export" / "evaluation.json") for run in runs)
     others, facts = now["exam"].pop("others"), now.pop("synthetic_half")
+    counted = now["level_confusion"].pop("synthetic")
+    assert {sum(level["answers"].values()) % 14 for level in counted.values()} == {0}  # a view or more of each picture
+    assert {level["groups"] for level in counted.values()} == {14}
     assert now == before and facts == {k: v for k, v in read(half_run / "phase6_export" / SyntheticHalf.FILE).items()
                                        if k != "schema"}  # fmt: skip
     assert (facts["source"], facts["rows"], facts["positives"]) == ("sdxl", 14, 7)
