@@ -26,12 +26,14 @@ class Metric:
             comes first. `None` shows it on neither; it is in `evaluation.json` all the same.
         card (`bool`): The model card shows it as well.
         hub (`bool`): It is in the metadata of the card, from which the Hub makes its leaderboards.
+        hub_id (`str`, *optional*): What the Hub calls it (https://huggingface.co/metrics). `None`: it knows none.
     """
 
     title: str
     page: int | None = None
     card: bool = False
     hub: bool = False
+    hub_id: str | None = None
 
     def named(self, labels: LabelNames) -> str:
         """The title with the names of the answers."""
@@ -84,9 +86,21 @@ METRICS: dict[str, Rate | Score] = {
     "balanced_accuracy": Rate(
         title="balanced accuracy", function=classification.balanced_accuracy, page=2, card=True, hub=True
     ),
-    "precision": Rate(title="precision", function=classification.precision, share=("tp", "tp fp"), page=5, card=True),
+    "precision": Rate(
+        title="precision",
+        function=classification.precision,
+        share=("tp", "tp fp"),
+        page=5,
+        card=True,
+        hub_id="precision",
+    ),
     "recall": Rate(
-        title="TPR: share of {yes} found", function=classification.recall, share=("tp", "tp fn"), page=3, card=True
+        title="TPR: share of {yes} found",
+        function=classification.recall,
+        share=("tp", "tp fn"),
+        page=3,
+        card=True,
+        hub_id="recall",
     ),
     "specificity": Rate(
         title="TNR: share of {no} confirmed",
@@ -98,7 +112,9 @@ METRICS: dict[str, Rate | Score] = {
     "fnr": Rate(title="FNR", function=classification.fnr, share=("fn", "tp fn")),
     "fpr": Rate(title="FPR", function=classification.fpr, share=("fp", "tn fp")),
     "f1": Rate(title="F1", function=classification.f1, page=6),
-    "mcc": Rate(title="MCC", function=classification.matthews, page=1, card=True, hub=True),
+    "mcc": Rate(
+        title="MCC", function=classification.matthews, page=1, card=True, hub=True, hub_id="matthews_correlation"
+    ),
     "auroc": Score(
         title="AUROC",
         function=classification.auroc,
@@ -106,6 +122,7 @@ METRICS: dict[str, Rate | Score] = {
         page=8,
         card=True,
         hub=True,
+        hub_id="roc_auc",
     ),
     "auprc": Score(title="AUPRC", function=classification.auprc, interval=False, page=9, card=True),
     "ece": Score(title="ECE", function=calibration_error.ece, page=10, card=True, calibration=True),
@@ -127,6 +144,7 @@ METRICS: dict[str, Rate | Score] = {
         page=11,
         card=True,
         calibration=True,
+        hub_id="brier_score",
     ),
     "nll": Score(
         title="NLL",

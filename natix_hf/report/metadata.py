@@ -10,18 +10,10 @@ from urllib.parse import unquote, urlsplit
 from huggingface_hub import EvalResult, ModelCardData
 
 from natix_hf.labels import LabelNames
+from natix_hf.metrics.table import METRICS
 from natix_hf.models.architectures import architecture_of
 from natix_hf.results.card_figures import hub_figures
 from natix_hf.results.evaluation import Evaluation
-
-# The metrics of the card that the Hub knows (https://huggingface.co/metrics), by our names.
-_HUB_METRICS = {
-    "mcc": "matthews_correlation",
-    "recall": "recall",
-    "precision": "precision",
-    "auroc": "roc_auc",
-    "brier": "brier_score",
-}
 
 
 def card_metadata(
@@ -76,7 +68,7 @@ def card_metadata(
         base_model=base_model,
         base_model_relation="finetune" if base_model is not None else None,
         datasets=list(dict.fromkeys(datasets)) or None,
-        metrics=[hub for name, hub in _HUB_METRICS.items() if measured.get(name) is not None] or None,
+        metrics=[row.hub_id for name, row in METRICS.items() if row.hub_id and measured.get(name) is not None] or None,
         tags=["natix_hf", *(["streetvision", "roadwork"] if labels.of_subnet else []), architecture],
         widget=[{"src": address, "example_title": _title(address)} for address in widget] or None,
         model_name=name_of_model,
