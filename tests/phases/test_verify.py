@@ -44,6 +44,7 @@ FILES = [
     "phase6_export/bundle/evaluation.json", "phase6_export/bundle/model.safetensors",
     "phase6_export/bundle/plots/test_scores.png", "phase6_export/bundle/plots/threshold.png",
     "phase6_export/bundle/policy.json", "phase6_export/bundle/preprocessor_config.json",
+    "phase6_export/bundle/read_policy.py",
 ]  # fmt: skip
 
 
