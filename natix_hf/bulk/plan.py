@@ -145,22 +145,19 @@ def _open(path: Path, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}&nolock=1", uri=True, isolation_level=None)
 
 
-def _one_path(path: str) -> str:
+def _one_path(path: str, real_folder: Callable[[str], str]) -> str:
     """One path of a file, however it is named: through its folder's real place."""
     folder, name = os.path.split(path)
-    return os.path.join(_real_folder(folder), name)
-
-
-@functools.lru_cache(maxsize=1024)
-def _real_folder(folder: str) -> str:
-    return os.path.realpath(folder or ".")
+    return os.path.join(real_folder(folder or "."), name)
 
 
 def _add_files(base: sqlite3.Connection, files: Iterable[File], call: int, first: bool, stock: Stock) -> None:
     number, place = None, 0
+    # For this call alone: the next one may come from another folder, or meet a link that leads elsewhere.
+    real_folder = functools.lru_cache(maxsize=1024)(os.path.realpath)
     known = "SELECT segment, place, size, mtime_ns, seen FROM file WHERE path = ?"
     for file in files:
-        path = os.fsencode(file.path if file.problem is not None else _one_path(file.path))
+        path = os.fsencode(file.path if file.problem is not None else _one_path(file.path, real_folder))
         # Of the first call nothing is known: a file is there only if it was named before.
         row = None if first else base.execute(known, (path,)).fetchone()
         if row is None:

@@ -205,6 +205,24 @@ def interrupted(bundle: Bundle, call: Callable[[], Any], batches: int = 4) -> No
         call()
 
 
+def test_one_name_in_two_places_is_two_files(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process makes several calls, from several folders, and a link leads elsewhere meanwhile."""
+    places = [tmp_path / "one" / "photos", tmp_path / "two" / "photos"]
+    for number, place in enumerate(places):
+        place.mkdir(parents=True)
+        striped_image(number, np.random.default_rng(number)).save(place / "a.png")
+    wanted = [bundle.predict(place / "a.png")[0].probability for place in places]
+    link, found = tmp_path / "now", []
+    for number, place in enumerate(places):
+        monkeypatch.chdir(place.parent)
+        answer_all(bundle, "photos", "t.jsonl", tell=lambda line: None)
+        link.unlink(missing_ok=True)
+        link.symlink_to(place, target_is_directory=True)
+        answer_all(bundle, link, tmp_path / f"{number}.jsonl", tell=lambda line: None)
+        found.append([read(table)[0]["probability"] for table in (Path("t.jsonl"), tmp_path / f"{number}.jsonl")])
+    assert found == [[each, each] for each in wanted] and wanted[0] != wanted[1]
+
+
 def test_what_was_answered_is_not_answered_again(
     bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
