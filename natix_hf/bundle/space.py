@@ -7,6 +7,7 @@ code beside it comes from this package. A bundle's own repository stays free of 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,12 +66,12 @@ def files_of(kind: Kind, done: Published, name: str) -> dict[str, bytes]:
     folder = resource_folder("model_cards") / kind
     put = {"REPO": done.repo_id, "COMMIT": done.commit, "VERSION": natix_hf.__version__}
     put["NAME"] = name.rsplit("/", 1)[-1]
+    words = re.compile(rf"\b({'|'.join(put)})\b")
     found = {}
     for file in _FILES[kind]:
         text = (folder / file).read_text(encoding="utf-8")
-        if not file.endswith(".py"):
-            for word, value in put.items():
-                text = text.replace(word, value)
+        if not file.endswith(".py"):  # all words at once: the name of a repository may hold one
+            text = words.sub(lambda at: put[at[0]], text)
         found[file] = text.encode()
     pinned = {"schema": _SCHEMA, "repo_id": done.repo_id, "revision": done.commit, "expected": done.manifest_sha256}
     return found | {PINNED: (json.dumps(pinned, indent=2) + "\n").encode()}

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from conftest import REPO, Command, png_bytes, refused, striped_image
 from facts import tells
 from local_hub import LocalHub
 from PIL import Image
 
 from natix_hf.bundle.load import load_bundle
-from natix_hf.bundle.push import push_bundle
+from natix_hf.bundle.push import Published, push_bundle
 from natix_hf.bundle.space import PINNED, Kind, check_space, files_of, push_space, read_pinned
 from natix_hf.errors import HubError, UsageError, VerificationError
 from natix_hf.serve.endpoint import EndpointHandler
@@ -46,6 +47,16 @@ def test_one_commit_that_pins_the_bundle(kind: Kind, bundle: Path, hub: LocalHub
     assert (pinned.repo_id, pinned.revision, pinned.expected) == (REPO, done.commit, done.manifest_sha256)
     text = b"".join(data for n, data in there.items() if not n.endswith(".py")).decode()
     assert not re.search(r"\b(REPO|COMMIT|VERSION|NAME)\b", text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["NAME-VERSION", "COMMIT", "1.5", "null"])
+def test_any_name_of_a_repository_stays_as_it_is(kind: Kind, name: str) -> None:
+    """A repository may be called like a word of the template, or like a number of YAML."""
+    files = files_of(kind, Published(f"REPO/{name}", "0" * 40, "1" * 64, None), f"REPO/{name}")
+    head = yaml.safe_load(files["README.md"].decode().split("---")[1])
+    assert [head.get("base_model"), *head.get("models", [])][-1] == f"REPO/{name}"
+    assert head.get("title", name) == name
 
 
 @pytest.mark.parametrize("kind", KINDS)
