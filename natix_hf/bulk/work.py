@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections import Counter, deque
@@ -106,7 +105,7 @@ def answered(task: Task, items: Iterable[Item]) -> Iterator[tuple[Item, Answer, 
 
 
 def _checked(answer: Answer, item: Item) -> Answer:
-    """The answer, with a failure named after the item, and an answer that is no number as a failure."""
+    """The answer, with a failure named after the item."""
     if isinstance(answer, BadImage):
         if item.problem is not None:
             return BadImage(item.name, item.problem)
@@ -114,8 +113,6 @@ def _checked(answer: Answer, item: Item) -> Answer:
         name = name_in_message(answer.name)
         named = answer.problem.startswith(name)
         return BadImage(item.name, f"{printable(item.name)}{answer.problem[len(name) :]}" if named else answer.problem)
-    if not math.isfinite(answer.probability):
-        return BadImage(item.name, f"{item.name}: the model answers {answer.probability}, which is no probability")
     return answer
 
 

@@ -139,7 +139,8 @@ class Bundle:
         so many seconds is a bad one. None waits for ever. The next of `images` is always waited for, as for a camera.
 
         Yields:
-            [`Prediction`], or a [`BadImage`] that says why an image cannot be read.
+            [`Prediction`], or a [`BadImage`] that says why an image cannot be read, or that the model answers no
+            number.
 
         Raises:
             [`UsageError`]: as in `predict`, when it is called.
@@ -151,7 +152,8 @@ class Bundle:
         """
         # refuses bad arguments now, not at the first answer
         read = batches(images, self.preprocess.pixels, batch_size, timeout_s)
-        return (answer for batch in read for answer in self._answers(batch))
+        answers = (answer for batch in read for answer in self._answers(batch))
+        return (named(answer, f"image {index}") for index, answer in enumerate(answers))
 
     def explain(self, image: Any, method: str = "gradient") -> Explanation:
         """Answer one image, and show which places moved the answer (docs/explain.md). `method` is `"gradient"`, or for
@@ -172,16 +174,28 @@ class Bundle:
             Pairs of answers as in `stream`, first this bundle's, then the other's.
         """
         read = batches(images, self.preprocess.pixels, batch_size)
-        return (pair for batch in read for pair in zip(self._answers(batch), other._answers(batch), strict=True))
+        pairs = (pair for batch in read for pair in zip(self._answers(batch), other._answers(batch), strict=True))
+        return (
+            (named(mine, f"image {index}"), named(theirs, f"image {index}"))
+            for index, (mine, theirs) in enumerate(pairs)
+        )
 
     def _answers(self, batch: list[np.ndarray | BadImage]) -> list[Answer]:
         read = [pixels for pixels in batch if not isinstance(pixels, BadImage)]
         answers = iter(self._predictions(np.stack(read)) if read else [])
         return [image if isinstance(image, BadImage) else next(answers) for image in batch]
 
-    def _predictions(self, pixel_values: np.ndarray) -> list[Prediction]:
+    def _predictions(self, pixel_values: np.ndarray) -> list[Answer]:
         folded, features = self._inference.answer(pixel_values)
         z = self.policy.unfold(folded)
+        known = np.isfinite(z)  # not after an overflow in 16 bits: the rest of the batch does not fail with it
+        answers = iter(self._decided(z[known], features[known]) if known.any() else [])
+        return [
+            next(answers) if each else BadImage("", f"the model answers {value:g}, which is no number")
+            for each, value in zip(known, z, strict=True)
+        ]
+
+    def _decided(self, z: np.ndarray, features: np.ndarray) -> list[Prediction]:
         accepted = self.policy.accepts(z, self._confidence(z, features))
         answers = zip(self.policy.probability(z), self.policy.decide(z), accepted, strict=True)
         [cut] = self.policy.probability(np.array([self.policy.threshold_logit])).tolist()
@@ -190,6 +204,13 @@ class Bundle:
             label = self.policy.labels.name(positive)
             predictions.append(Prediction(float(probability), label, bool(sure), label if sure else ABSTAIN, cut))
         return predictions
+
+
+def named(answer: Answer, name: str) -> Answer:
+    """The answer, and a picture that has no number under its name: the model knows none."""
+    if isinstance(answer, BadImage) and not answer.name:
+        return BadImage(name, f"{name}: {answer.problem}")
+    return answer
 
 
 def _require_read(answer: _Read | BadImage) -> _Read:

@@ -20,7 +20,8 @@ def batch_sizes(bundle: Bundle, most: int) -> tuple[tuple[int, ...], float]:
 
     A matrix product may sum in another order for another number of rows. For given shapes the order does not depend on
     the numbers, so `most` pictures of noise tell: powers of two up to `most` are compared with one picture at a time,
-    bit by bit. If one size differs, only 1 is left. So it is with a learned gate, whose confidence no caller sees.
+    bit by bit. If one size differs, only 1 is left. So it is with a learned gate, whose confidence no caller sees, and
+    where noise has no number for an answer.
 
     Returns:
         The sizes in rising order, and the largest difference of a logit that was seen.
@@ -29,7 +30,7 @@ def batch_sizes(bundle: Bundle, most: int) -> tuple[tuple[int, ...], float]:
     side = bundle.preprocess.image_size
     pictures = list(np.random.default_rng(0).integers(0, 256, (most, side, side, 3), dtype=np.uint8))
     alone = bundle.logits(pictures, batch_size=1)  # it warms up, too
-    if bundle.policy.gate.kind == "learned":
+    if bundle.policy.gate.kind == "learned" or not np.isfinite(alone).all():  # what is no number compares with nothing
         return (1,), 0.0
     differences = [float(np.abs(bundle.logits(pictures, batch_size=size) - alone).max()) for size in sizes[1:]]
     worst = max(differences, default=0.0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import natix_hf
-from natix_hf.bundle.load import Bundle
+from natix_hf.bundle.load import Bundle, named
 from natix_hf.bundle.names import BUNDLE_MANIFEST, CONFIG
 from natix_hf.bundle.stream import BadImage
 from natix_hf.provenance.files import file_sha256, read_json
@@ -100,7 +100,9 @@ class Service:
         if picture.content is None:
             return BadImage(picture.name, picture.problem or "")
         view = await asyncio.wrap_future(self.readers.read(picture.content, picture.name))
-        return view if isinstance(view, BadImage) else await asyncio.wrap_future(self.model.answer(view))
+        if isinstance(view, BadImage):
+            return view
+        return named(await asyncio.wrap_future(self.model.answer(view)), picture.name)
 
     def _full(self) -> RefusedError:
         wait = math.ceil(self.pictures * self.model.seconds_a_picture)

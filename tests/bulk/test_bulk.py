@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from natix_hf.bulk.sources import names_of
 from natix_hf.bulk.table import Part, require_whole
 from natix_hf.bulk.work import Desk, _Left, wanted_decisions
 from natix_hf.bundle.load import Bundle, load_bundle
+from natix_hf.bundle.stream import BadImage
+from natix_hf.calibration import Calibration
 from natix_hf.errors import DataError, NatixError, UsageError, VerificationError
 from natix_hf.labels import LabelNames
 
@@ -525,16 +528,31 @@ def test_a_gap_between_parts_is_seen(tmp_path: Path) -> None:
     refused(VerificationError, lambda: require_whole(parts((0, 3)), 1, None, tmp_path), tmp_path)
 
 
+@pytest.mark.parametrize("calibration", ["as it is", "none"])
 def test_an_answer_that_is_no_number_fails(
-    bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    calibration: str, bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
+    """The others of its batch are answered, and their bits are the same."""
+    if calibration == "none":
+        monkeypatch.setattr(bundle, "policy", replace(bundle.policy, calibration=Calibration("none")))
+    summary = answer_all(bundle, photos, tmp_path / "whole.jsonl", BATCH, tell=lambda line: None)
+    wanted, real, passes = read(tmp_path / "whole.jsonl"), bundle._inference.answer, []
 
-    real = type(bundle)._predictions
+    def broken(pixels: Any) -> Any:
+        logits, features = real(pixels)
+        passes.append(len(logits))
+        logits[0] = (float("nan"), float("inf"), float("-inf"))[len(passes) % 3]
+        return logits, features
 
-    def broken(self: Bundle, pixels: Any) -> Any:
-        return [replace(answer, probability=float("nan")) for answer in real(self, pixels)]
-
-    monkeypatch.setattr(type(bundle), "_predictions", broken)
+    monkeypatch.setattr(bundle._inference, "answer", broken)
     summary = answer_all(bundle, photos, tmp_path / "t.jsonl", BATCH, tell=lambda line: None)
-    assert summary.failed == 23 and all(row["decision"] is None for row in read(tmp_path / "t.jsonl"))
+    rows = read(tmp_path / "t.jsonl")
+    assert summary.failed == len(passes) == 8 and len(rows) == 23
+    for place, (row, whole) in enumerate(zip(rows, wanted, strict=True)):
+        if place % BATCH:
+            assert row == whole
+        else:
+            assert tells(row["error"], row["image"], "no number") and row["probability"] is row["decision"] is None
+    refused(DataError, lambda: bundle.predict([photos / "00.png"]), "image 0", "no number")
+    [pair] = bundle.stream_beside(bundle, [photos / "00.png"])
+    assert all(tells(each.problem, each.name, "image 0") for each in pair if isinstance(each, BadImage))

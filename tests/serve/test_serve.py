@@ -149,6 +149,29 @@ def test_a_failing_pass_ends_its_requests_and_not_the_thread(bundle: Bundle, pic
         assert service.pictures == service.requests == service.held.now == 0
 
 
+def test_an_answer_that_is_no_number_takes_no_other_with_it(
+    bundle: Bundle, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, real = exact(bundle, pictures[:4]), bundle._inference.answer
+    bad = np.asarray(bundle.preprocess(reading.open_image(pictures[2])))
+
+    def broken(pixels: Any) -> Any:
+        logits, features = real(pixels)
+        logits[[np.array_equal(each, bad) for each in np.asarray(pixels)]] = np.nan
+        return logits, features
+
+    monkeypatch.setattr(bundle._inference, "answer", broken)
+    with running(Service(bundle, SMALL)) as url:
+        status, told, _ = post(int(url.rpartition(":")[2]), *load.multipart(pictures[:4]))
+    assert status == 200 and tells(told["answers"][2].pop("error"), told["answers"][2]["image"], "no number")
+    assert [*bare(told["answers"][:2]), *bare(told["answers"][3:])] == wanted[:2] + wanted[3:]
+
+    monkeypatch.setattr(bundle._inference, "answer", lambda pixels: (real(pixels)[0] + np.nan, real(pixels)[1]))
+    with running(Service(bundle, SMALL)) as url:
+        port = int(url.rpartition(":")[2])
+        assert ask(port, "GET", "/health")[0] == 200 and post(port, "image/png", pictures[0])[0] == 422
+
+
 CASES = {
     "no body": ("image/png", b"", 422, "empty"),
     "no type": ("", b"x", 415, "multipart"),
