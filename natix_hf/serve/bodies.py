@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ TAKES = "send multipart/form-data with files named images, application/json, or 
 _JSON_FORM = '{"images": ["<base64 of an image file>", …]}'
 _DRAIN_S = 3.0  # a refused body is read on for so long, because a client that still sends would not see the answer
 _DRAIN_BODIES = 4
+# It warns of every malformed body, in a line of its own on standard error, and each has its refusal.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ class Body:
             if "Too many files" in error.message:
                 raise _too_many(self._limits.images) from None
             raise RefusedError(400, f"this is no multipart body: {error.message}") from None
+        except UnicodeError:  # the charset of the content type is one in which it is no text
+            raise RefusedError(400, "this is no multipart body: no name fits its charset: send UTF-8") from None
         if not parser.ended:
             form_problem = "the multipart body ends before its last boundary"
             raise RefusedError(400, form_problem)

@@ -211,6 +211,19 @@ def test_a_field_or_file_of_another_name_is_told(port: int, pictures: list[bytes
     assert status == 400 and tells(told["error"], "boundary")
 
 
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "nowhere"])
+def test_a_charset_is_no_error_of_the_server(charset: str, port: int, pictures: list[bytes]) -> None:
+    kind, body = load.multipart(pictures[:1])
+    status, told, _ = post(port, f"{kind}; charset={charset}", body)
+    assert status == 200 if charset == "nowhere" else status == 400 and tells(told["error"], "charset", "UTF-8")
+
+
+def test_a_malformed_body_has_no_line_but_that_of_its_request(port: int, capfd: pytest.CaptureFixture[str]) -> None:
+    assert post(port, "multipart/form-data; boundary=x", b"garbage")[0] == 400
+    told = "".join(capfd.readouterr()).splitlines()
+    assert [line for line in told if not re.match(r"\d{4}-\d\d-\d\dT", line)] == []
+
+
 def test_names_of_files_are_harmless(port: int, pictures: list[bytes]) -> None:
     kind, body = load.multipart(pictures[:1])
     for given, shown in ((rb"C:\dir\a.jpg", "a.jpg"), (b"../../x.png", "x.png"), (b"\xe2\x80\xaegpj.exe", "\\u202e")):
