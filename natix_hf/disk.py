@@ -23,6 +23,8 @@ OF_A_DISK = (*FULL, errno.EROFS, errno.EIO, errno.EFBIG)
 # What a library's own error says of the disk. torch's zip writer checks its position and never names the cause.
 _SAID = {
     r"no space left on device|os error 28\b|\berrno 28\b": errno.ENOSPC,
+    r"database or disk is full": errno.ENOSPC,  # of sqlite
+    r"disk i/o error": errno.EIO,
     r"disk quota exceeded|os error 122\b|\berrno 122\b": errno.EDQUOT,
     r"read-only file system|os error 30\b|\berrno 30\b": errno.EROFS,
     r"file too large|os error 27\b|\berrno 27\b": errno.EFBIG,

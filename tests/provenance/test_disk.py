@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -39,8 +41,14 @@ def _text() -> None:
     FULL.write_text("x" * 10**6)
 
 
+def _sqlite() -> None:
+    with closing(sqlite3.connect(":memory:")) as base:
+        base.executescript("PRAGMA max_page_count=2; CREATE TABLE one (of TEXT);")
+        base.execute("INSERT INTO one VALUES (?)", ("x" * 10**6,))
+
+
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
-@pytest.mark.parametrize("write", [_torch, _parquet, _text])
+@pytest.mark.parametrize("write", [_torch, _parquet, _text, _sqlite])
 def test_a_full_disk_is_recognised_whoever_reports_it(write: Callable[[], None]) -> None:
     with pytest.raises(Exception) as caught:
         write()
