@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ def full_float32() -> Iterator[None]:
     """Compute in true float32 while this context is open.
 
     On recent GPUs, TF32 would round the inputs of convolutions and matrix products to 10 bits. The logits of one model
-    would then differ between machines by far more than float32 rounding.
+    would then differ between machines by far more than float32 rounding. A caller's autocast would round them too.
     """
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     exact: str | bool
@@ -39,10 +39,21 @@ def full_float32() -> Iterator[None]:
     try:
         for switch, _ in before:
             setattr(switch, name, exact)
-        yield
+        with _no_autocast():
+            yield
     finally:
         for switch, value in before:
             setattr(switch, name, value)
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    accelerator = torch.accelerator.current_accelerator()
+    with ExitStack() as stack:
+        for kind in {"cpu", "cpu" if accelerator is None else accelerator.type}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def default_device() -> torch.device:

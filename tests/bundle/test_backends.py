@@ -115,6 +115,30 @@ def test_compiled_answers_as_torch_does_in_any_batch(bundle: Path, fused: Infere
     assert not torch._inductor.config.freezing, "only this model is frozen"
 
 
+def test_the_settings_of_the_caller_change_no_answer(bundle: Path, fused: Inference) -> None:
+    """And nothing is compiled once more amid an answer, which takes as long as the first time."""
+    import torch
+
+    exact = Inference(bundle, "cpu")
+    pixels = np.stack([fused.preprocess.pixels(image) for image in pictures()])
+    settings = {"inference": torch.inference_mode, "autocast": lambda: torch.autocast("cpu", torch.bfloat16)}
+    for found in (exact, fused):
+        z, features = found.answer(pixels)
+        for name, setting in settings.items():
+            with torch._dynamo.config.patch(error_on_recompile=True), setting():
+                again, of_it = found.answer(pixels)
+            assert again.tobytes() == z.tobytes() and of_it.tobytes() == features.tobytes(), (found.backend, name)
+
+
+def test_any_number_of_bundles_is_compiled_in_a_process(bundle: Path, fused: Inference) -> None:
+    import torch
+
+    pixels = np.stack([fused.preprocess.pixels(image) for image in pictures()])
+    with torch._dynamo.config.patch(recompile_limit=1):  # 8 by default, of which the fixture took one
+        other = Inference(bundle, backend="compile")
+    assert other.answer(pixels)[0].tobytes() == fused.answer(pixels)[0].tobytes()
+
+
 class _Broken:
     def __init__(self, error: Exception | None) -> None:
         self.error = error
