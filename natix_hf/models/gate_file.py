@@ -29,10 +29,17 @@ class ReadGate:
 
     def confidence(self, inputs: np.ndarray) -> np.ndarray:
         """The confidence of each row of `gate_inputs`, float64 [n]. It is a logit: a probability would saturate."""
-        standard = (inputs.astype(np.float64) - self._mean) / self._std
-        hidden = np.maximum(standard @ self._hidden.T + self._hidden_bias, 0)
-        confidence: np.ndarray = (hidden @ self._last.T + self._last_bias)[:, 0]
+        standard = (np.ascontiguousarray(inputs, dtype=np.float64) - self._mean) / self._std
+        hidden = np.maximum(_row_by_row(standard, self._hidden) + self._hidden_bias, 0)
+        confidence: np.ndarray = (_row_by_row(hidden, self._last) + self._last_bias)[:, 0]
         return confidence
+
+
+def _row_by_row(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """`rows @ weight.T`, whose sums are in one order. A matrix product has another one for one row than for several,
+    and a cut may be the confidence of a row: whether that is accepted must not depend on the batch it came in."""
+    product: np.ndarray = np.einsum("nd,hd->nh", rows, weight, optimize=False)
+    return product
 
 
 def read_gate(path: Path) -> ReadGate:
