@@ -250,13 +250,17 @@ def test_auto_takes_the_fastest_that_answers_alike(monkeypatch: pytest.MonkeyPat
     assert _choose(monkeypatch, {"onnx": 0.3, "openvino": 0.1, "torch": 0.2}, None) == "openvino"
     with pytest.warns(UserWarning) as heard:
         assert _choose(monkeypatch, {"onnx": 0.3, "openvino": 0.1, "torch": 0.2}, None, openvino=0.6) == "torch"
-    assert tells(heard[0].message, "openvino", "onnx", "1.0e-01")
+    assert tells(heard[0].message, "openvino", "torch", "1.0e-01")
+    for broken in (0.6, float("nan")):  # of three the one that is not as the weights, whichever comes first
+        with pytest.warns(UserWarning) as heard:
+            assert _choose(monkeypatch, {"onnx": 0.1, "openvino": 0.3, "torch": 0.2}, None, onnx=broken) == "torch"
+        assert len(heard) == 1 and tells(heard[0].message, "onnx", "torch")
     with pytest.warns(UserWarning) as heard:
         assert _choose(monkeypatch, {"onnx": 0.3, "openvino": -1}, None) == "onnx"
     assert tells(heard[0].message, "openvino")
     with pytest.warns(UserWarning):
         assert _choose(monkeypatch, {"onnx": 0.3, "openvino": 0.1}, None, openvino=float("nan")) == "onnx"
-    with pytest.warns(UserWarning), refused(UsageError, "there is no torch"):
+    with pytest.warns(UserWarning), refused(UsageError, "there is no onnx"):
         _choose(monkeypatch, {"onnx": -1, "torch": -1}, None)
 
 
