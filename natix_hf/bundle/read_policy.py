@@ -165,7 +165,8 @@ class SelectiveClassifier:
 
     def _scores(self, one: Any, n: int) -> list[Any]:
         """The scores of no and yes in what a pipeline returned for picture n."""
-        scores = {item.get("label"): item.get("score") for item in one if isinstance(item, Mapping)}
+        named = [item for item in one if isinstance(item, Mapping) and isinstance(item.get("label"), str)]
+        scores = {item["label"]: item.get("score") for item in named}
         if set(scores) != {self.no, self.yes} or len(one) != 2:
             raise PolicyError(
                 f"the list of picture {n} has the labels {_cut(sorted(map(str, scores)))}, and the policy answers "
@@ -298,9 +299,8 @@ def _misfit(value: Any, shape: Any, where: str = "") -> str | None:
         lacking = [key for key in shape if key[-1] != "?" and key not in value]
         if lacking:
             return f"it has no {where}{lacking[0]}"
-        each = [
-            _misfit(item, shape.get(key, shape.get(f"{key}?", ...)), f"{where}{key}.") for key, item in value.items()
-        ]
+        known = {key.rstrip("?"): rule for key, rule in shape.items()}
+        each = [_misfit(item, known.get(key, ...), f"{where}{key}.") for key, item in value.items()]
         return next((problem for problem in each if problem), None)
     if isinstance(shape, set):
         fits = (value is None or isinstance(value, str)) and value in shape
@@ -430,6 +430,12 @@ def _cut(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
+def _write(stream: Any, text: str) -> None:
+    """Write what the terminal can show: another letter of a name as its code."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
 def main(arguments: list[str]) -> int:
     """`python read_policy.py policy.json 0.93 [--logit]`: print the answer to a score of yes, or to a logit."""
     logit, given = "--logit" in arguments, [argument for argument in arguments if argument != "--logit"]
@@ -443,12 +449,12 @@ def main(arguments: list[str]) -> int:
             raise PolicyError(f"{_cut(given[1])} is no number: give the score of {policy.yes}") from None
         answer = policy.answer(value, probabilities=not logit)
     except PolicyError as error:
-        sys.stderr.write(f"{' '.join(str(error).splitlines())}\n")
+        _write(sys.stderr, f"{' '.join(str(error).splitlines())}\n")
         return 1
     what = f"{'logit' if logit else f'score of {policy.yes}'} {value:g}"
     told = f"P({policy.yes}) {answer.probability:.4f}, yes above {answer.threshold:.4f}"
     lines = [f"{what}: {answer.decision or answer.label}  {told}", *([f"note: {answer.note}"] if answer.note else [])]
-    sys.stdout.write("\n".join([*lines, policy.guarantee, ""]))
+    _write(sys.stdout, "\n".join([*lines, policy.guarantee, ""]))
     return 0
 
 

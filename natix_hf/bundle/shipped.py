@@ -11,7 +11,10 @@ from natix_hf.bundle.names import READ_POLICY
 from natix_hf.provenance.files import file_sha256
 
 # The sha256 of every version that an export has shipped, oldest first. A change of the file adds a row.
-VERSIONS = ("1915986896e13651f8ce59fe9630474d18f7078627aaa3b479e506408871f3e8",)
+VERSIONS = (
+    "1915986896e13651f8ce59fe9630474d18f7078627aaa3b479e506408871f3e8",
+    "f3892c8461dcfd38f2c766c738864f40484b3c2f210327613f56bac43953379d",
+)
 
 
 def shipped_source() -> str:

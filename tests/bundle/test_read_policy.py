@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,7 @@ def test_a_score_that_underflows_is_said_or_refused(tmp_path: Path) -> None:
         [{"label": "None", "score": 0.9}, {"label": "Roadwork", "score": 0.9}],
         [{"label": "None", "score": 0.1}, {"label": "Roadwork", "score": 0.9}, {"label": "Other", "score": 0.0}],
         [{"label": "Roadwork", "score": 0.5}, {"label": "Roadwork", "score": 0.5}], [{}], [{"label": "None"}, 3],
+        [{"label": ["Roadwork"], "score": 0.5}, {"label": "None", "score": 0.5}],
     ],
 )  # fmt: skip
 def test_what_no_pipeline_of_the_model_gives_is_refused(rows: Any, tmp_path: Path) -> None:
@@ -258,7 +260,7 @@ def mutated(content: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]
         elif kind < 0.85:
             inner.pop(last, None)
         else:
-            inner["surprise"] = 1
+            inner[str(rng.choice(["surprise", "labels?", f"{last}?", f"{last.upper()}"]))] = 1
     if "seal" in content and rng.random() < 0.9:
         with contextlib.suppress(ValueError):  # NaN, which json.loads reads and no seal can hold
             content["seal"] = manifest_seal(content)
@@ -310,6 +312,12 @@ def test_every_value_in_every_place(policy: Policy, tmp_path: Path) -> None:
             with contextlib.suppress(ValueError):  # NaN, which json.loads reads and no seal can hold
                 content["seal"] = manifest_seal(content)
             verdicts.append(same_verdict(path, content))
+        more = copy.deepcopy(whole)
+        inner = more
+        for key in way:
+            inner = inner[key]
+        inner[f"{last}?"] = inner[last]  # as the file's own table marks a key that may be missing
+        assert not same_verdict(path, more | {"seal": manifest_seal(more)}), last
     assert 20 < sum(verdicts) < len(verdicts) / 2
 
 
@@ -346,14 +354,20 @@ def test_it_stands_alone_on_the_command_line(tmp_path: Path) -> None:
     lines = "import sys; sys.path.insert(0, sys.argv[1]); import read_policy as r; code = r.main(sys.argv[2:]);"
     lines += "print(sorted({m.partition('.')[0] for m in sys.modules} & {'natix_hf', 'torch', 'scipy', 'PIL'}));"
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-I", "-c", lines + "sys.exit(code)", str(tmp_path), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60, check=False)
+    def run(*arguments: str, isolated: str = "-I", **env: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, isolated, "-c", lines + "sys.exit(code)", str(tmp_path), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", timeout=60, check=False, env=os.environ | env
+        )
 
     done = run(str(tmp_path / "policy.json"), "0.93")
     expected = alone.read_policy(tmp_path).answer(0.93, probabilities=True)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]"
     assert tells(done.stdout.splitlines()[0], "0.93", "Roadwork", f"{expected.probability:.4f}")
+    write_policy(tmp_path / "other.json", Policy(0.4, "a", "b", labels=LabelNames(no="無し", yes="道路")))
+    for encoding, told in (("ascii", "\\u9053\\u8def"), ("cp1252", "\\u9053\\u8def"), ("utf-8", "道路")):
+        done = run(str(tmp_path / "other.json"), "0.93", isolated="-s", PYTHONIOENCODING=encoding)
+        assert done.returncode == 0 and tells(done.stdout.splitlines()[0], f"score of {told} 0.93"), done.stderr
     for wrong in (("1.7",), ("x",), (), ("nan",)):
         refusal = run(str(tmp_path / "policy.json"), *wrong)
         assert refusal.returncode == 1 and len(refusal.stderr.splitlines()) == 1, refusal.stderr
