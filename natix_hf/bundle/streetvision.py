@@ -193,6 +193,10 @@ class Rehearsal:
 
     def checks(self, given: bool) -> list[Check]:
         """As checks. `given`: the pictures are the caller's."""
+        unread = [Check("picture", "warning", f"left out: {bad.problem}") for bad in self.bad]
+        if not self.images:
+            told = "none of the pictures can be read: name others with --images"
+            return [Check("rehearsal", "wrong", told), *unread]
         took = f"one answer takes {self.seconds:.2f} s on this machine with {self.threads} threads"
         room = f"a validator waits {TIMEOUT_S:g} s"
         state: Any = "ok" if self.seconds <= TIMEOUT_S * _HALF_OF_THE_TIME else "warning"
@@ -204,15 +208,13 @@ class Rehearsal:
             return found
         told = f"{self.images} pictures as level 0 sends them: the miner's cut at 0.5 decides {self.flipped} otherwise"
         differ = f"{told}; the scores are those promised to {self.worst:.1e}"
-        fits = self.images > 0 and self.worst <= CLOSE
+        fits = self.worst <= CLOSE
         state = "ok" if fits and not self.flipped else "wrong" if self.folded or not fits else "warning"
         found.append(Check("rehearsal", state, differ))
         if self.abstained:
             abstained = f"the bundle abstains on {self.abstained} of {self.images}, and the miner answers them all"
             found.append(Check("abstention", "ok", f"{abstained}; read_policy.py in the bundle tells them"))
-        for bad in self.bad:
-            found.append(Check("picture", "warning", f"left out: {bad.problem}"))
-        return found
+        return found + unread
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -267,7 +269,7 @@ def rehearse(bundle: Bundle, pictures: Iterable[Path]) -> Rehearsal:
         asked += 1
         flipped += (np.round(score) == 1) != (own.label == yes)
         abstained += not own.accepted
-        worst = max(worst, abs(score - promised))
+        worst = float(np.maximum(worst, abs(score - promised)))  # a NaN stays one
     took = float(np.median(times[1:] or times)) if times else float("nan")
     folded = policy.fold == "decision"
     return Rehearsal(asked, bad, int(flipped), worst, folded, abstained, took, torch.get_num_threads())

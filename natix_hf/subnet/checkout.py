@@ -25,6 +25,7 @@ from natix_hf.subnet.official import (
     ENVIRONMENT,
     ENVIRONMENT_KEYS,
     NETUIDS,
+    PORT_KEY,
     REGISTER,
     REPOSITORY_KEY,
     TRANSFORMERS,
@@ -41,6 +42,9 @@ _LINE = re.compile(
 _ASSIGNED = re.compile(
     r"""(?:export[ ]+)?(?P<key>[A-Za-z_]\w*)=(?P<value>'[^']*'|"[^"$`\\]*"|[^\s'"$`\\#;&|]*)[ \t]*(?:[ \t]#.*)?"""
 )
+
+
+_SPLIT = re.compile(r"[\s*?\[]")  # what a shell does not leave as it is in a value without quotes
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,11 @@ def environment_checks(checkout: Path, repo_id: str) -> list[Check]:
             checks.append(Check(ENVIRONMENT, "wrong", f"{key} has no value{_advice(key, repo_id)}"))
         elif allowed is not None and value not in allowed:
             checks.append(Check(ENVIRONMENT, "wrong", f"{key} is {cut(value)}: it must be {' or '.join(allowed)}"))
+        elif _SPLIT.search(value):
+            told = f"{key} is {cut(value)}, and start_miner.sh passes it on unquoted, so that a shell takes it apart"
+            checks.append(Check(ENVIRONMENT, "wrong", f"{told}: choose another"))
+        elif key == PORT_KEY and not (value.isascii() and value.isdecimal() and 0 < int(value[:6]) < 2**16):
+            checks.append(Check(ENVIRONMENT, "wrong", f"{key} is {cut(value)}: it must be a port from 1 to 65535"))
     network = NETUIDS.get(values.get("NETUID", ""))
     given = values.get("SUBTENSOR_NETWORK", network)
     if network is not None and given not in (network, "local"):
@@ -227,7 +236,10 @@ def _assignments(path: Path) -> tuple[dict[str, str], list[str]]:
     """The known keys of a file that a shell reads, and one line for each that cannot be read for certain."""
     values: dict[str, str] = {}
     problems = []
-    for line in _read(path, _MOST_BYTES).decode("utf-8", "replace").splitlines():
+    text = _read(path, _MOST_BYTES).decode("utf-8", "replace")
+    if "\r" in text:
+        problems.append("it has Windows line ends, which a shell takes for part of each value: save it with Unix ones")
+    for line in text.splitlines():
         matched = _ASSIGNED.fullmatch(line.strip())
         named = [key for key in ENVIRONMENT_KEYS if re.search(rf"\b{key}\b", line)]
         if matched is None and named and not line.lstrip().startswith("#"):

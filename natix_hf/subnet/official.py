@@ -18,7 +18,7 @@ REPOSITORY_KEY = "hf_repo"
 DETECTOR_KEYS = {REPOSITORY_KEY: None, "config_name": "config.yaml", "weights": "model.safetensors"}
 
 # `miner.env`, which `start_miner.sh` reads. None: any value, but one.
-ENVIRONMENT = "miner.env"
+ENVIRONMENT, PORT_KEY = "miner.env", "MINER_AXON_PORT"
 ENVIRONMENT_KEYS: dict[str, tuple[str, ...] | None] = {
     "IMAGE_DETECTOR": ("ViT",),
     "IMAGE_DETECTOR_CONFIG": (DETECTOR_CONFIG,),
@@ -28,7 +28,7 @@ ENVIRONMENT_KEYS: dict[str, tuple[str, ...] | None] = {
     "SUBTENSOR_CHAIN_ENDPOINT": None,
     "WALLET_NAME": None,
     "WALLET_HOTKEY": None,
-    "MINER_AXON_PORT": None,
+    PORT_KEY: None,
     "BLACKLIST_FORCE_VALIDATOR_PERMIT": None,
     "MODEL_URL": None,
 }

@@ -104,6 +104,7 @@ def checkout(folder: Path, repo: str = "natix/other") -> Path:
     code = "ViT Roadwork AutoModelForImageClassification AutoImageProcessor use_fast=True"
     (configs.parent / "vit_detector.py").write_text(code, encoding="utf-8")
     env = dict.fromkeys(facts["miner.env"]["read_by_start_miner"], "x") | facts["miner.env"]["values"]
+    env |= {"MINER_AXON_PORT": "8091"}
     env |= {"IMAGE_DETECTOR_DEVICE": "cpu", "NETUID": "72", "SUBTENSOR_NETWORK": "finney"}
     env |= {"MODEL_URL": f"https://huggingface.co/{REPO}"}
     (folder / "miner.env").write_text("".join(f"{key}={value}\n" for key, value in env.items()), encoding="utf-8")
@@ -204,6 +205,23 @@ def test_other_pixels_than_the_bundles_are_noticed(own: Path, pictures: Path, mo
     monkeypatch.setattr(bundle, "logits", lambda images: ask(images) + 0.03)
     asked = rehearse(bundle, sorted(pictures.rglob("*.png"))[:3])
     assert 1e-3 < asked.worst < 0.1 and [check.state for check in asked.checks(True)][1] == "wrong"
+
+
+def test_a_score_that_is_no_number_is_not_the_promised_one(
+    own: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    nothing = [{"label": "Roadwork", "score": float("nan")}]
+    monkeypatch.setattr(transformers, "pipeline", lambda *_, **__: lambda view: nothing)
+    asked = rehearse(load_bundle(own, device="cpu"), sorted(pictures.rglob("*.png"))[:3])
+    assert [check.state for check in asked.checks(True) if check.what == "rehearsal"] == ["wrong"]
+
+
+def test_pictures_of_which_none_can_be_read(own: Path, pictures: Path) -> None:
+    checks = rehearse(load_bundle(own, device="cpu"), [pictures / "inner" / "broken.jpg"]).checks(True)
+    assert [(check.what, check.state) for check in checks] == [("rehearsal", "wrong"), ("picture", "warning")]
+    assert tells(checks[0].line, "--images") and all("nan" not in check.line for check in checks)
 
 
 @pytest.mark.parametrize(

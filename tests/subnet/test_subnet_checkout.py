@@ -155,7 +155,8 @@ def test_what_is_not_understood_is_not_edited(name: str, tmp_path: Path) -> None
 WRONG = {
     "IMAGE_DETECTOR": ["ROADWORK", "None", "vit", ""], "IMAGE_DETECTOR_CONFIG": ["roadwork.yaml", "camo.yaml"],
     "IMAGE_DETECTOR_DEVICE": ["gpu", "cuda:0"], "NETUID": ["34", "168", "073"], "SUBTENSOR_NETWORK": ["test", ""],
-    "SUBTENSOR_CHAIN_ENDPOINT": [""], "WALLET_NAME": [""], "WALLET_HOTKEY": ["", "''"], "MINER_AXON_PORT": [""],
+    "SUBTENSOR_CHAIN_ENDPOINT": [""], "WALLET_NAME": ["", "'my wallet'", '"a*"'], "WALLET_HOTKEY": ["", "''"],
+    "MINER_AXON_PORT": ["", "x", "0", "65536", "8091.0", "9" * 5000],
     "BLACKLIST_FORCE_VALIDATOR_PERMIT": [""],
     "MODEL_URL": ["", "natix/roadwork", "https://huggingface.co/lab/roadwork-22", "$REPO", "a b", "x;y", "`id`"],
 }  # fmt: skip
@@ -188,8 +189,17 @@ def test_a_second_word_about_a_key_is_named(line: str, tmp_path: Path) -> None:
     assert tells(problem, "NETUID")
 
 
+def test_windows_line_ends_are_part_of_every_value_in_a_shell(tmp_path: Path) -> None:
+    checkout = make_checkout(tmp_path / "miner", yaml_of(REPO).replace("\n", "\r\n"))
+    path = checkout / "miner.env"
+    assert wrong(checkout) == []
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    [problem] = wrong(checkout)
+    assert tells(problem, "miner.env", "line ends")
+
+
 def test_other_forms_of_a_right_setting(tmp_path: Path) -> None:
-    env = {"MODEL_URL": f'"{REPO}"', "WALLET_NAME": "'my wallet'", "IMAGE_DETECTOR_DEVICE": "cuda"}
+    env = {"MODEL_URL": f'"{REPO}"', "WALLET_NAME": "'mine'", "IMAGE_DETECTOR_DEVICE": "cuda"}
     assert wrong(make_checkout(tmp_path / "a", yaml_of(REPO), **env)) == []
     testnet = make_checkout(tmp_path / "b", yaml_of(REPO), NETUID="323", SUBTENSOR_NETWORK="test")
     [warned] = [check for check in checkout_checks(testnet, REPO)[0] if check.state == "warning"]
