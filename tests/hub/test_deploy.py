@@ -215,6 +215,7 @@ def test_a_score_that_is_no_number_is_not_the_promised_one(
     nothing = [{"label": "Roadwork", "score": float("nan")}]
     monkeypatch.setattr(transformers, "pipeline", lambda *_, **__: lambda view: nothing)
     asked = rehearse(load_bundle(own, device="cpu"), sorted(pictures.rglob("*.png"))[:3])
+    assert np.isnan(asked.worst)
     assert [check.state for check in asked.checks(True) if check.what == "rehearsal"] == ["wrong"]
 
 
