@@ -139,12 +139,15 @@ def _opened(image: Any) -> Image.Image:
     return opened
 
 
-def explained_by(model: Path, threshold: float) -> Callable[[Image.Image, bool], Image.Image]:
+def explained_by(
+    model: Path, threshold: float, until: float | None = None
+) -> Callable[[Image.Image, bool], Image.Image]:
     """What draws heatmaps of a model's answers: from a picture and the answer, True for label 1, to `overlay`.
 
     Args:
         model: The folder of a merged model.
         threshold: The logit of that model above which the answer is yes.
+        until: The value of `time.monotonic()` after which what it returns raises `OutOfTime`.
 
     Raises:
         UsageError: if it cannot be explained.
@@ -158,7 +161,7 @@ def explained_by(model: Path, threshold: float) -> Callable[[Image.Image, bool],
 
     def drawn(picture: Image.Image, yes: bool) -> Image.Image:
         pixels = preprocess.pixels(picture)
-        evidence = explainer.evidence(pixels, yes)
+        evidence = explainer.evidence(pixels, yes, until=until)
         share = share_of(evidence, abs(explainer.logit(pixels) - threshold))
         return overlay(view_of(pixels, preprocess.processor), heat_of(evidence, pixels.shape[-1], share))
 

@@ -11,6 +11,7 @@ answered. `benchmarks/explain.py` measures both.
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from natix_hf.errors import UsageError, cut
+from natix_hf.errors import NatixError, UsageError, cut
 from natix_hf.models.architectures import ARCHITECTURES, architecture_of, prefix_tokens
 from natix_hf.models.classifier import load_classifier
 from natix_hf.models.positions import fix_positions
@@ -26,9 +27,13 @@ from natix_hf.models.preprocess import Preprocess, read_settings
 
 METHODS = ("gradient", "rollout")
 _STEPS = 8  # points on the way from each beginning to the picture: 16 gave curves that were not better
-_AT_ONCE = 4  # pictures in one pass, which bounds the memory
+_AT_ONCE = 4  # pictures in one pass of a view of 224 px; the larger the view the fewer, which bounds the memory
 _LITTLE = 0.1  # evidence below this share of the distance to the threshold fades
 _BLUR = 0.1  # standard deviation of the blur, as a share of the side
+
+
+class OutOfTime(NatixError):
+    """The evidence of a view would have taken longer than it may."""
 
 
 def check_method(method: Any, model_type: str | None = None) -> None:
@@ -71,8 +76,6 @@ class Explainer:
             self.model: Any = load_classifier(folder)
         self.model_type = str(self.model.config.model_type)
         check_method("gradient", self.model_type)
-        if not ARCHITECTURES[self.model_type].stages:
-            self.model.set_attn_implementation("eager")  # the only one that gives its attention away
         self.preprocess = Preprocess(read_settings(folder))
         self.model.requires_grad_(False).eval().to(device)
         with torch.inference_mode(False):
@@ -80,13 +83,17 @@ class Explainer:
         self.device = torch.device(device)
         self._lock = threading.Lock()  # one at a time: a pass with gradients takes several times the memory
 
-    def evidence(self, pixel_values: np.ndarray, yes: bool, method: str = "gradient") -> np.ndarray:
+    def evidence(
+        self, pixel_values: np.ndarray, yes: bool, method: str = "gradient", until: float | None = None
+    ) -> np.ndarray:
         """What each cell of a view did for an answer.
 
         Args:
             pixel_values (`np.ndarray` of float32 [3, S, S]): The view, as the processor makes it.
             yes (`bool`): The answer: True for label 1.
             method (`str`, defaults to `"gradient"`): `"gradient"` or `"rollout"`.
+            until (`float`, *optional*): The value of `time.monotonic()` from which on no further pass begins. One view
+                of a large model takes minutes on a CPU.
 
         Returns:
             `np.ndarray` of float64 [g, g]. For `"gradient"` the part of the logit difference of that answer over the
@@ -96,6 +103,7 @@ class Explainer:
 
         Raises:
             [`UsageError`]: the model does not have the method.
+            [`OutOfTime`]: `until` has come.
         """
         check_method(method, self.model_type)
         # Whatever mode the caller is in. No process-wide setting is touched: other threads answer meanwhile.
@@ -103,7 +111,7 @@ class Explainer:
             pixels = torch.tensor(np.asarray(pixel_values, dtype=np.float32), device=self.device)
             if method == "rollout":
                 return self._rollout(pixels)
-            return self._integrated(pixels, 1.0 if yes else -1.0)
+            return self._integrated(pixels, 1.0 if yes else -1.0, until)
 
     def logit(self, pixel_values: np.ndarray) -> float:
         """The logit difference, label 1 over label 0, of a view float32 [3, S, S]."""
@@ -112,13 +120,16 @@ class Explainer:
             no, yes = self.model(pixel_values=pixels[None]).logits[0].double().tolist()
         return float(yes - no)
 
-    def _integrated(self, pixels: torch.Tensor, sign: float) -> np.ndarray:
+    def _integrated(self, pixels: torch.Tensor, sign: float, until: float | None) -> np.ndarray:
         moved = torch.zeros_like(pixels, dtype=torch.float64)
         shares = (torch.arange(_STEPS, device=self.device, dtype=torch.float32) + 0.5) / _STEPS
         starts = self.starts(pixels)
+        at_once = min(_AT_ONCE, max(1, _AT_ONCE * 224**2 // pixels.shape[-1] ** 2))
         for start in starts.values():
             way = pixels - start
-            for part in torch.split(shares, _AT_ONCE):
+            for part in torch.split(shares, at_once):
+                if until is not None and time.monotonic() >= until:
+                    raise OutOfTime("the time for this heatmap is over")
                 points = (start + part[:, None, None, None] * way).requires_grad_(True)
                 logits = self.model(pixel_values=points).logits
                 [gradient] = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), points)
@@ -138,8 +149,14 @@ class Explainer:
         }
 
     def _rollout(self, pixels: torch.Tensor) -> np.ndarray:
-        with torch.no_grad():
-            layers = self.model(pixel_values=pixels[None], output_attentions=True).attentions
+        usual = self.model.config._attn_implementation
+        # Only this one gives its attention away. It keeps tokens x tokens in every layer: too much for gradients.
+        self.model.set_attn_implementation("eager")
+        try:
+            with torch.no_grad():
+                layers = self.model(pixel_values=pixels[None], output_attentions=True).attentions
+        finally:
+            self.model.set_attn_implementation(usual)
         joint = torch.eye(layers[0].shape[-1], device=self.device, dtype=torch.float64)
         for layer in layers:  # [1, heads, tokens, tokens]
             mean = layer[0].double().mean(dim=0)

@@ -5,8 +5,10 @@ They stay in the folder of phase 6 and out of the bundle, because the photograph
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,6 +27,8 @@ from natix_hf.results.logits import LogitTable
 
 EXAMPLES = "examples"
 _SHOWN = 8  # examples of each kind, each from another group
+_EXPLAINED = 4  # of each kind: a heatmap takes as long as some 70 answers
+_HEATS_S = 120  # no run takes longer for its heatmaps, however large the model
 _PX = 192  # short side of a thumbnail
 _OUTSIDE = 0.35  # brightness of the parts that the model does not see
 Slices = dict[str, dict[str, SliceFigures]]
@@ -124,7 +128,7 @@ def write_examples(folder: Path, answered: Answered, slices: Slices, model: Path
     columns = {name: answered.column(name) for name in slices}
     with atomic_folder(folder / EXAMPLES) as temporary:
         files = {i: _write_thumbnail(temporary, number, answered, i) for number, i in enumerate(wanted)}
-        heats, no_heat = _write_heats(temporary, answered, files, model)
+        heats, no_heat = _write_heats(temporary, answered, _to_explain(chosen, files), model)
         kinds = [
             ExampleKind(
                 kind.kind,
@@ -211,26 +215,37 @@ def _write_thumbnail(folder: Path, number: int, answered: Answered, i: int) -> s
     return name
 
 
+def _to_explain(chosen: Sequence[Chosen], files: Mapping[int, str | None]) -> dict[int, str]:
+    """The thumbnails that get a heatmap, by answer: the first of each kind, then the second of each, and so on, so
+    that a cut leaves every kind some."""
+    ranks = zip_longest(*(kind.at[:_EXPLAINED] for kind in chosen))
+    found = {i: files[i] for rank in ranks for i in rank if i is not None}
+    return {i: file for i, file in found.items() if file is not None}
+
+
 def _write_heats(
-    folder: Path, answered: Answered, files: Mapping[int, str | None], model: Path | None
+    folder: Path, answered: Answered, files: Mapping[int, str], model: Path | None
 ) -> tuple[dict[int, str], str | None]:
-    """Write a heatmap for each thumbnail: what moved the answer that was given. No heatmap must stop an export.
+    """Write a heatmap for each of these thumbnails, as long as there is time: what moved the answer that was given. No
+    heatmap must stop an export.
 
     Returns:
         The names of the files by answer, and why some or all are missing.
     """
     heats: dict[int, str] = {}
-    shown = {i: Path(file) for i, file in files.items() if file is not None}
-    if model is None or not shown:
+    if model is None or not files:
         return heats, None
+    until = time.monotonic() + _HEATS_S
     try:
-        explained = explained_by(model, answered.policy.threshold_logit)
-        for i, file in shown.items():
-            name = f"{file.stem}_heat.jpg"
+        explained = explained_by(model, answered.policy.threshold_logit, until)
+        for i, file in files.items():
+            name = f"{Path(file).stem}_heat.jpg"
             heat = explained(answered.table.asked.picture(i), bool(answered.positive[i]))
             heat.save(folder / name, format="JPEG", quality=80, optimize=True)
             heats[i] = name
     except (NatixError, RuntimeError, MemoryError, ValueError) as error:  # torch's out-of-memory is a RuntimeError
+        if time.monotonic() >= until:
+            return heats, f"phase 6 takes {_HEATS_S} s for them at most, and they were over"
         return heats, shortened(str(first_line(error)), 200)
     return heats, None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +17,14 @@ from refusals import refused
 from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 from torch.nn.functional import cross_entropy
+from transformers import AutoModelForImageClassification
 
 from natix_hf.errors import UsageError
 from natix_hf.models import explain
 from natix_hf.models.architectures import ARCHITECTURES
 from natix_hf.models.classifier import build_classifier
 from natix_hf.models.config import ModelConfig
-from natix_hf.models.explain import Explainer, check_method, heat_of, share_of
+from natix_hf.models.explain import Explainer, OutOfTime, check_method, heat_of, share_of
 from natix_hf.models.preprocess import make_processor
 from natix_hf.provenance.files import write_json
 
@@ -172,11 +174,13 @@ def test_with_many_steps_the_evidence_adds_up(name: str, trained: Any, monkeypat
 
 
 @pytest.mark.parametrize("name", IN_A_ROW)
-def test_rollout_is_a_product_of_attention(name: str, trained: Any) -> None:
+def test_rollout_is_a_product_of_attention(name: str, trained: Any, tmp_path: Path) -> None:
     """By hand, token by token, in float64; and every row of it sums to 1, so the patches' shares to at most 1."""
     explainer, view = trained(name), planted(1, np.random.default_rng(2), 0.0)[0][0]
+    same = save_only(tmp_path, explainer)
+    model = AutoModelForImageClassification.from_pretrained(same, attn_implementation="eager").eval()
     with torch.inference_mode():
-        layers = explainer.model(pixel_values=torch.from_numpy(view[None]), output_attentions=True).attentions
+        layers = model(pixel_values=torch.from_numpy(view[None]), output_attentions=True).attentions
     tokens = layers[0].shape[-1]
     flow = np.zeros(tokens)
     flow[0] = 1.0  # what the cls token of the last block is made of, walked backwards
@@ -211,6 +215,40 @@ def test_the_same_whatever_the_caller_does_meanwhile(trained: Any, tmp_path: Pat
         thread.join()
     assert found == [True] * 8
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in explainer.model.parameters())
+
+
+@pytest.mark.parametrize(("px", "tokens_at_once"), [(224, 4 * 65), (448, 257), (672, 577)])
+def test_a_large_view_takes_fewer_at_a_time_and_no_attention_is_kept(
+    px: int, tokens_at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of tokens x tokens in every layer and picture took several times the memory of training at 518 px."""
+    config = ModelConfig(config=TINY["dinov2"] | {"patch_size": 28}, image_size=px)
+    build_classifier(config, seed=0).save_pretrained(tmp_path)
+    make_processor(config).save_pretrained(tmp_path)
+    explainer, seen = Explainer(tmp_path), []
+    forward = explainer.model.forward
+
+    def counted(**given: Any) -> Any:
+        seen.append(len(given["pixel_values"]) * ((px // 28) ** 2 + 1))
+        assert explainer.model.config._attn_implementation != "eager"
+        return forward(**given)
+
+    monkeypatch.setattr(explainer.model, "forward", counted)
+    assert explainer.evidence(np.zeros((3, px, px), np.float32), True).shape == (px // 28, px // 28)
+    assert set(seen) == {tokens_at_once}
+    assert sum(seen) == 32 * ((px // 28) ** 2 + 1)
+
+
+def test_no_pass_begins_when_the_time_is_over(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    explainer, view, passes = trained("dinov2"), planted(1, np.random.default_rng(4), 0.0)[0][0], []
+    now = iter(range(100))
+    monkeypatch.setattr(explain.time, "monotonic", lambda: next(now))
+    forward = explainer.model.forward
+    monkeypatch.setattr(explainer.model, "forward", lambda **given: passes.append(1) or forward(**given))
+    with pytest.raises(OutOfTime):
+        explainer.evidence(view, True, until=3)
+    assert len(passes) == 3
+    assert explainer.evidence(view, True, until=1000).shape == (4, 4)
 
 
 def save_only(folder: Path, explainer: Explainer) -> Path:

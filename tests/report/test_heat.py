@@ -14,7 +14,7 @@ from PIL import Image
 from natix_hf.errors import UsageError
 from natix_hf.pipeline import run_recipe
 from natix_hf.results import examples
-from natix_hf.results.examples import Answered
+from natix_hf.results.examples import Answered, Chosen
 from natix_hf.runs.verify import find_problems
 
 
@@ -25,7 +25,7 @@ def _again(run: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[li
     folder = run / "phase6_export"
     content = json.loads((folder / "examples" / "examples.json").read_text(encoding="utf-8"))
     assert find_problems(str(run)) == []
-    return [row for kind in content["kinds"] for row in kind["rows"]], content, read_page(folder / "report.html")
+    return [row for kind in content["kinds"] for row in kind["rows"]], content, read_page(run / "report.html")
 
 
 def test_each_hard_example_has_its_heat(
@@ -34,6 +34,8 @@ def test_each_hard_example_has_its_heat(
     rows, content, page = _again(finished_run, tiny_recipe_file, monkeypatch)
     assert rows and "no_heat" not in content
     folder = finished_run / "phase6_export" / "examples"
+    assert all("heat" in row for kind in content["kinds"] for row in kind["rows"][:4])
+    rows = [row for row in rows if "heat" in row]
     for row in rows:
         assert row["heat"] == row["file"].replace(".jpg", "_heat.jpg")
         with Image.open(folder / row["heat"]) as heat:
@@ -42,7 +44,7 @@ def test_each_hard_example_has_its_heat(
     alt = [image["alt"] for image in page.of("img")]
     for row in rows:
         assert any(row["row"] in text and row["answer"] in text and "Heatmap" in text for text in alt)
-    assert (folder.parent / "report.html").stat().st_size < 2_000_000
+    assert (finished_run / "report.html").stat().st_size < 2_000_000
 
 
 @pytest.mark.parametrize("after", [0, 2])
@@ -51,8 +53,8 @@ def test_a_run_that_cannot_be_explained_has_a_page_that_says_so(
 ) -> None:
     real = examples.explained_by
 
-    def broken(model: Path, threshold: float) -> Any:
-        draw, left = real(model, threshold), iter(range(after))
+    def broken(model: Path, threshold: float, until: float) -> Any:
+        draw, left = real(model, threshold, until), iter(range(after))
         if not after:
             raise UsageError("this model <b>cannot</b> be explained")
 
@@ -69,3 +71,18 @@ def test_a_run_that_cannot_be_explained_has_a_page_that_says_so(
     told = "out of memory" if after else "this model <b>cannot</b> be explained"
     assert content["no_heat"] == told and told in page.text
     assert all(row["file"] is not None for row in rows)
+
+
+def test_a_run_whose_heatmaps_take_too_long_says_so(
+    finished_run: Path, tiny_recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examples, "_HEATS_S", 0)
+    rows, content, page = _again(finished_run, tiny_recipe_file, monkeypatch)
+    assert rows and not any("heat" in row for row in rows)
+    assert "0 s" in content["no_heat"] and content["no_heat"] in page.text
+
+
+def test_a_cut_leaves_every_kind_some() -> None:
+    kinds = [Chosen("missed", 9, list(range(8))), Chosen("false_alarm", 1, [20]), Chosen("slice", 9, [3, 2, 9, 8, 7])]
+    files = {i: f"{i}.jpg" if i != 1 else None for i in (*range(10), 20)}
+    assert list(examples._to_explain(kinds, files)) == [0, 20, 3, 2, 9, 8]
