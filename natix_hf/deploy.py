@@ -27,6 +27,7 @@ from natix_hf.models.architectures import architecture_of
 from natix_hf.provenance.hub import is_repo_id
 from natix_hf.provenance.manifest import git_state, package_versions
 from natix_hf.report.metadata import card_metadata, told_licence
+from natix_hf.report.reading import in_code
 from natix_hf.resources import resource_folder
 from natix_hf.results.answers import compute_answers, save_candidate
 from natix_hf.results.calibration import fit_on
@@ -187,6 +188,7 @@ def _card(
     return environment.get_template(_TEMPLATE).render(
         model_name=model_name,
         labels=policy.labels,
+        code=in_code,
         policy=policy,
         eval_rows=eval_rows,
         eval_mcc=eval_mcc,

@@ -22,7 +22,7 @@ from natix_hf.provenance.manifest import read_manifest
 from natix_hf.recipe import Recipe
 from natix_hf.report.errors_told import errors_by_level, told_errors, told_risk
 from natix_hf.report.metadata import card_metadata, told_licence
-from natix_hf.report.reading import ReadInShort, in_cell, in_markdown, read_in_short
+from natix_hf.report.reading import ReadInShort, in_cell, in_code, in_markdown, read_in_short
 from natix_hf.resources import resource_folder
 from natix_hf.results.candidate import Candidate
 from natix_hf.results.card_figures import table_rows
@@ -98,6 +98,7 @@ def render_card(facts: CardFacts) -> str:
         unknown_to_the_miner=labels.of_subnet and is_unknown_to_the_miner(facts.architecture),
         labels=labels,
         cell=in_cell,
+        code=in_code,
         in_markdown=in_markdown,
         errors_by_level=partial(errors_by_level, facts.evaluation),
         told_licence=told_licence(facts.licence),

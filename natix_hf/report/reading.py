@@ -48,6 +48,13 @@ def in_markdown(text: str) -> str:
     return re.sub(r"(?i)(?<=\bwww)(?=\.)|(?=://)|(?=@)", r"\\", escaped)
 
 
+def in_code(text: str) -> str:
+    """A name as code in Markdown, whatever backticks it holds."""
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " if "`" in text else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
 def in_cell(text: str) -> str:
     """Escape a text for a cell of a Markdown table. A name without blanks may break after every 16 characters, so that
     the table fits a narrow window."""

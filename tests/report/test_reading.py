@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ from document import Document
 from facts import tells
 from huggingface_hub import ModelCard
 
+from natix_hf.labels import LabelNames
 from natix_hf.phases import phase6_export
 from natix_hf.pipeline import run_recipe
 from natix_hf.provenance.files import write_json
+from natix_hf.report.card import CardFacts, render_card
 from natix_hf.report.page import render_report
-from natix_hf.report.reading import in_markdown
+from natix_hf.report.reading import in_code, in_markdown
 from natix_hf.runs.lineage import public_text
 
 EVIL = "<script>x</script> [a](http://b.com) |`*_@c"
@@ -137,3 +141,32 @@ def test_markdown_shows_a_name_as_it_is() -> None:
 )
 def test_of_a_path_the_last_part_remains(text: str, source: Any, public: str) -> None:
     assert public_text(text, source) == public
+
+
+def test_names_from_the_data_are_text_on_the_card(
+    tiny_recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Class names come from folders, slices from columns. The Hub renders what a card says."""
+    from markdown_it import MarkdownIt
+
+    kept: list[CardFacts] = []
+    monkeypatch.setattr(phase6_export, "render_card", lambda facts: kept.append(facts) or render_card(facts))
+    run_recipe(str(tiny_recipe_file), run_dir=tmp_path / "run")
+    names = LabelNames(no="a `b` <img src=x>", yes="``[yes](https://evil.org)`` ![x](y)")
+    evil = "<img src=y> [a](https://evil.org) *b*"
+    evaluation = replace(kept[0].evaluation, slices={evil: {}}, slices_left_out={evil: {evil: 3}})
+    policy = replace(kept[0].policy, labels=names)
+    text = ModelCard(render_card(replace(kept[0], policy=policy, evaluation=evaluation))).text
+    html = MarkdownIt("gfm-like", {"linkify": False}).render(text)
+    assert "evil.org" not in "".join(re.findall(r"<a [^>]*>", html)) and "<em>" not in html
+    assert set(re.findall(r'<img src="?([^" >]*)', html)) == set(re.findall(r"!\[[A-Z][^]]*\]\((plots/[^)]*)\)", text))
+    shown = unescape(re.sub(r"<[^>]*>", "", html))
+    assert f"{names.yes} (yes) or {names.no} (no)" in shown and f"{evil} (3)" in shown
+    assert f'labelled "{names.yes}"' in shown
+
+
+@pytest.mark.parametrize("name", ["plain", "a`b", "`", "``a`", "a``"])
+def test_a_name_is_code_whatever_backticks_it_holds(name: str) -> None:
+    from markdown_it import MarkdownIt
+
+    assert MarkdownIt().render(f"x{in_code(name)}y") == f"<p>x<code>{name}</code>y</p>\n"
