@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import natix_hf
 from natix_hf import terminal
-from natix_hf.bulk.call import Call, whole_name
+from natix_hf.bulk.call import Call, about_of, parts_of, whole_name
 from natix_hf.bulk.copies import require_apart
 from natix_hf.bulk.rows import Columns
 from natix_hf.bulk.table import COLUMNS, Summary, parts_in, table_kind
@@ -97,7 +97,8 @@ def answer_all(
         from natix_hf.bundle.explain import require_explain
 
         require_explain(bundle)
-    require_apart(arguments, folders["copy_to"], folders["explain"], labels)
+    kind, beside = table_kind(target), (target, parts_of(target), about_of(target))
+    require_apart(arguments, folders["copy_to"], folders["explain"], labels, beside)
     question = {
         "bundle": _sha256(bundle),
         "backend": bundle.backend,
@@ -112,7 +113,7 @@ def answer_all(
         "split": split,
         "config": config,
     }
-    call = Call(target, table_kind(target), columns, question, arguments, Columns(image_column, split, config), tell)
+    call = Call(target, kind, columns, question, arguments, Columns(image_column, split, config), tell)
     with call.naming_the_disk(), processes() as team:
         summary: Summary | None = team.share(call.find(restart) if team.first else None)
         if summary is not None:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from natix_hf.bulk.sources import STDIN, File, Source, files_of, find_sources, l
 from natix_hf.bulk.table import Summary, TableKind, join, parts_in, require_whole
 from natix_hf.bulk.work import FAILED, Done, Task
 from natix_hf.disk import FULL, OF_A_DISK, as_size, disk_error, free_bytes
-from natix_hf.errors import NatixError, UsageError, cut
+from natix_hf.errors import NatixError, UsageError, VerificationError, cut
 from natix_hf.intake.columns import on_hub
 from natix_hf.provenance.durable import TEMPORARY_PREFIX, discard, make_folder, remove_folder, replace, settle_file
 from natix_hf.provenance.files import check_guards, file_sha256, read_json, remove_temporaries, write_json
@@ -33,9 +34,10 @@ from natix_hf.provenance.owner import OWNER, at_work
 
 _HEADER, _SCHEMA = "header.json", 1
 # How a line calls what may differ between two calls.
-_WORDS = {"bundle": "the manifest of the bundle", "lists": "the content of a list", "only": "--only"}
-_WORDS |= {"copy_to": "--copy-to", "explain": "--explain", "image_column": "--image-column", "split": "--split"}
-_WORDS |= {"config": "--config", "batch_size": "--batch-size", "version": "the version of natix_hf"}
+_WORDS = {"bundle": "the manifest of the bundle", "lists": "what a list names, seen from the current folder,"}
+_WORDS |= {"only": "--only", "copy_to": "--copy-to", "explain": "--explain", "image_column": "--image-column"}
+_WORDS |= {"split": "--split", "config": "--config", "batch_size": "--batch-size"}
+_WORDS |= {"version": "the version of natix_hf"}
 
 
 class Call:
@@ -51,8 +53,7 @@ class Call:
     ) -> None:  # fmt: skip
         self.target, self.kind, self.names, self.question = target, kind, tuple(columns), question
         self.arguments, self.columns, self.tell = arguments, where, tell
-        self.parts = target.with_name(f"{target.name}.parts")
-        self.about = target.with_name(f"{target.name}.about.json")
+        self.parts, self.about = parts_of(target), about_of(target)
         self.plan = Plan(self.parts)
         self.sources: list[Source] = []
         self.replaces: str | None = None  # the sha256 of the table that is replaced
@@ -74,7 +75,7 @@ class Call:
             for path in self.target.parent.glob(f"{glob.escape(f'{TEMPORARY_PREFIX}{name}')}-*"):
                 discard(path)
         exists = os.path.lexists(self.target)
-        header = self._header()
+        header = None if restart else self._header()
         if restart:
             if exists:
                 self.replaces = self._require_ours("remove it yourself, or name another --out")
@@ -84,7 +85,7 @@ class Call:
         elif exists:
             self._require_ours("name another --out, or move it away")
             return self._complete()
-        if header is not None and not restart:
+        if header is not None:
             self.columns.commits.update(header["commits"])
         self.sources = find_sources(self.arguments, self.columns)
         try:
@@ -99,7 +100,8 @@ class Call:
         if not self.target.is_file() or not self.about.is_file():
             raise UsageError(f"{self.target} exists, and no {self.about.name} says what it answers: {way_out}")
         sha256 = file_sha256(self.target)
-        if read_json(self.about).get("sha256") != sha256:
+        told = read_json(self.about)
+        if not isinstance(told, dict) or told.get("sha256") != sha256:
             raise UsageError(f"{self.target} exists and was changed after it was written: {way_out}")
         return sha256
 
@@ -132,8 +134,11 @@ class Call:
         path = self.parts / _HEADER
         if not path.is_file():
             return None
-        header: dict[str, Any] = read_json(path)
-        if header.get("schema") != _SCHEMA:
+        try:
+            header: dict[str, Any] = read_json(path)
+        except VerificationError as error:
+            raise UsageError(f"{error}: --restart begins anew") from None
+        if not isinstance(header, dict) or header.get("schema") != _SCHEMA:
             raise UsageError(f"{self.parts} was begun by another version of natix_hf: --restart begins anew")
         return header
 
@@ -159,6 +164,8 @@ class Call:
                     path.unlink()
         else:
             self._require_same(header["question"], f"{self.parts} holds the beginning of another call")
+            if not self.plan.whole():  # a new list would give the places of the answers to other pictures
+                raise UsageError(f"{self.plan.path} is damaged or missing: --restart begins anew")
         self._tidy(task)
 
         def forget(stock: Stock) -> None:
@@ -190,7 +197,8 @@ class Call:
             digest = hashlib.sha256()
             for file in files_of(source, alone, self._ours, self.columns):
                 if source.kind == "list":
-                    digest.update(os.fsencode(file.path) + b"\n")
+                    # whole: a name seen from another folder is another picture
+                    digest.update(os.fsencode(os.path.abspath(file.path)) + b"\n")
                 yield file
             if source.kind == "list":
                 self.lists[str(number)] = digest.hexdigest()
@@ -215,10 +223,12 @@ class Call:
         for segment, place in stock.stale:
             if place is not None:
                 places.setdefault(segment, []).append(place)
+        for known in places.values():
+            known.sort()
         for part in parts_in(self.parts):
-            stale = part.segment in whole
-            stale = stale or any(part.start <= place < part.stop for place in places.get(part.segment, ()))
-            if stale:
+            known = places.get(part.segment, [])
+            within = bisect_left(known, part.start) < bisect_left(known, part.stop)
+            if part.segment in whole or within:
                 part.path.unlink()
             else:
                 self.done_before += part.stop - part.start
@@ -301,12 +311,25 @@ class Call:
             ) from error
 
 
+def parts_of(target: Path) -> Path:
+    """The folder beside a table in which it is made."""
+    return target.with_name(f"{target.name}.parts")
+
+
+def about_of(target: Path) -> Path:
+    """The file beside a table that says what it answers."""
+    return target.with_name(f"{target.name}.about.json")
+
+
 def begun_backend(target: Path) -> str | None:
     """The backend that the beginning of a table, or the whole one, was answered with. None: there is none, or nothing
     tells it. A backend that is measured anew at each start might be another one, whose bits differ."""
-    for path in (target.with_name(f"{target.name}.parts") / _HEADER, target.with_name(f"{target.name}.about.json")):
+    for path in (parts_of(target) / _HEADER, about_of(target)):
         if path.is_file():
-            found = read_json(path).get("question", {}).get("backend")
+            try:
+                found = read_json(path)["question"]["backend"]
+            except (VerificationError, TypeError, KeyError):  # damaged, which is told when the call begins
+                return None
             return found if isinstance(found, str) else None
     return None
 

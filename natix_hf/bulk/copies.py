@@ -38,19 +38,35 @@ def _folder_name(label: str, otherwise: str) -> str:
     return label if plain and not _RESERVED.fullmatch(label) else otherwise
 
 
-def require_apart(arguments: Iterable[str], copy_to: Path | None, explain: Path | None, labels: LabelNames) -> None:
-    """Refuse to write pictures where pictures are read: the next call would read them.
+def require_apart(
+    arguments: Iterable[str],
+    copy_to: Path | None,
+    explain: Path | None,
+    labels: LabelNames,
+    tables: Iterable[Path] = (),
+) -> None:
+    """Refuse to write pictures where pictures are read, which the next call would read, or where a table is made.
 
     Args:
         arguments: The sources. Those that are no paths say nothing.
+        tables: The table, and what lies beside it while it is made.
 
     Raises:
-        UsageError: if a folder that is written to lies in a source, or a source in it.
+        UsageError: if a folder that is written to lies in a source, or a source in it; if it lies in place of a table;
+            or if it is no folder.
     """
     written: list[tuple[str, Path, Path]] = []
     if copy_to is not None:
         written += [("--copy-to", copy_to, copy_to / name) for name in decision_folders(labels).values()]
     written += [] if explain is None else [("--explain", explain, explain)]
+    made = [Path(os.path.realpath(path)) for path in tables]
+    for option, folder, target in written:
+        for place in (target, *target.parents):
+            if os.path.lexists(place) and not place.is_dir():
+                raise UsageError(f"{option} {folder}: {place} is no folder: name another one")
+        inside = Path(os.path.realpath(target))
+        if any(path in (inside, *inside.parents) for path in made):
+            raise UsageError(f"{option} {folder} lies where the table is made: name another folder")
     for argument in arguments:
         source = os.path.expanduser(argument)
         if not os.path.lexists(source) and glob.has_magic(source):

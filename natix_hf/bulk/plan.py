@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS file (
 ) WITHOUT ROWID;
 """
 _ITEMS = "SELECT name, path, problem FROM file WHERE segment = ? AND place >= ? AND place < ? ORDER BY place"
+_SEEN = "seen = (SELECT max(id) FROM call)"
 _CALLS = "CREATE TABLE IF NOT EXISTS call (id INTEGER PRIMARY KEY)"
 
 
@@ -101,6 +102,15 @@ class Plan:
             forget(stock)
         return stock
 
+    def whole(self) -> bool:
+        """Whether the list of a call before is there and can be read."""
+        try:
+            with closing(_open(self.path, "ro")) as base:
+                sound = base.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+                return sound and base.execute("SELECT id FROM call").fetchone() is not None
+        except sqlite3.DatabaseError:
+            return False
+
     def segments(self, tables: Iterable[Rows]) -> list[Segment]:
         """All segments, in order."""
         by_key = {table.key: table for table in tables}
@@ -130,11 +140,11 @@ class Plan:
                 start = end
 
     def digest(self) -> str:
-        """The sha256 over everything that was found: names, sizes, times, facts of tables."""
+        """The sha256 over everything that the last call found: names, sizes, times, facts of tables."""
         with closing(_open(self.path, "ro")) as base:
             tables = base.execute("SELECT key, facts FROM segment WHERE key IS NOT NULL ORDER BY key").fetchall()
             digest = json_sha256(tables)
-            cursor = base.execute("SELECT path, size, mtime_ns FROM file ORDER BY path")
+            cursor = base.execute(f"SELECT path, size, mtime_ns FROM file WHERE {_SEEN} ORDER BY path")
             while some := cursor.fetchmany(_AT_ONCE):
                 digest = json_sha256([digest, [[path.hex(), size, time] for path, size, time in some]])
         return digest

@@ -97,6 +97,8 @@ def find_sources(arguments: Iterable[str], columns: Columns, strict: bool = True
 def _source(argument: str, columns: Columns, strict: bool) -> Source:
     if argument == STDIN:
         return Source(argument, "list", "names from standard input")
+    if not argument:  # such as an unset variable of a shell, in quotes
+        raise UsageError("a source is empty: name a folder; . is the current one")
     if (url := _url(argument)) is not None:
         raise UsageError(url)
     path = Path(argument)

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from natix_hf.bulk.rows import FORMULA
-from natix_hf.errors import UsageError, VerificationError
+from natix_hf.errors import UsageError, VerificationError, cut
 from natix_hf.provenance.files import atomic_file
 
 TableKind = Literal["csv", "jsonl", "parquet"]
@@ -23,6 +24,7 @@ COLUMNS = ("image", "decision", "label", "probability", "threshold", "accepted",
 Row = dict[str, Any]
 _ROWS_OF_A_GROUP = 65_536
 _PIECE = 1 << 20
+_LONGEST = 220  # bytes of a name, so that `.tmp-<name>.about.json-<8 digits>` fits into the 255 of most file systems
 _QUOTING: tuple[Literal[0], Literal[1]] = (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
 _PART = re.compile(r"part-(\d{4,})-(\d{12,})-(\d{12,})")
 
@@ -60,8 +62,10 @@ def table_kind(path: Path) -> TableKind:
     """The kind of a table, by the ending of its name.
 
     Raises:
-        UsageError: if it is none of csv, jsonl and parquet.
+        UsageError: if it is none of csv, jsonl and parquet, or too long for the names of the files beside it.
     """
+    if len(os.fsencode(path.name)) > _LONGEST:
+        raise UsageError(f"--out {cut(path.name)}: its name is too long: give it at most {_LONGEST} bytes")
     kind = path.suffix.lower().removeprefix(".")
     if kind not in get_args(TableKind):
         raise UsageError(f"--out {path}: its name must end in .csv, .jsonl or .parquet")

@@ -261,6 +261,57 @@ def test_pictures_that_come_change_and_go_between_two_calls(bundle: Bundle, phot
     names = [path.relative_to(photos).as_posix() for path in first]
     assert rows[names[1]]["error"] and rows[names[-1]]["error"] and summary.failed == 3
     assert rows["10-new.png"]["probability"] == pytest.approx(rows[names[5]]["probability"], abs=1e-6)
+    assert call().already and call().pictures == 24  # nothing has changed since
+
+
+def test_a_name_seen_from_another_folder_is_another_picture(
+    bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "names.txt").write_text("".join(f"{path.name}\n" for path in walked(photos)), encoding="utf-8")
+
+    def call() -> Any:
+        return answer_all(bundle, tmp_path / "names.txt", tmp_path / "t.csv", BATCH, tell=lambda line: None)
+
+    monkeypatch.chdir(photos)
+    interrupted(bundle, call, 1)
+    monkeypatch.chdir(photos / "sub")
+    refused(UsageError, call, "list", "folder", "--restart")
+    monkeypatch.chdir(photos)
+    assert call().pictures == 23
+    monkeypatch.chdir(photos / "sub")
+    refused(UsageError, call, "list", "folder", "--restart")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("header.json", b"{"),
+        ("header.json", b"null"),
+        ("header.json", b'{"schema": 0}'),
+        ("pictures.sqlite", b""),
+        ("pictures.sqlite", b"SQLite format 3\0" + b"x" * 5000),
+        ("pictures.sqlite", None),
+    ],
+    ids=["cut off", "null", "another schema", "empty", "no pages", "missing"],
+)
+def test_a_damaged_beginning_is_told_and_begun_anew(
+    name: str, content: bytes | None, bundle: Bundle, photos: Path, tmp_path: Path
+) -> None:
+    """A picture has come, so that a list that is made anew has other places than the answers."""
+
+    def call(restart: bool = False) -> Any:
+        return answer_all(bundle, photos, tmp_path / "t.csv", BATCH, restart=restart, tell=lambda line: None)
+
+    interrupted(bundle, call)
+    shutil.copy(photos / "00.png", photos / "00-new.png")
+    damaged = tmp_path / "t.csv.parts" / name
+    damaged.unlink()
+    if content is not None:
+        damaged.write_bytes(content)
+    refused(UsageError, call, "t.csv.parts", "--restart")
+    begun_backend(tmp_path / "t.csv")
+    call(restart=True)
+    same_as_predict(bundle, photos, read(tmp_path / "t.csv"))
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
@@ -360,6 +411,15 @@ def test_what_cannot_be_answered_is_refused_before_work(bundle: Bundle, photos: 
     refused(UsageError, call(out="t.xlsx"), "t.xlsx", ".csv", ".jsonl", ".parquet")
     refused(UsageError, call(out="empty"), "empty")
     refused(UsageError, call(only="maybe"), "maybe", "abstain")
+    refused(UsageError, call(""), "empty")
+    refused(UsageError, call([photos, ""]), "empty")
+    refused(UsageError, call(out=f"{'x' * 230}.csv"), "--out", "too long", 220)
+    for place in ("t.csv", "t.csv.parts", "t.csv.parts/sorted", "t.csv.about.json"):
+        refused(UsageError, call(copy_to=tmp_path / place), "--copy-to", place, "the table")
+        refused(UsageError, call(explain=tmp_path / place), "--explain", place, "the table")
+    for blocked in (csv_file, csv_file / "sorted"):
+        refused(UsageError, call(copy_to=blocked), "--copy-to", blocked, "no folder")
+        refused(UsageError, call(explain=blocked), "--explain", blocked, "no folder")
     refused(UsageError, call(copy_to=photos / "sorted"), "--copy-to", photos)
     refused(UsageError, call(photos / "**" / "*.png", copy_to=photos), "--copy-to", photos)
     with pytest.MonkeyPatch.context() as patch:
