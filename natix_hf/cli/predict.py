@@ -161,7 +161,9 @@ def _into_table(
         _summarise(summary)
         if summary.failed:
             pictures = f"{summary.failed:,} of {summary.pictures:,} pictures cannot be answered"
-            where = "their lines above say why" if settings["only"] else f"column error of {out} says why"
+            where = f"column error of {out} says why"
+            if settings["only"]:  # their rows are not kept
+                where = "a table without --only says why" if summary.already else "their lines above say why"
             raise NatixError(f"{pictures}: {where}")
 
 
