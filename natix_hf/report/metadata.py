@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from natix_hf.errors import printable
 from natix_hf.labels import LabelNames
 from natix_hf.metrics.table import METRICS
 from natix_hf.models.architectures import architecture_of
@@ -77,7 +78,7 @@ def card_metadata(
 
 
 def _title(address: str) -> str:
-    return unquote(PurePosixPath(urlsplit(address).path).stem).replace("_", " ").replace("-", " ")
+    return printable(unquote(PurePosixPath(urlsplit(address).path).stem)).replace("_", " ").replace("-", " ")
 
 
 def told_licence(licence: Mapping[str, Any] | None) -> str:
