@@ -349,10 +349,13 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command in this process: exit code, output, errors."""
+def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Runs a command in this process: exit code, output, errors. `--quiet` lasts for one test."""
 
     from natix_hf import cli
+    from natix_hf.terminal import set_verbosity, verbosity
+
+    usual = verbosity()
 
     def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -362,4 +365,5 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
         code = caught.value.code
         return (code if isinstance(code, int) else 0), seen.out, seen.err
 
-    return run
+    yield run
+    set_verbosity(usual)
