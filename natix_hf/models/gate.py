@@ -6,12 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from natix_hf.errors import VerificationError, first_line
-from natix_hf.models.gate_file import GATE, ReadGate, gate_inputs, gate_shapes
+from natix_hf.models.gate_file import GATE, ReadGate, gate_inputs, gate_shapes, gate_tensors
 
 __all__ = ["GATE", "Gate", "gate_inputs", "gate_shapes", "load_gate", "save_gate"]
 
@@ -53,19 +51,14 @@ def save_gate(path: Path, gate: Gate) -> None:
 
 
 def load_gate(path: Path) -> Gate:
-    """Read a gate. Its widths are those of its tensors.
+    """Read a gate as a module, to train or to compare it. What answers is `read_gate`.
 
     Raises:
         [`VerificationError`]: the file is missing, damaged or not a gate.
     """
-    try:
-        state = load_file(path)
-        hidden, width = state["layers.0.weight"].shape
-        gate = Gate(width, hidden)
-        gate.load_state_dict(state, strict=True)
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        raise VerificationError(f"{path} is not a gate: {first_line(error)}") from None
-    if not all(tensor.isfinite().all() for tensor in state.values()):
-        raise VerificationError(f"{path} holds NaN or infinity: train the gate again")
+    tensors = gate_tensors(path)
+    hidden, width = tensors["layers.0.weight"].shape
+    gate = Gate(width, hidden)
+    gate.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
     gate.eval()
     return gate

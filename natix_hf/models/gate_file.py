@@ -43,7 +43,16 @@ def _row_by_row(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def read_gate(path: Path) -> ReadGate:
-    """Read a gate. Its widths are those of its tensors.
+    """Read a gate, to answer.
+
+    Raises:
+        [`VerificationError`]: as `gate_tensors`.
+    """
+    return ReadGate(gate_tensors(path))
+
+
+def gate_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a gate, float32, by name. Its widths are those of its tensors.
 
     Raises:
         [`VerificationError`]: the file is missing, damaged or not a gate.
@@ -58,7 +67,7 @@ def read_gate(path: Path) -> ReadGate:
         raise VerificationError(f"{path} is not a gate: it holds other tensors")
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise VerificationError(f"{path} holds NaN or infinity: train the gate again")
-    return ReadGate(tensors)
+    return dict(tensors)
 
 
 def gate_inputs(features: np.ndarray, logits: np.ndarray, threshold: float) -> np.ndarray:
