@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import threading
 import time
@@ -76,12 +77,13 @@ def bound(host: str, port: int) -> socket.socket:
     Raises:
         UsageError: if the address does not exist or is taken.
     """
+    nowhere = UsageError(f"--host {cut(host)} is no address of this machine: 127.0.0.1 or 0.0.0.0 is one")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (OSError, UnicodeError, OverflowError):
-        raise UsageError(f"--host {cut(host)} is no address of this machine: 127.0.0.1 or 0.0.0.0 is one") from None
+        raise nowhere from None
     made = socket.socket(family, kind, protocol)
     try:
         if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # on Windows the other option lets two servers share a port
@@ -91,6 +93,8 @@ def bound(host: str, port: int) -> socket.socket:
         made.bind(address)
     except OSError as error:
         made.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise nowhere from None
         raise UsageError(
             f"port {port} of {host} cannot be used ({error.strerror}): end the other server, or choose another --port"
         ) from None

@@ -59,8 +59,9 @@ def test_a_port_that_is_taken_and_an_address_of_nobody(bundle: Path, command: Co
         port = taken.getsockname()[1]
         code, _, err = command("serve", bundle, "--port", port)
         assert code == 2 and tells(err.strip(), str(port), "--port")
-    code, _, err = command("serve", bundle, "--host", "no.such.host.invalid")
-    assert code == 2 and tells(err.strip(), "--host")
+    for host in ("no.such.host.invalid", "192.0.2.1"):  # the second is of no machine: RFC 5737
+        code, _, err = command("serve", bundle, "--host", host)
+        assert code == 2 and tells(err.strip(), "--host", host)
 
 
 def test_without_the_extra(bundle: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
